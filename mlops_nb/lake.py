@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'COMPACT_EVERY', 'KEEP_HOURS', 'LakeError', 'exists', 'version', 'scan', 'storable', 'maintain', 'done',
-           'append']
+           'append', 'upsert']
 
 # %% ../nbs/03_lake.ipynb #4f975540
 import polars as pl
@@ -115,3 +115,22 @@ def append(
     newest = DeltaTable(table).version()
     if upkeep and newest and newest % COMPACT_EVERY == 0: maintain(table)
     return newest
+
+# %% ../nbs/03_lake.ipynb #7398e992
+def upsert(
+    table: str,                  # address of a table that exists
+    frame: pl.DataFrame,         # rows, of the table's exact types
+    *,
+    on: str,                     # the column that identifies a row; unique in `frame`
+    key: tuple[str, int],        # application and number: rows are committed once under it
+) -> int:                        # the table's version that holds the rows
+    "Add rows, or put them in the place of those with the same identity, in one atomic commit."
+    found = DeltaTable(table)
+    if _done(found, key): return found.version()
+    _demand(frame.schema, pl.scan_delta(found).collect_schema(), table)
+    changed = " OR ".join(f"(t.`{c}` IS DISTINCT FROM s.`{c}`)" for c in frame.columns if c != on and c[0] != "_")
+    merge = frame.write_delta(found, mode="merge", delta_merge_options={
+        "predicate": f"t.`{on}` = s.`{on}`", "source_alias": "s", "target_alias": "t",
+        "commit_properties": CommitProperties(app_transactions=[Transaction(*key)])})
+    merge.when_matched_update_all(predicate=changed or "false").when_not_matched_insert_all().execute()
+    return DeltaTable(table).version()

@@ -84,7 +84,7 @@ def _distribution(kept: pl.Series) -> list:
     array = np.ascontiguousarray(kept.cast(pl.Float64).to_numpy())
     if len(array):
         spread.kll.value.update(array)
-        with np.errstate(invalid="ignore"):  # infinities have no variance
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
             spread.mean.set(float(array.mean()))
             spread.m2.set(float(np.square(array - array.mean()).sum()))
     if len(array) and kept.dtype == pl.Int64:
@@ -199,7 +199,10 @@ class Profile:
 
     def merge(self, other: "Profile") -> "Profile":
         "The profile of both tables together."
-        return Profile(self.view.merge(other.view))
+        for column in (*self.view.get_columns().values(), *other.view.get_columns().values()):
+            if moments := column.get_metric("distribution"): moments.mean.set(np.float64(moments.mean.value))
+        with np.errstate(over="ignore", invalid="ignore"):  # Python's floats would raise where NumPy's overflow
+            return Profile(self.view.merge(other.view))
 
     def to_bytes(self) -> bytes:
         "As a whylogs file."

@@ -1,0 +1,61 @@
+# The commands that the README promises. Everything installs into .venv, pinned with hashes by requirements.lock.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export WHYLOGS_NO_ANALYTICS := True
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: setup system demo test chaos check lint export readme lock clean
+
+setup: .venv/installed  ## everything that runs need, in .venv
+
+.venv/installed: requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or 3.12 is needed and neither is on the path: install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	$(PYTHON) -m venv .venv
+	# uv itself comes from the lock too: its entry, hashes and all, goes to pip.
+	awk '/^[^ #]/ {on = /^uv==/} on' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
+	UV_LINK_MODE=copy $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+system: setup  ## what tests use beyond Python: a browser
+	@if command -v chromium >/dev/null; then exit 0; fi
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+	else echo "chromium is not installed and this is not root: tests of pages will be skipped (apt-get install chromium)" >&2; fi
+
+demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint
+	mlops-nb demo
+
+test: system  ## every test: the notebooks' lessons, then tests/
+	python -m pytest
+
+chaos: system  ## the random-kill suites in full
+	python -m pytest -m chaos --full-chaos
+
+lint: setup
+	ruff check .
+	lint-imports --no-cache
+
+check: system lint  ## clean and export change nothing, lint, layers, all tests, the wheel
+	python tests/check_export.py
+	python -m pytest
+	python tests/check_wheel.py
+
+export: setup  ## notebooks -> library and README.md
+	nbdev-clean
+	nbdev-export
+	$(MAKE) readme
+
+readme: setup
+	jupyter nbconvert --to markdown --no-prompt --output-dir . --output README nbs/index.ipynb
+
+lock:  ## resolve again; every extra and group, both Pythons, no addresses
+	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,57 @@
+"One Ray cluster a session; a fresh workspace a test."
+import os
+import shutil
+import socket
+
+import pytest
+
+os.environ.update(WHYLOGS_NO_ANALYTICS="True", MLFLOW_DISABLE_TELEMETRY="true", RAY_USAGE_STATS_ENABLED="0")
+
+from mlops_nb import cluster  # noqa: E402
+from mlops_nb.settings import create  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full-chaos", action="store_true", help="random-kill tests in full, not three repetitions each")
+
+
+@pytest.fixture
+def repetitions(request):
+    "How often a random-kill test kills: three times, or in full."
+    return 20 if request.config.getoption("--full-chaos") else 3
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory):
+    "The session's Ray head. Every workspace made while it runs joins it, in this process and in those it starts."
+    home = create(tmp_path_factory.mktemp("cluster"), serve={"port": free_port()})
+    running = cluster.up(home)
+    given = running.env | {"MLOPS_NB__CLUSTER__ADDRESS": running.address,
+                           "MLOPS_NB__SERVE__PORT": str(home.serve.port)}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    yield running
+    cluster.down(home)
+    for name, value in before.items():
+        if value is None: os.environ.pop(name, None)
+        else: os.environ[name] = value
+
+
+@pytest.fixture
+def workspace(ray_cluster, tmp_path):
+    "A fresh workspace on the session's cluster."
+    return create(tmp_path / "workspace", workspace={"name": tmp_path.name})
+
+
+@pytest.fixture
+def chromium():
+    "The path of a real browser."
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found: pytest.skip("chromium is not installed: apt-get install chromium")
+    return found

@@ -1,0 +1,214 @@
+"settings, lake, events, datasets: what a lesson would not show."
+import multiprocessing
+import threading
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import datasets, events, lake
+from mlops_nb.settings import MlopsError, SettingsError, create, load
+
+
+def test_environment_overrides_the_file(tmp_path, monkeypatch):
+    create(tmp_path, serve={"port": 8100, "host": "localhost"})
+    monkeypatch.setenv("MLOPS_NB__SERVE__PORT", "9000")
+    assert (load(tmp_path).serve.port, load(tmp_path).serve.host) == (9000, "localhost")
+
+
+def test_settings_are_found_from_below_and_by_environment(tmp_path, monkeypatch):
+    create(tmp_path, workspace={"name": "shop"})
+    below = tmp_path / "nbs" / "shop"
+    below.mkdir(parents=True)
+    assert load(below).workspace.name == "shop"
+    monkeypatch.setenv("MLOPS_NB_WORKSPACE", str(below))
+    assert load().root == tmp_path
+
+
+@pytest.mark.parametrize("text, says", [
+    ("[serv]\nport = 1\n", "did you mean 'serve'"),
+    ("[serve]\nprot = 1\n", "did you mean 'port'"),
+    ("[serve]\nport = many\n", "valid integer"),
+    ("port = 8000\n", "not an ini file"),
+    ("[serve]\nport=1\nport=2\n", "not an ini file"),
+])
+def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, text, says):
+    (tmp_path / "settings.ini").write_text(text)
+    with pytest.raises(SettingsError, match=says): load(tmp_path)
+
+
+def test_nothing_is_written_for_settings_that_cannot_be(tmp_path):
+    with pytest.raises(SettingsError): create(tmp_path / "new", serve={"port": 0})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("frame", [
+    pl.DataFrame({"a": ["x"]}, schema={"a": pl.Categorical}), pl.DataFrame({"a": [None]}),
+    pl.DataFrame({"a": [1]}, schema={"a": pl.UInt32}), pl.DataFrame({"a": [1]}, schema={"a": pl.Duration}),
+])
+def test_types_that_delta_would_change_are_refused(tmp_path, frame):
+    with pytest.raises(lake.LakeError, match="cannot be stored"): lake.append(str(tmp_path / "t"), frame)
+    assert not lake.exists(str(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("value", [1.5, True, "7", None])
+def test_nothing_is_cast_into_a_table(tmp_path, value):
+    table = str(tmp_path / "t")
+    lake.append(table, pl.DataFrame({"a": [1]}))
+    with pytest.raises(lake.LakeError): lake.append(table, pl.DataFrame({"a": [value]}))
+    assert lake.scan(table).collect()["a"].to_list() == [1]
+
+
+def _append(table: str, n: int) -> None:
+    lake.append(table, pl.DataFrame({"n": [n]}), key=("race", 1))
+
+
+def test_of_many_writers_with_one_key_one_commits(tmp_path):
+    table, spawn = str(tmp_path / "t"), multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_append, args=(table, n)) for n in range(4)]
+    for w in writers: w.start()
+    for w in writers: w.join()
+    assert [w.exitcode for w in writers] == [0] * 4
+    assert lake.scan(table).collect().height == 1
+
+
+def test_of_many_deciders_one_decides(tmp_path):
+    log, won, lost = str(tmp_path / "log"), [], []
+    first = events.record(log, "deployed", "churn", by="x", after=None)
+
+    def decide(n):
+        try: won.append(events.record(log, "deployed", "churn", by=str(n), after=first))
+        except events.Conflict: lost.append(n)
+    threads = [threading.Thread(target=decide, args=(n,)) for n in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(won) == 1 and len(lost) == 7
+    assert events.history(log, "churn", "deployed").collect().height == 2
+
+
+def test_a_decision_does_not_block_another_subject_or_kind(tmp_path):
+    log = str(tmp_path / "log")
+    a = events.record(log, "deployed", "a", by="x", after=None)
+    events.record(log, "deployed", "b", by="x", after=None)
+    events.record(log, "monitored", "a", by="x", after=None)
+    events.record(log, "deployed", "a", by="x", after=a)
+
+
+dirty = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.floats(-5, 5) | st.none(),
+                           st.sampled_from(["x", "y", "zz", None])), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(dirty)
+def test_accepted_and_rejected_are_all_that_was_read(rows):
+    contract = datasets.Contract(columns={"k": {"dtype": "string"}, "v": {"dtype": "float", "min": 0},
+                                          "c": {"dtype": "string", "categories": ["x", "y"]}}, key="k")
+    frame = pl.DataFrame(rows, schema={"k": pl.String, "v": pl.Float64, "c": pl.String}, orient="row")
+    good, bad = datasets.enforce(datasets.conform(frame, contract), contract)
+    assert good.height + bad.height == frame.height
+    together = pl.concat([good, bad.drop("_rules")]).rows()
+    assert sorted(map(repr, together)) == sorted(map(repr, frame.rows()))
+    assert bad["_rules"].str.len_chars().gt(0).all()
+    assert good["k"].is_unique().all() and good["v"].ge(0).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(min_size=1), unique=True, min_size=1, max_size=50), st.randoms())
+def test_a_row_keeps_its_split_in_any_company(keys, random):
+    frame = pl.DataFrame({"k": keys})
+    alone = dict(datasets.split(frame, name="d", key="k").select("k", "_split").iter_rows())
+    some = random.sample(keys, k=max(1, len(keys) // 2))
+    for k, where in datasets.split(pl.DataFrame({"k": some}), name="d", key="k").iter_rows(): assert alone[k] == where
+
+
+def test_splits_are_the_same_for_ever():
+    "These values were written down once; a change of library must not change them."
+    rows = datasets.split(pl.DataFrame({"k": ["C00001", "C00002", "C00003", "C00004", "C00005", "C00006"]}),
+                          name="churn", key="k")
+    assert rows["_split"].to_list() == FIXED
+
+
+FIXED = ["train", "test", "train", "test", "train", "test"]
+
+
+def test_splits_take_their_shares():
+    rows = pl.DataFrame({"k": [str(n) for n in range(20_000)]})
+    counts = dict(datasets.split(rows, name="d", key="k", shares={"train": 0.7, "validation": 0.1, "test": 0.2})
+                  ["_split"].value_counts().iter_rows())
+    for name, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
+        assert abs(counts[name] / 20_000 - share) < 0.015
+
+
+def write(ws, **columns):
+    pl.DataFrame(columns).write_csv(ws.root / "d.csv")
+
+
+@pytest.mark.parametrize("text, says", [
+    ("", "cannot be read"), ("a,b\n", "has no rows"), ("\x00\xff\xfe,\n\x01", "cannot be read|has no rows|no column"),
+])
+def test_a_file_that_is_no_table_is_refused(tmp_path, text, says):
+    ws = create(tmp_path)
+    (tmp_path / "d.csv").write_bytes(text.encode("latin1"))
+    with pytest.raises(MlopsError, match=says): datasets.ingest("d", "d.csv", key="a", settings=ws)
+    assert not lake.exists(ws.table("d"))
+
+
+def test_too_many_rejects_commit_nothing(tmp_path):
+    ws = create(tmp_path)
+    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    write(ws, k=[1, 2, 3], v=[1.0, -2.0, -3.0])
+    with pytest.raises(datasets.DataError, match="2 of 3 rows .* v.min"):
+        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    assert not lake.exists(ws.table("d")) and not lake.exists(ws.table("d__quarantine"))
+
+
+def test_a_few_rejects_are_quarantined_with_their_rules(tmp_path):
+    ws = create(tmp_path)
+    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    write(ws, k=list(range(100)), v=[-1.0] + [1.0] * 99)
+    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    assert (version.facts["read"], version.facts["accepted"], version.facts["rejected"]) == (100, 99, 1)
+    kept = lake.scan(ws.table("d__quarantine")).collect().row(0, named=True)
+    assert kept["rules"] == "v|min" and kept["ingest"] == version.facts["ingest"] and '"v":-1.0' in kept["row"]
+
+
+@pytest.mark.parametrize("columns, says", [
+    ({"k": [1]}, "missing column v"), ({"k": [1], "v": [1.0], "w": [1]}, "new column w"),
+    ({"k": [1], "v": ["x"]}, "v is string, expected float"),
+])
+def test_another_schema_is_refused(tmp_path, columns, says):
+    ws = create(tmp_path)
+    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    write(ws, **columns)
+    with pytest.raises(datasets.DataError, match=says):
+        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+
+
+def test_an_ingest_that_died_before_its_event_is_finished_once(tmp_path, monkeypatch):
+    ws = create(tmp_path)
+    write(ws, k=list(range(50)), v=[1.0] * 50)
+
+    def dies(*_, **__): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(datasets.events, "record", dies)
+        with pytest.raises(KeyboardInterrupt): datasets.ingest("d", "d.csv", key="k", settings=ws)
+    version = datasets.ingest("d", "d.csv", key="k", settings=ws)
+    assert version.ref == "d@0" and version.scan().collect().height == 50
+
+
+def test_content_digest_is_of_a_set_of_rows():
+    rows = pl.DataFrame({"a": [1, 2], "b": ["x", None], "at": [datetime(2026, 1, 1, tzinfo=UTC)] * 2})
+    same = rows.reverse().select("b", "at", "a")
+    assert datasets.content_digest(rows) == datasets.content_digest(same)
+    assert datasets.content_digest(rows) != datasets.content_digest(rows.with_columns(a=pl.col("a") + 1))
+
+
+def test_unknown_references_say_what_there_is(tmp_path):
+    ws = create(tmp_path)
+    with pytest.raises(datasets.DataError, match="ingest one first"): datasets.get("d", settings=ws)
+    write(ws, k=[1, 2])
+    datasets.ingest("d", "d.csv", key="k", settings=ws)
+    with pytest.raises(datasets.DataError, match="there is d@0"): datasets.get("d@7", settings=ws)
+    with pytest.raises(datasets.DataError, match="not a dataset reference"): datasets.get("d/4", settings=ws)

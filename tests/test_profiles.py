@@ -1,0 +1,317 @@
+"Profiles: agreement with stock whylogs, what drift says of samples small, odd and broken, and how often it errs."
+import subprocess
+import sys
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from mlops_nb.profiles import Profile, ProfileError, drift, holm, profile
+
+TELCO = Path(__file__).parents[1] / "data" / "telco_churn.parquet"
+
+
+@pytest.fixture(scope="module")
+def telco() -> pl.DataFrame:
+    return pl.read_parquet(TELCO)
+
+
+@pytest.fixture(scope="module")
+def why():
+    "Stock whylogs, mended for NumPy 2 here only."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHYLOGS_NO_ANALYTICS", "True")
+        patch.setattr(np, "unicode_", np.str_, raising=False)
+        import whylogs
+        yield whylogs
+
+
+# -- agreement with why.log ---------------------------------------------------------------------------------------
+
+NULL = st.none()
+COLUMNS = {
+    "small": (pl.Int8, st.integers(-128, 127)),
+    "unsigned": (pl.UInt32, st.integers(0, 2**32 - 1)),
+    "wide": (pl.Int64, st.integers(-(2**53), 2**53)),
+    "float": (pl.Float64, st.floats(-1e9, 1e9) | NULL | st.just(float("nan"))),
+    "single": (pl.Float32, st.floats(-1000, 1000, width=32)),
+    "infinite": (pl.Float64, st.floats(-1e100, 1e100) | st.sampled_from([float("inf"), float("-inf")])),
+    "flag": (pl.Boolean, st.booleans()),
+    "text": (pl.String, st.text(max_size=200) | NULL),
+    "choice": (pl.String, st.sampled_from(["DSL", "Fiber optic", "No"])),
+}
+
+
+def frames() -> st.SearchStrategy[pl.DataFrame]:
+    row = st.fixed_dictionaries({name: values for name, (_, values) in COLUMNS.items()})
+    schema = {name: dtype for name, (dtype, _) in COLUMNS.items()}
+    return st.lists(row, min_size=1, max_size=40).map(lambda rows: pl.DataFrame(rows, schema=schema, strict=False))
+
+
+def facts(view, column: str) -> dict:
+    "What both must agree on, sketches by what they answer."
+    metrics = {m.namespace: m for m in view.get_column(column).get_metrics()}
+    found = metrics["counts"].to_summary_dict() | metrics["types"].to_summary_dict()
+    found.pop("nan")  # pandas has no other null in a float column
+    if "distribution" in metrics: found |= metrics["distribution"].to_summary_dict()
+    if "cardinality" in metrics: found["distinct"] = metrics["cardinality"].estimate
+    if "ints" in metrics: found |= {f"int_{k}": v for k, v in metrics["ints"].to_summary_dict().items()}
+    if "frequent_items" in metrics:
+        found["items"] = sorted((i.value, i.est) for i in metrics["frequent_items"].strings)
+    return found
+
+
+def same(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        mine = ours[name]
+        if isinstance(value, float):
+            if name in ("mean", "stddev") and not np.isfinite(ours["max"] - ours["min"]): continue  # both undefined
+            assert mine == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), name
+        else: assert mine == value, name
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])  # whylogs is slow
+@given(frame=frames())
+def test_agrees_with_why_log(why, frame):
+    theirs = why.log(frame.to_pandas()).view()
+    ours = Profile.from_bytes(profile(frame).to_bytes()).view
+    for column in frame.columns:
+        if frame[column].null_count() == frame.height: continue  # pandas forgets the type of a column of nulls
+        same(facts(ours, column), facts(theirs, column))
+
+
+def test_agrees_with_why_log_at_size(why):
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"x": rng.normal(size=200_000), "n": rng.integers(-9, 9, 200_000),
+                          "id": [f"id{i}" for i in range(200_000)]})
+    theirs, ours = why.log(frame.to_pandas()).view(), profile(frame).view
+    for column in frame.columns:
+        a, b = (v.get_column(column).get_metric("cardinality").estimate for v in (ours, theirs))
+        assert a == pytest.approx(b, rel=0.05)  # HyperLogLog's estimate depends on the order of the values
+    for column in ("x", "n"):
+        a, b = (v.get_column(column).get_metric("distribution") for v in (ours, theirs))
+        assert (a.n, a.max, a.min) == (b.n, b.max, b.min)
+        assert (a.avg, a.stddev) == pytest.approx((b.avg, b.stddev))
+        for q in (0.05, 0.5, 0.95): assert abs((frame[column] <= a.get_quantile(q)).mean() - q) < 0.07
+
+
+def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
+    path = profile(telco[:3000]).write(tmp_path / "first.bin")
+    stock = why.DatasetProfileView.read(str(path)).merge(why.log(telco[3000:].to_pandas()).view())
+    assert stock.get_column("tenure").get_metric("counts").n.value == telco.height
+    assert len(stock.to_pandas()) == telco.width
+    from whylogs.core.constraints import ConstraintsBuilder
+    from whylogs.core.constraints.factories import smaller_than_number
+    builder = ConstraintsBuilder(dataset_profile_view=stock)
+    builder.add_constraint(smaller_than_number(column_name="tenure", number=73))
+    assert builder.build().validate()
+
+
+# -- every type of column -----------------------------------------------------------------------------------------
+
+ODD = {
+    "tiny": pl.Series([1, None], dtype=pl.Int8), "huge": pl.Series([2**64 - 1, 1], dtype=pl.UInt64),
+    "giant": pl.Series([2**100, 1], dtype=pl.Int128), "half": pl.Series([1.5, None], dtype=pl.Float32),
+    "money": pl.Series([Decimal("1.10"), Decimal("2.20")]), "enum": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])),
+    "category": pl.Series(["a", None], dtype=pl.Categorical), "day": pl.Series([date(2026, 1, 1), None]),
+    "moment": pl.Series([datetime(2026, 1, 1), None]).dt.replace_time_zone("Europe/Zurich"),
+    "clock": pl.Series([time(1), time(2)]), "wait": pl.Series([timedelta(seconds=1), None]),
+    "list": pl.Series([[1, 2], None]), "struct": pl.Series([{"a": 1, "b": [date(2026, 1, 1)]}, {"a": None, "b": None}]),
+    "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)), "bytes": pl.Series([b"\xff\x00", None]),
+    "null": pl.Series([None, None]), "object": pl.Series([{1, 2}, None], dtype=pl.Object),
+    "nothing": pl.Series([None, None], dtype=pl.Float64), "nan": pl.Series([float("nan"), None]),
+}
+TYPES = {"tiny": "number", "huge": "number", "giant": "number", "half": "number", "money": "number", "enum": "string",
+         "category": "string", "day": "time", "moment": "time", "clock": "time", "wait": "time", "list": "string",
+         "struct": "string", "array": "string", "bytes": "string", "null": None, "object": "string", "nothing": None,
+         "nan": None}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_type(name):
+    found = Profile.from_bytes(profile(pl.DataFrame([ODD[name].alias(name)])).to_bytes())
+    row = found.summary().row(0, named=True)
+    missing = ODD[name].is_null().sum() + (1 if name == "nan" else 0)
+    assert (row["type"], row["rows"], row["missing"]) == (TYPES[name], 2, missing / 2)
+    assert row["distinct"] == 2 - missing
+    assert drift(found, found).drifted == [] and drift(found, found).problems == {}
+    assert "<table>" in drift(found, found)._repr_html_()
+
+
+def test_nested_values_are_their_json():
+    column = profile(pl.DataFrame({"s": [[{"a": 1}], [{"a": 1}]]})).view.get_column("s")
+    assert column.get_metric("frequent_items").strings[0].value == '[{"a": 1}]'
+
+
+@pytest.mark.parametrize("frame", [pl.DataFrame(), pl.DataFrame(schema={"a": pl.Int64, "b": pl.String})])
+def test_empty_frames(frame):
+    empty = Profile.from_bytes(profile(frame).to_bytes())
+    assert empty.rows == 0 and empty.columns == frame.columns
+    assert drift(empty, empty).table.filter("drifted").is_empty()
+    full = profile(pl.DataFrame({"a": [1, 2], "b": ["x", "y"]}))
+    assert set(drift(empty, full).problems.values()) <= {"no values", "missing"}
+
+
+def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
+    telco.write_parquet(tmp_path / "t.parquet")
+    monkeypatch.setattr("mlops_nb.profiles.BATCH", 1000)
+    lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
+    assert lazy.rows == eager.rows
+    exact = ["column", "type", "rows", "missing", "min", "max"]
+    assert lazy.summary().select(exact).equals(eager.summary().select(exact))
+
+
+@settings(max_examples=30, deadline=None)
+@given(frame=frames(), cut=st.integers(0, 40))
+def test_merging_is_profiling_the_whole(frame, cut):
+    whole, parts = profile(frame).summary(), profile(frame[:cut]).merge(profile(frame[cut:])).summary()
+    exact = ["column", "type", "rows", "missing", "distinct", "min", "max"]
+    assert parts.select(exact).equals(whole.select(exact))
+
+
+def test_numbers_too_great_to_square_can_be_merged():
+    part = Profile.from_bytes(profile(pl.DataFrame({"x": [1e300, -1e300]})).to_bytes())
+    assert part.merge(profile(pl.DataFrame({"x": [1.0]}))).summary()["max"].item() == 1e300
+
+
+def test_garbage_is_refused():
+    for data in (b"", b"WHY1", b"PAR1 something", profile(pl.DataFrame({"a": [1]})).to_bytes()[:-3]):
+        with pytest.raises(ProfileError, match="whylogs profile"): Profile.from_bytes(data)
+
+
+def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
+    code = """if 1:
+        import sys, os, socket
+        os.environ.pop("WHYLOGS_NO_ANALYTICS", None)
+        def refuse(*a, **k): raise AssertionError("network")
+        socket.socket.connect = socket.create_connection = refuse
+        import threading; threading.excepthook = lambda a: os._exit(3)
+        from mlops_nb.profiles import profile
+        assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
+        import polars as pl
+        assert profile(pl.DataFrame({"a": [1]})).rows == 1
+        """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- drift --------------------------------------------------------------------------------------------------------
+
+def dearer(frame: pl.DataFrame) -> pl.DataFrame:
+    fibre = pl.col("internet_service") == "Fiber optic"
+    return frame.with_columns(monthly_charges=pl.when(fibre).then(pl.col("monthly_charges") * 1.25)
+                              .otherwise("monthly_charges"))
+
+
+def test_quiet_when_nothing_happened_and_alarmed_when_it_did(telco):
+    false_alarms, right = 0, 0
+    for seed in range(60):
+        order = np.random.default_rng(seed).permutation(telco.height)
+        fifth, others = telco[order[:telco.height // 5]], profile(telco[order[telco.height // 5:]])
+        false_alarms += bool(drift(profile(fifth), others).drifted)
+        right += drift(profile(dearer(fifth)), others).drifted == ["monthly_charges"]
+    assert false_alarms <= 2 and right >= 58
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(100, [.06, .1, .84]), (1000, [.01, .05, .94]), (2000, [.001, .999])])
+def test_rare_categories_raise_no_false_alarms(rows, shares):
+    rng, names = np.random.default_rng(1), [f"c{i}" for i in range(len(shares))]
+    sample = lambda n: profile(pl.DataFrame({"c": rng.choice(names, n, p=shares)}))
+    alarms = sum(bool(drift(sample(rows), sample(5000), significance=0.01).drifted) for _ in range(200))
+    assert alarms <= 8
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 10, 30])
+def test_small_windows_are_judged_carefully(telco, rows):
+    reference = profile(telco)
+    assert not any(drift(profile(telco.sample(rows, seed=s)), reference).drifted for s in range(20))
+
+
+def test_a_small_window_that_is_far_off_is_seen():
+    reference = profile(pl.DataFrame({"x": np.random.default_rng(0).normal(size=5000)}))
+    assert drift(profile(pl.DataFrame({"x": np.random.default_rng(1).normal(3, 1, 20)})), reference).drifted == ["x"]
+
+
+def test_sketching_invents_no_drift_in_large_samples():
+    rng = np.random.default_rng(2)
+    for _ in range(5):
+        a, b = (profile(pl.DataFrame({"x": rng.normal(size=300_000)})) for _ in range(2))
+        assert drift(a, b).drifted == []
+    shifted = profile(pl.DataFrame({"x": rng.normal(0.05, 1, 300_000)}))
+    assert drift(shifted, b).drifted == ["x"]
+
+
+def test_the_distance_is_the_exact_one_where_the_sketch_is_exact():
+    from scipy.stats import ks_2samp
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=200), rng.normal(0.4, 1, 300)
+    row = drift(profile(pl.DataFrame({"x": x})), profile(pl.DataFrame({"x": y}))).table.row(0, named=True)
+    exact = ks_2samp(x, y, method="asymp")
+    assert row["distance"] == pytest.approx(exact.statistic) and row["p_value"] == pytest.approx(exact.pvalue)
+
+
+def test_an_unseen_category_is_drift_and_a_stray_one_is_not():
+    seen = profile(pl.DataFrame({"plan": ["a", "b"] * 1000}))
+    assert drift(profile(pl.DataFrame({"plan": ["a", "b", "new"] * 100})), seen).drifted == ["plan"]
+    assert drift(profile(pl.DataFrame({"plan": ["a", "b"] * 150 + ["new"]})), seen).drifted == []
+
+
+def test_few_distinct_integers_are_categories_and_many_are_numbers():
+    rng = np.random.default_rng(4)
+    a = profile(pl.DataFrame({"flag": rng.integers(0, 2, 1000), "age": rng.integers(0, 90, 1000)}))
+    kinds = dict(drift(a, a).table.select("column", "kind").iter_rows())
+    assert kinds == {"flag": "categorical", "age": "numeric"}
+    assert drift(profile(pl.DataFrame({"flag": [7] * 500, "age": [1] * 500})), a).table["drifted"].all()
+
+
+def test_identifiers_do_not_drift():
+    ids = lambda n, k: profile(pl.DataFrame({"id": [f"{k}{i}" for i in range(n)]}))
+    assert drift(ids(3000, "x"), ids(9000, "y")).drifted == []
+    assert drift(profile(pl.DataFrame({"id": ["same"] * 3000})), ids(9000, "y")).drifted == ["id"]
+
+
+def test_broken_columns_are_problems_not_drift(telco):
+    broken = telco.drop("partner").with_columns(
+        pl.col("tenure").cast(pl.String), churn=pl.lit(None, pl.String), extra=pl.lit(1))
+    found = drift(profile(broken), profile(telco))
+    assert found.problems == {"partner": "missing", "tenure": "string here, number in the reference",
+                              "churn": "no values", "extra": "not in the reference"}
+    assert found.drifted == []
+    assert found.table.filter(pl.col("problem").is_not_null())["p_value"].null_count() == 4
+
+
+def test_integers_that_became_floats_are_still_compared(telco):
+    as_floats = telco.with_columns(pl.col("tenure", "female").cast(pl.Float64))
+    found = drift(profile(as_floats), profile(telco))
+    assert found.problems == {} and found.drifted == []
+
+
+def test_times_are_tested_only_when_named():
+    days = lambda y: profile(pl.DataFrame({"d": pl.date_range(date(y, 1, 1), date(y, 12, 31), eager=True)}))
+    assert drift(days(2026), days(2025)).drifted == []
+    assert drift(days(2026), days(2025), columns=["d"]).drifted == ["d"]
+
+
+def test_constant_and_infinite_columns():
+    frame = pl.DataFrame({"one": [1.0] * 50, "inf": [float("inf"), -1.0] * 25, "all": [float("-inf")] * 50})
+    found = drift(profile(frame), profile(frame))
+    assert found.drifted == [] and found.table["distance"].to_list() == [0, 0, 0]
+    assert "<img" in found._repr_html_()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm(p):
+    corrected = holm(p)
+    assert ((corrected >= np.array(p)) & (corrected <= 1)).all()
+    assert corrected.min() == pytest.approx(min(1, min(p) * len(p)))
+    assert (np.diff(corrected[np.argsort(p)]) >= 0).all()
+
+
+def test_html_escapes_names():
+    frame = pl.DataFrame({"<script>x": [1, 2, 3]})
+    assert "<script>" not in drift(profile(frame), profile(frame))._repr_html_()

@@ -1,0 +1,340 @@
+"What a replica promises: nothing acknowledged is lost or doubled, nothing a client sends brings it down."
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import httpx
+import orjson
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_nb import lake
+from mlops_nb.serving import Endpoint, application_of, protocols
+from mlops_nb.serving.log import PredictionLog, Segment, framed, recover, sound, take_over, write
+from mlops_nb.serving.versions import Desired, Traffic
+from mlops_nb.settings import create
+from mlops_nb.training import Signature
+
+
+@pytest.fixture
+def settings(tmp_path): return create(tmp_path / "workspace", serve={"flush_seconds": "0.05", "max_rows": "5"})
+
+
+def label(n: int, first: int = 0) -> dict:
+    return {"prediction_id": [f"{i}" for i in range(first, first + n)], "at": [0] * n, "label": ["Yes"] * n}
+
+
+def kept(log: PredictionLog) -> list[str]:
+    return sorted(lake.scan(log.table).collect()["prediction_id"]) if lake.exists(log.table) else []
+
+
+# ---- frames
+
+@given(st.lists(st.binary(min_size=1, max_size=50), max_size=6), st.data())
+def test_a_torn_tail_costs_only_the_torn_frame(payloads, data):
+    whole = b"".join(map(framed, payloads))
+    cut = data.draw(st.integers(0, len(whole)))
+    found, end, damaged = sound(io.BytesIO(whole[:cut]), 0)
+    assert found == payloads[:len(found)] and not damaged
+    assert end == len(b"".join(map(framed, found))) <= cut
+    assert len(found) == len(payloads) or cut - end < len(framed(payloads[len(found)]))
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=4), st.data())
+def test_a_flipped_bit_is_never_read_as_a_payload(payloads, data):
+    whole = bytearray(b"".join(map(framed, payloads)))
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    found, _, _ = sound(io.BytesIO(bytes(whole)), 0)
+    assert found == payloads[:len(found)] and len(found) < len(payloads)
+
+
+def test_zeros_that_a_power_cut_leaves_are_damage():
+    assert sound(io.BytesIO(framed(b"one") + bytes(64)), 0) == ([b"one"], 11, True)
+
+
+# ---- segments
+
+def test_a_short_write_is_undone(settings, tmp_path, monkeypatch):
+    segment = Segment.create(tmp_path)
+    write(segment, b"kept")
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
+    with pytest.raises(OSError, match="no room"): write(segment, b"lost")
+    monkeypatch.undo()
+    write(segment, b"after")
+    assert sound(open(segment.path, "rb"), 0)[0] == [b"kept", b"after"]
+
+
+def test_a_living_owner_is_left_alone(settings):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.append(label(1))
+    assert recover(settings, "churn") == 0 and kept(log) == []
+    assert log.close() == 1 and kept(log) == ["0"]
+
+
+def test_an_append_after_close_fails_and_writes_nowhere(settings):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.close()
+    with pytest.raises(OSError): log.append(label(1))
+
+
+def test_a_damaged_log_keeps_its_file(settings):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.append(label(2))
+    os.write(log.segment.fd, framed(b"bad").replace(b"bad", b"bed"))
+    log.close()
+    assert kept(log) == ["0", "1"]
+    assert [p.suffix for p in log.folder.iterdir()] == [".damaged"]
+
+
+def test_a_grown_log_is_rotated_and_removed(settings):
+    log = PredictionLog(settings, "churn", "_feedback", rotate=100)
+    for i in range(20):
+        log.append(label(3, first=3 * i))
+        if i % 5 == 0: log.flush()
+    log.flush()
+    assert len(kept(log)) == 60 == len(set(kept(log))) and len(list(log.folder.iterdir())) == 1
+
+
+def test_a_commit_whose_answer_was_lost_is_not_repeated(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.append(label(2))
+    real = lake.append
+    def lossy(*args, **kwargs):
+        real(*args, **kwargs)
+        raise OSError("the connection broke after the commit")
+    monkeypatch.setattr(lake, "append", lossy)
+    with pytest.raises(OSError): log.flush()
+    monkeypatch.undo()
+    log.append(label(1, first=2))
+    assert log.flush() == 1 and kept(log) == ["0", "1", "2"]
+
+
+def test_an_unreachable_table_is_said_and_caught_up_with(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback").start()
+    def refuse(*args, **kwargs): raise OSError("no route to the bucket")
+    monkeypatch.setattr(lake, "append", refuse)
+    log.append(label(1))
+    wait(lambda: log.trouble)
+    assert "no route" in log.trouble
+    monkeypatch.undo()
+    wait(lambda: kept(log))
+    log.close()
+    assert kept(log) == ["0"] and log.trouble is None
+
+
+def wait(condition, seconds=10):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came to be"
+        time.sleep(0.02)
+
+
+CHILD = textwrap.dedent("""
+    import os, sys
+    from mlops_nb.serving.log import PredictionLog
+    from mlops_nb.settings import load
+    log, name = PredictionLog(load(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
+    for i in range(1_000_000):
+        log.append({"prediction_id": [f"{name}-{i}"], "at": [0], "label": ["Yes"]})
+        os.write(1, f"{name}-{i}\\n".encode())   # the acknowledgement
+""")
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_kill_9_loses_and_doubles_nothing(settings, round_):
+    "Two owners and two racing takers; each owner is killed while it appends and moves."
+    children = [subprocess.Popen([sys.executable, "-c", CHILD, settings.root, f"{round_}{c}"], stdout=subprocess.PIPE)
+                for c in "ab"]
+    acknowledged = [[], []]
+    readers = [threading.Thread(target=lambda c=c, into=into: into.extend(c.stdout)) for c, into in
+               zip(children, acknowledged)]
+    for r in readers: r.start()
+    wait(lambda: all(len(a) > 500 for a in acknowledged), seconds=60)
+    time.sleep(0.13 * round_)
+    for c in children: os.kill(c.pid, signal.SIGKILL)
+    for c, r in zip(children, readers): c.wait(), r.join()
+    takers = [threading.Thread(target=recover, args=(settings, "churn")) for _ in range(2)]
+    for t in takers: t.start()
+    for t in takers: t.join()
+    recover(settings, "churn")
+    table = lake.scan(settings.table("_feedback", "churn")).collect()["prediction_id"]
+    promised = {line.decode().strip() for a in acknowledged for line in a if line.endswith(b"\n")}
+    assert table.n_unique() == len(table), "a row is there twice"
+    assert promised <= set(table), "an acknowledged row is missing"
+    assert len(table) - len(promised) <= 2, "more than the one unanswered append of each owner"
+    assert not list((settings.state / "wal" / "churn" / "_feedback").iterdir())
+
+
+# ---- protocols and the endpoint
+
+SIGNATURE = Signature.of(pl.DataFrame({"tenure": [1, 2, None], "charges": [1.0, 2.0, 3.0], "contract": ["a", "b", "a"]}))
+
+
+class Model:
+    "The least a served version can be."
+    def __init__(self, version): self.version, self.signature = version, SIGNATURE
+    def predict(self, frame):
+        if (frame["charges"] > 1e6).any(): raise RuntimeError("the model broke")
+        return ["Yes"] * frame.height, [0.75] * frame.height
+
+
+class Fixed:
+    "Versions without a registry."
+    def __init__(self, settings, shadow=()):
+        self.settings, self.model, self.fixed = settings, "churn", None
+        served = {v: Model(v) for v in ("4", *shadow)}
+        self.traffic = Traffic(Desired({"4": 100}, {}, shadow=tuple(shadow)), served)
+
+
+def client(settings, *, shadow=(), token=None):
+    logs = PredictionLog(settings, "churn"), PredictionLog(settings, "churn", "_feedback")
+    endpoint = Endpoint(Fixed(settings, shadow), *logs)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return endpoint, httpx.AsyncClient(transport=httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False),
+                                       base_url="http://churn", headers=headers)
+
+
+def ask(client, *requests):
+    async def all_of_them():
+        async with client: return [await client.request(method, path, **kw) for method, path, kw in requests]
+    return asyncio.run(all_of_them())
+
+
+GOOD = {"tenure": 3, "charges": 20.5, "contract": "a"}
+
+
+def test_an_answer_is_in_the_log_before_it_is_sent(settings):
+    endpoint, http = client(settings)
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, {"charges": 1, "contract": "never seen"}]}}))
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    assert answer.status_code == 200 and answer.json()["model_version"] == "4"
+    assert [p["prediction_id"] for p in answer.json()["predictions"]] == rows["prediction_id"].to_list()
+    assert answer.json()["predictions"][0] | {"prediction_id": ""} == {
+        "prediction": "Yes", "probability": 0.75, "prediction_id": "", "model_version": "4"}
+    assert [orjson.loads(i) for i in rows["inputs"]] == [GOOD, {"tenure": None, "charges": 1.0, "contract": "never seen"}]
+    assert set(rows["stage"]) == {"production"} and set(rows["signature"]) == {SIGNATURE.digest}
+    assert rows["latency_ms"].min() > 0
+
+
+BAD = {
+    "not JSON": (400, {"content": b"{rows", "headers": {"content-type": "application/json"}}),
+    "NaN": (400, {"content": b'{"rows":[{"charges":NaN}]}', "headers": {"content-type": "application/json"}}),
+    "beyond a double": (400, {"content": b'{"rows":[{"charges":1e999}]}', "headers": {"content-type": "application/json"}}),
+    "not UTF-8": (400, {"content": b'{"rows":[{"contract":"\xff"}]}', "headers": {"content-type": "application/json"}}),
+    "deeply nested": (400, {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}),
+    "a form": (415, {"data": {"rows": "1"}}),
+    "no content type": (415, {"content": b'{"rows":[]}'}),
+    "a list": (400, {"json": [GOOD]}),
+    "another key": (400, {"json": {"rows": [GOOD], "colour": "red"}}),
+    "rows no list": (400, {"json": {"rows": GOOD}}),
+    "no rows": (422, {"json": {"rows": []}}),
+    "a row no object": (422, {"json": {"rows": [3]}}),
+    "too many rows": (413, {"json": {"rows": [GOOD] * 6}}),
+    "too large": (413, {"content": b" " * ((1 << 25) + 1), "headers": {"content-type": "application/json"}}),
+    "missing column": (422, {"json": {"rows": [{"tenure": 1, "charges": 1.0}]}}),
+    "wrong type": (422, {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}}),
+    "unknown column": (422, {"json": {"rows": [GOOD | {"tenur": 1}]}}),
+    "beyond 64 bits": (422, {"json": {"rows": [GOOD | {"tenure": 2**64 - 1}]}}),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_with_a_reason_and_harms_nobody(settings, case):
+    status, request = BAD[case]
+    endpoint, http = client(settings)
+    refused, good = ask(http, ("POST", "/predict", request), ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert refused.status_code == status, refused.text
+    assert len(refused.json()["error"]["message"]) > 20
+    assert good.status_code == 200
+    assert endpoint.log.flush() == 1
+
+
+def test_a_refusal_names_row_column_expected_and_came(settings):
+    _, http = client(settings)
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}}))
+    error = answer.json()["error"]
+    assert (error["row"], error["column"], error["came"]) == (1, "charges", '"much"') and "number" in error["expected"]
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_parser_do_anything_but_refuse(body):
+    with pytest.raises(protocols.Refused) as refused: protocols.read_rows(body, "application/json", limit=3)
+    assert 400 <= refused.value.status < 500
+
+
+def test_one_request_that_breaks_the_model_spares_its_batch(settings):
+    endpoint, _ = client(settings)
+    from mlops_nb.serving import Request
+    served = endpoint.versions.traffic.choose()
+    rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD | {"charges": None}], [GOOD, GOOD]]
+    answers = endpoint.predictor.answer([Request(served, r, 0.0) for r in rows])
+    assert [type(a).__name__ for a in answers] == ["bytes", "RuntimeError", "Refused", "bytes"]
+    assert endpoint.log.flush() == 3
+
+
+def test_a_broken_model_is_a_500_with_an_id_and_no_traceback(settings):
+    _, http = client(settings)
+    broken, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
+                       ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert broken.status_code == 500 and broken.json()["error"]["id"] and "RuntimeError" not in broken.text
+    assert good.status_code == 200
+
+
+def test_what_cannot_be_logged_is_not_answered(settings):
+    endpoint, http = client(settings)
+    endpoint.log.close()
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert answer.status_code == 503 and "logged" in answer.json()["error"]["message"]
+
+
+def test_feedback(settings):
+    endpoint, http = client(settings)
+    labels = [{"prediction_id": "a", "label": "Yes"}, {"prediction_id": "b", "label": 1}, {"prediction_id": "c", "label": True}]
+    good, bad = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}),
+                    ("POST", "/feedback", {"json": {"labels": [{"prediction_id": "a"}]}}))
+    assert good.json() == {"accepted": 3} and bad.status_code == 422
+    endpoint.labels.flush()
+    assert lake.scan(endpoint.labels.table).collect()["label"].to_list() == ["Yes", "1", "true"]
+
+
+def test_tokens_guard_everything_but_health(tmp_path):
+    settings = create(tmp_path / "guarded", serve={"tokens": "alpha beta"})
+    paths = [("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/nowhere", {}),
+             ("POST", "/predict", {"json": {"rows": [GOOD]}}), ("GET", "/ping", {}), ("GET", "/healthz", {})]
+    assert [a.status_code for a in ask(client(settings)[1], *paths)] == [401, 401, 401, 401, 200, 200]
+    assert [a.status_code for a in ask(client(settings, token="gamma")[1], *paths)] == [401, 401, 401, 401, 200, 200]
+    for token in ("alpha", "beta"):
+        assert [a.status_code for a in ask(client(settings, token=token)[1], *paths)] == [200, 200, 404, 200, 200, 200]
+
+
+def test_the_documents_come_from_the_signature(settings):
+    _, http = client(settings)
+    spec, page, wrong = ask(http, ("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/predict", {}))
+    row = spec.json()["components"]["schemas"]["Row"]
+    assert set(row["properties"]) == {c.name for c in SIGNATURE.columns} and row["required"] == ["charges", "contract"]
+    assert "tenure" in page.text and page.headers["content-type"].startswith("text/html") and "//" not in page.text.split("<script>")[0]
+    assert wrong.status_code == 405
+
+
+def test_a_shadow_sees_the_traffic_and_answers_none(settings):
+    endpoint, http = client(settings, shadow=("5",))
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD]}}))
+    endpoint.shadows.shutdown(wait=True)
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    assert answer.json()["model_version"] == "4"
+    assert sorted(zip(rows["stage"], rows["model_version"])) == [("production", "4")] * 2 + [("shadow", "5")] * 2
+
+
+def test_an_abandoned_folder_is_nothing_to_take_over(settings):
+    assert recover(settings, "never") == 0 and take_over(settings.state / "nowhere", "t", {}) == 0
