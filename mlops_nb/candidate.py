@@ -62,7 +62,7 @@ def dotted(
         raise TrainingError(f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
                             "(#| export) and pass the exported function, or its dotted name")
     if not isinstance(features, str) and imported(name) is not features:
-        raise TrainingError(f"feature function {name} is not what {name} imports: pass a module's own function, by name")
+        raise TrainingError(f"{name} imports something else than the function given: pass a module's own function")
     return name
 
 def imported(name: str) -> Callable:
@@ -91,7 +91,7 @@ def build(
     kinds = {name: kind_of(dtype) for name, dtype in _outputs(features, signature).items()}
     numbers = [name for name, kind in kinds.items() if kind in ("integer", "float", "boolean")]
     strings = [name for name, kind in kinds.items() if kind == "string"]
-    if not numbers + strings: raise TrainingError("no column to learn from: all are dates; derive numbers in `features`")
+    if not numbers + strings: raise TrainingError("every column is a date: derive numbers in `features`")
     impute = SimpleImputer(strategy="median", keep_empty_features=True)
     encode = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.01, sparse_output=False)
     estimator = clone(candidate.estimator)
@@ -133,7 +133,8 @@ class Fitted:
         return pl.Series("prediction", np.array(self.labels)[(self.probability(frame) >= threshold).astype(int)])
 
     def _repr_html_(self) -> str:
-        score = f", {self.cv['metric']} {self.cv['mean']:.4f} ± {self.cv['std']:.4f} in cross-validation" if self.cv else ""
+        cv = self.cv
+        score = f", {cv['metric']} {cv['mean']:.4f} ± {cv['std']:.4f} in cross-validation" if cv else ""
         return f"<b>{self.name}</b>{escape(str(self.params))}{score}{self.pipeline._repr_html_()}"
 
     def save(self, settings: Settings | None = None) -> str:
@@ -146,7 +147,8 @@ def _pair(target: pl.Series, positive) -> tuple[str, str]:
     "The negative and the positive label of a target of two."
     others = [str(value) for value in target.unique().drop_nulls() if value != positive]
     if len(others) != 1:
-        raise TrainingError(f"target '{target.name}': expected {positive!r} and one other label, came {sorted(others)[:5]}")
+        raise TrainingError(f"target '{target.name}': expected {positive!r} and one other label, "
+                            f"came {sorted(others)[:5]}")
     return others[0], str(positive)
 
 def fit(
@@ -180,8 +182,8 @@ def load_pipeline(
     except Exception as e: raise TrainingError(f"{file} is not a skops file: {e}; save the candidate again") from e
     refused = [name for name in named if not _allowed(name, package)]
     if refused:
-        raise TrainingError(f"{Path(file).name} names {', '.join(refused)}: expected classes of scikit-learn and NumPy and "
-                            f"members of package '{package}'; move what the pipeline uses into the package, and train again")
+        raise TrainingError(f"{Path(file).name} names {', '.join(refused)}: expected scikit-learn's and NumPy's types and "
+                            f"members of package '{package}'; move what the pipeline uses there and train again")
     return skops.io.load(file, trusted=named)
 
 def _allowed(name: str, package: str) -> bool:
@@ -224,7 +226,7 @@ def read(
         about = json.loads((folder / "candidate.json").read_text())
         signature = Signature.model_validate_json((folder / "signature.json").read_text())
     except (OSError, ValueError) as e:
-        raise TrainingError(f"{folder} holds no candidate ({e}); expected model.skops, signature.json, candidate.json") from e
+        raise TrainingError(f"{folder} holds no candidate: expected model.skops, signature.json, candidate.json; {e}") from e
     about = {k: about[k] for k in ("name", "params", "labels", "features", "seed", "cv")}
     pipeline = load_pipeline(folder / "model.skops", package=package)
     return Fitted(pipeline=pipeline, signature=signature, **about | {"labels": tuple(about["labels"])})

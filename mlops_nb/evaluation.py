@@ -7,6 +7,7 @@ __all__ = ['Table', 'GREY', 'RED', 'STYLE', 'ARTICLE', 'EvaluationError', 'Check
            'evaluate', 'story', 'pictures', 'article', 'page']
 
 # %% ../nbs/09_evaluation.ipynb #d5c09220
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -203,13 +204,12 @@ def story(
     "What the numbers mean, in words."
     c, o, metrics = report.confusion, report.objective, report.metrics
     picked = c["tp"] + c["fp"]
-    failed = [check.name for check in report.checks if not check.passed]
-    verdict = f"{len(failed)} of {len(report.checks)} checks fail: {', '.join(failed)}." if failed else \
-        f"All {len(report.checks)} checks hold."
+    failed, of = [check.name for check in report.checks if not check.passed], len(report.checks)
+    verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
     said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
             f"({report.positives / report.rows:.0%}) are positive ({o.target} = {o.positive}).",
             f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} of "
-            f"them positive, and so finds {metrics['recall'].value:.0%} of all positives."]
+            f"them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
     if o.costs:
         price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows
         said.append(f"Its mistakes cost {price(c['fp'], c['fn']):.2f} a row; acting on every row would cost "
@@ -262,10 +262,10 @@ def _fairness(report: Report) -> str:
     measures = [g.removesuffix("_gap") for g in GAPS]
     groups = report.fairness.select("column", "group").unique(maintain_order=True)
     fig = Figure(figsize=(10, 0.9 + 0.3 * len(groups)), layout="constrained")
-    for i, (ax, measure) in enumerate(zip(fig.subplots(1, len(measures), sharey=True), measures, strict=True)):
+    for ax, measure in zip(fig.subplots(1, len(measures), sharey=True), measures, strict=True):
         t = groups.join(report.fairness.filter(pl.col("measure") == measure), on=["column", "group"], how="left",
                         maintain_order="left")
-        dots(ax, [f"{c} = {g}" for c, g in groups.rows()] if i == 0 else [""] * len(t), t, "value")
+        dots(ax, [f"{c} = {g}" for c, g in groups.rows()], t, "value")
         ax.set(title=measure, xlim=(0, 1.02))
     return picture(fig, "Each measure of each group with its interval")
 
@@ -298,7 +298,7 @@ STYLE = """
 .report th {font-size: 12px; color: #4a5462; text-transform: uppercase; letter-spacing: .04em}
 .report .yes {color: #2a7d4f} .report .no {color: #b3261e}
 .report .grid {display: grid; grid-template-columns: 1fr 1fr; gap: 8px 32px} .report .grid h2 {margin-top: 24px}
-.report img {width: 100%; height: auto}
+.report img {width: 100%; height: auto; margin-top: 8px}
 .report footer {border-top: 1px solid #e3e6ea; margin-top: 32px; padding-top: 8px}
 @media (max-width: 720px) {.report .grid {grid-template-columns: 1fr}}
 """
@@ -332,8 +332,9 @@ ARTICLE = """<style>{{ style|safe }}</style>
 {% for o in (r.baseline, r.champion) if o %}<tr><td>{{ r.objective.metric }} of {{ o.name }}</td><td>{{ o.value }}</td>
 <td>the model gains {{ o.gain }}</td></tr>{% endfor %}</table>
 <footer class="note">Intervals: stratified bootstrap with {{ '{:,}'.format(r.resamples) }} resamples
-(seed {{ r.seed }}), paired between predictions; Wilson's for shares, DeLong's for the AUC of a group. Calibration error: root mean square over
-{{ r.calibration|length }} bins, without the noise in each.</footer></article>"""
+(seed {{ r.seed }}), paired between predictions; Wilson's for shares, DeLong's for the AUC of a group.
+Calibration error: root mean square over {{ r.calibration|length }} bins, without the noise in each.</footer>
+</article>"""
 
 # %% ../nbs/09_evaluation.ipynb #64e40e38
 def article(
@@ -349,7 +350,6 @@ def page(
     report: Report,
 ) -> str:                                    # HTML of its own
     "The report as a page that needs no other file."
-    from html import escape
-
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<title>{escape(report.objective.name)}: test report</title></head><body>{article(report)}</body></html>')
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width"><title>{escape(report.objective.name)}: test report'
+            f'</title></head><body>{article(report)}</body></html>')

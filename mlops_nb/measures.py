@@ -270,5 +270,5 @@ def dots(
     y = np.arange(len(table))[::-1]
     ax.hlines(y, table["low"], table["high"], color=BLUE, lw=3, alpha=0.4)
     ax.plot(table[value], y, "o", color=BLUE)
-    ax.set_yticks(y, names)
+    ax.set_yticks(y, [name.replace("$", r"\$") for name in names])       # no formula
     ax.set_ylim(-0.6, len(table) - 0.4)

@@ -236,7 +236,7 @@ class Verdicts:
             ax.plot([r["low"], r["high"]], [y, y], color=colour, lw=3, alpha=0.45)
             ax.plot(r["effect"], y, {"more": ">", "less": "<"}.get(r["expected"], "o"), color=colour, ms=8)
         ax.axvline(0, color="#999999", lw=0.8)
-        ax.set_yticks(range(len(self.table)), reversed(self.table["hypothesis"].to_list()))
+        ax.set_yticks(range(len(self.table)), [h.replace("$", r"\$") for h in reversed(self.table["hypothesis"])])
         ax.set_xlabel("effect (the marker points where it was expected; grey: too small to matter)")
         return fig
 

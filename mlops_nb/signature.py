@@ -125,7 +125,8 @@ def _culprit(reader: Reader, rows: list[dict]) -> DataError:
         if not isinstance(row, dict): return DataError(i, "", "an object with a value a column", _short(row))
         for name in sorted(map(str, row.keys() - reader.known)):
             near = get_close_matches(name, reader.names, n=1)
-            return DataError(i, name, f"'{near[0]}'" if near else f"only {', '.join(reader.names)}", "an unknown column")
+            expected = f"'{near[0]}'" if near else f"only {', '.join(reader.names)}"
+            return DataError(i, name, expected, "an unknown column")
         for c in reader.columns:
             if not c.accepts(row.get(c.name)):
                 return DataError(i, c.name, c.expected, _short(row[c.name]) if c.name in row else "no value")
@@ -188,7 +189,7 @@ def _column(values: pl.Series, most: int) -> Column:
     "One column's part of the contract."
     dtype = kind_of(values.dtype)
     if dtype is None:
-        raise DataError(None, values.name, f"one of {', '.join(DTYPES)} (drop it, or derive one)", f"dtype {values.dtype}")
+        raise DataError(None, values.name, f"one of {', '.join(DTYPES)}", f"dtype {values.dtype}")
     seen = values.cast(pl.String).drop_nulls().unique().sort() if dtype == "string" else ()
-    few = dtype == "string" and len(seen) <= most
-    return Column(name=values.name, dtype=dtype, nullable=values.null_count() > 0, categories=tuple(seen) if few else None)
+    few = tuple(seen) if dtype == "string" and len(seen) <= most else None
+    return Column(name=values.name, dtype=dtype, nullable=values.null_count() > 0, categories=few)

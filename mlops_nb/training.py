@@ -145,7 +145,7 @@ def _placeable(settings: Settings | None) -> None:
     if not ray.is_initialized(): connect(settings)
     most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if most < 1:
-        raise TrainingError(f"no trial can ever be placed: expected a node with 1 CPU or more, the largest has {most:g}; "
+        raise TrainingError(f"no trial can ever be placed: expected a node with 1 CPU, the largest has {most:g}; "
                             "raise [cluster] num_cpus in settings.ini, or add a node")
 
 # %% ../nbs/08_training.ipynb #6ca3c974
@@ -202,7 +202,8 @@ def _best(results: list, named: dict[str, Candidate], objective: Objective, fold
     "The best finished trial, fitted again on the whole training split."
     found = Search(None, _table(results), objective.scoring, folds)
     if found.finished.is_empty():
-        raise TrainingError(f"none of {len(results)} trials finished; the first said: {found.trials['error'].drop_nulls()[:1].to_list()}")
+        said = found.trials["error"].drop_nulls().to_list() or ["nothing"]
+        raise TrainingError(f"none of {len(results)} trials was scored on every fold; the first error: {said[0]}")
     top = found.finished.row(0, named=True)
     given = {k: v for k, v in shared.items() if k in ("features", "signature", "seed")}
     params = results[top["trial"]].config.get(top["candidate"], {})
@@ -213,7 +214,8 @@ def _best(results: list, named: dict[str, Candidate], objective: Objective, fold
 # %% ../nbs/08_training.ipynb #8fd69bdb
 def _log(found: Search, settings: Settings) -> None:
     "Parameters, metrics and the trials' table, to the MLflow run that is open; nothing where none is."
-    if "MLFLOW_RUN_ID" not in os.environ and not ("mlflow" in sys.modules and sys.modules["mlflow"].active_run()): return
+    active = "mlflow" in sys.modules and sys.modules["mlflow"].active_run()
+    if not active and "MLFLOW_RUN_ID" not in os.environ: return
     with tracking.start_run(settings):
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -224,7 +226,7 @@ def _log(found: Search, settings: Settings) -> None:
         mlflow.log_text(picture(found.figure()), "search/trials.html")
         try: mlflow.log_params({"candidate": best.name, "metric": found.metric, "folds": found.folds, "seed": best.seed,
                                 "features": best.features, **{f"{best.name}.{k}": v for k, v in best.params.items()}})
-        except MlflowException: mlflow.set_tag("candidate", best.name)  # a run's parameters are those of its first search
+        except MlflowException: mlflow.set_tag("candidate", best.name)  # parameters are those of a run's first search
 
 # %% ../nbs/08_training.ipynb #ada6c3bc
 def search(
@@ -243,8 +245,8 @@ def search(
     settings = settings or workspace()
     named = {c.name: c for c in candidates}
     if not 0 < len(candidates) == len(named) <= trials:
-        raise TrainingError(f"{len(candidates)} candidates, trials={trials}: expected at least one candidate, names that "
-                            f"differ, and a trial for each; came {[c.name for c in candidates]}")
+        raise TrainingError(f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
+                            f"that differ, and a trial for each; came {[c.name for c in candidates]}")
     frame = split(frame, "train") if "_split" in frame.lazy().collect_schema() else frame.lazy().collect()
     shared = {"frame": frame, "objective": objective, "parts": folded(frame, objective, folds, seed), "seed": seed,
               "features": dotted(features, settings.workspace.package),

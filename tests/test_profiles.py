@@ -76,7 +76,8 @@ def same(ours: dict, theirs: dict) -> None:
         else: assert mine == value, name
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])  # whylogs is slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking is slow
 @given(frame=frames())
 def test_agrees_with_why_log(why, frame):
     theirs = why.log(frame.to_pandas()).view()

@@ -54,7 +54,7 @@ def _fail(record: NotebookExecutionManager, i: int, why: BaseException | None = 
 def follow(
     events,                                   # what `kernels.drive` yields
     record: NotebookExecutionManager,         # papermill's
-    on_cell: Callable[[int], None] | None = None,   # told each cell that starts, from 0
+    on_cell: Callable[[int, int], None] | None = None,   # told each cell that starts, from 0, and of how many
 ) -> None:
     "Bring a notebook's record up to date with what happens to it."
     i = next((i for i, c in enumerate(record.nb.cells) if c.cell_type == "code"), 0)
@@ -65,7 +65,7 @@ def follow(
                 case "start":
                     i = at
                     record.cell_start(record.nb.cells[i], cell_index=i)
-                    if on_cell: on_cell(i)
+                    if on_cell: on_cell(i, len(record.nb.cells))
                 case _: _show(record, at, news)
             if what == "done": record.cell_complete(record.nb.cells[i], cell_index=i)
             elif what == "failed": return _fail(record, i)
@@ -83,7 +83,7 @@ class RayEngine(Engine):
         env: dict[str, str] | None = None,   # the kernel's environment beyond the node's; default: this process's
         folder: str | None = None,           # where it works; default: this process's folder
         forked: bool = True,                 # from the node's fork server, libraries imported; False: a fresh process
-        on_cell: Callable[[int], None] | None = None,   # told each cell that starts, from 0
+        on_cell: Callable[[int, int], None] | None = None,   # told each cell that starts, from 0, and of how many
         execution_timeout: float | None = None,         # longest time for one cell, s
         start_timeout: float = 60, **_,
     ) -> None:

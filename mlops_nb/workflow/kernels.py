@@ -294,7 +294,7 @@ def _run(client, events, i: int, cell) -> bool:
     return state == "done"
 
 # %% ../../nbs/15b_workflow_kernels.ipynb #006f9403
-def work(nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options) -> Iterator[tuple[str, int, dict]]:
+def work(nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options) -> Iterator[tuple]:
     "The Ray task: `drive` with this node's fork server, in this node's environment."
     here = {k: v for k, v in plain(dict(os.environ)).items() if k not in env}
     yield from drive(nb, kernel_name, env=here | env, address=warm() if forked else None, **options)

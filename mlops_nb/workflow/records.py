@@ -29,7 +29,7 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
     "Absolute names of what a piece of code imports; of `from a import b`, which may be a module, also `a.b`."
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
             base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
@@ -48,8 +48,12 @@ def modules(
                 file = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
                 if module in found or not file.is_file(): continue
                 found[module] = file
-                ahead.append((ast.parse(file.read_bytes()), module if path.is_dir() else module.rpartition(".")[0]))
+                ahead.append((_tree(file), module if path.is_dir() else module.rpartition(".")[0]))
     return found
+
+def _tree(file: Path) -> ast.Module:
+    try: return ast.parse(file.read_bytes())
+    except SyntaxError: return ast.Module([], [])  # the import will say so
 
 # %% ../../nbs/15d_workflow_records.ipynb #a98bb4cb
 def key(
@@ -132,7 +136,8 @@ class Ledger:
     def newest(self, **facts: str) -> StageRun | None:
         "The newest successful stage with these facts."
         asked = " and ".join(f"tags.`mlops_nb.{k}` = '{v}'" for k, v in {**facts, "state": "done"}.items())
-        found = self.client.search_runs([self.experiment], asked, max_results=1, order_by=["attributes.start_time DESC"])
+        latest = ["attributes.start_time DESC"]
+        found = self.client.search_runs([self.experiment], asked, max_results=1, order_by=latest)
         return _stage_run(found[0]) if found else None
 
 # %% ../../nbs/15d_workflow_records.ipynb #52cbb2f1
