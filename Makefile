@@ -29,7 +29,7 @@ system: setup  ## what tests use beyond Python: a browser
 	else echo "chromium is not installed and this is not root: tests of pages will be skipped (apt-get install chromium)" >&2; fi
 
 demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint
-	mlops-nb demo
+	mlops-nb run -p simulate=true
 
 test: system  ## every test: the notebooks' lessons, then tests/
 	python -m pytest

@@ -208,8 +208,8 @@ def story(
     verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
     said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
             f"({report.positives / report.rows:.0%}) are positive ({o.target} = {o.positive}).",
-            f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} of "
-            f"them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
+            f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
+            f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
     if o.costs:
         price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows
         said.append(f"Its mistakes cost {price(c['fp'], c['fn']):.2f} a row; acting on every row would cost "

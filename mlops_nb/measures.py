@@ -82,14 +82,19 @@ def measurer(
         w = weights[order]
         tps = np.concatenate([[0.0], np.cumsum(w * y)])
         fps = np.concatenate([[0.0], np.cumsum(w)]) - tps
-        tp, fp, ones, zeros = tps[flagged], fps[flagged], tps[-1], fps[-1]
+        tp, fp, ones, zeros, total = tps[flagged], fps[flagged], tps[-1], fps[-1], w.sum()
         tps, fps = np.append(0, tps[ends + 1]), np.append(0, fps[ends + 1])
         gained = np.diff(tps)
         precisions = np.divide(tps[1:], tps[1:] + fps[1:], out=np.zeros(len(ends)), where=tps[1:] + fps[1:] > 0)
-        return {"roc_auc": np.trapezoid(tps, fps) / (ones * zeros), "average_precision": gained @ precisions / ones,
-                "brier": w @ squares / w.sum(), "log_loss": w @ logs / w.sum(),
-                "accuracy": (tp + zeros - fp) / w.sum(), "precision": tp / max(tp + fp, 1),
-                "recall": tp / ones, "f1": 2 * tp / (tp + fp + ones)}
+        return {
+            "roc_auc": np.trapezoid(tps, fps) / (ones * zeros),
+            "average_precision": (gained * precisions).sum() / ones,
+            "brier": (w * squares).sum() / total,
+            "log_loss": (w * logs).sum() / total,
+            "accuracy": (tp + zeros - fp) / total,
+            "precision": tp / max(tp + fp, 1),
+            "recall": tp / ones,
+            "f1": 2 * tp / (tp + fp + ones)}
     return measure
 
 # %% ../nbs/06a_measures.ipynb #42e062e2
@@ -107,7 +112,7 @@ def bootstrap(
     measures = {name: measurer(labels, np.asarray(p, float), threshold) for name, p in predictions.items()}
     rows = {name: [measure(np.ones(len(labels)))] for name, measure in measures.items()}
     for _ in range(resamples):
-        drawn = np.concatenate([rng.choice(rows_, len(rows_)) for rows_ in classes])
+        drawn = np.concatenate([same[rng.integers(len(same), size=len(same))] for same in classes])
         weights = np.bincount(drawn, minlength=len(labels)).astype(float)
         for name, measure in measures.items(): rows[name].append(measure(weights))
     return {name: pl.DataFrame(r) for name, r in rows.items()}
@@ -175,14 +180,16 @@ def segments(
     if values.dtype.is_numeric() and values.n_unique() > most:
         values = values.cast(pl.Float64).fill_nan(None)
         edges = sorted({float(f"{values.quantile(q):.6g}") for q in (0.25, 0.5, 0.75)})
-        names = [f"up to {edges[0]:.6g}", *(f"{a:.6g} to {b:.6g}" for a, b in zip(edges, edges[1:], strict=False)),
-                 f"over {edges[-1]:.6g}"]
-        values = values.cut(edges, labels=names)
+        names = [f"up to {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)),
+                 f"over {edges[-1]:g}", "missing"]
+        known = values.to_numpy()
+        return pl.Series(names).gather(np.where(np.isnan(known), len(names) - 1, np.searchsorted(edges, known)))
     if values.dtype in (pl.Date, pl.Datetime): values = values.dt.strftime("%Y-%m")
-    words = values.cast(pl.String).fill_null("missing")
-    common = words.value_counts(sort=True)[words.name or ""].head(most)
-    return words if words.n_unique() <= most else words.to_frame().select(
-        pl.when(pl.first().is_in(common.implode())).then(pl.first()).otherwise(pl.lit("other"))).to_series()
+    words = values.cast(pl.String).fill_null("missing").alias("word")
+    if words.n_unique() <= most: return words
+    common = words.value_counts().sort("count", "word", descending=[True, False])["word"].head(most)
+    return words.to_frame().select(pl.when(pl.col("word").is_in(common.implode())).then("word")
+                                   .otherwise(pl.lit("other"))).to_series()
 
 # %% ../nbs/06a_measures.ipynb #4b6484dd
 def _group(column: str, group: str, y: np.ndarray, p: np.ndarray, threshold: float) -> list[dict]:
@@ -254,7 +261,7 @@ def picture(
     for ax in fig.axes: ax.spines[["top", "right"]].set_visible(False)
     svg = io.BytesIO()
     with rc_context({"svg.hashsalt": "mlops_nb", "svg.fonttype": "none"}):
-        fig.savefig(svg, format="svg", metadata={"Date": None})
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}">'
 
 # %% ../nbs/06a_measures.ipynb #7d5fab38

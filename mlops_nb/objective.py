@@ -46,7 +46,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     positive: str | int | bool                       # its label that counts as positive
     key: str                                         # the column that identifies a row
     metric: Literal["roc_auc", "average_precision", "brier", "log_loss"] = "roc_auc"
-    accept: dict[str, float] = {}                    # bound of each score a model must keep
+    accept: dict[str, float] = {"calibration_error": 0.05}   # bound of each score a model must keep
     margin: float = Field(default=0.01, ge=0)        # how much worse than the champion still passes, in the metric
     threshold: float | None = Field(default=None, ge=0, le=1)
     costs: Costs | None = None                       # instead of a threshold
@@ -127,9 +127,11 @@ def evaluated(
     expression: str,                         # a column's name, or an expression as Polars' JSON
 ) -> pl.Series:
     "The values of an expression on a frame."
-    json_ = expression.startswith("{")
-    formula = pl.Expr.deserialize(io.StringIO(expression), format="json") if json_ else pl.col(expression)
-    try: return frame.select(formula).to_series()
+    formula = expression
+    try:
+        written = expression.startswith("{")
+        formula = pl.Expr.deserialize(io.StringIO(expression), format="json") if written else pl.col(expression)
+        return frame.select(formula).to_series()
     except pl.exceptions.PolarsError as e: raise ObjectiveError(f"{formula} does not fit the table: {e}") from e
 
 # %% ../nbs/07_objective.ipynb #726d054b
@@ -313,8 +315,9 @@ class Warrant:
     @property
     def reason(self) -> str:
         "The finding in a sentence."
-        return (f"The quick model gains {self.gain} in {self.objective.metric} over the rule “{self.rule.name}”; that is "
-                f"{'surely' if self.warranted else 'not surely'} more than {self.min_gain:g}, the least worth its upkeep.")
+        sure = "surely" if self.warranted else "not surely"
+        return (f"The quick model gains {self.gain} in {self.objective.metric} over the rule “{self.rule.name}”; "
+                f"that is {sure} more than {self.min_gain:g}, the least worth its upkeep.")
 
     def _repr_html_(self) -> str:
         from matplotlib.figure import Figure

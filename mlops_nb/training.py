@@ -8,6 +8,7 @@ __all__ = ['TRIALS', 'folded', 'scores', 'Search', 'search', 'Candidate', 'DataE
 
 # %% ../nbs/08_training.ipynb #59dd0614
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -129,6 +130,7 @@ def _tune(trainable: Callable, searcher, *, trials: int, folds: int, parallel: i
 
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in the table of trials
     with tempfile.TemporaryDirectory(prefix="mlops_nb-search-") as folder:
         return list(tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -140,9 +142,8 @@ def _tune(trainable: Callable, searcher, *, trials: int, folds: int, parallel: i
 
 def _placeable(settings: Settings | None) -> None:
     "Join the cluster, and make sure that it has room for a trial."
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized(): connect(settings)
     import ray
-
-    if not ray.is_initialized(): connect(settings)
     most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if most < 1:
         raise TrainingError(f"no trial can ever be placed: expected a node with 1 CPU, the largest has {most:g}; "
@@ -202,8 +203,9 @@ def _best(results: list, named: dict[str, Candidate], objective: Objective, fold
     "The best finished trial, fitted again on the whole training split."
     found = Search(None, _table(results), objective.scoring, folds)
     if found.finished.is_empty():
+        error = next((r.error for r in results if r.error), None)
         said = found.trials["error"].drop_nulls().to_list() or ["nothing"]
-        raise TrainingError(f"none of {len(results)} trials was scored on every fold; the first error: {said[0]}")
+        raise TrainingError(f"none of {len(results)} trials was scored on every fold; one said: {said[0]}") from error
     top = found.finished.row(0, named=True)
     given = {k: v for k, v in shared.items() if k in ("features", "signature", "seed")}
     params = results[top["trial"]].config.get(top["candidate"], {})

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb import lake
-from mlops_nb.serving import Endpoint, application_of, protocols
+from mlops_nb.serving import Handlers, Request, application_of, protocols
 from mlops_nb.serving.log import PredictionLog, Segment, framed, recover, sound, take_over, write
 from mlops_nb.serving.versions import Desired, Traffic
 from mlops_nb.settings import create
-from mlops_nb.training import Signature
+from mlops_nb.signature import Signature
 
 
 @pytest.fixture
@@ -156,12 +156,12 @@ def test_kill_9_loses_and_doubles_nothing(settings, round_):
                 for c in "ab"]
     acknowledged = [[], []]
     readers = [threading.Thread(target=lambda c=c, into=into: into.extend(c.stdout)) for c, into in
-               zip(children, acknowledged)]
+               zip(children, acknowledged, strict=True)]
     for r in readers: r.start()
     wait(lambda: all(len(a) > 500 for a in acknowledged), seconds=60)
     time.sleep(0.13 * round_)
     for c in children: os.kill(c.pid, signal.SIGKILL)
-    for c, r in zip(children, readers): c.wait(), r.join()
+    for c, r in zip(children, readers, strict=True): c.wait(), r.join()
     takers = [threading.Thread(target=recover, args=(settings, "churn")) for _ in range(2)]
     for t in takers: t.start()
     for t in takers: t.join()
@@ -176,7 +176,8 @@ def test_kill_9_loses_and_doubles_nothing(settings, round_):
 
 # ---- protocols and the endpoint
 
-SIGNATURE = Signature.of(pl.DataFrame({"tenure": [1, 2, None], "charges": [1.0, 2.0, 3.0], "contract": ["a", "b", "a"]}))
+SIGNATURE = Signature.of(pl.DataFrame({"tenure": [1, None], "charges": [1.0, 2.0], "contract": ["a", "b"]}))
+JSON = {"content-type": "application/json"}
 
 
 class Model:
@@ -197,10 +198,10 @@ class Fixed:
 
 def client(settings, *, shadow=(), token=None):
     logs = PredictionLog(settings, "churn"), PredictionLog(settings, "churn", "_feedback")
-    endpoint = Endpoint(Fixed(settings, shadow), *logs)
+    endpoint = Handlers(Fixed(settings, shadow), *logs)
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return endpoint, httpx.AsyncClient(transport=httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False),
-                                       base_url="http://churn", headers=headers)
+    transport = httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False)
+    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://churn", headers=headers)
 
 
 def ask(client, *requests):
@@ -221,17 +222,18 @@ def test_an_answer_is_in_the_log_before_it_is_sent(settings):
     assert [p["prediction_id"] for p in answer.json()["predictions"]] == rows["prediction_id"].to_list()
     assert answer.json()["predictions"][0] | {"prediction_id": ""} == {
         "prediction": "Yes", "probability": 0.75, "prediction_id": "", "model_version": "4"}
-    assert [orjson.loads(i) for i in rows["inputs"]] == [GOOD, {"tenure": None, "charges": 1.0, "contract": "never seen"}]
+    logged = [orjson.loads(i) for i in rows["inputs"]]
+    assert logged == [GOOD, {"tenure": None, "charges": 1.0, "contract": "never seen"}]
     assert set(rows["stage"]) == {"production"} and set(rows["signature"]) == {SIGNATURE.digest}
     assert rows["latency_ms"].min() > 0
 
 
 BAD = {
-    "not JSON": (400, {"content": b"{rows", "headers": {"content-type": "application/json"}}),
-    "NaN": (400, {"content": b'{"rows":[{"charges":NaN}]}', "headers": {"content-type": "application/json"}}),
-    "beyond a double": (400, {"content": b'{"rows":[{"charges":1e999}]}', "headers": {"content-type": "application/json"}}),
-    "not UTF-8": (400, {"content": b'{"rows":[{"contract":"\xff"}]}', "headers": {"content-type": "application/json"}}),
-    "deeply nested": (400, {"content": b"[" * 100_000, "headers": {"content-type": "application/json"}}),
+    "not JSON": (400, {"content": b"{rows", "headers": JSON}),
+    "NaN": (400, {"content": b'{"rows":[{"charges":NaN}]}', "headers": JSON}),
+    "beyond a double": (400, {"content": b'{"rows":[{"charges":1e999}]}', "headers": JSON}),
+    "not UTF-8": (400, {"content": b'{"rows":[{"contract":"\xff"}]}', "headers": JSON}),
+    "deeply nested": (400, {"content": b"[" * 100_000, "headers": JSON}),
     "a form": (415, {"data": {"rows": "1"}}),
     "no content type": (415, {"content": b'{"rows":[]}'}),
     "a list": (400, {"json": [GOOD]}),
@@ -240,7 +242,7 @@ BAD = {
     "no rows": (422, {"json": {"rows": []}}),
     "a row no object": (422, {"json": {"rows": [3]}}),
     "too many rows": (413, {"json": {"rows": [GOOD] * 6}}),
-    "too large": (413, {"content": b" " * ((1 << 25) + 1), "headers": {"content-type": "application/json"}}),
+    "too large": (413, {"content": b" " * ((1 << 25) + 1), "headers": JSON}),
     "missing column": (422, {"json": {"rows": [{"tenure": 1, "charges": 1.0}]}}),
     "wrong type": (422, {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}}),
     "unknown column": (422, {"json": {"rows": [GOOD | {"tenur": 1}]}}),
@@ -274,7 +276,6 @@ def test_no_bytes_make_the_parser_do_anything_but_refuse(body):
 
 def test_one_request_that_breaks_the_model_spares_its_batch(settings):
     endpoint, _ = client(settings)
-    from mlops_nb.serving import Request
     served = endpoint.versions.traffic.choose()
     rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD | {"charges": None}], [GOOD, GOOD]]
     answers = endpoint.predictor.answer([Request(served, r, 0.0) for r in rows])
@@ -299,7 +300,7 @@ def test_what_cannot_be_logged_is_not_answered(settings):
 
 def test_feedback(settings):
     endpoint, http = client(settings)
-    labels = [{"prediction_id": "a", "label": "Yes"}, {"prediction_id": "b", "label": 1}, {"prediction_id": "c", "label": True}]
+    labels = [{"prediction_id": i, "label": label} for i, label in (("a", "Yes"), ("b", 1), ("c", True))]
     good, bad = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}),
                     ("POST", "/feedback", {"json": {"labels": [{"prediction_id": "a"}]}}))
     assert good.json() == {"accepted": 3} and bad.status_code == 422
@@ -322,7 +323,8 @@ def test_the_documents_come_from_the_signature(settings):
     spec, page, wrong = ask(http, ("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/predict", {}))
     row = spec.json()["components"]["schemas"]["Row"]
     assert set(row["properties"]) == {c.name for c in SIGNATURE.columns} and row["required"] == ["charges", "contract"]
-    assert "tenure" in page.text and page.headers["content-type"].startswith("text/html") and "//" not in page.text.split("<script>")[0]
+    assert "tenure" in page.text and page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text, "nothing may come from elsewhere"
     assert wrong.status_code == 405
 
 
@@ -333,7 +335,8 @@ def test_a_shadow_sees_the_traffic_and_answers_none(settings):
     endpoint.log.flush()
     rows = lake.scan(endpoint.log.table).collect()
     assert answer.json()["model_version"] == "4"
-    assert sorted(zip(rows["stage"], rows["model_version"])) == [("production", "4")] * 2 + [("shadow", "5")] * 2
+    found = sorted(zip(rows["stage"], rows["model_version"], strict=True))
+    assert found == [("production", "4")] * 2 + [("shadow", "5")] * 2
 
 
 def test_an_abandoned_folder_is_nothing_to_take_over(settings):

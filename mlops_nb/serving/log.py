@@ -144,7 +144,7 @@ class PredictionLog:
         self.writing, self.moving, self.stopped = threading.Lock(), threading.Lock(), threading.Event()
         self.trouble: str | None = None  # why the last move failed
         self.segment = Segment.create(self.folder)
-        self.mover = threading.Thread(target=self._keep_moving, daemon=True, name=f"{kind}-mover")
+        self.mover = threading.Thread(target=_keep_moving, args=(self,), daemon=True, name=f"{kind}-mover")
 
     def start(self) -> "PredictionLog":
         "Begin to move in the background."
@@ -164,13 +164,6 @@ class PredictionLog:
                 os.close(old.fd)
             return move(self.segment, self.table, self.schema) + take_over(self.folder, self.table, self.schema)
 
-    def _keep_moving(self) -> None:
-        while not self.stopped.wait(self.every):
-            try:
-                self.flush()
-                self.trouble = None
-            except Exception as e: self.trouble = f"{type(e).__name__}: {e}"  # the rows are still in the file
-
     def close(self) -> int:
         "Stop, and move the rest; the number of rows. What cannot be moved now waits for the next owner."
         self.stopped.set()
@@ -181,6 +174,14 @@ class PredictionLog:
         return take_over(self.folder, self.table, self.schema)
 
 # %% ../../nbs/12a_serving_log.ipynb #cf5b38c0
+def _keep_moving(log: PredictionLog) -> None:
+    "What the background thread does until the log is closed."
+    while not log.stopped.wait(log.every):
+        try:
+            log.flush()
+            log.trouble = None
+        except Exception as e: log.trouble = f"{type(e).__name__}: {e}"  # the rows are still in the file
+
 def _place(settings: Settings, model: str, kind: str) -> tuple[Path, str, dict]:
     "Folder of the log files, address of the table, and its columns."
     return settings.state / "wal" / model / kind, settings.table(kind, model), TABLES[kind]

@@ -19,7 +19,7 @@ from uuid import uuid4
 import orjson
 
 from ..settings import MlopsError
-from ..training import Signature
+from ..signature import Signature
 
 # %% ../../nbs/12b_serving_protocols.ipynb #3ff54dc1
 class Refused(MlopsError):
@@ -42,7 +42,7 @@ class Refused(MlopsError):
 # %% ../../nbs/12b_serving_protocols.ipynb #90df021e
 def parse(body: bytes, content_type: str, *keys: str) -> dict:
     "The JSON object of a request, which must have exactly these keys."
-    kind = content_type.split(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(415, f"content type is {kind or 'missing'}: send application/json", expected="application/json")
     try: found = orjson.loads(body)
@@ -56,9 +56,11 @@ def parse(body: bytes, content_type: str, *keys: str) -> dict:
 def objects(found: dict, key: str, *, limit: int) -> list[dict]:
     "The list under a key: one object or more, at most `limit`."
     items = found[key]
-    if not isinstance(items, list): raise Refused(400, f"'{key}' is a {type(items).__name__}, expected a list of objects")
+    if not isinstance(items, list):
+        raise Refused(400, f"'{key}' is a {type(items).__name__}, expected a list of objects")
     if not items: raise Refused(422, f"'{key}' is empty: send one object or more")
-    if len(items) > limit: raise Refused(413, f"{len(items)} {key} in one request, at most {limit} are taken: send several")
+    if len(items) > limit:
+        raise Refused(413, f"{len(items)} {key} in one request, at most {limit} are taken: send several requests")
     for i, item in enumerate(items):
         if not isinstance(item, dict):
             raise Refused(422, f"row {i} is a {type(item).__name__}, expected an object", row=i, expected="object")
@@ -77,7 +79,8 @@ def read_labels(body: bytes, content_type: str, *, limit: int) -> dict[str, list
         if set(item) != {"prediction_id", "label"}:
             raise Refused(422, f"row {i} has {sorted(item)}, expected 'label' and 'prediction_id'", row=i)
         if not (isinstance(item["prediction_id"], str) and item["prediction_id"]):
-            raise Refused(422, f"row {i}: prediction_id is not a text", row=i, column="prediction_id", expected="string")
+            raise Refused(422, f"row {i}: prediction_id is not a text", row=i, column="prediction_id",
+                          expected="string")
         if not isinstance(item["label"], str | int):
             raise Refused(422, f"row {i}: label is a {type(item['label']).__name__}, expected a text or a whole number",
                           row=i, column="label", expected="string")
@@ -140,27 +143,31 @@ def openapi(
     text = {"type": "string"}
     prediction = {"type": "object", "properties": {"prediction": text, "probability": {"type": "number"},
                                                    "prediction_id": text, "model_version": text}}
-    label = {"type": "object", "properties": {"prediction_id": text, "label": text}, "required": ["prediction_id", "label"]}
+    label = {"type": "object", "properties": {"prediction_id": text, "label": text},
+             "required": ["prediction_id", "label"]}
+    row = listed({"$ref": "#/components/schemas/Row"}, "rows", limit=limit)
     answer = listed(prediction, "predictions")
     answer["properties"]["model_version"] = text
-    paths = {"/predict": {"post": operation("Predict rows", listed({"$ref": "#/components/schemas/Row"}, "rows", limit=limit),
-                                            answer)},
+    paths = {"/predict": {"post": operation("Predict rows", row, answer)},
              "/feedback": {"post": operation("Report what became true", listed(label, "labels", limit=limit))},
              "/ping": {"get": operation("Is it up?")}, "/healthz": {"get": operation("Which versions answer?")}}
     bearer = {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}} if secured else {}
-    refused = {"description": "What was expected, what came", "content": {"application/json": {"schema": {"type": "object"}}}}
+    refused = {"description": "What was expected, what came",
+               "content": {"application/json": {"schema": {"type": "object"}}}}
     return {"openapi": "3.1.0", "info": {"title": name, "version": signature.digest}, "servers": [{"url": server}],
             "paths": paths, "security": [{"bearer": []}] if secured else [],
             "components": {"schemas": {"Row": row_schema(signature)}, "responses": {"Refused": refused}, **bearer}}
 
 # %% ../../nbs/12b_serving_protocols.ipynb #873c2504
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}td,th{{text-align:left;padding:.2rem .8rem
- .2rem 0}}textarea{{width:100%;height:14rem;font:13px monospace}}pre{{background:#8881;padding:1rem;overflow:auto}}</style>
+<style>body{{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+td,th{{text-align:left;padding:.2rem .8rem .2rem 0}}textarea{{width:100%;height:14rem;font:13px monospace}}
+pre{{background:#8881;padding:1rem;overflow:auto}}</style>
 <h1>{title}</h1><p>Signature {digest}. Machine-readable: <a href="openapi.json">openapi.json</a>.</p>
 <table><tr><th>column<th>type<th>may be missing<th>seen in training</tr>{columns}</table>
 <h2>Try it</h2><label>Bearer token, if one is needed <input id="token" type="password"></label>
-<p><textarea id="body" aria-label="request">{body}</textarea><p><button id="send">POST predict</button><pre id="answer"></pre>
+<p><textarea id="body" aria-label="request">{body}</textarea>
+<p><button id="send">POST predict</button><pre id="answer"></pre>
 <script>document.getElementById("send").onclick = async () => {{
   const headers = {{"content-type": "application/json"}}, token = document.getElementById("token").value;
   if (token) headers.authorization = "Bearer " + token;
@@ -233,7 +240,8 @@ def asgi(routes: dict[str, Route], tokens: list[str], *, close: Callable = lambd
         except Exception:
             error = uuid4().hex
             logger.exception("error %s", error)
-            status, body = 500, Refused(500, "the model failed on this request; the replica's log has the details", id=error).body
+            refused = Refused(500, "the model failed on this request; the replica's log has the details", id=error)
+            status, body = 500, refused.body
         await send({"type": "http.response.start", "status": status, "headers": [
             (b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *extra]})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -245,14 +245,15 @@ def _unknown(stages: tuple[Stage, ...], given: Mapping) -> list[Problem]:
     problems = [Problem("parameters", None, f"no stage has a parameter `{name}`"
                         + (_near(name, known) or f"; known are {', '.join(sorted(known)) or 'none'}"))
                 for name in given if name not in known]
-    return problems + [Problem("parameters", None, f"{flaw}: parameters are made of None, bool, int, float, str, list, dict")
+    return problems + [Problem("parameters", None, f"{flaw}: give None, bool, int, float, str, lists or dicts")
                        for name, value in given.items() if (flaw := _flaw(value, name))]
 
 def _doubles(stages: tuple[Stage, ...]) -> list[Problem]:
     problems, givers, names = [], {}, {}
     for stage in stages:
         if names.setdefault(stage.name, stage) is not stage:
-            problems.append(Problem(stage.path.name, None, f"is called {stage.name}, like {names[stage.name].path.name}"))
+            other = names[stage.name].path.name
+            problems.append(Problem(stage.path.name, None, f"is called {stage.name}, and so is {other}: rename one"))
         problems += [Problem(stage.path.name, cell, f"glues `{output}`, which {givers[output]} glues too: rename one")
                      for output, cell in stage.glues.items() if givers.setdefault(output, stage.name) != stage.name]
     return problems

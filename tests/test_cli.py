@@ -1,0 +1,142 @@
+"The command line: bad input ends with one clear sentence; two workspaces do not notice each other."
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import free_port
+
+from mlops_nb import cluster, lake
+from mlops_nb.settings import create
+
+ROOT = Path(__file__).parent.parent
+COMMAND = Path(sys.executable).parent / "mlops-nb"
+NOTEBOOKS = ROOT / "tests" / "notebooks"
+
+
+def call(*words, env=None, timeout=300):
+    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout,
+                          env=os.environ | (env or {}), cwd="/")
+
+
+def fails(done, *says, code=1):
+    "It failed with one sentence, and no traceback."
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for word in says: assert word in done.stderr.replace("\n", " "), done.stderr
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    "Without the session's cluster: a workspace of its own."
+    for name in ("MLOPS_NB__CLUSTER__ADDRESS", "MLOPS_NB__SERVE__PORT"): monkeypatch.delenv(name, raising=False)
+    for name in [n for n in os.environ if n.startswith("RAY_")]: monkeypatch.delenv(name)
+
+
+def a_copy(folder: Path, **sections) -> Path:
+    "The reference workspace, copied."
+    for name in ("nbs", "mlops_nb", "data"): shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "requirements.lock", folder)
+    create(folder, **{"workspace": {"name": "churn", "package": "mlops_nb", "notebooks": "nbs/churn"}} | sections)
+    return folder
+
+
+def test_no_workspace(tmp_path): fails(call("status", "-w", tmp_path), "no settings.ini")
+
+
+def test_unknown_setting(tmp_path):
+    (tmp_path / "settings.ini").write_text("[serve]\nprot = 1\n")
+    fails(call("status", "-w", tmp_path), "prot", "did you mean 'port'")
+
+
+def test_usage():
+    fails(call("lineage"), code=2)
+    fails(call("run", "-p", "trials"), "NAME=VALUE", code=2)
+    fails(call("no-such-command"), code=2)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = call("status", "-w", tmp_path, "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_unknown_parameter(tmp_path):
+    fails(call("run", "-w", a_copy(tmp_path / "w"), "-p", "trails=3"), "trails", "did you mean `trials`")
+
+
+def test_notebook_without_parameters(tmp_path):
+    work = a_copy(tmp_path / "w")
+    shutil.copy(NOTEBOOKS / "no_parameters.ipynb", work / "nbs" / "churn" / "7_more.ipynb")
+    fails(call("run", "-w", work), "7_more.ipynb", "parameters")
+
+
+def test_port_in_use(tmp_path, apart):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        create(tmp_path / "w", serve={"port": port})
+        fails(call("up", "-w", tmp_path / "w"), str(port), "in use")
+    assert not (tmp_path / "w" / ".mlops_nb" / "cluster.json").exists()
+
+
+def test_cluster_not_reachable(tmp_path, apart):
+    create(tmp_path / "w", cluster={"address": f"127.0.0.1:{free_port()}"})
+    fails(call("up", "-w", tmp_path / "w"), "cannot be reached", "[cluster] address")
+
+
+def test_database_unreadable(tmp_path, ray_cluster):
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    work = a_copy(tmp_path / "w", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    fails(call("run", "-w", work), "mlflow.db", "cannot be read", "[tracking] uri")
+
+
+def test_missing_source_and_wrong_target(tmp_path, ray_cluster):
+    work = a_copy(tmp_path / "w")
+    fails(call("run", "-w", work, "--to", "ingest", "-p", "source=data/no.csv"), "no data at", "data/no.csv")
+    assert not lake.exists(str(work / "storage" / "lake" / "churn"))
+    module = work / "mlops_nb" / "churn" / "objective.py"
+    notebook = work / "nbs" / "churn" / "0_objective.ipynb"
+    for file in (module, notebook): file.write_text(file.read_text().replace('target=\\"churn\\"', 'target=\\"left\\"')
+                                                    .replace('target="churn"', 'target="left"'))
+    fails(call("run", "-w", work, "--to", "objective"), "left", "0_objective.ipynb")
+
+
+def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
+    "Both up; one's replica is killed again and again; the other never answers for it, and is not disturbed."
+    a, b = (create(tmp_path / n, workspace={"name": n}, serve={"port": free_port()}) for n in "ab")
+    urls = {s.workspace.name: f"http://127.0.0.1:{s.serve.port}/api/status" for s in (a, b)}
+    try:
+        for s in (a, b): assert call("up", "-w", s.root).returncode == 0
+        name = lambda which: httpx.get(urls[which], timeout=5).json()["workspace"]["name"]
+        assert [name("a"), name("b")] == ["a", "b"]
+        victims = [p for p in cluster.members(cluster.find(a).session) if "ServeReplica" in " ".join(p.cmdline())]
+        assert victims
+        for p in victims: p.send_signal(signal.SIGKILL)
+        answers, until = [], time.monotonic() + 30
+        while time.monotonic() < until and answers[-3:] != ["a"] * 3:
+            assert name("b") == "b"
+            try: answers.append(name("a"))
+            except (httpx.HTTPError, json.JSONDecodeError): answers.append("none")
+            time.sleep(0.05)
+        assert set(answers) <= {"a", "none"} and answers[-1] == "a"
+        gone = cluster.members(cluster.find(a).session)
+        assert call("down", "-w", a.root).returncode == 0
+        assert not [p for p in gone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        assert name("b") == "b" and cluster.find(b)
+    finally:
+        for s in (a, b): call("down", "-w", s.root)
+    assert not cluster.find(b) and not httpx_answers(urls["b"])
+
+
+def httpx_answers(url: str) -> bool:
+    try: return bool(httpx.get(url, timeout=2))
+    except httpx.HTTPError: return False

@@ -1,0 +1,218 @@
+"Objectives, hypotheses and rules: what they refuse, and verdicts on data whose truth is known."
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from mlops_nb import objective as o
+
+BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
+objective = o.Objective(**BASE)
+
+
+def table(n=2000, seed=0, **columns):
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < 0.3
+    made = {k: f(rng, y) for k, f in columns.items()}
+    return pl.DataFrame({"id": range(n), "y": np.where(y, "yes", "no"), **made, "_split": ["train"] * n})
+
+
+def verdict(frame, **hypothesis):
+    return o.test(frame, [o.Hypothesis(name="h", statement="s", **hypothesis)], objective).table.row(0, named=True)
+
+
+def test_an_objective_survives_json_and_states_its_calibration_bound():
+    full = o.Objective(**BASE, accept={"roc_auc": 0.8, "tpr_gap": 0.1}, protected=("sex",), costs={"false_positive": 1,
+                       "false_negative": 3}, metric="brier")
+    assert o.Objective.model_validate_json(full.model_dump_json()) == full
+    assert full.accept["calibration_error"] == 0.05 and full.decision_threshold == 0.25
+    assert full.scoring == "neg_brier_score"
+    assert o.Objective(**BASE, accept={"calibration_error": 0.2}).accept == {"calibration_error": 0.2}
+    assert objective.accept == {"calibration_error": 0.05}
+    assert objective.decision_threshold == 0.5 and o.Objective(**BASE, threshold=0.0).decision_threshold == 0
+
+
+@pytest.mark.parametrize("wrong", [
+    {"accept": {"auc": 0.8}}, {"accept": {"tpr_gap": 0.1}}, {"metric": "f1"}, {"colour": "red"}, {"threshold": 2},
+    {"threshold": 0.5, "costs": {"false_positive": 1, "false_negative": 1}},
+    {"costs": {"false_positive": 0, "false_negative": 1}}, {"margin": -1}])
+def test_an_objective_refuses(wrong):
+    with pytest.raises(ValidationError): o.Objective(**BASE, **wrong)
+
+
+@pytest.mark.parametrize("scorer", o.SCORERS.values())
+def test_scorers_are_scikit_learns(scorer):
+    from sklearn.metrics import get_scorer
+    assert get_scorer(scorer)
+
+
+@pytest.mark.parametrize(("values", "positive", "ones"), [
+    (["a", "b", "a"], "a", [1, 0, 1]), ([0, 1, 1], 1, [0, 1, 1]), ([True, False, False], True, [1, 0, 0]),
+    ([True, False, False], False, [0, 1, 1]), ([0, 1, 2], 0, [1, 0, 0])])
+def test_labels(values, positive, ones):
+    found = o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
+    assert found.tolist() == ones
+
+
+def test_labels_of_categories():
+    frame = pl.DataFrame({"y": pl.Series(["yes", "no"], dtype=pl.Categorical)})
+    assert o.labels(frame, objective).tolist() == [1, 0]
+    assert o.labels(frame.cast(pl.Enum(["no", "yes"])), objective).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("values", "says"), [
+    (["yes", None], "1 rows have no 'y'"), (["no", "no"], "needs 'yes'"), (["yes", "yes"], "another label"),
+    ([0, 1], "came \\["), ([], "needs")])
+def test_labels_refuse(values, says):
+    with pytest.raises(o.ObjectiveError, match=says): o.labels(pl.DataFrame({"y": values}), objective)
+    with pytest.raises(o.ObjectiveError, match="expected the target"): o.labels(pl.DataFrame({"x": values}), objective)
+
+
+def test_split_needs_its_column_and_rows():
+    with pytest.raises(o.ObjectiveError, match="_split"): o.split(pl.DataFrame({"y": ["yes"]}), "train")
+    with pytest.raises(o.ObjectiveError, match="train"): o.split(pl.DataFrame({"_split": ["test"]}), "train")
+    assert len(o.split(pl.LazyFrame({"_split": ["test", "train"]}), "test")) == 1
+
+
+def test_python_functions_are_refused_on_both_ways_in():
+    hidden = pl.col("x").map_batches(lambda s: s)
+    with pytest.raises(ValidationError, match="Python function"): o.Rule(name="r", expression=hidden)
+    text = hidden.meta.serialize(format="json")
+    with pytest.raises(ValidationError, match="Python function"): o.Rule(name="r", expression=text)
+    with pytest.raises(ValidationError): o.Rule(name="r", expression=3)
+
+
+def test_an_expression_that_does_not_fit_says_so():
+    frame = table(50)
+    for column in ("nowhere", pl.col("y") + 1, "{not json"):
+        with pytest.raises(o.ObjectiveError, match="does not fit"): verdict(frame, column=column)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_holm(p):
+    found, order = o.holm(p), np.argsort(p)
+    assert ((found >= p) & (found <= 1)).all() and found.min() == pytest.approx(min(1, len(p) * min(p)))
+    assert (np.diff(found[order]) >= 0).all()
+    assert o.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize(("column", "expect", "verdict_"), [
+    ("strong", "more", "supported"), ("strong", "differs", "supported"), ("strong", "less", "refuted"),
+    ("none", "differs", "refuted"), ("none", "more", "refuted"), ("slight", "more", "undecided"),
+    ("slight", "less", "refuted"), ("constant", "differs", "undecided"), ("empty", "more", "undecided"),
+    ("flag", "more", "supported"), ("flag", "less", "refuted"), ("kind", "differs", "supported"),
+    ("dull", "differs", "refuted"), ("when", "more", "supported")])
+def test_verdicts_where_the_truth_is_known(column, expect, verdict_):
+    frame = table(
+        6000, 2, strong=lambda r, y: y + r.normal(size=len(y)), none=lambda r, y: r.normal(size=len(y)),
+        slight=lambda r, y: 0.16 * y + r.normal(size=len(y)), constant=lambda r, y: np.ones(len(y)),
+        empty=lambda r, y: pl.Series([None] * len(y)), flag=lambda r, y: r.random(len(y)) < 0.3 + 0.3 * y,
+        kind=lambda r, y: np.where(y, r.choice(["a", "b", "b"], len(y)), r.choice(["a", "a", "b"], len(y))),
+        dull=lambda r, y: r.choice(["a", "b", "c"], len(y)),
+        when=lambda r, y: (np.datetime64("2026-01-01") + (y * 20 + r.integers(0, 30, len(y))).astype("m8[D]")))
+    found = verdict(frame, column=column, expect=expect)
+    assert found["verdict"] == verdict_, found
+    assert found["low"] <= found["effect"] <= found["high"]
+
+
+def test_few_rows_decide_nothing():
+    frame = table(30, x=lambda r, y: 0.3 * y + r.normal(size=len(y)))
+    assert verdict(frame, column="x", expect="more")["verdict"] == "undecided"
+
+
+def test_boolean_effect_is_the_difference_of_shares_and_missing_rows_do_not_count():
+    frame = table(2000, x=lambda r, y: r.random(len(y)) < 0.3 + 0.3 * y).with_columns(
+        x=pl.when(pl.col("id") >= 100).then("x"))
+    share = lambda label: frame.filter(pl.col("y") == label)["x"].mean()
+    found = verdict(frame, column="x")
+    assert found["effect"] == pytest.approx(share("yes") - share("no")) and found["rows"] == 1900
+
+
+def test_cramers_v_and_the_test_behind_it():
+    from scipy.stats import chi2_contingency
+    from scipy.stats.contingency import association
+    frame = table(3000, k=lambda r, y: np.where(y, r.choice(["a", "b", "b"], len(y)),
+                                                r.choice(["a", "b", "c"], len(y))))
+    counts = frame.group_by("k", "y").len().pivot("y", index="k", values="len").fill_null(0).drop("k").to_numpy()
+    found = verdict(frame, column="k")
+    assert found["effect"] == pytest.approx(association(counts), abs=0.005)
+    assert found["p_value"] == pytest.approx(chi2_contingency(counts).pvalue)
+
+
+def test_rare_categories_are_tested_by_permutation():
+    frame = table(60, k=lambda r, y: [f"c{i % 20}" for i in range(len(y))])
+    found = verdict(frame, column="k")
+    assert found["p_value"] >= 1e-4 and found["verdict"] == "undecided"
+    assert found == verdict(frame, column="k")
+
+
+def test_categories_have_no_direction():
+    frame = table(50, k=lambda r, y: ["a", "b"] * 25)
+    with pytest.raises(o.ObjectiveError, match="no order"): verdict(frame, column="k", expect="more")
+
+
+def test_luck_supports_nothing():
+    wrong = 0
+    for seed in range(40):
+        frame = table(200, seed=seed, **{f"x{i}": lambda r, y: r.normal(size=len(y)) for i in range(10)})
+        beliefs = [o.Hypothesis(name=f"x{i}", statement="", column=f"x{i}", min_effect=0.01) for i in range(10)]
+        found = o.test(frame, beliefs, objective)
+        wrong += "supported" in found.table["verdict"]
+    assert wrong <= 6                                             # 2 expected; uncorrected about 16
+
+
+def test_only_the_training_split_is_read():
+    frame = table(500, x=lambda r, y: y + r.normal(size=len(y)))
+    other = frame.with_columns(x=-pl.col("x"), y=pl.lit("no"), _split=pl.lit("test"))
+    assert verdict(pl.concat([frame, other]), column="x") == verdict(frame, column="x")
+
+
+def test_hypotheses_need_names_of_their_own():
+    h = o.Hypothesis(name="h", statement="s", column="x")
+    with pytest.raises(o.ObjectiveError, match="same name"): o.test(table(50), [h, h], objective)
+    with pytest.raises(o.ObjectiveError, match="at least one"): o.test(table(50), [], objective)
+
+
+def test_verdicts_show_what_came_from_people_escaped():
+    found = o.test(table(100, x=lambda r, y: r.normal(size=len(y))),
+                   [o.Hypothesis(name="<b>$x_$", statement="<script>", column="x")], objective)
+    assert "<script>" not in found._repr_html_() and "&lt;script&gt;" in found._repr_html_()
+
+
+@pytest.mark.parametrize("expression", [pl.col("x").log(), pl.lit(1), pl.when(pl.col("x") > 0).then(1.0), pl.col("y")])
+def test_a_rule_scores_every_row_with_a_finite_number(expression):
+    frame = table(20, x=lambda r, y: r.normal(size=len(y)))
+    with pytest.raises(o.ObjectiveError, match="rule 'r'"): o.Rule(name="r", expression=expression).score(frame)
+
+
+def signal(n=3000):
+    return table(n, a=lambda r, y: 1.0 * y + r.normal(size=len(y)), b=lambda r, y: 1.0 * y + r.normal(size=len(y)),
+                 k=lambda r, y: r.choice(["u", "v", None], len(y)))
+
+
+def test_warranted_only_by_a_gain_that_is_sure():
+    frame = signal()
+    weak, strong = o.Rule(name="a", expression="a"), o.Rule(name="both", expression=pl.col("a") + pl.col("b"))
+    assert o.warranted(frame, objective, weak).warranted
+    found = o.warranted(frame, objective, strong)
+    assert not found.warranted and "not surely" in found.reason and "not warranted" in found._repr_html_()
+    assert not o.warranted(frame, objective, weak, min_gain=0.3).warranted
+
+
+def test_a_loss_is_gained_by_being_lower():
+    brier = o.Objective(**BASE, metric="brier")
+    rate = o.Rule(name="rate", expression=pl.col("a") * 0 + 0.3)
+    found = o.warranted(signal(), brier, rate)
+    assert found.warranted and found.scores["quick model"].value < found.scores["rule"].value
+    with pytest.raises(o.ObjectiveError, match="judges probabilities"):
+        o.warranted(signal(), brier, o.Rule(name="a", expression="a"))
+
+
+def test_the_quick_model_never_sees_key_target_or_underscores():
+    frame = signal().with_columns(_leak=pl.col("y"))
+    assert o.features(frame, objective) == ["a", "b", "k"]
+    with pytest.raises(o.ObjectiveError, match="5 rows of each class"):
+        o.warranted(table(12, x=lambda r, y: r.normal(size=len(y))), objective, o.Rule(name="x", expression="x"))

@@ -1,0 +1,304 @@
+"What the training lessons leave out: contracts that must hold for any row, leaks, refusals, and a search on Ray."
+import json
+import os
+import sys
+from datetime import UTC, date, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+import skops.io
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import LinearSVC
+
+from mlops_nb import training
+from mlops_nb.candidate import dotted, load_pipeline, read, write
+from mlops_nb.objective import Objective
+from mlops_nb.settings import create
+from mlops_nb.signature import Column, Signature
+from mlops_nb.training import Candidate, DataError, TrainingError, fit, folded, scores, search
+
+OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
+LOGISTIC = Candidate("logistic", LogisticRegression())
+
+
+def table(n: int = 300, seed: int = 0) -> pl.DataFrame:
+    "Rows whose label depends on a number and a string."
+    random = np.random.default_rng(seed)
+    x, c = random.normal(size=n), random.choice(["a", "b", "c"], n)
+    y = np.where(x + (c == "a") + random.normal(size=n) > 0.5, "Yes", "No")
+    return pl.DataFrame({"id": [f"k{i}" for i in range(n)], "x": x, "n": random.integers(0, 9, n).astype(np.int32),
+                         "flag": x > 1, "c": c, "y": y}).with_columns(
+        maybe=pl.when(pl.col("n") > 7).then(None).otherwise(pl.col("x")))
+
+
+ALL = Signature(columns=(
+    Column(name="i", dtype="integer"), Column(name="f", dtype="float", nullable=True), Column(name="b", dtype="boolean"),
+    Column(name="s", dtype="string", nullable=True), Column(name="d", dtype="date", nullable=True),
+    Column(name="t", dtype="datetime", nullable=True)), ignored=("id",))
+GOOD = {"i": 1, "f": 2.5, "b": True, "s": "x", "d": "2026-01-31", "t": "2026-01-31T12:00:00Z"}
+
+ROWS = st.fixed_dictionaries(
+    {"i": st.integers(-2**63, 2**63 - 1), "b": st.booleans()},
+    optional={"f": st.none() | st.floats(allow_nan=False) | st.integers(-2**53, 2**53),
+              "s": st.none() | st.text(st.characters(codec="utf-8")), "d": st.none() | st.dates().map(str),
+              "t": st.none() | st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat), "id": st.integers()})
+
+
+@hypothesis(deadline=None)
+@given(st.lists(ROWS, max_size=8))
+def test_good_rows_become_exactly_the_schema(rows):
+    frame = ALL.frame(json.loads(json.dumps(rows)))
+    assert frame.schema == ALL.schema()
+    for got, row in zip(frame.to_dicts(), rows, strict=True):
+        assert (got["i"], got["b"], got["s"], got["f"]) == (row["i"], row["b"], row.get("s"), row.get("f"))
+        assert got["d"] == (row.get("d") and date.fromisoformat(row["d"]))
+        assert got["t"] == (row.get("t") and datetime.fromisoformat(row["t"]))
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+
+
+@hypothesis(deadline=None)
+@given(st.sampled_from(sorted(GOOD)), JSON, st.integers(0, 3))
+def test_a_cell_is_refused_exactly_if_its_column_does_not_accept_it(name, value, at):
+    column = next(c for c in ALL.columns if c.name == name)
+    rows = [GOOD] * at + [GOOD | {name: value}] + [GOOD]
+    if column.accepts(value): assert ALL.frame(rows).height == len(rows)
+    else:
+        with pytest.raises(DataError) as e: ALL.frame(rows)
+        assert (e.value.row, e.value.column, e.value.expected) == (at, name, column.expected)
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({"i": 1}, "row 1, column 'b': expected true or false, came no value"),
+    ([1], "row 1: expected an object with a value a column, came \\[1\\]"),
+    (None, "row 1: expected an object"),
+    (GOOD | {"i": "7"}, 'expected an integer of 64 bits, came "7"'),
+    (GOOD | {"i": 2**63}, "expected an integer of 64 bits"),
+    (GOOD | {"F": 1}, "column 'F'.*came an unknown column"),
+    (GOOD | {"iid": 1}, "column 'iid': expected 'i'|column 'iid'"),
+    (GOOD | {"d": "31.01.2026"}, "column 'd': expected a date such as 2026-01-31 or null"),
+    (GOOD | {"t": "noon"}, "column 't': expected a time"),
+    (GOOD | {"s": "x" * 500} | {"b": 1}, "column 'b': expected true or false, came 1"),
+    (GOOD | {"s": "\ud800"}, "column 's'"),
+])
+def test_the_error_names_the_culprit(row, says):
+    with pytest.raises(DataError, match=says): ALL.frame([GOOD, row])
+
+
+def test_times_of_several_forms_in_one_request():
+    rows = [GOOD | {"t": t} for t in ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00.5Z", "2026-01-31T14:00:00+02:00",
+                                      "2026-01-31 12:00:00", None)]
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert ALL.frame(rows)["t"].to_list() == [noon, noon.replace(microsecond=500_000), noon, noon, None]
+
+
+def test_a_signature_of_one_column_and_of_no_rows():
+    one = Signature(columns=(Column(name="i", dtype="integer"),))
+    assert one.frame([{"i": 3}])["i"].to_list() == [3] and one.frame([]).schema == one.schema()
+    with pytest.raises(DataError): one.frame([{}])
+
+
+def test_narrow_types_are_widened_and_wrong_ones_refused():
+    frame = pl.DataFrame({"a": pl.Series([1], dtype=pl.Int8), "b": pl.Series(["x"], dtype=pl.Categorical),
+                          "c": pl.Series([1.5], dtype=pl.Float32)})
+    signature = Signature.of(frame)
+    assert signature.conform(frame).schema == signature.schema() == {"a": pl.Int64, "b": pl.String, "c": pl.Float64}
+    with pytest.raises(DataError, match="column 'a': expected an integer of 64 bits, came dtype Float64"):
+        signature.conform(frame.with_columns(a=1.5))
+    with pytest.raises(DataError, match="column 'c'.*no such column"): signature.conform(frame.drop("c"))
+    with pytest.raises(DataError, match="dtype List"): Signature.of(pl.DataFrame({"l": [[1]]}))
+
+
+def test_bookkeeping_key_and_target_are_no_inputs_but_may_be_sent():
+    frame = table().with_columns(_split=pl.lit("train"))
+    signature = Signature.of(frame, ignored=("id", "y"))
+    assert [c.name for c in signature.columns] == ["x", "n", "flag", "c", "maybe"]
+    assert signature.frame(frame.to_dicts()).equals(signature.conform(frame))
+
+
+def test_digest_depends_on_the_contract_only():
+    assert Signature.of(table(seed=1)).digest != Signature.of(table().drop("n")).digest
+    frame = table().drop("id")
+    assert Signature.of(frame).digest == Signature.of(frame.reverse()).digest
+
+
+# fitting
+
+def test_unseen_categories_nulls_and_missing_columns_are_predicted():
+    fitted = fit(table(), OBJECTIVE, LOGISTIC)
+    frame = fitted.signature.frame([{"x": 1, "n": 2, "flag": True, "c": "never seen"}])
+    assert 0 < fitted.probability(frame)[0] < 1
+    assert 0 < fitted.probability(frame.with_columns(c=pl.lit(None, pl.String), x=pl.lit(None, pl.Float64)))[0] < 1
+
+
+def test_same_seed_same_model_other_seed_other_forest():
+    forest = Candidate("forest", RandomForestClassifier(n_estimators=5))
+    a, b, c = (fit(table(), OBJECTIVE, forest, seed=s).probability(table(50, 9)) for s in (1, 1, 2))
+    assert (a == b).all() and (a != c).any()
+
+
+def test_the_positive_label_is_the_objectives():
+    flipped = Objective(**OBJECTIVE.model_dump() | {"positive": "No"})
+    yes, no = fit(table(), OBJECTIVE, LOGISTIC), fit(table(), flipped, LOGISTIC)
+    assert np.allclose(yes.probability(table()), 1 - no.probability(table()), atol=1e-3)
+    assert (yes.labels, no.labels) == (("No", "Yes"), ("Yes", "No"))
+
+
+def test_a_target_of_three_labels_is_refused():
+    with pytest.raises(TrainingError, match="one other label"):
+        fit(table().with_columns(y=pl.Series(["Yes", "No", "Maybe"] * 100)), OBJECTIVE, LOGISTIC)
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (lambda: Candidate("a b", LogisticRegression()), "letters, digits"),
+    (lambda: Candidate("svc", LinearSVC()), "gives no probabilities"),
+    (lambda: Candidate("l", LogisticRegression(), {"depth": 1}), "no parameter depth"),
+    (lambda: dotted("nowhere.features", "ws"), "expected one of package 'ws'"),
+    (lambda: fit(table(), OBJECTIVE, LOGISTIC, features="nowhere.features"), "cannot be imported"),
+    (lambda: dotted(lambda frame: frame), "imports something else|cannot be imported"),
+    (lambda: fit(table().select("id", "y"), OBJECTIVE, LOGISTIC), "every column is a date"),
+    (lambda: folded(table(), OBJECTIVE, 1), "folds=1: expected 2 to"),
+])
+def test_refused_with_a_reason(make, says):
+    with pytest.raises(TrainingError, match=says): make()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    "A workspace package `wspkg` with a feature function."
+    (tmp_path / "wspkg").mkdir()
+    (tmp_path / "wspkg/__init__.py").write_text("")
+    (tmp_path / "wspkg/features.py").write_text(
+        "import polars as pl\n"
+        "def doubled(frame): return frame.with_columns(double=pl.col('x') * 2, text=pl.col('c') + '!')\n"
+        "def broken(frame): return frame.with_columns(z=pl.col('nope'))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [m for m in sys.modules if m.split(".")[0] == "wspkg"]: del sys.modules[name]
+
+
+def test_features_travel_by_name(package, tmp_path):
+    from wspkg.features import doubled
+    fitted = fit(table(), OBJECTIVE, LOGISTIC, features=doubled)
+    assert fitted.features == "wspkg.features.doubled"
+    assert "double" in fitted.pipeline["columns"].transformers[0][2]
+    again = read(write(fitted, tmp_path / "kept"), package="wspkg")
+    assert (again.probability(table()) == fitted.probability(table())).all()
+    with pytest.raises(TrainingError, match="names wspkg.features.doubled"): read(tmp_path / "kept", package="other")
+
+
+def test_features_that_fail_are_named(package):
+    with pytest.raises(TrainingError, match="broken fails on a frame without rows: ColumnNotFoundError"):
+        fit(table(), OBJECTIVE, LOGISTIC, features="wspkg.features.broken")
+
+
+@pytest.mark.parametrize("estimator", [
+    LogisticRegression(), RandomForestClassifier(n_estimators=3), HistGradientBoostingClassifier(max_iter=3)])
+def test_each_kind_of_estimator_survives_its_file(estimator, tmp_path):
+    fitted = fit(table(), OBJECTIVE, Candidate("c", estimator), {"random_state": 3})
+    again = read(write(fitted, tmp_path))
+    assert (again.probability(table()) == fitted.probability(table())).all()
+    assert (again.params, again.labels, again.signature) == (fitted.params, fitted.labels, fitted.signature)
+
+
+@pytest.mark.parametrize("evil", [os.system, os.listdir, eval, np.load, json.loads, np.memmap, pl.read_csv])
+def test_functions_of_elsewhere_are_refused(evil, tmp_path):
+    skops.io.dump(make_pipeline(FunctionTransformer(evil)), tmp_path / "model.skops")
+    with pytest.raises(TrainingError, match="expected types of scikit-learn"):
+        load_pipeline(tmp_path / "model.skops", package="wspkg")
+
+
+def test_a_file_that_is_none(tmp_path):
+    (tmp_path / "model.skops").write_bytes(b"no")
+    with pytest.raises(TrainingError, match="is not a skops file"): load_pipeline(tmp_path / "model.skops")
+    with pytest.raises(TrainingError, match="is no candidate"): read(tmp_path)
+
+
+# searching
+
+def test_folds_are_the_same_for_every_trial_and_keep_keys_together():
+    frame = table().with_columns(id=pl.col("id").str.slice(0, 3))
+    parts, again = folded(frame, OBJECTIVE, 3, 1), folded(frame, OBJECTIVE, 3, 1)
+    for (learnt, scored), (learnt2, scored2) in zip(parts, again, strict=True):
+        assert (learnt == learnt2).all() and (scored == scored2).all()
+        assert not set(frame["id"][learnt]) & set(frame["id"][scored])
+
+
+def test_scores_learn_nothing_from_the_fold_they_score():
+    "A model that can only know the key's row by heart scores as chance; leaked preprocessing would show."
+    frame = table().with_columns(noise=pl.Series(np.random.default_rng(1).normal(size=300))).select("id", "noise", "y")
+    assert abs(np.mean(list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=folded(frame, OBJECTIVE, 3)))) - 0.5) < 0.1
+
+
+def test_preprocessing_is_learnt_in_each_fold(monkeypatch):
+    seen = []
+    real = training.fit
+    monkeypatch.setattr(training, "fit", lambda frame, *a, **k: seen.append(set(frame["id"])) or real(frame, *a, **k))
+    frame, parts = table(), folded(table(), OBJECTIVE, 3)
+    list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=parts))
+    assert [ids & set(frame["id"][scored]) for ids, (_, scored) in zip(seen, parts, strict=True)] == [set()] * 3
+
+
+@pytest.fixture(scope="module")
+def ray(ray_cluster):
+    "This process joins the session's cluster, and leaves it afterwards."
+    import ray
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def found(ray, tmp_path_factory):
+    from ray import tune
+    settings = create(tmp_path_factory.mktemp("ws"), workspace={"name": "search"})
+    candidates = [Candidate("logistic", LogisticRegression(), {"C": tune.loguniform(1e-4, 10), "max_iter": 200}),
+                  Candidate("chance", DummyClassifier())]
+    train = pl.int_range(pl.len()) < 300
+    rows = table(400).with_columns(_split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test")))
+    return [search(rows, OBJECTIVE, candidates, trials=6, parallel=1, seed=4, settings=settings) for _ in range(2)], rows
+
+
+@pytest.mark.cluster
+def test_a_search_finds_the_better_candidate_and_refits_on_all_of_train(found):
+    (first, _), rows = found
+    assert first.best.name == "logistic" and first.best.params["max_iter"] == 200
+    assert set(first.trials["candidate"]) == {"logistic", "chance"} and first.trials.height == 6
+    assert first.best.cv["mean"] == first.finished["score"][0] == pytest.approx(np.mean(first.best.cv["scores"]))
+    alone = fit(rows.filter(_split="train"), OBJECTIVE, LOGISTIC, first.best.params)
+    assert np.allclose(alone.probability(rows), first.best.probability(rows))
+
+
+@pytest.mark.cluster
+def test_one_at_a_time_is_reproducible(found):
+    (first, second), _ = found
+    assert first.trials.drop("seconds").equals(second.trials.drop("seconds"))
+
+
+@pytest.mark.cluster
+def test_a_search_in_which_every_trial_fails_says_why(ray, tmp_path):
+    settings = create(tmp_path / "ws")
+    with pytest.raises(TrainingError, match="none of 2 trials.*max_iter"):
+        search(table(), OBJECTIVE, [Candidate("bad", LogisticRegression(), {"max_iter": -1})], trials=2, settings=settings)
+
+
+@pytest.mark.cluster
+def test_a_cluster_without_a_cpu_is_refused(ray, monkeypatch, tmp_path):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 0.5}}])
+    with pytest.raises(TrainingError, match="no trial can ever be placed.*largest has 0.5"):
+        search(table(), OBJECTIVE, [LOGISTIC], trials=1, settings=create(tmp_path / "ws"))
+
+
+def test_candidates_and_trials_are_checked_before_anything_starts(tmp_path):
+    settings = create(tmp_path / "ws")
+    for candidates, trials in (([], 3), ([LOGISTIC, LOGISTIC], 3), ([LOGISTIC], 0)):
+        with pytest.raises(TrainingError, match="a trial for each"):
+            search(table(), OBJECTIVE, candidates, trials=trials, settings=settings)

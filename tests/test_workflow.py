@@ -1,0 +1,397 @@
+"""Workflows of stage notebooks: what is found before they run, what a failure leaves behind, what is reused."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_nb import events
+from mlops_nb.settings import create
+from mlops_nb.workflow import Workflow, WorkflowError, glue, outputs
+from mlops_nb.workflow.kernels import drive
+from mlops_nb.workflow.records import Ledger, alone, key, modules
+from mlops_nb.workflow.stages import LIMIT, Stage, encode, parse
+
+NOTEBOOKS = Path(__file__).parent / "notebooks"
+GOOD = ("1_make", "2_count", "3_watch")
+
+
+def workflow(folder: Path, **named: str) -> Workflow:
+    "A workflow of fixture notebooks: name in the workflow -> fixture."
+    for name, fixture in named.items():
+        shutil.copy(NOTEBOOKS / f"{fixture}.ipynb", folder / f"{name.strip('_')}.ipynb")
+    return Workflow.discover(folder)
+
+
+def good(folder: Path) -> Workflow: return workflow(folder, **{f"_{name}": name for name in GOOD})
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def code(path: str | Path) -> list:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def shown(cell: dict, stream: str) -> list[str]:
+    return "".join(o["text"] for o in cell["outputs"] if o.get("name") == stream).split()
+
+
+def status(path: str | Path) -> list[str]: return [c.metadata.papermill.status for c in code(path)]
+
+
+# Before anything runs
+
+def test_good_notebooks_are_wired_by_name(tmp_path):
+    flow = good(tmp_path)
+    assert [s.name for s in flow.stages] == ["make", "count", "watch"]
+    assert flow.wiring == {"make": {}, "count": {"table": "make"}, "watch": {"total": "count"}}
+    assert flow.check({"rows": 1}) == []
+    assert "<svg" in flow._repr_html_()
+
+
+def test_order_is_by_number_not_by_letter(tmp_path):
+    flow = workflow(tmp_path, _2_make="1_make", _10_count="2_count")
+    assert [s.name for s in flow.stages] == ["make", "count"]
+
+
+@pytest.mark.parametrize(("fixture", "cell", "said"), [
+    ("no_parameters", None, "no code cell is tagged `parameters`"),
+    ("unknown_name", 2, "did you mean `table`?"),
+    ("does_not_compile", 3, "does not compile"),
+    ("does_not_compile", 4, "write the output's name out"),
+    ("two_parameters", 3, "so is cell 2"),
+])
+def test_each_mistake_is_found_with_its_cell(tmp_path, fixture, cell, said):
+    found = workflow(tmp_path, _1_make="1_make", _2_wrong=fixture).check()
+    assert any(p.notebook == "2_wrong.ipynb" and p.cell == cell and said in p.message for p in found), found
+
+
+def test_all_mistakes_are_found_at_once_and_nothing_is_started(tmp_path):
+    flow = workflow(tmp_path, _1_make="1_make", _2_a="no_parameters", _3_b="does_not_compile", _4_c="unknown_name")
+    settings = create(tmp_path / "ws")
+    with pytest.raises(WorkflowError) as e: flow.run({"rwos": 1}, settings=settings)
+    said = str(e.value)
+    for part in ("2_a.ipynb: no code cell", "3_b.ipynb, cell 3", "4_c.ipynb, cell 2", "did you mean `rows`?",
+                 "glues `table`, which make glues too"): assert part in said
+    assert not settings.state.exists()
+
+
+def test_a_circle_is_named(tmp_path):
+    flow = workflow(tmp_path, _1_count="2_count", _2_make="1_make")
+    edit(tmp_path / "2_make.ipynb", "rows = 3", "total = 3")
+    [problem] = Workflow.discover(tmp_path).check()
+    assert "comes later" in problem.message and "circle" in problem.message and problem.cell == 2
+    assert "circle" not in str(flow.check())
+
+
+def test_magics_shell_and_await_compile():
+    for source in ("%time 1", "!ls", "%%bash\nif [ 1 ]; then ls; fi", "await f()", "x?"): parse(source)
+    with pytest.raises(SyntaxError): parse("return 1")
+
+
+# Outputs
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+nested = lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)
+plain = st.recursive(leaves, nested, max_leaves=8)
+
+
+@given(plain)
+def test_what_is_glued_comes_back_as_it_was(value):
+    try: text = encode("x", value)
+    except WorkflowError as e: assert "more than" in str(e)
+    else: assert json.loads(text) == value
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    (float("inf"), "x is inf"), ({"a": [1, (2,)]}, "x['a'][1] is a builtins.tuple"), ({1: 2}, "has the key 1"),
+    (Path("a"), "PosixPath"), ("é" * LIMIT, "more than"), (b"a", "builtins.bytes"),
+])
+def test_what_would_not_come_back_is_refused(value, said):
+    with pytest.raises(WorkflowError) as e: glue("x", value)
+    assert said in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1a", None])
+def test_an_output_has_the_name_of_a_variable(name):
+    with pytest.raises(WorkflowError, match="cannot name an output"): glue(name, 1)
+
+
+# Keys
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    files = {"__init__": "", "a": "from . import b", "b": "def f():\n    import shop.sub.c", "other": "import shop.a",
+             "sub/__init__": "", "sub/c": "from ..d import x", "d": "import os"}
+    for name, text in files.items():
+        path = tmp_path / "shop" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "shop"
+
+
+def test_modules_are_found_through_relative_lazy_and_nested_imports(package):
+    found = modules([parse("import shop.a")], package)
+    assert set(found) == {"shop", "shop.a", "shop.b", "shop.sub", "shop.sub.c", "shop.d"}
+    assert modules([parse("import shopping, os.path")], package) == {}
+
+
+def test_a_key_changes_with_what_matters_only(package, tmp_path):
+    stage = workflow(tmp_path, _1_make="1_make").stages[0]
+    path, base = stage.path, dict(package=package, lock=tmp_path / "lock")
+    before = key(stage, {"rows": 1, "run_id": "a"}, **base)
+    assert key(stage, {"rows": 1, "run_id": "b"}, **base) == before
+    edit(path, "# Makes a table", "# Makes a fine table")
+    assert key(Stage.read(path), {"rows": 1}, **base) == before
+    changed = [key(stage, {"rows": 2}, **base), key(stage, {"rows": 1}, **base, fingerprint="x")]
+    (tmp_path / "lock").write_text("polars==2.1.0")
+    changed.append(key(stage, {"rows": 1}, **base))
+    (tmp_path / "lock").unlink()
+    edit(path, "from mlops_nb.workflow import glue", "import shop.a\\nfrom mlops_nb.workflow import glue")
+    changed.append(key(Stage.read(path), {"rows": 1}, **base))
+    (package / "d.py").write_text("import sys")
+    changed.append(key(Stage.read(path), {"rows": 1}, **base))
+    assert len({before, *changed}) == 6
+    (package / "other.py").write_text("import sys")
+    assert key(Stage.read(path), {"rows": 1}, **base) == changed[-1]
+
+
+# The lock
+
+def _hold(root: str, held) -> None:
+    from mlops_nb.settings import load
+    with alone(load(root)) as say:
+        say(run="r1")
+        held.set()
+        time.sleep(60)
+
+
+def test_the_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
+    settings = create(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), held))
+    holder.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(WorkflowError, match=rf"process {holder.pid}, since .* UTC, run r1"), alone(settings): pass
+    finally:
+        holder.kill()
+        holder.join()
+    with alone(settings): pass
+
+
+# Kernels, without a cluster
+
+def story(fixture: str, **options) -> tuple[list, dict]:
+    nb, last = nbformat.read(NOTEBOOKS / f"{fixture}.ipynb", as_version=4), {}
+    steps = []
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # seeing it, ipykernel behaves otherwise
+    for what, i, cell in drive(nb, env=env, cwd=str(NOTEBOOKS), **options):
+        steps.append((what, i))
+        if what in ("output", "done", "failed"): last[i] = cell
+    return [s for s in steps if s[0] not in ("output", "kernel")], last
+
+
+def test_a_kernel_is_jupyter_to_the_letter():
+    steps, cells = story("semantics")
+    assert steps[-1] == ("done", 6)
+    assert shown(cells[2], "stdout") == ["one", "three"] and shown(cells[2], "stderr") == ["two"]
+    assert cells[3]["outputs"][0]["data"]["text/plain"] == "'after'"
+    assert cells[5]["outputs"][0]["data"]["text/plain"] == "42" and cells[6]["outputs"][0]["text"] == "magic\n"
+
+
+@pytest.mark.parametrize(("fixture", "at", "error"), [
+    ("raises", 3, "ZeroDivisionError"), ("dies", 2, "DeadKernelError"), ("hangs", 2, "CellTimeoutError")])
+def test_the_cell_that_failed_is_the_last(fixture, at, error):
+    steps, cells = story(fixture, timeout=5)
+    assert steps[-1] == ("failed", at) and cells[at]["outputs"][-1]["ename"] == error
+
+
+def test_a_long_cell_shows_what_it_has_so_far_and_is_ended_with_its_driver():
+    nb = nbformat.read(NOTEBOOKS / "hangs.ipynb", as_version=4)
+    nb.cells[2].source = "import os\nprint(os.getpid())\n" + nb.cells[2].source
+    events_ = drive(nb, env=dict(os.environ), cwd=".")
+    pid = next(int(c["outputs"][0]["text"].split()[0]) for what, i, c in events_ if what == "output" and c["outputs"])
+    os.kill(pid, 0)
+    events_.close()
+    time.sleep(1)
+    with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+
+# On the cluster
+
+@pytest.mark.cluster
+def test_a_run_is_recorded_then_reused(workspace, tmp_path):
+    flow, said = good(tmp_path), []
+    run = flow.run({"rows": 4}, settings=workspace, by="alice", on_event=lambda p: said.append((p.what, p.stage)))
+    assert run.state == "done" and run.outputs == {"table": "t@4", "made_in": run.id, "total": 8, "alert": False}
+    assert [s.state for s in run.stages] == ["done"] * 3 and ("cell", "make") in said and ("done", "watch") in said
+    for stage in run.stages:
+        assert outputs(stage.notebook) == stage.outputs and Path(stage.notebook).with_suffix(".html").exists()
+    client = Ledger(workspace).client
+    child = client.get_run(run.stages[1].id)
+    assert child.data.tags["mlflow.parentRunId"] == run.id and child.data.tags["glued.total"] == "8"
+    assert child.data.params == {"table": "t@4"} and child.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(child.info.run_id)} == {"2_count.ipynb", "2_count.html"}
+    log = events.history(workspace.events, f"run:{run.id}").collect()
+    assert log["kind"].to_list() == ["run_started", "run_finished"] and set(log["by"]) == {"alice"}
+
+    again = flow.run({"rows": 4}, settings=workspace)
+    assert [(s.state, s.reused_from) for s in again.stages] == [("reused", run.id), ("reused", run.id), ("done", None)]
+    assert again.outputs == run.outputs and "reused" in again._repr_html_()
+    third = flow.run({"rows": 4}, settings=workspace, valid=lambda stage, given: stage != "count", last="count",
+                     resolve=lambda stage, values: "")
+    assert [s.state for s in third.stages] == ["reused", "done"]
+    fourth = flow.run({"rows": 4, "factor": 30}, settings=workspace, first="count")
+    assert [s.name for s in fourth.stages] == ["count", "watch"] and fourth.outputs == {"total": 120, "alert": True}
+    forced = flow.run({"rows": 4}, settings=workspace, force=True, last="make")
+    assert forced.stages[0].state == "done" and forced.outputs["made_in"] == forced.id
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("fixture", "said"), [
+    ("raises", "cell 4: ZeroDivisionError"), ("dies", "cell 3: DeadKernelError")])
+def test_a_failure_is_told_truthfully(workspace, tmp_path, fixture, said):
+    flow = workflow(tmp_path, _1_make="1_make", _2_fails=fixture, _3_count="2_count")
+    with pytest.raises(WorkflowError) as e: flow.run(settings=workspace)
+    run = e.value.run
+    assert f"stage fails failed. 2_fails.ipynb, {said}" in str(e.value) and run.stages[1].notebook in str(e.value)
+    assert [s.state for s in run.stages] == ["done", "failed", "not run"] and run.state == "failed"
+    states = status(run.stages[1].notebook)
+    assert states[-2:] == ["failed", "pending"] and "completed" in states
+    assert Ledger(workspace).client.get_run(run.stages[1].id).info.status == "FAILED"
+    newest = events.newest(workspace.events, "run_finished", f"run:{run.id}")["details"]
+    assert newest == {"state": "failed", "stages": {"make": "done", "fails": "failed", "count": "not run"}}
+
+    edit(tmp_path / "2_fails.ipynb", "1 / 0" if fixture == "raises" else "os.kill(os.getpid(), 9)", "1")
+    mended = Workflow.discover(tmp_path).run(settings=workspace)
+    assert [s.state for s in mended.stages] == ["reused", "done", "done"]
+
+
+@pytest.mark.cluster
+def test_a_stage_left_out_must_have_succeeded_before(workspace, tmp_path):
+    with pytest.raises(WorkflowError, match="count takes `table` from make, which has not succeeded"):
+        good(tmp_path).run(settings=workspace, first="count")
+
+
+@pytest.mark.cluster
+def test_a_stage_that_forgets_an_output_fails(workspace, tmp_path):
+    good(tmp_path)
+    edit(tmp_path / "1_make.ipynb", "glue('table'", "if rows > 100: glue('table'")
+    with pytest.raises(WorkflowError, match="finished without gluing `table`, which count takes"):
+        Workflow.discover(tmp_path).run(settings=workspace)
+
+
+@pytest.mark.cluster
+def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace, tmp_path):
+    flow = workflow(tmp_path, _1_make="1_make")
+    edit(tmp_path / "1_make.ipynb", "glue('made_in', run_id)",
+         "import mlflow, os\\nwith mlflow.start_run() as run: mlflow.log_metric('auc', 0.5)\\n"
+         "glue('joined', run.info.run_id)\\nglue('path', os.environ['PYTHONPATH'])\\nglue('cwd', os.getcwd())")
+    flow = Workflow.discover(tmp_path)
+    run = flow.run(settings=workspace)
+    assert run.outputs["joined"] == run.stages[0].id and run.outputs["cwd"] == str(tmp_path)
+    assert run.outputs["path"].startswith(str(workspace.state / "libraries"))
+    assert Ledger(workspace).client.get_run(run.stages[0].id).data.metrics == {"auc": 0.5}
+
+
+@pytest.mark.cluster
+def test_forked_kernels_are_ready_and_behave(workspace, tmp_path):
+    flow = workflow(tmp_path, _1_semantics="semantics")
+    edit(tmp_path / "1_semantics.ipynb", "n = 1",
+         "n = 1\\nimport sys\\nassert {'ray', 'polars', 'mlflow'} <= set(sys.modules)\\n"
+         "assert 'mlops_nb' not in sys.modules")
+    run = Workflow.discover(tmp_path).run(settings=workspace)
+    assert flow.stages[0].name == "semantics" and run.state == "done"
+    cells = code(run.stages[0].notebook)
+    assert cells[2].outputs[0].data["text/plain"] == "'after'"
+    assert shown(cells[1], "stdout") == ["one", "three"]
+
+
+@pytest.mark.cluster
+def test_anybody_may_say_papermill_engine_ray(tmp_path):
+    "In a process of its own, outside any workspace, on a Ray of its own."
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLOPS_NB"))}
+    command = [str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / "raises.ipynb"), "out.ipynb",
+               "--engine", "ray", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    assert status(tmp_path / "out.ipynb")[-2:] == ["failed", "pending"]
+
+
+# Killed from outside
+
+def processes(session: int, named: str) -> list[psutil.Process]:
+    "Processes of the session's Ray head with this in their command line."
+    return [p for p in psutil.process_iter(["cmdline"]) if named in " ".join(p.info["cmdline"] or [])
+            and os.getsid(p.pid) == session]
+
+
+def hanging(folder: Path) -> Workflow:
+    "A workflow whose only stage writes its kernel's process id into a file and then hangs."
+    shutil.copy(NOTEBOOKS / "hangs.ipynb", folder / "1_hangs.ipynb")
+    edit(folder / "1_hangs.ipynb", "import time", "import os, time\\nopen('pid', 'w').write(str(os.getpid()))")
+    return Workflow.discover(folder)
+
+
+def wait(true, seconds: float = 60):
+    "Wait until something is so, and give it."
+    until = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+def kernel(folder: Path) -> int:
+    return int(wait(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), 120))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("victim", "error"), [
+    ("ray::work", "WorkerCrashedError"), ("runpy.run_path", "DeadKernelError")])
+def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, victim, error):
+    "The Ray worker that drives the cells, or the fork server that the kernel came from."
+    def kill() -> None:
+        kernel(tmp_path)
+        for p in processes(ray_cluster.session, victim): p.kill()
+    def listen(now) -> None:
+        if now.cell == 3: threading.Thread(target=kill, daemon=True).start()
+    flow = hanging(tmp_path)
+    with pytest.raises(WorkflowError, match=rf"1_hangs.ipynb, cell 3: {error}") as e:
+        flow.run(settings=workspace, on_event=listen)
+    assert status(e.value.run.stages[0].notebook)[-2:] == ["failed", "pending"]
+    wait(lambda: not psutil.pid_exists(kernel(tmp_path)))
+    edit(tmp_path / "1_hangs.ipynb", "seconds = 600", "seconds = 1")
+    assert Workflow.discover(tmp_path).run(settings=workspace).state == "done"
+
+
+@pytest.mark.cluster
+def test_a_killed_run_leaves_no_lock_and_no_kernel(workspace, tmp_path):
+    hanging(tmp_path)
+    run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
+    runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)
+    pid = kernel(tmp_path)
+    with pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "), alone(workspace): pass
+    runner.kill()
+    runner.wait()
+    wait(lambda: not psutil.pid_exists(pid))
+    with alone(workspace): pass
+    [notebook] = Path(workspace.runs).rglob("*.ipynb")
+    assert status(notebook)[-2:] == ["running", "pending"]
