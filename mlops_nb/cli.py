@@ -135,7 +135,7 @@ def run(
     _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
-        done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), listen=tell,
+        done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
                             resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
     if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs})
     _summary(settings, done)

@@ -175,6 +175,23 @@ class ProfileError(MlopsError):
     "These bytes are no profile."
 
 # %% ../nbs/05_profiles.ipynb #a56b52b6
+def _read(data: bytes) -> "DatasetProfileView":
+    "A whylogs file's content."
+    _whylogs()
+    from whylogs.core import DatasetProfileView
+    try: return DatasetProfileView.deserialize(data)
+    except Exception as e:  # whylogs raises many kinds
+        raise ProfileError(f"expected the bytes of a whylogs profile, got {len(data)} bytes "
+                           f"starting {data[:8]!r}: was the file cut short?") from e
+
+# %% ../nbs/05_profiles.ipynb #c5d02284
+def _merged(a: "DatasetProfileView", b: "DatasetProfileView") -> "DatasetProfileView":
+    "Merge, also where squares overflow: Python's floats would raise, NumPy's become infinite."
+    for column in (*a.get_columns().values(), *b.get_columns().values()):
+        if moments := column.get_metric("distribution"): moments.mean.set(np.float64(moments.mean.value))
+    with np.errstate(over="ignore", invalid="ignore"): return a.merge(b)
+
+# %% ../nbs/05_profiles.ipynb #b584fa20
 @dataclass(frozen=True, repr=False)
 class Profile:
     "Sketches of every column of a table."
@@ -204,10 +221,7 @@ class Profile:
 
     def merge(self, other: "Profile") -> "Profile":
         "The profile of both tables together."
-        for column in (*self.view.get_columns().values(), *other.view.get_columns().values()):
-            if moments := column.get_metric("distribution"): moments.mean.set(np.float64(moments.mean.value))
-        with np.errstate(over="ignore", invalid="ignore"):  # Python's floats would raise where NumPy's overflow
-            return Profile(self.view.merge(other.view))
+        return Profile(_merged(self.view, other.view))
 
     def to_bytes(self) -> bytes:
         "As a whylogs file."
@@ -216,12 +230,7 @@ class Profile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "Profile":
         "From a whylogs file's content."
-        _whylogs()
-        from whylogs.core import DatasetProfileView
-        try: return cls(DatasetProfileView.deserialize(data))
-        except Exception as e:  # whylogs raises many kinds
-            raise ProfileError(f"expected the bytes of a whylogs profile, got {len(data)} bytes "
-                               f"starting {data[:8]!r}: was the file cut short?") from e
+        return cls(_read(data))
 
     def summary(self) -> pl.DataFrame:
         "A row a column: type, share of missing values, distinct values, extrema, moments, the most frequent value."

@@ -110,16 +110,16 @@ def _optuna(candidates: Sequence[Candidate], seed: int):
                         points_to_evaluate=[{"candidate": c.name} for c in candidates])
 
 def _progress(trials: int):
-    "A Tune callback that moves a bar."
+    "A Tune callback that moves a bar. Tune pickles its callbacks; the bar, and the stream it writes to, stay behind."
     from ray.tune import Callback
     from tqdm import tqdm
 
-    bar = tqdm(total=trials, unit="trial", desc="search")
-
     class Progress(Callback):
-        def on_trial_complete(self, iteration, trials, trial, **info): bar.update()
-        def on_trial_error(self, iteration, trials, trial, **info): bar.update()
-        def on_experiment_end(self, trials, **info): bar.close()
+        def setup(self, **info): self.bar = tqdm(total=trials, unit="trial", desc="search")
+        def on_trial_complete(self, iteration, trials, trial, **info): self.bar.update()
+        def on_trial_error(self, iteration, trials, trial, **info): self.bar.update()
+        def on_experiment_end(self, trials, **info): self.bar.close()
+        def __getstate__(self): return {}
     return Progress()
 
 # %% ../nbs/08_training.ipynb #cb5a61d8

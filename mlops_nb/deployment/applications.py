@@ -9,6 +9,7 @@ __all__ = ['DeploymentError', 'app_name', 'ask', 'delete', 'client', 'address', 
 # %% ../../nbs/13a_deployment_applications.ipynb #f31e93a2
 import html
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import httpx
@@ -35,7 +36,9 @@ def ask(app: str, method: str, *args, timeout: float = 60) -> list:
     for _ in range(5):
         found = serve.status().applications.get(app)
         if found is None or found.status == "DELETING": return []
-        try: return serve.get_app_handle(app).broadcast(method, *args).results(timeout_s=timeout)
+        broadcast = lambda: serve.get_app_handle(app).broadcast(method, *args).results(timeout_s=timeout)
+        try:
+            with ThreadPoolExecutor(1) as thread: return thread.submit(broadcast).result()  # Serve refuses a kernel's loop
         except Exception: time.sleep(0.5)  # a replica came or went: ask those there are now
     return []
 

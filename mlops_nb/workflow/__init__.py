@@ -263,7 +263,9 @@ def _all(execution: _Execution, by: str) -> Run:
     finally:
         if run.state != "done": run.state = "failed"
         execution.ledger.close(run.id, "FINISHED" if run.state == "done" else "FAILED", run.outputs, state=run.state)
-        note("run_finished", state=run.state, stages={s.name: s.state for s in run.stages})
+        note("run_finished", state=run.state, stages=[
+            {"name": s.name, "state": s.state, "seconds": round(s.seconds, 2), "id": s.id, "notebook": s.notebook,
+             "reused_from": s.reused_from, "error": s.error} for s in run.stages])
     return run
 
 # %% ../../nbs/15_workflow.ipynb #2158b253

@@ -32,7 +32,7 @@ PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "nbformat", "matplotlib.
            "deltalake", "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model",
            "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration",
            "ray", "ray.tune", "ray.serve", "mlflow", "mlflow.sklearn", "skops.io", "whylogs", "optuna",
-           "pandera.polars", "pydantic_settings", "httpx", "jinja2")
+           "dataframely", "pydantic_settings", "httpx", "jinja2")
 BACKEND = "module://matplotlib_inline.backend_inline"
 
 # %% ../../nbs/15b_workflow_kernels.ipynb #7e2038c4
