@@ -64,14 +64,21 @@ def _me() -> str:
     except (KeyError, OSError): return "unknown"
 
 # %% ../nbs/19_cli.ipynb #4904606c
-def _ready(settings: Settings) -> str:
+def _ready(settings: Settings, *, kernels: bool = False) -> str:
     "Cluster, control application and endpoints, up; the address of the pages."
     from mlops_nb import cluster, deployment, pages
     console = _console(stderr=True)
     with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): cluster.connect(settings)
+    if kernels: _warm()
     with console.status("starting the pages"): url = pages.serve(settings)
     with console.status("bringing endpoints back"): deployment.restore(settings)
     return url
+
+# %% ../nbs/19_cli.ipynb #52d4f27a
+def _warm() -> None:
+    "Have the fork server import its libraries while Serve starts."
+    from mlops_nb.workflow.kernels import host
+    host()
 
 # %% ../nbs/19_cli.ipynb #df3db2ac
 @app.command()
@@ -132,7 +139,7 @@ def run(
     workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
     if problems := workflow.check(given): raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
     if check: return _console().print("the workflow can run")
-    _ready(settings)
+    _ready(settings, kernels=True)
     live, tell = _telling(_console(stderr=True))
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
@@ -150,7 +157,8 @@ def _summary(settings: Settings, done) -> None:
              "data": done.outputs.get("dataset_version")}
     if champion: lines |= _champion(champion)
     for e in now["endpoints"]: lines |= {"endpoint": f"{e['url']} ({e['state']})", "try it": _curl(settings, e),
-                                         "report": e["report"] + _file(settings, e["model"])}
+                                         "report": e["report"] + _file(settings, e["model"]),
+                                         "proposed": e["proposal"]}
     lines["alerts"] = "; ".join(f"{a['kind']} {a['column'] or ''}" for a in now["alerts"]) or "none open"
     lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {settings.tracking_uri}",
               "stop": "mlops-nb down"}
@@ -281,7 +289,7 @@ def monitor(
     found = monitoring.check(model, settings=settings)
     if as_json: return _say({"model": model, "rows": found.rows, "quiet": found.quiet, "alerts": found.alerts,
                              "report": str(found.report)})
-    _print({"window": f"{found.rows} predictions", "verdict": "quiet" if found.quiet else "not quiet",
+    _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
             "alerts": "; ".join(a["message"] for a in found.alerts) or "none", "report": found.report})
 
 # %% ../nbs/19_cli.ipynb #b0d2a13d

