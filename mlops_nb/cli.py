@@ -135,7 +135,7 @@ def run(
     "Run the workflow; stages in which nothing changed are reused."
     from mlops_nb import lineage
     from mlops_nb.workflow import Workflow, WorkflowError
-    settings, given = load(workspace), parameters(p)
+    given, settings = parameters(p), load(workspace)
     workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
     if problems := workflow.check(given): raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
     if check: return _console().print("the workflow can run")

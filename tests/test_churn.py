@@ -1,0 +1,130 @@
+"The reference workflow, whole: from data to a live, monitored endpoint, and what can be asked of it afterwards."
+import json
+import re
+import time
+
+import httpx
+import polars as pl
+import pytest
+from test_cli import ROOT, a_copy, call, fails
+
+from mlops_nb import events, lake
+from mlops_nb.settings import load
+
+CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
+
+
+@pytest.fixture(scope="module")
+def churn(ray_cluster, tmp_path_factory):
+    "A workspace in which the workflow has run, with few trials."
+    work = a_copy(tmp_path_factory.mktemp("churn") / "w")
+    done = call("run", "-w", work, "-p", "trials=3", "-p", "simulate=true", timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return load(work)
+
+
+def status(settings) -> dict: return json.loads(call("status", "--json", "-w", settings.root).stdout)
+
+
+def told(settings, kind: str) -> list[dict]:
+    "The details of every event of a kind."
+    return [json.loads(d) for d in events.history(settings.events, kind=kind).collect()["details"]]
+
+
+def test_status(churn):
+    now = status(churn)
+    assert {"run", "models", "endpoints", "alerts"} <= now.keys() and now["run"]["state"] == "done"
+    champion, = [m for m in now["models"] if m["champion"]]
+    assert champion["metrics"]["roc_auc"]["high"] >= 0.83 and champion["decided_by"] == "rule"
+    endpoint, = now["endpoints"]
+    assert endpoint["state"] == "ready" and endpoint["proposal"] == "retrain"
+
+
+def test_each_stage_left_its_notebook(churn):
+    for stage in status(churn)["run"]["stages"]:
+        assert (churn.root / "storage" / "runs").as_posix() in stage["notebook"]
+        html = stage["notebook"].replace(".ipynb", ".html")
+        assert "<html" in open(html, encoding="utf-8").read(2000), html
+
+
+def test_the_first_window_is_quiet_and_the_second_is_not(churn):
+    first, second = told(churn, "monitored")
+    assert first["alerts"] == [] and second["alerts"]
+    columns = {a["column"] for a in told(churn, "alert_opened")}
+    assert "monthly_charges" in columns and columns <= {"monthly_charges", "prediction"}
+    assert len(told(churn, "retraining_proposed")) == 1
+
+
+def test_a_prediction_is_logged_and_can_be_traced(churn):
+    url = status(churn)["endpoints"][0]["url"]
+    answer = httpx.post(f"{url}/predict", json={"rows": [CUSTOMER]}).raise_for_status().json()
+    mine = answer["predictions"][0]
+    assert mine.keys() == {"prediction", "probability", "prediction_id", "model_version"}
+    until = time.monotonic() + 20
+    while not (found := lake.scan(churn.table("_predictions", "churn"))
+               .filter(prediction_id=mine["prediction_id"]).collect()).height and time.monotonic() < until: time.sleep(0.2)
+    assert found["probability"].to_list() == [mine["probability"]]
+    graph = json.loads(call("lineage", f"prediction:{mine['prediction_id']}", "--format", "json", "-w", churn.root).stdout)
+    assert {"prediction", "model", "dataset", "source file", "commit", "candidate", "run", "report", "approved"} <= {
+        n["kind"] for n in graph["nodes"]}
+
+
+def test_bad_requests_are_refused(churn):
+    url = status(churn)["endpoints"][0]["url"]
+    for body in ({"rows": [CUSTOMER | {"tenure": "long"}]}, {"rows": []}, {"row": [CUSTOMER]}, {"rows": [{"tenure": 1}]}):
+        answer = httpx.post(f"{url}/predict", json=body)
+        assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"]
+
+
+def test_lineage_of_the_champion(churn):
+    graph = json.loads(call("lineage", "churn@champion", "--format", "json", "-w", churn.root).stdout)
+    nodes = {n["id"]: n for n in graph["nodes"]}
+    assert graph["root"] == "endpoint:churn"
+    candidate = next(n for n in graph["nodes"] if n["kind"] == "candidate")
+    assert candidate["facts"]["name"] and candidate["facts"]["parameters"]
+    assert "sha256" in nodes["file:data/telco_churn.parquet"]["facts"]
+    stage_of = [e for e in graph["edges"] if e["how"] == "stage train of"]
+    assert stage_of and nodes[stage_of[0]["to"]]["facts"]["state"] == "done"
+    shown = call("lineage", "churn@champion", "-w", churn.root).stdout
+    assert "approved" in shown and "read from file:data/telco_churn.parquet" in shown
+    assert call("lineage", "churn/1", "--format", "mermaid", "-w", churn.root).stdout.startswith("graph LR")
+    fails(call("lineage", "churn/7", "-w", churn.root), "churn/7")
+
+
+def test_running_again_reuses_what_has_not_changed(churn):
+    done = call("run", "-w", churn.root, "-p", "trials=3", "-p", "simulate=true")
+    assert done.returncode == 0 and re.search(r"reused: objective, ingest, train, test, register, deploy\b", done.stdout)
+    assert len(status(churn)["models"]) == 1
+    assert len(told(churn, "monitored")) == 4
+
+
+def test_a_person_decides(churn):
+    assert call("reject", "churn/1", "--by", "carol", "--note", "not yet", "-w", churn.root).returncode == 0
+    fails(call("deploy", "churn/1", "-w", churn.root), "churn/1", "rejected by carol")
+    assert call("approve", "churn/1", "--by", "dave", "-w", churn.root).returncode == 0
+    assert call("deploy", "churn/1", "-w", churn.root).returncode == 0
+    fails(call("approve", "churn/9", "--by", "dave", "-w", churn.root), "churn/9", "churn/1")
+    fails(call("rollback", "nothing", "-w", churn.root), "nothing")
+
+
+def test_pages_in_a_browser(churn, chromium):
+    from playwright.sync_api import sync_playwright
+    base = status(churn)["endpoints"][0]["url"].rsplit("/models/", 1)[0]
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page, problems = browser.new_page(), []
+        page.on("pageerror", lambda e: problems.append(str(e)))
+        page.on("request", lambda r: problems.append(r.url) if not r.url.startswith((base, "data:")) else None)
+        page.goto(f"{base}/")
+        assert page.get_by_role("heading", name="Endpoints").is_visible() and page.get_by_text("churn/1 ★").is_visible()
+        page.get_by_role("link", name="report").click()
+        assert "churn" in page.inner_text("h1, header") and page.locator("img, svg").count() > 3
+        page.goto(f"{base}/models/churn/docs")
+        assert page.get_by_text("monthly_charges").first.is_visible()
+        browser.close()
+    assert not problems, problems
+
+
+def test_monitoring_from_the_command_line(churn):
+    done = call("monitor", "churn", "--json", "-w", churn.root)
+    assert done.returncode == 0 and json.loads(done.stdout)["model"] == "churn"
