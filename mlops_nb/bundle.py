@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'LOOSE', 'BundleError', 'files', 'listed', 'total', 'seal', 'fill', 'code_hash', 'pins', 'installed',
-           'Bundle', 'library_digest']
+           'Sealed', 'Bundle', 'library_digest']
 
 # %% ../nbs/11a_bundle.ipynb #07725089
 import hashlib
@@ -15,7 +15,7 @@ import shutil
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from . import cluster
 from .candidate import load_pipeline, named
@@ -119,8 +119,8 @@ def installed(name: str) -> str | None:
     except importlib.metadata.PackageNotFoundError: return None
 
 # %% ../nbs/11a_bundle.ipynb #6a4e1018
-class Bundle:
-    "A model version's files."
+class Sealed:
+    "A folder with a manifest, that can say whether it is still what was sealed."
     def __init__(
         self,
         path: str | Path,
@@ -137,7 +137,7 @@ class Bundle:
     @property
     def digest(self) -> str: return self.manifest["digest"]
 
-    def verify(self) -> "Bundle":
+    def verify(self) -> Self:
         "Raise if a file was changed, added or removed; costs a pass over the files."
         now, then = listed(self.path), self.manifest["files"]
         wrong = [f"{n} was {'added' if n not in then else 'removed' if n not in now else 'changed'}"
@@ -147,6 +147,9 @@ class Bundle:
         if wrong: raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again")
         return self
 
+# %% ../nbs/11a_bundle.ipynb #085f53ae
+class Bundle(Sealed):
+    "A model version's files."
     def _json(self, name: str) -> Any: return json.loads((self.path / name).read_text())
 
     @cached_property
@@ -165,9 +168,7 @@ class Bundle:
     def candidate(self) -> dict: return self._json("candidate.json")
 
     @property
-    def labels(self) -> tuple[str, str]:
-        "The target's negative and positive label."
-        return tuple(self.candidate["labels"])
+    def labels(self) -> tuple[str, str]: return tuple(self.candidate["labels"])  # the negative and the positive one
 
     @cached_property
     def profile(self) -> "Profile":
@@ -176,9 +177,7 @@ class Bundle:
         return Profile.from_bytes((self.path / "profile.bin").read_bytes())
 
     @property
-    def library(self) -> Path:
-        "The folder to put on the path for this bundle's own code."
-        return self.path / "library"
+    def library(self) -> Path: return self.path / "library"  # to be put on the path for this bundle's own code
 
     @cached_property
     def library_digest(self) -> str:

@@ -36,7 +36,8 @@ def main() -> None:
     try: app()
     except Exception as e:
         if debug: raise
-        said = str(e) if isinstance(e, MlopsError) else f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)"
+        said = str(e) if isinstance(e, MlopsError) else (
+            f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)")
         _console(stderr=True).print(f"[red]error:[/] {_escape(said)}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -251,7 +252,7 @@ def reject(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> No
 @app.command()
 def deploy(
     ref: Ref,
-    canary: Annotated[float | None, typer.Option("--canary", min=0, max=100, help="Share of the traffic, percent.")] = None,
+    canary: Annotated[float | None, typer.Option("--canary", min=0, max=100, help="Share of traffic, percent.")] = None,
     shadow: Annotated[bool, typer.Option("--shadow", help="See the traffic and answer none of it.")] = False,
     by: By = "",
     workspace: Workspace = None,

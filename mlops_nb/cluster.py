@@ -177,8 +177,8 @@ def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
     env = _environment(settings, folder, ports)
     log = settings.state / "ray_start.log"
     with log.open("wb") as out:
-        starter = subprocess.Popen(_command(settings, folder, ports), env=os.environ | env | _own(folder), stdin=subprocess.DEVNULL,
-                                   stdout=out, stderr=out, start_new_session=True, cwd=folder)
+        starter = subprocess.Popen(_command(settings, folder, ports), env=os.environ | env | _own(folder), cwd=folder,
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         (folder / "owner").write_text(str(starter.pid))
         try: starter.wait(START_SECONDS)
         except subprocess.TimeoutExpired: pass
@@ -285,6 +285,7 @@ def connect(
     os.environ.update(cluster.env)
     import ray
     if late and cluster.env: _read_token_again()
+    _reachable(cluster.address)
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if joined != cluster.address:
@@ -299,6 +300,15 @@ def connect(
                            "[cluster] address in settings.ini and RAY_AUTH_TOKEN_PATH, or leave the address empty "
                            "for one on this machine") from e
     return cluster
+
+# %% ../nbs/01_cluster.ipynb #be1189a6
+def _reachable(address: str) -> None:
+    "Raise within seconds where nothing listens; Ray itself would try for minutes."
+    host, _, port = address.rpartition(":")
+    try: socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as e:
+        raise ClusterError(f"the Ray cluster at {address} cannot be reached ({e}): check [cluster] address in "
+                           "settings.ini (host:port of a running head), or leave it empty for a head of its own") from e
 
 # %% ../nbs/01_cluster.ipynb #5b60a1b5
 def _read_token_again() -> None:

@@ -205,7 +205,8 @@ def split(
 ) -> pl.DataFrame:                             # with a last column `_split`
     "Give each row its split, the same one for ever."
     shares = shares or SPLITS
-    if abs(sum(shares.values()) - 1) > 1e-9 or min(shares.values()) < 0: raise DataError(f"shares of splits must sum to 1, not {shares}")
+    if abs(sum(shares.values()) - 1) > 1e-9 or min(shares.values()) < 0:
+        raise DataError(f"shares of splits must be positive and sum to 1, not {shares}")
     if key is not None and key not in rows.columns:
         raise DataError(f"no column '{key}' to be the key: there are {', '.join(rows.columns)}")
     identity = pl.col(key).cast(pl.String) if key else pl.struct(rows.columns).struct.json_encode()

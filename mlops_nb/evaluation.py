@@ -70,9 +70,7 @@ class Report(BaseModel, frozen=True):
         "Whether every check holds."
         return all(check.passed for check in self.checks)
 
-    def to_dict(self) -> dict:
-        "Plain data, fit for JSON."
-        return self.model_dump(mode="json")
+    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
 
     @classmethod
     def from_dict(cls, data: dict) -> "Report":

@@ -33,7 +33,8 @@ class Lineage:
 
     def add(self, id: str, kind: str, **facts: Any) -> str:
         "A node; facts that are not known are left out."
-        self.nodes.setdefault(id, {"kind": kind, "facts": {k: v for k, v in facts.items() if v not in (None, "", {}, [])}})
+        known = {k: v for k, v in facts.items() if v not in (None, "", {}, [])}
+        self.nodes.setdefault(id, {"kind": kind, "facts": known})
         return id
 
     def link(self, source: str, target: str, how: str) -> None:
@@ -88,8 +89,8 @@ def mermaid(lineage: Lineage) -> str:
 FORMATS = {"text": text, "json": as_json, "mermaid": mermaid}
 
 # %% ../nbs/17_lineage.ipynb #70e32c60
-class _Trail:
-    "A graph while it is being followed through the log."
+class _Data:
+    "A graph while it is being followed through the log: the data's side."
 
     def __init__(self, settings: Settings):
         self.settings, self.log = settings, events.history(settings.events).collect()
@@ -100,41 +101,6 @@ class _Trail:
         kinds = [kind] if isinstance(kind, str) else list(kind)
         found = self.log.filter(pl.col("kind").is_in(kinds), subject=subject).tail(1).to_dicts()
         return {**found[0], "details": json.loads(found[0]["details"])} if found else None
-
-    def endpoint(self, name: str) -> str:
-        "An endpoint, and the versions it serves by whose decision."
-        event = self.newest("deployed", name)
-        if not event: raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
-        id = self.graph.add(f"endpoint:{name}", "endpoint", versions=event["details"]["versions"],
-                            deployed_by=event["by"], at=event["at"].isoformat())
-        for version in event["details"]["versions"]: self.graph.link(id, self.model(f"{name}/{version}"), "serves")
-        return id
-
-    def model(self, ref: str) -> str:
-        "A model version: its data, code, parameters, report, tests and approval."
-        event = self.newest("registered", ref)
-        if not event: raise LineageError(f"no model version {ref} was registered")
-        d, graph = event["details"], self.graph
-        id = graph.add(f"model:{ref}", "model", bundle=d["bundle"], registered_by=event["by"], at=event["at"].isoformat())
-        graph.link(id, self.dataset(d["dataset"]["ref"]), "trained on")
-        graph.link(id, graph.add(f"commit:{d['git']['commit'] or 'none'}", "commit", uncommitted_changes=d["git"]["dirty"],
-                                 library=d["library"], notebooks=d.get("notebooks")), "built from")
-        graph.link(id, graph.add(f"candidate:{d['candidate']}", "candidate", name=d.get("estimator"),
-                                 parameters=d.get("parameters")), "packs")
-        graph.link(f"candidate:{d['candidate']}", self.run(d["runs"]["candidate"]), "trained by")
-        graph.link(id, graph.add(f"report:{d['report']}", "report", passed=d.get("passed"),
-                                 metrics=d.get("metrics")), "tested by")
-        self.decisions(id, ref)
-        return id
-
-    def decisions(self, id: str, ref: str) -> None:
-        "What was decided about a model version, and by whom."
-        for kinds, how in ((("accepted", "failed_acceptance"), "tried by"), (("approved", "rejected"), "decided by")):
-            if event := self.newest(kinds, ref):
-                note = event["details"].get("note") or None
-                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"], note=note,
-                                      at=event["at"].isoformat())
-                self.graph.link(id, node, how)
 
     def dataset(self, ref: str) -> str:
         "A dataset version and the files it came from."
@@ -158,22 +124,67 @@ class _Trail:
             if mine: self.graph.link(id, self.run(event["subject"].removeprefix("run:")), f"stage {mine['name']} of")
         return id
 
+# %% ../nbs/17_lineage.ipynb #7119f396
+class _Models(_Data):
+    "The model's side."
+
+    def model(self, ref: str) -> str:
+        "A model version: its data, code, parameters, report, tests and approval."
+        event = self.newest("registered", ref)
+        if not event: raise LineageError(f"no model version {ref} was registered")
+        d, graph = event["details"], self.graph
+        id = graph.add(f"model:{ref}", "model", bundle=d["bundle"], registered_by=event["by"],
+                       at=event["at"].isoformat())
+        graph.link(id, self.dataset(d["dataset"]["ref"]), "trained on")
+        graph.link(id, graph.add(f"commit:{d['git']['commit'] or 'none'}", "commit", library=d["library"],
+                                 uncommitted_changes=d["git"]["dirty"], notebooks=d.get("notebooks")), "built from")
+        graph.link(id, graph.add(f"candidate:{d['candidate']}", "candidate", name=d.get("estimator"),
+                                 parameters=d.get("parameters")), "packs")
+        graph.link(f"candidate:{d['candidate']}", self.run(d["runs"]["candidate"]), "trained by")
+        graph.link(id, graph.add(f"report:{d['report']}", "report", passed=d.get("passed"),
+                                 metrics=d.get("metrics")), "tested by")
+        self.decisions(id, ref)
+        return id
+
+    def decisions(self, id: str, ref: str) -> None:
+        "What was decided about a model version, and by whom."
+        for kinds, how in ((("accepted", "failed_acceptance"), "tried by"), (("approved", "rejected"), "decided by")):
+            if event := self.newest(kinds, ref):
+                note = event["details"].get("note") or None
+                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"], note=note,
+                                      at=event["at"].isoformat())
+                self.graph.link(id, node, how)
+
+# %% ../nbs/17_lineage.ipynb #d47bec1a
+class _Trail(_Models):
+    "The side of those who ask: endpoints and predictions."
+
+    def endpoint(self, name: str) -> str:
+        "An endpoint, and the versions it serves by whose decision."
+        event = self.newest("deployed", name)
+        if not event: raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
+        id = self.graph.add(f"endpoint:{name}", "endpoint", versions=event["details"]["versions"],
+                            deployed_by=event["by"], at=event["at"].isoformat())
+        for version in event["details"]["versions"]: self.graph.link(id, self.model(f"{name}/{version}"), "serves")
+        return id
+
     def prediction(self, prediction_id: str) -> str:
         "A prediction, and the model version that made it."
-        for table in [self.settings.table("_predictions", name) for name in self.log.filter(kind="deployed")["subject"].unique()]:
+        for name in self.log.filter(kind="deployed")["subject"].unique():
+            table = self.settings.table("_predictions", name)
             if not lake.exists(table): continue
             found = lake.scan(table).filter(pl.col("prediction_id") == prediction_id).collect().to_dicts()
             if not found: continue
-            row, name = found[0], table.rsplit("/", 1)[1]
+            row = found[0]
             id = self.graph.add(f"prediction:{prediction_id}", "prediction", prediction=row["prediction"],
                                 probability=row["probability"], at=row["at"].isoformat(), inputs=row["inputs"])
             self.graph.link(id, self.model(f"{name}/{row['model_version']}"), "made by")
             return id
-        raise LineageError(f"no prediction {prediction_id} in the log; the newest are a second or so behind their answers")
+        raise LineageError(f"no prediction {prediction_id} in the log: check the id, or wait a second for the newest")
 
 # %% ../nbs/17_lineage.ipynb #03d068db
 def trace(
-    ref: str,                          # churn@champion, churn/4, churn@3, or model:, dataset:, endpoint:, run:, prediction:
+    ref: str,                          # churn@champion, churn/4, churn@3, endpoint:churn, run:ID, prediction:ID
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Lineage:
@@ -185,7 +196,7 @@ def trace(
     elif kind == "model" and "@" in name: name = registry.resolve(name, settings=settings).ref
     if kind == "dataset": name = datasets.get(name, settings=settings).ref
     if kind not in ("model", "dataset", "endpoint", "run", "prediction"):
-        raise LineageError(f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID or prediction:ID")
+        raise LineageError(f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID, prediction:ID")
     trail.graph.root = getattr(trail, kind)(name)
     return trail.graph
 

@@ -46,8 +46,8 @@ def last_run(log: pl.DataFrame) -> dict | None:
 # %% ../nbs/18_pages.ipynb #a61f610e
 def models(log: pl.DataFrame) -> list[dict]:
     "The registered model versions, newest first, with metrics, decision and whether each is its model's champion."
-    champions = {d["subject"]: max(json.loads(d["details"])["versions"].items(), key=lambda kv: kv[1], default=(None, 0))[0]
-                 for d in log.filter(kind="deployed").to_dicts()}
+    shares = {d["subject"]: json.loads(d["details"])["versions"] for d in log.filter(kind="deployed").to_dicts()}
+    champions = {name: max(versions, key=versions.get, default=None) for name, versions in shares.items()}
     decisions = {d["subject"]: d for d in log.filter(pl.col("kind").is_in(["approved", "rejected"])).to_dicts()}
     return [_model(event, champions, decisions.get(event["subject"])) for event in
             reversed(log.filter(kind="registered").to_dicts())]
@@ -58,7 +58,8 @@ def _model(event: dict, champions: dict[str, str | None], decision: dict | None)
     name, version = event["subject"].split("/")
     details = json.loads(event["details"])
     return {"ref": event["subject"], "name": name, "version": int(version), "champion": champions.get(name) == version,
-            "registered": event["at"].isoformat(), "dataset": details["dataset"]["ref"], "candidate": details.get("estimator"),
+            "registered": event["at"].isoformat(), "dataset": details["dataset"]["ref"],
+            "candidate": details.get("estimator"),
             "metrics": details.get("metrics", {}), "decision": decision and decision["kind"],
             "decided_by": decision and decision["by"]}
 
@@ -82,23 +83,31 @@ nav{display:flex;gap:1.2rem;border-bottom:1px solid #e3e8ee;padding-bottom:.6rem
 # %% ../nbs/18_pages.ipynb #a8b2cb8a
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ s.workspace.name }}</title><style>{{ style|safe }}</style></head><body>
-<nav><b>{{ s.workspace.name }}</b><a href="/">overview</a><a href="/monitor/">monitoring</a><a href="/api/docs">API</a></nav>
-{% macro mark(good, text) %}<span class="{{ 'good' if good else 'bad' }}">{{ '●' if good else '▲' }} {{ text }}</span>{% endmacro %}
+<nav><b>{{ s.workspace.name }}</b><a href="/">overview</a><a href="/monitor/">monitoring</a>
+<a href="/api/docs">API</a></nav>
+{% macro mark(good, text) %}<span class="{{ 'good' if good else 'bad' }}">
+{{ '●' if good else '▲' }} {{ text }}</span>{% endmacro %}
 <h1>{{ title }}</h1>
 <h2>Endpoints</h2>{% if s.endpoints %}<table><tr><th>endpoint<th>state<th>versions<th>monitoring<th>open alerts</tr>
-{% for e in s.endpoints %}<tr><td><a href="{{ e.url }}/docs">{{ e.model }}</a><td>{{ mark(e.state == 'ready', e.state) }}
+{% for e in s.endpoints %}<tr><td><a href="{{ e.url }}/docs">{{ e.model }}</a>
+<td>{{ mark(e.state == 'ready', e.state) }}
 <td>{% for v, share in e.versions.items() %}{{ e.model }}/{{ v }}: {{ '%g' % share }} % {% endfor %}
-<td><a href="/monitor/{{ e.model }}">report</a>{% if e.proposal %}: {{ mark(false, e.proposal) }}{% endif %}<td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
+<td><a href="/monitor/{{ e.model }}">report</a>{% if e.proposal %}: {{ mark(false, e.proposal) }}{% endif %}
+<td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
 {% endfor %}</table>{% else %}<p>None yet: <code>mlops-nb run</code> makes one.{% endif %}
-<h2>Open alerts</h2>{% if s.alerts %}<table><tr><th>endpoint<th>kind<th>column<th>since<th>what</tr>{% for a in s.alerts %}
-<tr><td>{{ a.model }}<td>{{ mark(false, a.kind) }}<td>{{ a.column or '' }}<td>{{ a.since[:16]|replace('T', ' ') }}<td>{{ a.message }}</tr>
+<h2>Open alerts</h2>{% if s.alerts %}<table><tr><th>endpoint<th>kind<th>column<th>since<th>what</tr>
+{% for a in s.alerts %}<tr><td>{{ a.model }}<td>{{ mark(false, a.kind) }}<td>{{ a.column or '' }}
+<td>{{ a.since[:16]|replace('T', ' ') }}<td>{{ a.message }}</tr>
 {% endfor %}</table>{% else %}<p>{{ mark(true, 'none') }}</p>{% endif %}
-{% if not brief %}<h2>Models</h2>{% if s.models %}<table><tr><th>version<th>candidate<th>metrics on the test split<th>data<th>decision</tr>
+{% if not brief %}<h2>Models</h2>{% if s.models %}
+<table><tr><th>version<th>candidate<th>metrics on the test split<th>data<th>decision</tr>
 {% for m in s.models %}<tr><td>{{ m.ref }}{{ ' ★' if m.champion }}<td>{{ m.candidate or '' }}<td>
-{% for k, v in m.metrics.items() %}{{ k }} {{ '%.3f' % v.value }} [{{ '%.3f' % v.low }}, {{ '%.3f' % v.high }}] {% endfor %}
+{% for k, v in m.metrics.items() %}{{ k }} {{ '%.3f' % v.value }}
+[{{ '%.3f' % v.low }}, {{ '%.3f' % v.high }}] {% endfor %}
 <td>{{ m.dataset }}<td>{{ (m.decision ~ ' by ' ~ m.decided_by) if m.decision else 'none yet' }}</tr>{% endfor %}</table>
 <small>★ in production</small>{% else %}<p>None yet.{% endif %}
-<h2>Last run</h2>{% if s.run %}<p><code>{{ s.run.id }}</code> {{ mark(s.run.state in ('done', 'running'), s.run.state) }} by {{ s.run.by }},
+<h2>Last run</h2>{% if s.run %}<p><code>{{ s.run.id }}</code>
+{{ mark(s.run.state in ('done', 'running'), s.run.state) }} by {{ s.run.by }},
 {{ s.run.started[:16]|replace('T', ' ') }} UTC</p><table>{% for t in s.run.stages %}<tr><td>{{ t.name }}
 <td>{{ mark(t.state != 'failed', t.state) }}<td>{{ '%.1f s' % t.seconds if t.seconds else '' }}</tr>{% endfor %}</table>
 {% else %}<p>None yet.{% endif %}{% endif %}</body></html>"""
@@ -131,7 +140,8 @@ def asgi(settings: Settings):    # a `fastapi.FastAPI`
     from fastapi.responses import HTMLResponse
 
     def guard(request: Request) -> None:
-        tokens, (kind, _, given) = settings.serve.tokens.split(), request.headers.get("authorization", "").partition(" ")
+        tokens = settings.serve.tokens.split()
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
         if tokens and not (kind == "Bearer" and any(hmac.compare_digest(given.encode(), t.encode()) for t in tokens)):
             raise HTTPException(401, "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
                                 {"WWW-Authenticate": "Bearer"})
@@ -160,7 +170,8 @@ def asgi(settings: Settings):    # a `fastapi.FastAPI`
     return app
 
 # %% ../nbs/18_pages.ipynb #135c34a8
-DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API</title><style>{STYLE}</style></head><body>
+DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API</title>
+<style>{STYLE}</style></head><body>
 <h1>API</h1><table><tr><th>path<th>answers</tr><tr><td>GET /healthz<td>is the control application alive</tr>
 <tr><td>GET /api/status<td>run, models, endpoints, alerts: what <code>mlops-nb status --json</code> prints</tr>
 <tr><td>GET /monitor/MODEL<td>the latest monitoring report of an endpoint, HTML</tr>

@@ -208,9 +208,7 @@ class Profile:
         return max((int(c.get_metric("counts").n.value) for c in self.view.get_columns().values()), default=0)
 
     @property
-    def at(self) -> datetime:
-        "The time that the data is about."
-        return self.view.dataset_timestamp
+    def at(self) -> datetime: return self.view.dataset_timestamp  # the time that the data is about
 
     def select(self, columns: Sequence[str]) -> "Profile":
         "The profile of some columns; those that are not there are left out."
@@ -223,14 +221,10 @@ class Profile:
         "The profile of both tables together."
         return Profile(_merged(self.view, other.view))
 
-    def to_bytes(self) -> bytes:
-        "As a whylogs file."
-        return self.view.serialize()
+    def to_bytes(self) -> bytes: return self.view.serialize()  # as a whylogs file
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Profile":
-        "From a whylogs file's content."
-        return cls(_read(data))
+    def from_bytes(cls, data: bytes) -> "Profile": return cls(_read(data))
 
     def summary(self) -> pl.DataFrame:
         "A row a column: type, share of missing values, distinct values, extrema, moments, the most frequent value."

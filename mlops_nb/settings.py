@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'Section', 'Workspace', 'ClusterSection', 'Tracking', 'Serve', 'Monitor', 'Alerts',
-           'Settings', 'find', 'load', 'create']
+           'Addresses', 'Settings', 'find', 'load', 'create']
 
 # %% ../nbs/00_settings.ipynb #23bcec99
 import configparser
@@ -73,21 +73,8 @@ class Alerts(Section):
     webhook: str = ""                 # address that gets each opened alert as JSON; empty: none
 
 # %% ../nbs/00_settings.ipynb #8354730c
-class Settings(BaseSettings):
-    "A workspace's settings, and the addresses that follow from them."
-    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True)
-    root: Path                                # the workspace's folder
-    workspace: Workspace = Workspace()
-    cluster: ClusterSection = ClusterSection()
-    tracking: Tracking = Tracking()
-    serve: Serve = Serve()
-    monitor: Monitor = Monitor()
-    alerts: Alerts = Alerts()
-
-    @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
-        return env_settings, init_settings  # the environment wins over the file
-
+class Addresses:
+    "Where a workspace keeps what it remembers."
     @property
     def storage(self) -> str:
         "Folder or object-store prefix that holds all that is remembered."
@@ -114,6 +101,22 @@ class Settings(BaseSettings):
     def state(self) -> Path:
         "Folder of this machine's own state: cluster record, logs not yet in the lake, library snapshots."
         return self.root / ".mlops_nb"
+
+# %% ../nbs/00_settings.ipynb #be222564
+class Settings(Addresses, BaseSettings):
+    "A workspace's settings, and the addresses that follow from them."
+    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True)
+    root: Path                                # the workspace's folder
+    workspace: Workspace = Workspace()
+    cluster: ClusterSection = ClusterSection()
+    tracking: Tracking = Tracking()
+    serve: Serve = Serve()
+    monitor: Monitor = Monitor()
+    alerts: Alerts = Alerts()
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
+        return env_settings, init_settings  # the environment wins over the file
 
     @property
     def tracking_uri(self) -> str:

@@ -164,8 +164,7 @@ class Signature(BaseModel):
     @cached_property
     def _reader(self) -> Reader: return Reader(self.columns, self.ignored)
 
-    def schema(self) -> pl.Schema:
-        "The dtypes that the pipeline is fitted on and fed with."
+    def schema(self) -> pl.Schema:  # what the pipeline is fitted on and fed with
         return pl.Schema({c.name: DTYPES[c.dtype] for c in self.columns})
 
     def frame(self, rows: list[dict]) -> pl.DataFrame:

@@ -43,6 +43,13 @@ def ray_cluster(tmp_path_factory):
         else: os.environ[name] = value
 
 
+@pytest.fixture(autouse=True)
+def alone(request, monkeypatch):
+    "A test that does not ask for the cluster does not see it either."
+    if "ray_cluster" in request.fixturenames: return
+    for name in ("MLOPS_NB__CLUSTER__ADDRESS", "MLOPS_NB__SERVE__PORT"): monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def workspace(ray_cluster, tmp_path):
     "A fresh workspace on the session's cluster."

@@ -24,6 +24,7 @@ def test_the_promised_files_exist(name): assert (ROOT / name).stat().st_size > 0
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in MODULES]
+    names.remove("mlops_nb.workflow.engine")  # papermill's plug-in: papermill imports it, not the other way round
     code = f"""
 import socket, sys
 def refuse(*a, **k): raise RuntimeError("network")
@@ -76,7 +77,7 @@ def test_notebooks_are_readable(notebook):
     if notebook.name == "index.ipynb": return
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     exported = [s for s in sources if re.search(r"^#\|\s*export\b", s, re.M)]
-    lessons = [s for s in sources if s.strip() and not s.startswith("#|")]
+    lessons = [s for s in sources if s.strip() and not re.match(r"#\|(?!\s*cluster)", s)]
     assert max(s.count("\n") + 1 for s in exported) <= 45
     assert len(cells) <= 80
     assert len(lessons) >= len(exported) / 4

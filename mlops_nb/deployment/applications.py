@@ -38,7 +38,8 @@ def ask(app: str, method: str, *args, timeout: float = 60) -> list:
         if found is None or found.status == "DELETING": return []
         broadcast = lambda: serve.get_app_handle(app).broadcast(method, *args).results(timeout_s=timeout)
         try:
-            with ThreadPoolExecutor(1) as thread: return thread.submit(broadcast).result()  # Serve refuses a kernel's loop
+            with ThreadPoolExecutor(1) as thread:  # Serve refuses to wait in a kernel's event loop
+                return thread.submit(broadcast).result()
         except Exception: time.sleep(0.5)  # a replica came or went: ask those there are now
     return []
 
