@@ -12,13 +12,13 @@ from mlops_nb.settings import create  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full-chaos", action="store_true", help="random-kill tests in full, not three repetitions each")
+    parser.addoption("--full-chaos", action="store_true", help="random-kill tests in full, not three rounds each")
 
 
-@pytest.fixture
-def repetitions(request):
-    "How often a random-kill test kills: three times, or in full."
-    return 20 if request.config.getoption("--full-chaos") else 3
+def pytest_generate_tests(metafunc):
+    "A random-kill test takes `round_`: three rounds, or in full twenty."
+    if "round_" in metafunc.fixturenames:
+        metafunc.parametrize("round_", range(20 if metafunc.config.getoption("--full-chaos") else 3))
 
 
 def free_port() -> int:

@@ -149,7 +149,7 @@ CHILD = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("round_", range(3))
+@pytest.mark.chaos
 def test_kill_9_loses_and_doubles_nothing(settings, round_):
     "Two owners and two racing takers; each owner is killed while it appends and moves."
     children = [subprocess.Popen([sys.executable, "-c", CHILD, settings.root, f"{round_}{c}"], stdout=subprocess.PIPE)

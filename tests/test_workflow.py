@@ -364,6 +364,7 @@ def kernel(folder: Path) -> int:
     return int(wait(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), 120))
 
 
+@pytest.mark.chaos
 @pytest.mark.cluster
 @pytest.mark.parametrize(("victim", "error"), [
     ("ray::work", "WorkerCrashedError"), ("runpy.run_path", "DeadKernelError")])
@@ -383,6 +384,7 @@ def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, 
     assert Workflow.discover(tmp_path).run(settings=workspace).state == "done"
 
 
+@pytest.mark.chaos
 @pytest.mark.cluster
 def test_a_killed_run_leaves_no_lock_and_no_kernel(workspace, tmp_path):
     hanging(tmp_path)
