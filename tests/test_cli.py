@@ -140,3 +140,16 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
 def httpx_answers(url: str) -> bool:
     try: return bool(httpx.get(url, timeout=2))
     except httpx.HTTPError: return False
+
+
+def test_lab_opens_on_the_workspace(tmp_path):
+    settings, port = create(tmp_path / "w"), free_port()
+    running = subprocess.Popen([COMMAND, "lab", "--port", str(port), "--no-browser", "-w", settings.root],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not httpx_answers(f"http://127.0.0.1:{port}/api") and time.monotonic() < until: time.sleep(0.3)
+        assert httpx.get(f"http://127.0.0.1:{port}/api").json()["version"]
+    finally:
+        running.terminate()
+        running.wait(20)
