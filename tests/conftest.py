@@ -31,7 +31,10 @@ def free_port() -> int:
 def ray_cluster(tmp_path_factory):
     "The session's Ray head. Every workspace made while it runs joins it, in this process and in those it starts."
     home = create(tmp_path_factory.mktemp("cluster"), serve={"port": free_port()})
-    running = cluster.up(home)
+    mark = os.environ.pop("PYTEST_CURRENT_TEST", None)  # ipykernel captures no output of children where it is set
+    try: running = cluster.up(home)
+    finally:
+        if mark: os.environ["PYTEST_CURRENT_TEST"] = mark
     given = running.env | {"MLOPS_NB__CLUSTER__ADDRESS": running.address,
                            "MLOPS_NB__SERVE__PORT": str(home.serve.port)}
     before = {name: os.environ.get(name) for name in given}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -115,7 +116,8 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
     a, b = (create(tmp_path / n, workspace={"name": n}, serve={"port": free_port()}) for n in "ab")
     urls = {s.workspace.name: f"http://127.0.0.1:{s.serve.port}/api/status" for s in (a, b)}
     try:
-        for s in (a, b): assert call("up", "-w", s.root).returncode == 0
+        with ThreadPoolExecutor(2) as both: done = list(both.map(lambda s: call("up", "-w", s.root), (a, b)))
+        assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
         name = lambda which: httpx.get(urls[which], timeout=5).json()["workspace"]["name"]
         assert [name("a"), name("b")] == ["a", "b"]
         victims = [p for p in cluster.members(cluster.find(a).session) if "ServeReplica" in " ".join(p.cmdline())]
