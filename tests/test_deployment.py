@@ -176,7 +176,6 @@ def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
     assert newest(shop)["by"] == "carol"
 
 
-@pytest.mark.chaos
 def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
     "Its successor serves what the audit log says, and brings the log home."
     settings, url = shop, deployment.endpoint("churn", settings=shop).url
