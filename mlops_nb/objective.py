@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORERS', 'Expression', 'COLOURS', 'ObjectiveError', 'Costs', 'Objective', 'split', 'labels', 'features', 'evaluated',
-           'Hypothesis', 'holm', 'Verdicts', 'test', 'Rule', 'quick', 'Warrant', 'warranted']
+           'Hypothesis', 'Verdicts', 'test', 'Rule', 'quick', 'Warrant', 'warranted']
 
 # %% ../nbs/07_objective.ipynb #c9387905
 import io
@@ -19,6 +19,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from .measures import GAPS, LOWER, METRICS, Interval, auc, bootstrap, interval, picture
+from .profiles import holm
 from .settings import MlopsError
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
@@ -168,17 +169,6 @@ def _associated(labels: np.ndarray, values: np.ndarray, alpha: float) -> tuple[I
         return 0.0 if off(1e-9) < 0 else float(np.sqrt(brentq(off, 1e-9, 10 * found.statistic + 100) / n))
     value = float(np.sqrt(max(0.0, found.statistic - dof) / n))
     return Interval(value=value, low=bound(1 - alpha / 2), high=min(1.0, bound(alpha / 2))), float(p)
-
-# %% ../nbs/07_objective.ipynb #4a20f32f
-def holm(
-    p: Sequence[float],                      # p-values
-) -> np.ndarray:                             # corrected for their number, in the same order
-    "Holm's step-down correction."
-    p = np.asarray(p, float)
-    order = np.argsort(p)
-    corrected = np.empty_like(p)
-    corrected[order] = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
-    return corrected
 
 # %% ../nbs/07_objective.ipynb #392f6a75
 def _measured(train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float) -> dict:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'Section', 'Workspace', 'ClusterSection', 'Tracking', 'Serve', 'Monitor', 'Alerts',
-           'Addresses', 'Settings', 'find', 'load', 'create']
+           'StageSection', 'Addresses', 'Settings', 'find', 'load', 'create']
 
 # %% ../nbs/00_settings.ipynb #23bcec99
 import configparser
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,6 +43,7 @@ class ClusterSection(Section):
     address: str = ""                 # host:port of a running head; empty: one of this workspace's own
     num_cpus: int = Field(0, ge=0)    # CPUs of the local head; 0: all of the machine's
     dashboard: bool = False           # start Ray's dashboard with the local head
+    stages: int = Field(0, ge=0)      # notebooks that run at once; 0: as many as this machine has CPUs
 
 # %% ../nbs/00_settings.ipynb #b1d540df
 class Tracking(Section):
@@ -71,6 +73,17 @@ class Monitor(Section):
 class Alerts(Section):
     "`[alerts]`: who hears of an alarm."
     webhook: str = ""                 # address that gets each opened alert as JSON; empty: none
+
+# %% ../nbs/00_settings.ipynb #6fd41bfb
+class StageSection(Section):
+    "`[stage:NAME]`: where, how long and how often a stage's notebook runs."
+    num_cpus: float = Field(0, ge=0)            # CPUs that Ray keeps free for it
+    num_gpus: float = Field(0, ge=0)            # GPUs that Ray keeps free for it
+    memory: int = Field(0, ge=0)                # memory that Ray keeps free for it, bytes
+    timeout: float | None = Field(None, gt=0)   # longest time for one attempt, s
+    retries: int = Field(0, ge=0)               # attempts after the first that failed
+    retry_wait: float = Field(1, ge=0)          # wait before the first of them, s; twice as long before each next
+    after: str = ""                             # stages to wait for of which it takes nothing, separated by spaces
 
 # %% ../nbs/00_settings.ipynb #8354730c
 class Addresses:
@@ -113,6 +126,7 @@ class Settings(Addresses, BaseSettings):
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     alerts: Alerts = Alerts()
+    stage: dict[str, StageSection] = {}       # by the stage's name
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
@@ -160,18 +174,29 @@ def load(
 # %% ../nbs/00_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:
     "Settings from what the file says, or one sentence on all that is wrong with it."
-    try: return Settings(root=root, **sections)
+    try: return Settings(root=root, **_grouped(sections))
     except ValidationError as e:
         raise SettingsError(f"{root / 'settings.ini'}: " + "; ".join(map(_explain, e.errors()))) from e
 
 # %% ../nbs/00_settings.ipynb #3a561459
+def _grouped(sections: dict) -> dict:
+    "`[stage:train]` under `stage`, by name."
+    found = {}
+    for section, values in sections.items():
+        kind, colon, name = section.partition(":")
+        if colon: found.setdefault(kind, {})[name] = values
+        else: found[section] = values
+    return found
+
+# %% ../nbs/00_settings.ipynb #4ad4b3a4
 def _explain(error: dict) -> str:
     "One sentence for one thing pydantic refused."
-    section, *key = map(str, error["loc"])
-    place, name = (f"[{section}] {key[0]}", key[0]) if key else (f"[{section}]", section)
+    section, *names = map(str, error["loc"])
+    model = Settings.model_fields.get(section) and Settings.model_fields[section].annotation
+    if get_origin(model) is dict: section, model, *names = f"{section}:{names[0]}", get_args(model)[1], *names[1:]
+    place, name = (f"[{section}] {names[0]}", names[0]) if names else (f"[{section}]", section)
     if error["type"] != "extra_forbidden": return f"{place} = {error['input']}: {error['msg'].lower()}"
-    known = list(Settings.model_fields[section].annotation.model_fields if key else Settings.model_fields)
-    known = [k for k in known if k != "root"]
+    known = [k for k in (model if names else Settings).model_fields if k != "root"]
     near = get_close_matches(name, known, n=1)
     return f"{place} is not known here; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}")
 

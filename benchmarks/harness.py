@@ -1,0 +1,64 @@
+"""What the benchmarks share: options, timed processes, peers in environments of their own, the last line.
+
+Each script runs us and the peer side by side on this machine and ends with `NAME ratio R target T`. The JSON form adds
+`better` (is a lower or a higher ratio the better one), `holds`, and every figure that was measured.
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+UV = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+def options(text: str) -> argparse.Namespace:
+    "The command line of a benchmark; `text` says what it measures."
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smaller case, under a minute")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Timed:
+    "How a process went."
+    seconds: float   # wall clock
+    peak: float      # greatest resident memory of the process itself, MiB
+    out: str         # its standard output
+
+
+def run(command: list[str], *, env: dict[str, str] | None = None, cwd: str | Path | None = None) -> Timed:
+    "Run a command to its end and time it; raises with its last words if it fails."
+    began = time.perf_counter()
+    process = subprocess.Popen([str(c) for c in command], env=os.environ | (env or {}), cwd=cwd, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode: raise SystemExit(f"{' '.join(map(str, command[:4]))} … failed:\n{out[-3000:]}")
+    return Timed(time.perf_counter() - began, usage.ru_maxrss / 1024, out)
+
+
+def peer(*packages: str) -> list[str]:
+    "The start of a command in an environment with these packages only; installed on first use, so warm it up."
+    asked = [option for package in packages for option in ("--with", package)]
+    return [UV, "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable, *asked, "python"]
+
+
+def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:
+    "Print what was measured, the ratio last."
+    holds = ratio >= target if higher else ratio <= target
+    if asked.json:
+        print(json.dumps({"name": name, "ratio": ratio, "target": target, "better": "higher" if higher else "lower",
+                          "holds": holds, "quick": asked.quick, **facts}, indent=2))
+        return
+    for fact, value in facts.items():
+        print(f"{fact.replace('_', ' '):>28}  {value:.3f}" if isinstance(value, float) else
+              f"{fact.replace('_', ' '):>28}  {value}")
+    print(f"{name} ratio {ratio:.3f} target {target:g}")
