@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb import events
-from mlops_nb.settings import create
+from mlops_nb.settings import StageSection, create
 from mlops_nb.workflow import Workflow, WorkflowError, glue, outputs
+from mlops_nb.workflow.gluing import LIMIT, encode
 from mlops_nb.workflow.kernels import drive
 from mlops_nb.workflow.records import Ledger, alone, key, modules
-from mlops_nb.workflow.stages import LIMIT, Stage, encode, parse
+from mlops_nb.workflow.stages import Stage, parse
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
 GOOD = ("1_make", "2_count", "3_watch")
@@ -93,7 +94,7 @@ def test_all_mistakes_are_found_at_once_and_nothing_is_started(tmp_path):
 
 def test_a_circle_is_named(tmp_path):
     flow = workflow(tmp_path, _1_count="2_count", _2_make="1_make")
-    edit(tmp_path / "2_make.ipynb", "rows = 3", "total = 3")
+    edit(tmp_path / "2_make.ipynb", "rows = 3", "rows = 3; total = 3")
     [problem] = Workflow.discover(tmp_path).check()
     assert "comes later" in problem.message and "circle" in problem.message and problem.cell == 2
     assert "circle" not in str(flow.check())
@@ -266,9 +267,10 @@ def test_a_run_is_recorded_then_reused(workspace, tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("fixture", "said"), [
-    ("raises", "cell 4: ZeroDivisionError"), ("dies", "cell 3: DeadKernelError")])
+    ("raises", "cell 4, line 1: ZeroDivisionError"), ("dies", "cell 3: DeadKernelError")])
 def test_a_failure_is_told_truthfully(workspace, tmp_path, fixture, said):
     flow = workflow(tmp_path, _1_make="1_make", _2_fails=fixture, _3_count="2_count")
+    workspace = workspace.model_copy(update={"stage": {"count": StageSection(after="fails")}})
     with pytest.raises(WorkflowError) as e: flow.run(settings=workspace)
     run = e.value.run
     assert f"stage fails failed. 2_fails.ipynb, {said}" in str(e.value) and run.stages[1].notebook in str(e.value)
@@ -309,7 +311,7 @@ def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace,
     run = flow.run(settings=workspace)
     assert run.outputs["joined"] == run.stages[0].id and run.outputs["cwd"] == str(tmp_path)
     assert run.outputs["path"].startswith(str(workspace.state / "libraries"))
-    assert Ledger(workspace).client.get_run(run.stages[0].id).data.metrics == {"auc": 0.5}
+    assert Ledger(workspace).client.get_run(run.stages[0].id).data.metrics["auc"] == 0.5
 
 
 @pytest.mark.cluster
