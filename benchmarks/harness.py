@@ -46,9 +46,25 @@ def run(command: list[str], *, env: dict[str, str] | None = None, cwd: str | Pat
 
 
 def peer(*packages: str) -> list[str]:
-    "The start of a command in an environment with these packages only; installed on first use, so warm it up."
+    "A Python with these packages only, as the start of a command. Its environment lasts as long as the process."
     asked = [option for package in packages for option in ("--with", package)]
     return [UV, "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable, *asked, "python"]
+
+
+_TIMES = """
+import json, subprocess, sys, time
+times = []
+for _ in range(int(sys.argv[1]) + 1):
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, *sys.argv[2:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: sys.exit(done.stdout[-3000:])
+    times.append(time.perf_counter() - began)
+print(json.dumps(times[1:]))
+"""
+
+def peer_times(packages: list[str], arguments: list[str], times: int, **where) -> list[float]:
+    "Seconds of each run of `python ARGUMENTS` in a peer's environment, after one that warms up."
+    return json.loads(run([*peer(*packages), "-c", _TIMES, str(times), *arguments], **where).out.splitlines()[-1])
 
 
 def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:

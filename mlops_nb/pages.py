@@ -202,8 +202,9 @@ def serve(
 ) -> str:                              # its address
     "Start the control application on the cluster, or find it running."
     settings = settings or load()
+    running = cluster.find(settings)
+    if running and _shown(running.serve_url) == identity(settings): return running.serve_url  # without importing Serve
     url = cluster.serve(settings)
-    if _shown(url) == identity(settings): return url
     from ray import serve
     env = {"env_vars": cluster.runtime_env(settings)["env_vars"]}  # pages need the library, not the workspace's package
     replica = serve.deployment(serve.ingress()(Control), name="pages", max_ongoing_requests=64,

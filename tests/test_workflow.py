@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_nb import events
 from mlops_nb.settings import StageSection, create
 from mlops_nb.workflow import Workflow, WorkflowError, glue, outputs
+from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.gluing import LIMIT, encode
 from mlops_nb.workflow.kernels import drive
 from mlops_nb.workflow.records import Ledger, alone, key, modules
@@ -170,6 +173,55 @@ def test_a_key_changes_with_what_matters_only(package, tmp_path):
     assert len({before, *changed}) == 6
     (package / "other.py").write_text("import sys")
     assert key(Stage.read(path), {"rows": 1}, **base) == changed[-1]
+
+
+def stage(folder: Path, name: str, parameters: str, *code: str) -> Path:
+    "A stage notebook written on the spot."
+    use = "from mlops_nb.workflow import glue\n"
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *(new_code_cell(use * ("glue(" in c) + c) for c in code)]
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+@pytest.mark.parametrize(("declared", "value", "good"), [
+    ("n: int = 3", 4, True), ("n: int = 3", "4", False), ("n = 3", 4.5, False), ("n = 0.5", 1, True), ("n = 'a'", 1, False),
+    ("n = None", 1, True), ("n: str | None = None", None, True), ("n: list[int]", [1], True), ("n: list[int]", ["1"], False),
+    ("n: Literal['a', 'b'] = 'a'", "c", False), ("n: Unknown = 1", "c", True), ("n = True", 1, False)])
+def test_values_are_of_the_declared_type(tmp_path, declared, value, good):
+    stage(tmp_path, "1_a", declared)
+    found = [str(p) for p in Workflow.discover(tmp_path).check({"n": value}) if "expected" in p.message]
+    assert bool(found) is not good, found
+
+
+def test_names_that_nothing_defines_are_found_with_cell_and_line(tmp_path):
+    stage(tmp_path, "1_a", "rows: int = 1", "%%time\ntotal = rows", "%%capture shown\nprint(1)",
+          "def f():\n    return totl + total, shown, _, display\n\nf()", "!ls\n[x for x in range(3)]\nx")
+    assert [(p.cell, p.message) for p in Workflow.discover(tmp_path).check()] == [
+        (4, "line 2: nothing defines `totl` (did you mean `total`?)"), (5, "line 3: nothing defines `x`")]
+
+
+def test_sections_of_stages_are_checked(tmp_path):
+    stage(tmp_path, "1_a", "")
+    stage(tmp_path, "2_b", "")
+    settings = create(tmp_path / "w", **{"stage:bb": {"retries": 1}, "stage:a": {"after": "b"}})
+    said = [str(p) for p in Workflow.discover(tmp_path).check({}, settings)]
+    assert len(said) == 2 and "[stage:bb]: no notebook is this stage (did you mean `b`?)" in said[0]
+    assert "[stage:a]: after = b: no stage before it" in said[1]
+
+
+def test_a_library_out_of_step_is_told(tmp_path):
+    package = tmp_path / "w" / "shop"
+    settings = create(tmp_path / "w", workspace={"package": "shop"})
+    (tmp_path / "w" / "nbs").mkdir()
+    path = tmp_path / "w" / "nbs" / "1_price.ipynb"
+    cells = [new_code_cell("#| default_exp price"), new_code_cell("", metadata={"tags": ["parameters"]}),
+             new_code_cell("#| export\ndef price(): return 3")]
+    nbformat.write(new_notebook(cells=cells), path)
+    flow = Workflow.discover(path.parent)
+    assert "shop/price.py is not what this notebook exports" in str(flow.check({}, settings)[0])
+    from nbdev.export import nb_export
+    nb_export(path, lib_path=package)
+    assert flow.check({}, settings) == []
 
 
 # The lock
@@ -338,6 +390,76 @@ def test_anybody_may_say_papermill_engine_ray(tmp_path):
     assert status(tmp_path / "out.ipynb")[-2:] == ["failed", "pending"]
 
 
+@pytest.mark.cluster
+def test_independent_stages_run_side_by_side(workspace, tmp_path):
+    meet = "import pathlib, time\npathlib.Path({!r}).touch()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.05)"
+    stage(tmp_path, "1_a", "", meet.format("a", "b") + "\nglue('x', 1)")
+    stage(tmp_path, "2_b", "", meet.format("b", "a") + "\nglue('y', 2)")
+    stage(tmp_path, "3_c", "x: int\ny: int", "glue('z', x + y)")
+    settings = workspace.model_copy(update={"cluster": workspace.cluster.model_copy(update={"stages": 2})})
+    run = Workflow.discover(tmp_path).run(settings=settings)
+    assert run.outputs == {"x": 1, "y": 2, "z": 3} and "href" in run._repr_html_()
+
+
+@pytest.mark.cluster
+def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(workspace, tmp_path):
+    stage(tmp_path, "1_flaky", "", "import pathlib\nn = len(list(pathlib.Path().glob('try*')))\n"
+          "pathlib.Path(f'try{n}').touch()\nif n < 2: raise OSError('busy')\nglue('n', n)")
+    section = StageSection(retries=3, retry_wait=0.01)
+    run = Workflow.discover(tmp_path).run(settings=workspace.model_copy(update={"stage": {"flaky": section}}))
+    assert run.outputs == {"n": 2} and run.stages[0].attempts == 3
+    kept = Ledger(workspace).client.list_artifacts(run.stages[0].id)
+    assert {"attempt1", "attempt2", "1_flaky.ipynb"} <= {a.path for a in kept}
+    stage(tmp_path, "2_slow", "", "1 + 1", "import time\ntime.sleep(60)", "3")
+    slow = workspace.model_copy(update={"stage": {"slow": StageSection(timeout=2)}})
+    with pytest.raises(WorkflowError, match="2_slow.ipynb, cell 3: CellTimeoutError: the notebook took longer than 2 s") as e:
+        Workflow.discover(tmp_path).run(settings=slow, first="slow")
+    assert status(e.value.run.stages[0].notebook) == ["completed", "completed", "failed", "pending"]
+    greedy = workspace.model_copy(update={"stage": {"slow": StageSection(num_cpus=999)}})
+    with pytest.raises(WorkflowError, match="no node of the cluster has that"):
+        Workflow.discover(tmp_path).run(settings=greedy, first="slow")
+
+
+@pytest.mark.cluster
+def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_path):
+    stage(tmp_path, "1_give", "", "import polars as pl, matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
+          "glue('table', pl.DataFrame({'n': [1, 2]}))\nglue('figure', figure)\nplt.close()",
+          "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass")
+    stage(tmp_path, "2_take", "table: str\nfigure: str", "import polars as pl\nglue('n', int(pl.read_parquet(table)['n'].sum()))\n"
+          "glue('png', open(figure, 'rb').read(4)[1:].decode())")
+    run = Workflow.discover(tmp_path).run(settings=workspace)
+    assert run.outputs["n"] == 3 and run.outputs["png"] == "PNG" and Path(run.outputs["table"]).is_file()
+    assert outputs(run.stages[0].notebook)["table"].to_dict(as_series=False) == {"n": [1, 2]}
+    bar = "".join(o.text for o in code(run.stages[0].notebook)[-1].outputs if o.output_type == "stream")
+    assert "50/50" in bar and "\r" not in bar and bar.count("%") == 1
+    Path(run.outputs["table"]).unlink()
+    again = Workflow.discover(tmp_path).run(settings=workspace)
+    assert [s.state for s in again.stages] == ["done", "done"]  # what was lost is made again
+
+
+@pytest.mark.cluster
+def test_a_batch_repeats_only_what_failed(workspace, tmp_path):
+    path = stage(tmp_path, "square", "n: int", "import pathlib\nif n == 3 and not pathlib.Path('go').exists(): raise ValueError(n)\n"
+                 "glue('square', n * n)")
+    sets = [{"n": n} for n in range(5)]
+    batch = workflow_map(path, sets, settings=workspace, at_once=2)
+    assert [s.state for s in batch.failed] == ["failed"] and batch.state == "failed"
+    assert batch.table["square"].to_list() == [0, 1, 4, None, 16] and "ValueError: 3" in batch.table["error"][3]
+    (tmp_path / "go").touch()
+    again = workflow_map(path, sets, settings=workspace)
+    assert [s.state for s in again.stages] == ["reused"] * 3 + ["done", "reused"] and "1 done" in again._repr_html_()
+    with pytest.raises(WorkflowError, match="set 1, 2: square.ipynb, cell 1: `n` is"):
+        workflow_map(path, [{"n": "a"}, {"n": "a"}, {"n": 1}], settings=workspace)
+
+
+@pytest.mark.cluster
+def test_a_value_of_the_wrong_type_from_another_stage_fails_before_its_cells(workspace, tmp_path):
+    stage(tmp_path, "1_give", "", "glue('n', 'many')")
+    stage(tmp_path, "2_take", "n: int", "glue('m', n)")
+    with pytest.raises(WorkflowError, match="2_take.ipynb: TypeError: `n` is 'many', expected int"):
+        Workflow.discover(tmp_path).run(settings=workspace)
+
+
 # Killed from outside
 
 def processes(session: int, named: str) -> list[psutil.Process]:
@@ -400,3 +522,31 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(workspace, tmp_path):
     with alone(workspace): pass
     [notebook] = Path(workspace.runs).rglob("*.ipynb")
     assert status(notebook)[-2:] == ["running", "pending"]
+
+
+@pytest.mark.chaos
+@pytest.mark.cluster
+def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(workspace, tmp_path, round_):
+    "Three stages, each leaving a line a run in a file; the run is killed, the next one finishes it."
+    for n in range(3):
+        stage(tmp_path, f"{n}_s{n}", f"x{n}: int" if n else "",
+              f"import pathlib\nwith open('log', 'a') as f: f.write('{n}\\n')\nglue('x{n + 1}', {n + 1})")
+    run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
+    runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root, stderr=subprocess.DEVNULL)
+    time.sleep(random.Random(round_).uniform(2, 16))
+    runner.kill()
+    runner.wait()
+    log = lambda: (tmp_path / "log").read_text().split() if (tmp_path / "log").exists() else []
+    finished = {s.stage for s in finished_stages(workspace)}
+    run = Workflow.discover(tmp_path).run(settings=workspace)
+    assert run.outputs == {"x1": 1, "x2": 2, "x3": 3}
+    assert {s.name for s in run.stages if s.state == "reused"} == finished
+    for n in range(3):  # a stage that had finished ran once, the one that was killed at most twice
+        assert 1 <= log().count(str(n)) <= (1 if f"s{n}" in finished else 2)
+
+
+def finished_stages(settings) -> list:
+    from types import SimpleNamespace
+    ledger = Ledger(settings)
+    found = ledger.client.search_runs([ledger.experiment], "tags.`mlops_nb.state` = 'done'")
+    return [SimpleNamespace(stage=r.data.tags["mlops_nb.stage"]) for r in found if "mlops_nb.stage" in r.data.tags]

@@ -69,13 +69,17 @@ def _undefined(stage: Notebook) -> Iterator[tuple[int, str]]:
         whole.body += tree.body
     captured = {name for code in stage.code.values() for name in re.findall(r"^%%capture (\w+)", code)}
     known = IPYTHON | captured | set(getattr(stage, "parameters", ()))
-    for message in Checker(whole, builtins=known).messages:
+    for message in sorted(Checker(whole, builtins=known).messages, key=lambda m: m.lineno):
         if isinstance(message, UndefinedName):
             cell, before = at[message.lineno - 1]
             yield cell, (f"line {message.lineno - before}: nothing defines `{message.message_args[0]}`"
-                         + near(message.message_args[0], {*known, *dir(builtins)}))
+                         + near(message.message_args[0], (known | _names(whole)) - {message.message_args[0]}))
 
 # %% ../../nbs/15d_workflow_checks.ipynb #4504f1f3
+def _names(tree: ast.Module) -> set[str]:
+    "Names that a piece of code assigns."
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
 def near(name: str, known: set[str]) -> str:
     "The name that was probably meant, as a question."
     close = get_close_matches(name, sorted(known), n=1)

@@ -1,0 +1,49 @@
+"""Seven stages that import ray, polars, scikit-learn, mlflow and deltalake: our run against plain papermill (nbclient).
+
+Both sides are whole processes on a machine where what stays is up: ours on a running cluster, papermill seven times.
+"""
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from harness import finish, options, run
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mlops_nb import cluster
+from mlops_nb.settings import create
+
+IMPORTS = "import ray, polars, sklearn.linear_model, mlflow, deltalake"
+
+
+def stages(folder: Path, number: int) -> None:
+    "Notebooks that import and give the next one a number."
+    folder.mkdir()
+    for n in range(number):
+        cells = [new_code_cell(f"out{n - 1}: int" if n else "", metadata={"tags": ["parameters"]}), new_code_cell(IMPORTS),
+                 new_code_cell(f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")]
+        nbformat.write(new_notebook(cells=cells), folder / f"{n}_stage{n}.ipynb")
+
+
+def main() -> None:
+    asked = options(__doc__)
+    number, times = (3, 1) if asked.quick else (7, 3)
+    bin = Path(sys.executable).parent
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        settings = create(home, serve={"port": 18773})
+        stages(home / "nbs", number)
+        command = [bin / "mlops-nb", "run", "--force", "--workspace", home]
+        cluster.up(settings)
+        try:
+            run(command)  # the first one starts what stays
+            ours = statistics.median(run(command).seconds for _ in range(times))
+        finally: cluster.down(settings)
+        plain = [bin / "papermill", "--no-progress-bar", "-k", "python3"]
+        theirs = sum(run([*plain, home / "nbs" / f"{n}_stage{n}.ipynb", home / "out.ipynb",
+                          *(["-p", f"out{n - 1}", "0"] if n else [])]).seconds for n in range(number))
+    finish("stage_start", ours / theirs, 0.25, asked=asked, stages=number, ours_s=ours, papermill_s=theirs)
+
+
+if __name__ == "__main__": main()
