@@ -5,9 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from harness import finish, options, run
-from nbformat.v4 import new_code_cell, new_notebook
+from harness import finish, notebook, options, run
 
 from mlops_nb import cluster
 from mlops_nb.settings import create
@@ -27,8 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         settings = create(home, serve={"port": 18774})
-        cells = [new_code_cell("n: int = 0", metadata={"tags": ["parameters"]}), new_code_cell(WORK)]
-        nbformat.write(new_notebook(cells=cells), home / "work.ipynb")
+        notebook(home / "work.ipynb", "n: int = 0", WORK)
         (home / "grid.json").write_text(json.dumps([{"n": n} for n in range(number)]))
         command = [Path(sys.executable).parent / "mlops-nb", "batch", "work.ipynb", "--grid", "grid.json", "--force",
                    "--workspace", home]

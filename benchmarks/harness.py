@@ -67,6 +67,16 @@ def peer_times(packages: list[str], arguments: list[str], times: int, **where) -
     return json.loads(run([*peer(*packages), "-c", _TIMES, str(times), *arguments], **where).out.splitlines()[-1])
 
 
+def notebook(path: Path, parameters: str, *code: str) -> None:
+    "Write a notebook: a cell tagged `parameters`, and others."
+    from nbformat import write
+    from nbformat.v4 import new_code_cell, new_notebook
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, code)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    write(new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}), path)
+
+
 def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:
     "Print what was measured, the ratio last."
     holds = ratio >= target if higher else ratio <= target

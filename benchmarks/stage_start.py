@@ -7,9 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from harness import finish, options, run
-from nbformat.v4 import new_code_cell, new_notebook
+from harness import finish, notebook, options, run
 
 from mlops_nb import cluster
 from mlops_nb.settings import create
@@ -19,11 +17,9 @@ IMPORTS = "import ray, polars, sklearn.linear_model, mlflow, deltalake"
 
 def stages(folder: Path, number: int) -> None:
     "Notebooks that import and give the next one a number."
-    folder.mkdir()
     for n in range(number):
-        cells = [new_code_cell(f"out{n - 1}: int" if n else "", metadata={"tags": ["parameters"]}), new_code_cell(IMPORTS),
-                 new_code_cell(f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")]
-        nbformat.write(new_notebook(cells=cells), folder / f"{n}_stage{n}.ipynb")
+        notebook(folder / f"{n}_stage{n}.ipynb", f"out{n - 1}: int" if n else "", IMPORTS,
+                 f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")
 
 
 def main() -> None:

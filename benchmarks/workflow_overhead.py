@@ -8,9 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from harness import finish, options, peer_times, run
-from nbformat.v4 import new_code_cell, new_notebook
+from harness import finish, notebook, options, peer_times, run
 
 from mlops_nb import cluster
 from mlops_nb.settings import create
@@ -44,12 +42,9 @@ five()
 
 def stages(folder: Path) -> None:
     "Five notebooks, each taking what the one before gives."
-    folder.mkdir()
     for n in range(5):
-        taken = f"out{n - 1}: int" if n else ""
-        cells = [new_code_cell(taken, metadata={"tags": ["parameters"]}),
-                 new_code_cell(f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")]
-        nbformat.write(new_notebook(cells=cells), folder / f"{n}_stage{n}.ipynb")
+        notebook(folder / f"{n}_stage{n}.ipynb", f"out{n - 1}: int" if n else "",
+                 f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")
 
 
 def ours(home: Path, times: int) -> float:

@@ -178,14 +178,17 @@ def test_a_key_changes_with_what_matters_only(package, tmp_path):
 def stage(folder: Path, name: str, parameters: str, *code: str) -> Path:
     "A stage notebook written on the spot."
     use = "from mlops_nb.workflow import glue\n"
-    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *(new_code_cell(use * ("glue(" in c) + c) for c in code)]
+    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells += [new_code_cell(use * ("glue(" in c) + c) for c in code]
     nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
     return folder / f"{name}.ipynb"
 
 
 @pytest.mark.parametrize(("declared", "value", "good"), [
-    ("n: int = 3", 4, True), ("n: int = 3", "4", False), ("n = 3", 4.5, False), ("n = 0.5", 1, True), ("n = 'a'", 1, False),
-    ("n = None", 1, True), ("n: str | None = None", None, True), ("n: list[int]", [1], True), ("n: list[int]", ["1"], False),
+    ("n: int = 3", 4, True), ("n: int = 3", "4", False), ("n = 3", 4.5, False), ("n = 0.5", 1, True),
+    ("n = 'a'", 1, False),
+    ("n = None", 1, True), ("n: str | None = None", None, True), ("n: list[int]", [1], True),
+    ("n: list[int]", ["1"], False),
     ("n: Literal['a', 'b'] = 'a'", "c", False), ("n: Unknown = 1", "c", True), ("n = True", 1, False)])
 def test_values_are_of_the_declared_type(tmp_path, declared, value, good):
     stage(tmp_path, "1_a", declared)
@@ -412,7 +415,7 @@ def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(workspace, tmp_p
     assert {"attempt1", "attempt2", "1_flaky.ipynb"} <= {a.path for a in kept}
     stage(tmp_path, "2_slow", "", "1 + 1", "import time\ntime.sleep(60)", "3")
     slow = workspace.model_copy(update={"stage": {"slow": StageSection(timeout=2)}})
-    with pytest.raises(WorkflowError, match="2_slow.ipynb, cell 3: CellTimeoutError: the notebook took longer than 2 s") as e:
+    with pytest.raises(WorkflowError, match="2_slow.ipynb, cell 3: CellTimeoutError: the notebook took longer") as e:
         Workflow.discover(tmp_path).run(settings=slow, first="slow")
     assert status(e.value.run.stages[0].notebook) == ["completed", "completed", "failed", "pending"]
     greedy = workspace.model_copy(update={"stage": {"slow": StageSection(num_cpus=999)}})
@@ -425,7 +428,8 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
     stage(tmp_path, "1_give", "", "import polars as pl, matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
           "glue('table', pl.DataFrame({'n': [1, 2]}))\nglue('figure', figure)\nplt.close()",
           "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass")
-    stage(tmp_path, "2_take", "table: str\nfigure: str", "import polars as pl\nglue('n', int(pl.read_parquet(table)['n'].sum()))\n"
+    stage(tmp_path, "2_take", "table: str\nfigure: str",
+          "import polars as pl\nglue('n', int(pl.read_parquet(table)['n'].sum()))\n"
           "glue('png', open(figure, 'rb').read(4)[1:].decode())")
     run = Workflow.discover(tmp_path).run(settings=workspace)
     assert run.outputs["n"] == 3 and run.outputs["png"] == "PNG" and Path(run.outputs["table"]).is_file()
@@ -439,7 +443,8 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
 
 @pytest.mark.cluster
 def test_a_batch_repeats_only_what_failed(workspace, tmp_path):
-    path = stage(tmp_path, "square", "n: int", "import pathlib\nif n == 3 and not pathlib.Path('go').exists(): raise ValueError(n)\n"
+    path = stage(tmp_path, "square", "n: int",
+                 "import pathlib\nif n == 3 and not pathlib.Path('go').exists(): raise ValueError(n)\n"
                  "glue('square', n * n)")
     sets = [{"n": n} for n in range(5)]
     batch = workflow_map(path, sets, settings=workspace, at_once=2)

@@ -97,7 +97,8 @@ def unexported(
         with tempfile.TemporaryDirectory() as folder:
             lib = Path(folder) / settings.workspace.package
             nb_export(path, lib_path=lib)
-            late = [m.relative_to(folder) for m in lib.rglob("*.py") if _body(m) != _body(settings.root / m.relative_to(folder))]
+            made = [m.relative_to(folder) for m in lib.rglob("*.py")]
+            late = [m for m in made if _body(Path(folder) / m) != _body(settings.root / m)]
         problems += [Problem(path.name, None, f"{m} is not what this notebook exports: run nbdev-export") for m in late]
     return problems
 
@@ -114,7 +115,8 @@ def check(
     settings: Settings | None = None,  # where given, also what they say of stages, and the exported library
 ) -> list[Problem]:                    # all there are; empty: the workflow can run
     "Everything wrong with a workflow that can be known without running it."
-    problems = [p for s in stages for p in _alone(s)] + _values(stages, given) + _doubles(stages) + _unmet(stages, given)
+    problems = [p for s in stages for p in _alone(s)] + _values(stages, given)
+    problems += _doubles(stages) + _unmet(stages, given)
     return problems + (_sections(stages, settings) + unexported(settings) if settings else [])
 
 # %% ../../nbs/15d_workflow_checks.ipynb #dd1ae420

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, wait_exponential
+from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt,
+                      wait_exponential)
 
 from .. import cluster
 from ..settings import Settings, StageSection

@@ -43,7 +43,7 @@ def encode(name: str, value: Any) -> str:
         raise WorkflowError(f"glue: {name!r} cannot name an output: use letters, digits and _, as for a variable")
     if found := flaw(value, name):
         raise WorkflowError(f"glue: {found}: outputs are None, bool, int, float, str, lists and dicts of these, polars "
-                            "data frames and matplotlib figures; convert it, or write it somewhere and glue the address")
+                            "frames and matplotlib figures; convert it, or write it somewhere and glue the address")
     text = json.dumps(value, ensure_ascii=False)
     if len(text) <= LIMIT: return text
     raise WorkflowError(f"glue: {name} is {len(text):,} characters of JSON, more than {LIMIT:,}: "

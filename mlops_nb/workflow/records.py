@@ -102,7 +102,7 @@ def graph(
     row, shapes = {s.name: 22 + 34 * i for i, s in enumerate(stages)}, []
     for s in stages:
         y, colour = row[s.name], COLOURS.get(s.state, "#5b7c99")
-        said = escape(s.name + ("" if s.state == "not run" else f" · {s.seconds:.1f} s" if s.seconds else f" · {s.state}"))
+        said = escape(s.name + (f" · {s.seconds:.1f} s" if s.seconds else f" · {s.state}" * (s.state != "not run")))
         box = (f'<rect x="4" y="{y - 13}" width="180" height="26" rx="5" fill="#eef3f8" stroke="{colour}"/>'
                f'<text x="94" y="{y + 4}" text-anchor="middle" fill="{colour}">{said}</text>')
         shapes.append(f'<a href="{escape(_link(s.notebook))}">{box}</a>' if s.notebook else box)
