@@ -220,8 +220,9 @@ def batch(
         done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table)
-    if done.failed: raise workflow.WorkflowError(f"{len(done.failed)} of {len(sets)} sets failed: mend the cause and run "
-                                                 "the same command again, it repeats only these")
+    if done.failed:
+        raise workflow.WorkflowError(f"{len(done.failed)} of {len(sets)} sets failed: mend the cause and run the same "
+                                     "command again, it repeats only these")
 
 # %% ../nbs/19_cli.ipynb #6702d71d
 @contextmanager
@@ -231,7 +232,8 @@ def _bar(total: int) -> Iterator[Callable]:
     with Progress(console=_console(stderr=True)) as progress:
         task = progress.add_task("starting", total=total)
         def tell(now) -> None:
-            progress.update(task, description=f"{now.stage}: {now.what}", advance=now.what in ("done", "reused", "failed"))
+            ended = now.what in ("done", "reused", "failed")
+            progress.update(task, description=f"{now.stage}: {now.what}", advance=ended)
         yield tell
 
 def _table(frame: Any) -> None:
