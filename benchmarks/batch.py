@@ -2,13 +2,9 @@
 cluster against papermill, one after another in one process (its kernels are processes of their own too)."""
 import json
 import sys
-import tempfile
 from pathlib import Path
 
-from harness import finish, notebook, options, run
-
-from mlops_nb import cluster
-from mlops_nb.settings import create
+from harness import finish, notebook, options, run, workspace
 
 WORK = """import time
 until = time.process_time() + 0.2
@@ -22,19 +18,13 @@ for n in range(int(sys.argv[1])):
 def main() -> None:
     asked = options(__doc__)
     number = 12 if asked.quick else 40
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
-        settings = create(home, serve={"port": 18774})
+    with workspace() as home:
         notebook(home / "work.ipynb", "n: int = 0", WORK)
-        (home / "grid.json").write_text(json.dumps([{"n": n} for n in range(number)]))
-        command = [Path(sys.executable).parent / "mlops-nb", "batch", "work.ipynb", "--grid", "grid.json", "--force",
-                   "--workspace", home]
         (home / "one.json").write_text('[{"n": 0}]')
-        cluster.up(settings)
-        try:
-            run([*command[:4], "one.json", *command[5:]], cwd=home)  # the first one starts what stays
-            ours = run(command, cwd=home).seconds
-        finally: cluster.down(settings)
+        (home / "grid.json").write_text(json.dumps([{"n": n} for n in range(number)]))
+        batch = [Path(sys.executable).parent / "mlops-nb", "batch", "work.ipynb", "--force", "--workspace", home, "--grid"]
+        run([*batch, "one.json"], cwd=home)  # the first one starts what stays
+        ours = run([*batch, "grid.json"], cwd=home).seconds
         theirs = run([sys.executable, "-c", PAPERMILL, str(number)], cwd=home).seconds
     finish("batch", ours / theirs, 0.3, asked=asked, notebooks=number, ours_s=ours, papermill_s=theirs)
 

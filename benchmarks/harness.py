@@ -7,11 +7,15 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -75,6 +79,20 @@ def notebook(path: Path, parameters: str, *code: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     write(new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}), path)
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    "A workspace of its own in a temporary folder, its cluster up as long as it is needed."
+    from mlops_nb import cluster
+    from mlops_nb.settings import create
+    with TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        settings = create(folder, serve={"port": free.getsockname()[1]})
+        free.close()
+        cluster.up(settings)
+        try: yield settings.root
+        finally: cluster.down(settings)
 
 
 def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:

@@ -4,13 +4,9 @@ Both sides are whole processes on a machine where what stays is up: ours on a ru
 """
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
-from harness import finish, notebook, options, run
-
-from mlops_nb import cluster
-from mlops_nb.settings import create
+from harness import finish, notebook, options, run, workspace
 
 IMPORTS = "import ray, polars, sklearn.linear_model, mlflow, deltalake"
 
@@ -26,16 +22,11 @@ def main() -> None:
     asked = options(__doc__)
     number, times = (3, 1) if asked.quick else (7, 3)
     bin = Path(sys.executable).parent
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
-        settings = create(home, serve={"port": 18773})
+    with workspace() as home:
         stages(home / "nbs", number)
         command = [bin / "mlops-nb", "run", "--force", "--workspace", home]
-        cluster.up(settings)
-        try:
-            run(command)  # the first one starts what stays
-            ours = statistics.median(run(command).seconds for _ in range(times))
-        finally: cluster.down(settings)
+        run(command)  # the first one starts what stays
+        ours = statistics.median(run(command).seconds for _ in range(times))
         plain = [bin / "papermill", "--no-progress-bar", "-k", "python3"]
         theirs = sum(run([*plain, home / "nbs" / f"{n}_stage{n}.ipynb", home / "out.ipynb",
                           *(["-p", f"out{n - 1}", "0"] if n else [])]).seconds for n in range(number))

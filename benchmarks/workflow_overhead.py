@@ -5,13 +5,9 @@ nothing is reused. Also printed: plain papermill, one notebook after the other, 
 """
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
-from harness import finish, notebook, options, peer_times, run
-
-from mlops_nb import cluster
-from mlops_nb.settings import create
+from harness import finish, notebook, options, peer_times, run, workspace
 
 FLOW = """
 from metaflow import FlowSpec, step
@@ -69,13 +65,9 @@ def theirs(packages: list[str], code: str, folder: Path, times: int, *arguments:
 def main() -> None:
     asked = options(__doc__)
     times = 1 if asked.quick else 5
-    with tempfile.TemporaryDirectory() as temporary:
-        home = Path(temporary)
-        settings = create(home, serve={"port": 18771})
+    with workspace() as home:
         stages(home / "nbs")
-        cluster.up(settings)
-        try: mine = ours(home, times)
-        finally: cluster.down(settings)
+        mine = ours(home, times)
         other = {} if asked.quick else {"papermill": plain(home)}
         metaflow = theirs(["metaflow"], FLOW, home / "metaflow", times, "run", USERNAME="bench")
         if not asked.quick:

@@ -219,8 +219,9 @@ def batch(
         cluster.connect(settings)
         done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
-    else: _table(done.table)
+    else: _table(done.table.drop("error", "notebook"))
     if done.failed:
+        for one in done.failed: typer.echo(f"{one.error}; the executed notebook is {one.notebook}", err=True)
         raise workflow.WorkflowError(f"{len(done.failed)} of {len(sets)} sets failed: mend the cause and run the same "
                                      "command again, it repeats only these")
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import nbformat
 import psutil
 import pytest
 from conftest import free_port
@@ -109,6 +110,22 @@ def test_missing_source_and_wrong_target(tmp_path, ray_cluster):
     for file in (module, notebook): file.write_text(file.read_text().replace('target=\\"churn\\"', 'target=\\"left\\"')
                                                     .replace('target="churn"', 'target="left"'))
     fails(call("run", "-w", work, "--to", "objective"), "left", "0_objective.ipynb")
+
+
+def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_cluster):
+    settings = create(tmp_path / "w")
+    (settings.root / "nbs").mkdir()
+    shutil.copy(NOTEBOOKS / "1_make.ipynb", settings.root / "nbs")
+    first, again = (call("run", "-w", settings.root) for _ in range(2))
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    assert "nothing to do" not in first.stdout and "nothing to do" in again.stdout
+    (tmp_path / "grid.csv").write_text("rows\n1\n2\n")
+    broken = nbformat.read(NOTEBOOKS / "1_make.ipynb", as_version=4)
+    broken.cells[-1].source += "\nif rows == 2: raise ValueError('two')"
+    nbformat.write(broken, tmp_path / "some.ipynb")
+    done = call("batch", tmp_path / "some.ipynb", "--grid", tmp_path / "grid.csv", "-w", settings.root)
+    fails(done, "1 of 2 sets failed", "some.ipynb, cell 3, line 5: ValueError: two")
+    assert "t@1" in done.stdout
 
 
 def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import polars as pl
 import psutil
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_nb import events
 from mlops_nb.settings import StageSection, create
-from mlops_nb.workflow import Workflow, WorkflowError, glue, outputs
+from mlops_nb.workflow import Workflow, WorkflowError, glue, kernels, outputs
 from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.gluing import LIMIT, encode
 from mlops_nb.workflow.kernels import drive
@@ -290,6 +292,27 @@ def test_a_long_cell_shows_what_it_has_so_far_and_is_ended_with_its_driver():
     with pytest.raises(ProcessLookupError): os.kill(pid, 0)
 
 
+def test_a_fork_that_does_not_answer_is_replaced(tmp_path, monkeypatch):
+    "A fork server that gives a process which is no kernel."
+    monkeypatch.setattr(kernels, "PATIENCE", 2)
+    dumb = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "kernels"))
+        listener.listen()
+        def answer() -> None:
+            lease, _ = listener.accept()
+            lease.makefile().readline()
+            lease.sendall(f"{dumb.pid}\n".encode())
+            leases.append(lease)
+        leases: list[socket.socket] = []
+        threading.Thread(target=answer, daemon=True).start()
+        steps, cells = story("semantics", address=str(tmp_path / "kernels"))
+    assert leases and steps[-1] == ("done", 6) and shown(cells[2], "stdout") == ["one", "three"]
+    for lease in leases: lease.close()
+    dumb.kill()
+    dumb.wait()
+
+
 # On the cluster
 
 @pytest.mark.cluster
@@ -445,11 +468,12 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
 def test_a_batch_repeats_only_what_failed(workspace, tmp_path):
     path = stage(tmp_path, "square", "n: int",
                  "import pathlib\nif n == 3 and not pathlib.Path('go').exists(): raise ValueError(n)\n"
-                 "glue('square', n * n)")
+                 "glue('square', n * n)\nimport polars as pl\nglue('table', pl.DataFrame({'n': [n]}))")
     sets = [{"n": n} for n in range(5)]
     batch = workflow_map(path, sets, settings=workspace, at_once=2)
     assert [s.state for s in batch.failed] == ["failed"] and batch.state == "failed"
     assert batch.table["square"].to_list() == [0, 1, 4, None, 16] and "ValueError: 3" in batch.table["error"][3]
+    assert [pl.read_parquet(s.outputs["table"])["n"].item() for s in batch.stages if s.outputs] == [0, 1, 2, 4]
     (tmp_path / "go").touch()
     again = workflow_map(path, sets, settings=workspace)
     assert [s.state for s in again.stages] == ["reused"] * 3 + ["done", "reused"] and "1 done" in again._repr_html_()

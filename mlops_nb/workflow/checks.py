@@ -91,9 +91,11 @@ def unexported(
 ) -> list[Problem]:
     "Notebooks whose exported module is not what they say."
     if not settings.workspace.package: return []
+    from nbdev.config import get_config
     from nbdev.export import nb_export
-    home, problems = settings.root / settings.workspace.notebooks, []
-    for path in sorted(p for p in home.rglob("*.ipynb") if not {".ipynb_checkpoints"} & set(p.parts)):
+    configured, problems = (settings.root / "pyproject.toml").is_file(), []
+    home = get_config(path=settings.root).nbs_path if configured else settings.root / settings.workspace.notebooks
+    for path in sorted(p for p in home.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts):
         with tempfile.TemporaryDirectory() as folder:
             lib = Path(folder) / settings.workspace.package
             nb_export(path, lib_path=lib)

@@ -121,7 +121,7 @@ def _make(execution: Execution, stage: Stage, result: StageRun, values: dict[str
     try:
         if wrong := mistyped(stage, values): raise TypeError("; ".join(wrong.values()))
         nb = tries(_papermill, execution, stage, result, values, section)
-        result.outputs = placed(nb, result.notebook.rpartition("/")[0])
+        result.outputs = placed(nb, result.notebook.removesuffix(".ipynb"))
         result.error, result.state = _missing(execution.run, stage, result.outputs), "done"
     except Exception as e: result.error = _reason(stage, values, e)
     except BaseException as e:

@@ -7,6 +7,7 @@ __all__ = ['Problem', 'WorkflowError', 'put', 'get', 'exists', 'read', 'Handler'
 
 # %% ../../nbs/15a_workflow_files.ipynb #ae6feb58
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,14 @@ def read(address: str | Path) -> nbformat.NotebookNode:
 # %% ../../nbs/15a_workflow_files.ipynb #736cca3b
 class Handler:
     "How papermill reads and writes notebooks."
-    read = staticmethod(lambda path: get(path).decode())
-    write = staticmethod(lambda text, path: put(path, text.encode()))
-    pretty_path = staticmethod(lambda path: path)
+    @staticmethod
+    def read(path: str) -> str: return get(path).decode()
+
+    @staticmethod
+    def write(text: str, path: str) -> None: put(path, text.encode())
+
+    @staticmethod
+    def pretty_path(path: str) -> str: return path
 
     @staticmethod
     def listdir(path: str) -> list[str]:
@@ -84,8 +90,8 @@ class Handler:
                 for found in obstore.list_with_delimiter(store, prefix)["objects"]]
 
     @classmethod
+    @cache
     def register(cls) -> None:
         "Have papermill use it for absolute paths and for buckets."
         from papermill.iorw import papermill_io
-        if not any(handler is cls for _, handler in papermill_io._handlers):
-            for start in ("/", "s3://", "gs://", "az://"): papermill_io.register(start, cls)
+        for start in ("/", "s3://", "gs://", "az://"): papermill_io.register(start, cls)

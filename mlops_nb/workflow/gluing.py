@@ -98,13 +98,13 @@ def outputs(
 # %% ../../nbs/15b_workflow_gluing.ipynb #bd6df5eb
 def placed(
     nb: Mapping,        # an executed notebook
-    folder: str,        # where its files go
+    start: str,         # what the addresses of its files start with
 ) -> dict[str, Any]:    # values by name, of tables and figures the addresses
     "What a notebook glued, its tables and figures written to files."
     found = {}
     for item in _glued(nb):
         if "file" not in item: found[item["name"]] = item["value"]
         else:
-            found[item["name"]] = address = f"{folder}/{item['name']}.{item['file']}"
+            found[item["name"]] = address = f"{start}.{item['name']}.{item['file']}"
             put(address, b64decode(item["data"]))
     return found

@@ -201,6 +201,11 @@ class Provisioner(LocalProvisioner):
         self.forked = True
         return self.connection_info
 
+    async def kill(self, restart: bool = False) -> None:
+        "End the lease: its server kills a fork at once, where a signal would be noticed at its next round."
+        if self.forked and self.process: self.process.kill()
+        else: await super().kill(restart)
+
     async def cleanup(self, restart: bool = False) -> None:
         "End the lease, and with it the kernel."
         if self.forked and self.process: self.process.kill()
@@ -273,6 +278,8 @@ def _kernel(client, managers: list, options: dict, start_timeout: float) -> Exit
             except RuntimeError:  # nbclient: it did not answer
                 if last: raise
                 continue
+            forked = getattr(client.km.provisioner, "forked", False)
+            client.shutdown_kernel = "immediate" if forked else "graceful"  # a fork runs no exit handlers anyway
             return stack.pop_all()
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #8268a7fe
