@@ -6,6 +6,7 @@
 __all__ = ['TrackingError', 'client', 'current', 'start_run', 'log_folder', 'fetch']
 
 # %% ../nbs/02_tracking.ipynb #a1d9e94f
+import fcntl
 import os
 import sys
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def client(
     mlflow.set_registry_uri(settings.tracking_uri)
     try:
         if settings.tracking_uri.startswith("sqlite:///"):
-            Path(settings.tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            _create(Path(settings.tracking_uri.removeprefix("sqlite:///")))
         found = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         _experiment(found, settings)
         return found
@@ -47,6 +48,23 @@ def _mlflow():
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
+
+# %% ../nbs/02_tracking.ipynb #f7c7823f
+def _create(path: Path) -> None:
+    "MLflow's SQLite database, whole or not at all."
+    if path.exists(): return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder, fresh = os.open(path.parent, os.O_RDONLY), path.with_name(f"{path.name}.new")
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # let go when the folder is closed, at the latest by the end of the process
+        if path.exists(): return
+        fresh.unlink(missing_ok=True)
+        engine = create_sqlalchemy_engine(f"sqlite:///{fresh}")
+        _initialize_tables(engine)
+        engine.dispose()
+        fresh.replace(path)
+    finally: os.close(folder)
 
 # %% ../nbs/02_tracking.ipynb #78230635
 def _root(error: BaseException) -> str:
