@@ -66,21 +66,15 @@ def _me() -> str:
     except (KeyError, OSError): return "unknown"
 
 # %% ../nbs/19_cli.ipynb #4904606c
-def _ready(settings: Settings, *, kernels: bool = False) -> str:
-    "Cluster, control application and endpoints, up; the address of the pages."
+def _ready(settings: Settings) -> str:
+    "Cluster, fork server, control application and endpoints, up; the address of the pages."
     from mlops_nb import cluster, deployment, pages
+    from mlops_nb.workflow import kernels
     console = _console(stderr=True)
-    with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): cluster.connect(settings)
-    if kernels: _warm()
+    with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): kernels.begin(settings)
     with console.status("starting the pages"): url = pages.serve(settings)
     with console.status("bringing endpoints back"): deployment.restore(settings)
     return url
-
-# %% ../nbs/19_cli.ipynb #52d4f27a
-def _warm() -> None:
-    "Have the fork server import its libraries while Serve starts."
-    from mlops_nb.workflow.kernels import host
-    host()
 
 # %% ../nbs/19_cli.ipynb #df3db2ac
 @app.command()
@@ -142,7 +136,7 @@ def run(
     if problems := workflow.check(given, settings):
         raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
     if check: return _console().print("the workflow can run")
-    _ready(settings, kernels=True)
+    _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,

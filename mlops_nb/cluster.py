@@ -41,6 +41,11 @@ class Cluster:
     folder: str = ""                         # the head's own folder
     env: dict[str, str] = field(default_factory=dict, repr=False)  # what a process needs before it imports ray
 
+    @property
+    def forks(self) -> str | None:
+        "Where the local head's fork server listens, once it is ready."
+        return f"{self.folder}/forks" if self.folder else None
+
 # %% ../nbs/01_cluster.ipynb #54102ecc
 def _record(settings: Settings) -> Path:
     return settings.state / "cluster.json"
@@ -168,8 +173,8 @@ def _command(settings: Settings, folder: Path, ports: dict[str, int]) -> list[st
 
 # %% ../nbs/01_cluster.ipynb #766c8950
 def _own(folder: Path) -> dict[str, str]:
-    "Environment of the head alone: what its workers put into temporary files goes with its folder."
-    return {"TMPDIR": str(_made(folder / "tmp"))}
+    "Environment of the head alone: temporary files of its workers go with its folder, its fork server is found there."
+    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": str(folder / "forks")}
 
 # %% ../nbs/01_cluster.ipynb #ab3c5eee
 def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:

@@ -17,7 +17,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from .. import cluster, events
+from .. import events
 from ..settings import Settings, load
 from . import kernels
 from .batch import Batch, grid, map
@@ -158,8 +158,7 @@ def _run(
         raise WorkflowError(f"the workflow cannot run, {len(problems)} to mend:", problems=tuple(problems))
     stages = _between(self, first, last)
     with alone(settings) as say:
-        cluster.connect(settings)
-        kernels.host()  # its imports begin
+        kernels.begin(settings)
         ledger = Ledger(settings)
         run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=self.wires)
         say(run=run.id)

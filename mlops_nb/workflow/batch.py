@@ -20,7 +20,6 @@ from typing import Any
 import polars as pl
 import yaml
 
-from .. import cluster
 from ..settings import Settings, load
 from . import kernels
 from .checks import check
@@ -99,8 +98,7 @@ def map(
     settings, stage, sets = settings or load(), Stage.read(notebook), [dict(one) for one in sets]
     if not sets: raise WorkflowError("expected at least one set of parameters; came none")
     _checked(stage, sets)
-    cluster.connect(settings)
-    kernels.host()
+    kernels.begin(settings)
     ledger, width = Ledger(settings), len(str(len(sets)))
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]
     batch = Batch(ledger.open(stage.name, kind="batch", by=by or getpass.getuser()), [StageRun(n) for n in names],

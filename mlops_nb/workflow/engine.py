@@ -14,19 +14,24 @@ from threading import Event
 from nbformat import from_dict
 from papermill.engines import Engine, NotebookExecutionManager
 
-from .. import cluster
-from ..cluster import ClusterError
-from ..settings import SettingsError, load
+from .. import cluster, forkserver
+from ..cluster import Cluster, ClusterError
+from ..settings import Settings, SettingsError, load
 from . import kernels
 
 # %% ../../nbs/15f_workflow_engine.ipynb #2cee19b5
-def join() -> str:    # address of the cluster, host:port
+def join(
+    settings: Settings | None = None,   # default: the workspace around the current folder, if there is one
+) -> str:                               # address of the cluster, host:port
     "Join a Ray cluster, unless this process has joined one."
-    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-        try: cluster.connect(load())
+    if not _joined():
+        try: cluster.connect(settings or load())
         except SettingsError: _alone()
     import ray
     return ray.get_runtime_context().gcs_address
+
+def _joined() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 def _alone() -> None:
     "Ray without a workspace."
@@ -99,6 +104,36 @@ def _received(events, stop: Event) -> Iterator[tuple]:
         except StopIteration: return
 
 # %% ../../nbs/15f_workflow_engine.ipynb #be06af55
+def _near(resources: dict[str, float] | None, settings: Settings | None) -> Cluster | None:
+    "This machine's head, if the notebook may run beside it: it asks for nothing that Ray would have to keep free."
+    if any((resources or {}).values()) or (not settings and _joined()): return None
+    try: found = cluster.up(settings or load())
+    except SettingsError: return None
+    return found if found.folder else None
+
+def _beside(near: Cluster, nb: dict, kernel_name: str, *, env: dict[str, str] | None, forked: bool,
+            settings: Settings | None, **options) -> Iterator[tuple]:
+    "Drive a kernel of the head's fork server from this process."
+    address = near.forks if forked and forkserver.answers(near.forks) else None
+    if forked and not address:
+        join(settings)
+        address = kernels.warm()
+    base = kernels.plain(dict(os.environ)) | near.env | {"RAY_ADDRESS": near.address, "TMPDIR": f"{near.folder}/tmp"}
+    env = base | (dict(os.environ) if env is None else env)
+    yield from kernels.drive(nb, kernel_name, env=env, address=address, **options)
+
+def _placed(nb: dict, kernel_name: str, *, env: dict[str, str] | None, stop: Event | None, resources: dict | None,
+            settings: Settings | None, **options) -> Iterator[tuple]:
+    "Have Ray place the driver, and receive what it tells."
+    address = join(settings)
+    import ray
+    task = ray.remote(max_retries=0, **_placeable({"num_cpus": 0} | (resources or {})))(kernels.work)
+    env = {"RAY_ADDRESS": address} | (dict(os.environ) if env is None else env)
+    events = task.remote(nb, kernel_name, env=env, **options)
+    try: yield from _received(events, stop or Event())
+    finally: ray.cancel(events)  # of a task that has ended: nothing
+
+# %% ../../nbs/15f_workflow_engine.ipynb #5d0172db
 class RayEngine(Engine):
     "papermill's engine `ray`."
     @classmethod
@@ -112,14 +147,12 @@ class RayEngine(Engine):
         limit: float | None = None,                     # longest time for the notebook, s
         resources: dict[str, float] | None = None,      # num_cpus, num_gpus, memory (bytes) that Ray keeps free for it
         stop: Event | None = None,                      # set: end now
+        settings: Settings | None = None,               # the workspace; default: around the current folder, if any
         start_timeout: float = 60, **_,
     ) -> None:
-        "Run the notebook in a Ray task and follow it."
-        address = join()
-        import ray
-        env = {"RAY_ADDRESS": address} | (dict(os.environ) if env is None else env)
-        task = ray.remote(max_retries=0, **_placeable({"num_cpus": 0} | (resources or {})))(kernels.work)
-        events = task.remote(nb_man.nb, kernel_name, env=env, cwd=folder or os.getcwd(), forked=forked, limit=limit,
-                             timeout=execution_timeout, start_timeout=start_timeout)
-        try: follow(_received(events, stop or Event()), nb_man, on_cell)
-        finally: ray.cancel(events)  # of a task that has ended: nothing
+        "Run the notebook on the cluster and follow it."
+        options = {"env": env, "cwd": folder or os.getcwd(), "forked": forked, "timeout": execution_timeout,
+                   "limit": limit, "start_timeout": start_timeout, "stop": stop, "settings": settings}
+        if near := _near(resources, settings): events = _beside(near, nb_man.nb, kernel_name, **options)
+        else: events = _placed(nb_man.nb, kernel_name, resources=resources, **options)
+        follow(events, nb_man, on_cell)

@@ -150,7 +150,8 @@ def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dic
     return papermill.execute_notebook(
         literal(stage.path), literal(result.notebook), values, engine_name="ray", kernel_name="python3",
         language="python", progress_bar=False, env=env, folder=str(stage.path.parent), limit=section.timeout,
-        resources=section.model_dump(include={"num_cpus", "num_gpus", "memory"}), stop=execution.stop,
+        settings=settings, stop=execution.stop,
+        resources=section.model_dump(include={"num_cpus", "num_gpus", "memory"}),
         on_cell=lambda i, of: execution.tell("cell", result, i + 1, of))
 
 # %% ../../nbs/15h_workflow_execution.ipynb #68d19476
