@@ -18,7 +18,7 @@ setup: .venv/installed  ## everything that runs need, in .venv
 	# uv itself comes from the lock too: its entry, hashes and all, goes to pip.
 	awk '/^[^ #]/ {on = /^uv==/} on' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
-	UV_LINK_MODE=copy $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	UV_LINK_MODE=copy $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

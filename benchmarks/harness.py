@@ -52,7 +52,8 @@ def run(command: list[str], *, env: dict[str, str] | None = None, cwd: str | Pat
 def peer(*packages: str) -> list[str]:
     "A Python with these packages only, as the start of a command. Its environment lasts as long as the process."
     asked = [option for package in packages for option in ("--with", package)]
-    return [UV, "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable, *asked, "python"]
+    start = [UV, "run", "--quiet", "--no-project", "--isolated", "--compile-bytecode", "--python", sys.executable]
+    return [*start, *asked, "python"]
 
 
 _TIMES = """

@@ -73,7 +73,7 @@ def find(
     return found if head and abs(head.create_time() - found.started) < 1 else None
 
 # %% ../nbs/01_cluster.ipynb #adc8465c
-PORTS = ("gcs", "client", "agent", "agent_grpc", "runtime_env", "metrics", "fallback", "fallback_grpc",
+PORTS = ("gcs", "agent", "agent_grpc", "runtime_env", "metrics", "fallback", "fallback_grpc",
          "haproxy_stats", "haproxy_metrics", "dashboard")
 START_SECONDS = 120   # longest time for a head to start, s
 SLOTS, SLOT, FIRST = 80, 150, 20_000  # blocks, ports a block, the first port: below the ephemeral range
@@ -162,19 +162,21 @@ def _launch(settings: Settings) -> Cluster:
 def _command(settings: Settings, folder: Path, ports: dict[str, int]) -> list[str]:
     "The `ray start` command of a local head."
     c = settings.cluster
-    options = {"port": ports["gcs"], "ray-client-server-port": ports["client"], "temp-dir": folder,
+    options = {"port": ports["gcs"], "temp-dir": folder,
                "dashboard-agent-listen-port": ports["agent"], "dashboard-agent-grpc-port": ports["agent_grpc"],
                "runtime-env-agent-port": ports["runtime_env"], "metrics-export-port": ports["metrics"],
                "dashboard-port": ports["dashboard"], "include-dashboard": str(c.dashboard).lower(),
                "include-log-monitor": "false",
                "num-cpus": c.num_cpus or psutil.cpu_count()}
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats",
+    start = "import ray.scripts.scripts as ray; ray.get_ray_client_dependency_error = lambda: 'not wanted'; ray.main()"
+    return [sys.executable, "-c", start, "start", "--head", "--disable-usage-stats", "--no-monitor",
             *(f"--{k}={v}" for k, v in options.items())]
 
 # %% ../nbs/01_cluster.ipynb #766c8950
 def _own(folder: Path) -> dict[str, str]:
     "Environment of the head alone: temporary files of its workers go with its folder, its fork server is found there."
-    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": str(folder / "forks")}
+    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": str(folder / "forks"),
+            "RAY_prestart_worker_first_driver": "0"}  # workers for nobody: ours have environments of their own
 
 # %% ../nbs/01_cluster.ipynb #ab3c5eee
 def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
