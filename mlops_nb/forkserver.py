@@ -22,8 +22,8 @@ from pkgutil import resolve_name
 
 # %% ../nbs/01a_forkserver.ipynb #e08909d2
 PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "nbformat", "matplotlib.pyplot",
-           "polars", "pandas", "deltalake", "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model",
-           "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration",
+           "polars", "pandas", "deltalake", "scipy.stats", "sklearn.compose", "sklearn.ensemble",
+           "sklearn.linear_model", "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration",
            "ray", "ray.tune", "ray.serve", "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
            "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna",
            "dataframely", "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity",
@@ -100,6 +100,7 @@ def _request(lease: socket.socket) -> tuple[dict, list[int]]:
     lease.settimeout(None)
     return json.loads(text), fds
 
+# %% ../nbs/01a_forkserver.ipynb #9a113aa1
 def _fork(self: Server) -> None:
     "Answer a request with a child that becomes what was asked for."
     lease, _ = self.listener.accept()
@@ -194,7 +195,7 @@ def _called(function) -> int:   # exit status
 
 # %% ../nbs/01a_forkserver.ipynb #73d18614
 class Forked:
-    "A fork held by its lease, in the shape of a `Popen`; raises `OSError` or `ValueError` where there is none to be had."
+    "A fork held by its lease, shaped like a `Popen`; raises `OSError` or `ValueError` where there is none to be had."
     stdin = stdout = stderr = None
 
     def __init__(
