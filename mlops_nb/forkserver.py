@@ -23,7 +23,8 @@ from pkgutil import resolve_name
 # %% ../nbs/01a_forkserver.ipynb #e08909d2
 PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "nbformat", "matplotlib.pyplot",
            "polars", "pandas", "deltalake", "scipy.stats", "sklearn.compose", "sklearn.ensemble",
-           "sklearn.linear_model", "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration",
+           "sklearn.linear_model", "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection",
+           "sklearn.calibration",
            "ray", "ray.tune", "ray.serve", "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
            "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna",
            "dataframely", "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity",
