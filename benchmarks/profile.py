@@ -5,9 +5,11 @@ starts, as a polars frame for us and as a pandas frame for why.log, and imports 
 only with `np.unicode_` put back, which is done here. Medians of three runs; then each column alone. Peak memory is the
 process's own, its data and imports with it.
 """
+import importlib.util
 import json
 import os
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -37,6 +39,13 @@ def table(rows: int, seed: int = 0, shift: float = 0.0):
         "identifier": [f"id-{seed}-{i}" for i in range(rows)],
         "moment": pl.Series(rng.integers(0, 10**9, rows) * 10**6).cast(pl.Datetime("us")),
     })
+
+
+def __getattr__(name: str):
+    "The standard library has a module of this name too, and cProfile imports it: from here, it gets that one."
+    spec = importlib.util.spec_from_file_location("profile", Path(sysconfig.get_path("stdlib")) / "profile.py")
+    spec.loader.exec_module(standard := importlib.util.module_from_spec(spec))
+    return getattr(standard, name)
 
 
 def seconds(call, repeats: int) -> float:
