@@ -91,16 +91,16 @@ ROOM = 768  # values that whylogs' sketch of frequent items has room for: three 
 # %% ../../nbs/05c_profiles_bulk.ipynb #ed20642b
 def strings(
     values: pl.Series,              # strings, categoricals or enums, no nulls
-) -> tuple[list[str], pl.DataFrame]:  # every different value, perhaps repeated; the most frequent: `value`, `n`
+) -> tuple[pl.Series, pl.DataFrame]:  # every different value, perhaps repeated; the most frequent: `value`, `n`
     "Count strings."
     values = values.alias("value")
     if len(values) >= MANY and values.dtype == pl.String and values.approx_n_unique() > len(values) / 4:
         hashes = values.hash()
         found, counts = _runs(hashes)
         top = found[np.argpartition(-counts, ROOM)[:ROOM + 1]]
-        return values.to_list(), values.filter(hashes.is_in(pl.Series(top).implode())).value_counts(name="n")
+        return values, values.filter(hashes.is_in(pl.Series(top).implode())).value_counts(name="n")
     counted = values.value_counts(name="n").with_columns(pl.col("value").cast(pl.String))
-    return counted["value"].to_list(), counted
+    return counted["value"], counted
 
 # %% ../../nbs/05c_profiles_bulk.ipynb #d84dbd07
 def _runs(hashes: pl.Series) -> tuple[np.ndarray, np.ndarray]:

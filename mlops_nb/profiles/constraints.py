@@ -30,8 +30,8 @@ class ConstraintError(MlopsError):
 def _missing(column: str, share: float) -> "MetricConstraint":
     "At most this share is missing."
     from whylogs.core.constraints import MetricConstraint, MetricsSelector
-    return MetricConstraint(lambda counts: counts.null.value <= share * counts.n.value,
-                            MetricsSelector(metric_name="counts", column_name=column),
+    return MetricConstraint(condition=lambda counts: counts.null.value <= share * counts.n.value,
+                            metric_selector=MetricsSelector(metric_name="counts", column_name=column),
                             name=f"{column}: at most {share:.4g} missing")
 
 # %% ../../nbs/05d_profiles_constraints.ipynb #47253976

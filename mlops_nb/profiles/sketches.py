@@ -113,7 +113,8 @@ def _strings(kept: pl.Series) -> list:
     different, common = CardinalityMetric.zero(), FrequentItemsMetric.zero()
     if len(kept):
         found, counted = strings(kept)
-        different.hll.value.update_str_list(found)
+        for part in found.to_frame().iter_slices(100_000):  # Python's strings are large: not all of them at once
+            different.hll.value.update_str_list(part.to_series().to_list())
         common.frequent_strings.set(heavy(common.frequent_strings.value, counted, len(kept)))
     return [_spread(np.empty(0)), different, common]
 
