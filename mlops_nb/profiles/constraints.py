@@ -49,7 +49,7 @@ def _rules() -> dict[str, Callable[[str, Any], Any]]:
     return {"between": lambda c, v: made.is_in_range(c, *map(float, v)),
             "mean": lambda c, v: made.mean_between_range(c, *map(float, v)),
             "missing": lambda c, v: _missing(c, float(v)),
-            "distinct": lambda c, v: made.distinct_number_in_range(c, *map(float, v)),
+            "distinct": lambda c, v: made.distinct_number_in_range(c, float(v[0]) - 0.5, float(v[1]) + 0.5),
             "among": lambda c, v: made.frequent_strings_in_reference_set(c, {str(one) for one in v}),
             "type": _type,
             "unique": lambda c, v: made.column_is_probably_unique(c)}
