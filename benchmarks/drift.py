@@ -20,8 +20,9 @@ NOT_TESTED = ["identifier", "moment"]
 
 def ours(target: str, reference: str) -> dict:
     "Time of two profiles and their comparison, s; and the columns that drifted."
-    import polars as pl
     from profile import seconds  # the benchmark beside this one
+
+    import polars as pl
 
     from mlops_nb.profiles import drift, profile
     frames = [pl.read_parquet(f) for f in (target, reference)]

@@ -16,8 +16,9 @@ ROWS = 1_000_000  # a file
 
 def write(folder: Path, files: int) -> list[Path]:
     "Files with nine of the ten columns of profile.py's table and an identifier of their own."
-    import polars as pl
     from profile import table  # the benchmark beside this one
+
+    import polars as pl
     base, made = table(ROWS).drop("identifier"), []
     for i in range(files):
         made.append(folder / f"{i}.parquet")

@@ -140,6 +140,12 @@ def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
     return pl.scan_parquet(file, storage_options=options, glob=False)
 
 # %% ../../nbs/05_profiles.ipynb #ea40850e
+def _moment(key: object) -> datetime | None:
+    "The beginning of a window, if that is what the key of a group says; in UTC where it names no zone."
+    if not isinstance(key, datetime): return None
+    return key if key.tzinfo else key.replace(tzinfo=UTC)
+
+# %% ../../nbs/05_profiles.ipynb #19429d66
 def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict | None) -> dict[Hashable, bytes]:
     "Profiles of a file by group, as bytes; one group named None if there is nothing to group by."
     if by is None: return {None: profile(_read_file(file, options), at=at).to_bytes()}
@@ -147,11 +153,11 @@ def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict |
     for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
         groups = batch.with_columns(by.alias("__group")).partition_by("__group", as_dict=True, include_key=False)
         for (key,), rows in groups.items():
-            part = profile(rows, at=at or (key if isinstance(key, datetime) else None))
+            part = profile(rows, at=at or _moment(key))
             found[key] = found[key].merge(part) if key in found else part
     return {key: part.to_bytes() for key, part in found.items()}
 
-# %% ../../nbs/05_profiles.ipynb #19429d66
+# %% ../../nbs/05_profiles.ipynb #74ebe64c
 def _on_ray(task: Callable[[str], dict], files: Sequence[str], settings: Settings | None) -> dict[Hashable, "Profile"]:
     "Run the task for each file on the cluster, and merge what comes back group by group."
     if not files: raise ProfileError("expected at least one file to profile, got none: does the pattern match any?")
@@ -164,7 +170,8 @@ def _on_ray(task: Callable[[str], dict], files: Sequence[str], settings: Setting
         try: parts = ray.get(parts)
         except ray.exceptions.RayError as e:
             for other in running: ray.cancel(other, force=True)
-            raise ProfileError(f"{file} cannot be profiled: {str(e.__cause__ or e).splitlines()[0]}") from e
+            why = str(getattr(e, "cause", None) or e).splitlines()[0]
+            raise ProfileError(f"{file} cannot be profiled: {why}") from e
         for key, data in parts.items():
             part = Profile.from_bytes(data)
             found[key] = found[key].merge(part) if key in found else part
