@@ -11,7 +11,17 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.profiles import Profile, ProfileError, drift, holm, profile
+from mlops_nb.profiles import (
+    ConstraintError,
+    Profile,
+    ProfileError,
+    check,
+    drift,
+    holm,
+    profile,
+    profile_files,
+    profile_groups,
+)
 
 TELCO = Path(__file__).parents[1] / "data" / "telco_churn.parquet"
 
@@ -114,6 +124,67 @@ def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
     assert builder.build().validate()
 
 
+def test_bulk_sketches_are_within_their_error_and_merge(why):
+    rng, n = np.random.default_rng(1), 300_000
+    frame = pl.DataFrame({"x": rng.normal(size=n), "sorted": np.sort(rng.normal(size=n)),
+                          "periodic": np.arange(n) % 256.0, "wide": rng.integers(0, 10**12, n),
+                          "narrow": rng.geometric(0.01, n), "id": [f"id{i}" for i in range(n - 900)] + ["id7"] * 900})
+    ours = Profile.from_bytes(profile(frame).to_bytes()).view
+    merged = ours.merge(why.log(frame[:100_000].to_pandas()).view())
+    for column in frame.columns[:-1]:
+        for view, data in ((ours, frame[column]), (merged, pl.concat([frame[column], frame[column][:100_000]]))):
+            spread, error = view.get_column(column).get_metric("distribution"), 2 * 0.0027
+            assert (spread.n, spread.min, spread.max) == (len(data), data.min(), data.max())
+            for q in (0.01, 0.3, 0.5, 0.9, 0.999):
+                value = spread.kll.value.get_quantile(q)
+                assert (data < value).mean() - error <= q <= (data <= value).mean() + error
+    for column in ("narrow", "id", "wide"):
+        sketch = ours.get_column(column).get_metric("frequent_items").frequent_strings.value
+        assert sketch.get_total_weight() == n
+        for value, count in frame[column].cast(pl.String).value_counts(sort=True)[:900:30].iter_rows():
+            assert sketch.get_lower_bound(value) <= count <= sketch.get_upper_bound(value)
+    assert ours.get_column("id").get_metric("cardinality").estimate == pytest.approx(n - 900, rel=0.05)
+
+
+# -- constraints --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("column", "rules", "passed"), [
+    ("tenure", {"between": (0, 72)}, True), ("tenure", {"between": (1, 72)}, False),
+    ("tenure", {"mean": (30, 35)}, True), ("total_charges", {"missing": 0}, False),
+    ("total_charges", {"missing": 0.01}, True), ("contract", {"type": "string"}, True),
+    ("contract", {"type": "number"}, False), ("contract", {"distinct": (3, 3)}, True),
+    ("contract", {"between": (0, 1)}, False), ("contract", {"among": ["One year"]}, False),
+    ("contract", {"unique": True}, False), ("nowhere", {"missing": 1}, False)])
+def test_constraints(telco, column, rules, passed):
+    checked = check(profile(telco), {column: rules})
+    assert checked.passed is passed and ("holds" if passed else "fails") in checked._repr_html_()
+
+
+def test_a_wrong_rule_is_refused(telco):
+    for rules in ({"betwen": (0, 1)}, {"between": 3}, {"type": "text"}):
+        with pytest.raises(ConstraintError, match="tenure"): check(profile(telco), {"tenure": rules})
+
+
+# -- on Ray -------------------------------------------------------------------------------------------------------
+
+def test_files_and_windows_on_ray(workspace, telco, tmp_path):
+    days = pl.datetime_range(datetime(2026, 1, 1), datetime(2026, 1, 3, 23), "1h", eager=True)
+    frame = telco.with_columns(at=pl.Series(days).gather(pl.Series(np.arange(telco.height) % len(days))))
+    files = [tmp_path / f"{i}.parquet" for i in range(3)]
+    for i, file in enumerate(files): frame[i * 2500:(i + 1) * 2500].write_parquet(file)
+    exact = ["column", "type", "rows", "missing", "min", "max"]
+    whole = profile_files(files, settings=workspace)
+    assert whole.summary().select(exact).equals(profile(frame).summary().select(exact))
+    windows = profile_groups(files, pl.col("at").dt.truncate("1d"), settings=workspace)
+    day = datetime(2026, 1, 2)
+    assert len(windows) == 3 and windows[day].at.replace(tzinfo=None) == day
+    expected = profile(frame.filter(pl.col("at").dt.date() == date(2026, 1, 2))).summary()
+    assert windows[day].summary().select(exact).equals(expected.select(exact))
+    files[1].write_bytes(b"no parquet")
+    with pytest.raises(ProfileError, match=r"1\.parquet cannot be profiled"): profile_files(files, settings=workspace)
+    with pytest.raises(ProfileError, match="at least one file"): profile_files([], settings=workspace)
+
+
 # -- every type of column -----------------------------------------------------------------------------------------
 
 ODD = {
@@ -193,10 +264,12 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         def refuse(*a, **k): raise AssertionError("network")
         socket.socket.connect = socket.create_connection = refuse
         import threading; threading.excepthook = lambda a: os._exit(3)
-        from mlops_nb.profiles import profile
+        from mlops_nb.profiles import check, profile
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl
-        assert profile(pl.DataFrame({"a": [1]})).rows == 1
+        assert check(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
+        import numpy
+        assert not hasattr(numpy, "unicode_")
         """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-if TYPE_CHECKING: from whylogs.core import ColumnProfileView
+from .bulk import ROOM, heavy, integers, quantiles, quantiles_of, strings
+
+if TYPE_CHECKING:
+    from whylogs.core import ColumnProfileView
+    from whylogs.core.metrics.metrics import DistributionMetric
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #d0fcb8db
 def _plain(values: pl.Series) -> tuple[str, pl.Series]:
-    "The whylogs type of a column, and the column as Int64, Float64, Boolean or String."
+    "The whylogs type of a column, and the column as Int64, Float64, Boolean or text."
     dtype = values.dtype
     if dtype.is_integer():
         narrow = values.cast(pl.Int64, strict=False)
@@ -27,6 +31,7 @@ def _plain(values: pl.Series) -> tuple[str, pl.Series]:
     if dtype.is_temporal(): return "object", _seconds(values)
     if dtype.is_nested() or dtype == pl.Object:
         values = pl.Series([None if v is None else json.dumps(v, default=_listed) for v in values.to_list()])
+    if dtype in (pl.Categorical, pl.Enum): return "string", values
     return "string", values.bin.encode("hex") if dtype == pl.Binary else values.cast(pl.String)
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #da58097a
@@ -62,45 +67,58 @@ def _counts(kind: str, values: pl.Series, kept: pl.Series) -> list:
     return [counts, types]
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #f8af0525
-def _distribution(kept: pl.Series) -> list:
-    "Quantiles and moments of numbers; the extrema of integers as integers."
-    from whylogs.core.metrics.metrics import DistributionMetric, IntsMetric
-    spread, ints = DistributionMetric.zero(), IntsMetric.zero()
-    if kept.dtype == pl.String: return [spread]
-    array = np.ascontiguousarray(kept.cast(pl.Float64).to_numpy())
-    if len(array):
-        spread.kll.value.update(array)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
-            spread.mean.set(float(array.mean()))
-            spread.m2.set(float(np.square(array - array.mean()).sum()))
-    if len(array) and kept.dtype == pl.Int64:
-        ints.max.set(kept.max())
-        ints.min.set(kept.min())
-    return [spread, ints] if kept.dtype in (pl.Int64, pl.Boolean) else [spread]
+def _spread(values: np.ndarray, counts: np.ndarray | None = None) -> "DistributionMetric":
+    "Quantiles and moments of numbers; `counts`: how often each (then ascending) number is there."
+    from whylogs.core.metrics.metrics import DistributionMetric
+    spread = DistributionMetric.zero()
+    if not len(values): return spread
+    values = np.ascontiguousarray(values, np.float64)
+    sketch = spread.kll.value
+    spread.kll.set(quantiles(sketch, values) if counts is None else quantiles_of(sketch, values, counts))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
+        mean = np.average(values, weights=counts)
+        spread.mean.set(float(mean))
+        spread.m2.set(float(np.dot((values - mean) ** 2, np.ones(len(values)) if counts is None else counts)))
+    return spread
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #0ba52a16
-def _values(kept: pl.Series) -> list:
-    "How many distinct values, and which are frequent (floats and moments have no frequent values)."
-    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric
-    different, common = CardinalityMetric.zero(), FrequentItemsMetric.zero()
-    hashed, items = different.hll.value, common.frequent_strings.value
-    if kept.dtype.is_numeric():
-        array = np.ascontiguousarray(kept.to_numpy())
-        hashed.update_np(array)
-        if kept.dtype == pl.Float64: return [different]
-        items.update_np(array)
-        return [different, common]
-    found = kept.alias("value").value_counts(name="n")
-    if kept.dtype == pl.Boolean:
-        hashed.update_int_list(found["value"].cast(pl.Int64).to_list())
-        found = found.with_columns(pl.when("value").then(pl.lit("True")).otherwise(pl.lit("False")).alias("value"))
-    else: hashed.update_str_list(found["value"].to_list())
-    short = found.with_columns(pl.col("value").str.slice(0, common.max_frequent_item_size))
-    items.update_str_list(short.filter(pl.col("n") == 1)["value"].to_list())  # an identifier's, in one call
-    for value, n in short.filter(pl.col("n") > 1).iter_rows(): items.update(value, n)
-    return [different, common]
+def _floats(kept: pl.Series) -> list:
+    "Metrics of floats and moments."
+    from whylogs.core.metrics.metrics import CardinalityMetric
+    different, array = CardinalityMetric.zero(), np.ascontiguousarray(kept.to_numpy())
+    different.hll.value.update_np(array)
+    return [_spread(array), different]
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #b16ee3d9
+def _integers(kept: pl.Series) -> list:
+    "Metrics of integers and booleans; the extrema of integers as integers."
+    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
+    ints, different, common = IntsMetric.zero(), CardinalityMetric.zero(), FrequentItemsMetric.zero()
+    if not len(kept): return [_spread(np.empty(0)), ints, different, common]
+    values, counts = integers(kept.cast(pl.Int64).to_numpy())
+    different.hll.value.update_np(np.ascontiguousarray(values))
+    top = pl.DataFrame({"value": values, "n": counts}).top_k(ROOM + 1, by="n")
+    named = top.with_columns(pl.col("value").cast(pl.String))
+    if kept.dtype == pl.Boolean: named = named.with_columns(pl.col("value").replace({"0": "False", "1": "True"}))
+    else:
+        ints.max.set(int(values[-1]))
+        ints.min.set(int(values[0]))
+    common.frequent_strings.set(heavy(common.frequent_strings.value, named, len(kept)))
+    return [_spread(values, counts), ints, different, common]
+
+# %% ../../nbs/05a_profiles_sketches.ipynb #8442d084
+def _strings(kept: pl.Series) -> list:
+    "Metrics of strings."
+    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric
+    different, common = CardinalityMetric.zero(), FrequentItemsMetric.zero()
+    if len(kept):
+        found, counted = strings(kept)
+        for part in found.to_frame().iter_slices(100_000):  # Python's strings are large: not all of them at once
+            different.hll.value.update_str_list(part.to_series().to_list())
+        common.frequent_strings.set(heavy(common.frequent_strings.value, counted, len(kept)))
+    return [_spread(np.empty(0)), different, common]
+
+# %% ../../nbs/05a_profiles_sketches.ipynb #35765dd5
 def column_profile(values: pl.Series) -> "ColumnProfileView":
     "The whylogs profile of one column."
     without_telemetry()
@@ -108,8 +126,8 @@ def column_profile(values: pl.Series) -> "ColumnProfileView":
     kind, plain = _plain(values)
     kept = plain.drop_nulls()
     if kind == "fractional": kept = kept.drop_nans()
-    metrics = _counts(kind, plain, kept) + _distribution(kept) + _values(kept)
-    return ColumnProfileView({m.namespace: m for m in metrics})
+    fill = _floats if kept.dtype == pl.Float64 else _integers if kept.dtype in (pl.Int64, pl.Boolean) else _strings
+    return ColumnProfileView({m.namespace: m for m in _counts(kind, plain, kept) + fill(kept)})
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #efe0168e
 TYPES = {"integral": "number", "fractional": "number", "boolean": "boolean", "string": "string", "object": "time"}
