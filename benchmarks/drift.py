@@ -20,15 +20,13 @@ NOT_TESTED = ["identifier", "moment"]
 
 def ours(target: str, reference: str) -> dict:
     "Time of two profiles and their comparison, s; and the columns that drifted."
-    from profile import seconds  # the benchmark beside this one
-
     import polars as pl
 
     from mlops_nb.profiles import drift, profile
     frames = [pl.read_parquet(f) for f in (target, reference)]
     drift(*(profile(f[:1000]) for f in frames))
     compare = lambda: drift(*(profile(f) for f in frames))
-    return {"seconds": seconds(compare, 3), "drifted": compare().drifted}
+    return {"seconds": harness.seconds(compare, 3), "drifted": compare().drifted}
 
 
 def evidently(target: str, reference: str) -> dict:
@@ -49,12 +47,11 @@ def evidently(target: str, reference: str) -> dict:
 
 
 def main() -> None:
-    from profile import table  # the benchmark beside this one
     asked = harness.options(__doc__)
     rows = ROWS // 5 if asked.quick else ROWS
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "target.parquet", Path(folder) / "reference.parquet"]
-        for seed, file in enumerate(files): table(rows, seed, 0.05 * (seed == 0)).write_parquet(file)
+        for seed, file in enumerate(files): harness.table(rows, seed, 0.05 * (seed == 0)).write_parquet(file)
         us = harness.run([sys.executable, __file__, "ours", *files])
         them = harness.run([*harness.peer("evidently==0.7.23", "pandas<3", "pyarrow"), __file__, "evidently", *files])
     a, b = (json.loads(timed.out.splitlines()[-1]) for timed in (us, them))

@@ -3,60 +3,18 @@
 Each runs in a process of its own, on all cores that it can use (why.log uses one); data is in memory before the clock
 starts, as a polars frame for us and as a pandas frame for why.log, and imports are not timed. why.log works on NumPy 2
 only with `np.unicode_` put back, which is done here. Medians of three runs; then each column alone. (why.log
-sees moments one Python object after another, and needs most of its time for them: the ratio is given without, too.) Peak memory is the
-process's own, its data and imports with it.
+sees moments one Python object after another and needs most of its time for them: the ratio is given without, too.)
+Peak memory is the process's own, its data and imports with it.
 """
-import importlib.util
 import json
 import os
 import sys
-import sysconfig
 import tempfile
-import time
 from pathlib import Path
-from statistics import median
 
 import harness
 
 ROWS = 1_000_000
-
-
-def table(rows: int, seed: int = 0, shift: float = 0.0):
-    "Ten columns, as in a customer table."
-    import numpy as np
-    import polars as pl
-    rng = np.random.default_rng(seed)
-    cities = np.array([f"city {i}" for i in range(5000)])
-    return pl.DataFrame({
-        "float": rng.normal(shift, 1, rows),
-        "float, a tenth null": pl.select(pl.when(pl.Series(rng.random(rows) > 0.1)).then(
-            pl.Series(rng.exponential(9, rows)))).to_series(),
-        "float32": rng.normal(size=rows).astype(np.float32),
-        "wide integer": rng.integers(0, 10**12, rows),
-        "narrow integer": rng.integers(0, 73, rows).astype(np.int32),
-        "boolean": rng.random(rows) < 0.3,
-        "category": rng.choice(["DSL", "Fiber optic", "No"], rows),
-        "city": cities[rng.integers(0, 5000, rows)],
-        "identifier": [f"id-{seed}-{i}" for i in range(rows)],
-        "moment": pl.Series(rng.integers(0, 10**9, rows) * 10**6).cast(pl.Datetime("us")),
-    })
-
-
-def __getattr__(name: str):
-    "The standard library has a module of this name too, and cProfile imports it: from here, it gets that one."
-    spec = importlib.util.spec_from_file_location("profile", Path(sysconfig.get_path("stdlib")) / "profile.py")
-    spec.loader.exec_module(standard := importlib.util.module_from_spec(spec))
-    return getattr(standard, name)
-
-
-def seconds(call, repeats: int) -> float:
-    "Median time of a call."
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return median(taken)
 
 
 def measure(who: str, file: str) -> dict:
@@ -75,15 +33,15 @@ def measure(who: str, file: str) -> dict:
         profile = lambda part: whylogs.log(part).view()
         frame = pd.read_parquet(file)
     profile(frame[:1000])
-    whole = seconds(lambda: profile(frame), 3)
-    return {"whole": whole, "columns": {c: seconds(lambda c=c: profile(frame[[c]]), 3) for c in frame.columns}}
+    whole = harness.seconds(lambda: profile(frame), 3)
+    return {"whole": whole, "columns": {c: harness.seconds(lambda c=c: profile(frame[[c]]), 3) for c in frame.columns}}
 
 
 def main() -> None:
     asked = harness.options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.parquet"
-        table(ROWS // 5 if asked.quick else ROWS).write_parquet(file)
+        harness.table(ROWS // 5 if asked.quick else ROWS).write_parquet(file)
         run = lambda who, **env: harness.run([sys.executable, __file__, who, file], env=env)
         ran = {"ours": run("ours"), "one thread": run("ours", POLARS_MAX_THREADS="1"), "why.log": run("why.log")}
     found = {who: json.loads(timed.out.splitlines()[-1]) for who, timed in ran.items()}

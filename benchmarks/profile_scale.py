@@ -16,10 +16,8 @@ ROWS = 1_000_000  # a file
 
 def write(folder: Path, files: int) -> list[Path]:
     "Files with nine of the ten columns of profile.py's table and an identifier of their own."
-    from profile import table  # the benchmark beside this one
-
     import polars as pl
-    base, made = table(ROWS).drop("identifier"), []
+    base, made = harness.table(ROWS).drop("identifier"), []
     for i in range(files):
         made.append(folder / f"{i}.parquet")
         other = base.with_columns(pl.col("float") + i / files, pl.col("wide integer") + i, identifier=pl.format(

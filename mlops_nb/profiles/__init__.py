@@ -21,7 +21,7 @@ import polars as pl
 from .. import cluster
 from .comparison import DRIFT, Drift, drift, holm, picture
 from .constraints import CHECKS, Checks, ConstraintError, check
-from .sketches import column_profile, distinct, frequent, type_of, used, without_telemetry
+from .sketches import column_profile, distinct, frequent, prepare, type_of, used, without_telemetry
 from ..settings import MlopsError, Settings
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def profile(
         empty = pl.DataFrame(schema=frame.collect_schema())
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
+    prepare()
     now = datetime.now(UTC)
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         columns = dict(zip(frame.columns, pool.map(column_profile, frame.iter_columns()), strict=True))
