@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -336,7 +337,7 @@ def _watch(settings: Settings, every: float) -> None:
     from functools import partial
 
     from mlops_nb import triggers
-    console, last = _console(stderr=True), []
+    console, last, stop = _console(stderr=True), [], threading.Event()
     live, stage = _telling(console)
     marks = {"running": "[bold]run[/] for", "done": "[green]✓[/] run", "failed": "[red]✗[/]", "error": "[red]✗[/]"}
 
@@ -344,10 +345,20 @@ def _watch(settings: Settings, every: float) -> None:
         if what in ("waiting", "busy"): live.update(f"waiting for {_escape(why)}" if what == "waiting" else _escape(why))
         elif last != [what, why]: console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
         if what != "waiting": last[:] = what, why
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, _ender(stop, lambda: last[:1] == ["running"]))
     try:
-        with live: triggers.watch(settings, partial(work, settings, on_event=stage), every=every, on_event=tell)
-    except KeyboardInterrupt: console.print("watch ended")
+        with live: triggers.watch(settings, partial(work, settings, on_event=stage), every=every, on_event=tell,
+                                  stop=stop)
+    except KeyboardInterrupt: pass
+    console.print("watch ended")
+
+# %% ../nbs/19_cli.ipynb #96016329
+def _ender(stop: threading.Event, running: Callable[[], bool]) -> Callable:
+    "A signal handler that ends a watch, and interrupts a run that is under way."
+    def handle(*_) -> None:
+        threading.Thread(target=stop.set).start()  # not here: the signal may have come amid `stop.wait`
+        if running(): raise KeyboardInterrupt
+    return handle
 
 # %% ../nbs/19_cli.ipynb #b0d2a13d
 @app.command()
