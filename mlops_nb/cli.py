@@ -345,7 +345,8 @@ def _watch(settings: Settings, every: float) -> None:
         if what in ("waiting", "busy"): live.update(f"waiting for {_escape(why)}" if what == "waiting" else _escape(why))
         elif last != [what, why]: console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
         if what != "waiting": last[:] = what, why
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, _ender(stop, lambda: last[:1] == ["running"]))
+    ender = _ender(stop, lambda: last[:1] == ["running"])
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, ender)
     try:
         with live: triggers.watch(settings, partial(work, settings, on_event=stage), every=every, on_event=tell,
                                   stop=stop)

@@ -84,7 +84,8 @@ def _due(name: str, section: TriggerSection, settings: Settings, now: datetime, 
 # %% ../../nbs/16_triggers.ipynb #636f2c63
 def _requests(settings: Settings, log: pl.DataFrame) -> Iterator[Due]:
     "The requests that no run has answered."
-    name, section = next(((n, s) for n, s in settings.trigger.items() if s.manual), ("manual", TriggerSection(manual=True)))
+    manual = {n: s for n, s in settings.trigger.items() if s.manual} or {"manual": TriggerSection(manual=True)}
+    name, section = next(iter(manual.items()))
     answers = log.filter(pl.col("kind").is_in(["triggered", "trigger_failed"]))["details"]
     answered = set(answers.str.json_path_match("$.request"))
     ready = _past(name, log)[1] + timedelta(seconds=section.rest)
