@@ -342,7 +342,7 @@ def _watch(settings: Settings, every: float) -> None:
     marks = {"running": "[bold]run[/] for", "done": "[green]✓[/] run", "failed": "[red]✗[/]", "error": "[red]✗[/]"}
 
     def tell(what: str, why: str) -> None:
-        if what in ("waiting", "busy"): live.update(f"waiting for {_escape(why)}" if what == "waiting" else _escape(why))
+        if what in ("waiting", "busy"): live.update(("waiting for " if what == "waiting" else "") + _escape(why))
         elif last != [what, why]: console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
         if what != "waiting": last[:] = what, why
     ender = _ender(stop, lambda: last[:1] == ["running"])

@@ -23,7 +23,7 @@ from .settings import Settings, load
 # %% ../nbs/18_pages.ipynb #55196dca
 def state(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> dict:                             # JSON-able, with the keys workspace, cluster, run, watch, models, endpoints, alerts
+) -> dict:                             # JSON-able: workspace, cluster, run, watch, models, endpoints, alerts
     "The state of a workspace, read from its records."
     settings = settings or load()
     running, log = cluster.find(settings), events.history(settings.events).collect()
@@ -32,7 +32,8 @@ def state(
         "workspace": {"name": settings.workspace.name, "folder": str(settings.root), "storage": settings.storage},
         "cluster": {"state": "up" if running else "down", "address": running and running.address,
                     "url": running and running.serve_url},
-        "run": last_run(log), "watch": triggers.watching(settings), "models": models(log), "endpoints": [_endpoint(n, log, settings) for n in names],
+        "run": last_run(log), "watch": triggers.watching(settings), "models": models(log),
+        "endpoints": [_endpoint(n, log, settings) for n in names],
         "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)]}
 
 # %% ../nbs/18_pages.ipynb #5aaf0df3
