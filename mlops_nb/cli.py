@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Workspace', 'By', 'Json', 'Note', 'Ref', 'main', 'up', 'down', 'parameters', 'run', 'batch', 'status',
-           'lineage', 'approve', 'reject', 'deploy', 'rollback', 'monitor', 'lab']
+           'lineage', 'approve', 'reject', 'deploy', 'rollback', 'monitor', 'work', 'watch', 'lab']
 
 # %% ../nbs/19_cli.ipynb #47133e0d
 import getpass
@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,7 +249,8 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
     champion = next((m for m in now["models"] if m["champion"]), None)
     lines = {"workspace": f"{now['workspace']['name']} in {now['workspace']['folder']}",
              "cluster": f"{now['cluster']['state']} {now['cluster']['url'] or ''}",
-             "run": now["run"] and f"{now['run']['id']} {now['run']['state']}"}
+             "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
+             "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
     if champion: lines |= _champion(champion)
     for e in now["endpoints"]: lines[f"endpoint {e['model']}"] = f"{e['state']} {e['versions']} {e['url']}"
     lines["alerts"] = "; ".join(f"{a['model']}: {a['message']}" for a in now["alerts"]) or "none open"
@@ -332,6 +334,73 @@ def monitor(
                              "report": str(found.report)})
     _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
             "alerts": "; ".join(a["message"] for a in found.alerts) or "none", "report": found.report})
+
+# %% ../nbs/19_cli.ipynb #37fc410a
+def work(
+    settings: Settings,
+    parameters: dict[str, Any],
+    on_event: Callable | None = None,   # told how the run goes
+    by: str = "watch",
+):                                      # the finished `workflow.Run`
+    "One run of the workspace's workflow, for a trigger."
+    from mlops_nb import lineage
+    from mlops_nb.workflow import Workflow
+    workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
+    return workflow.run(parameters, settings=settings, by=by, on_event=on_event,
+                        resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+
+# %% ../nbs/19_cli.ipynb #b31a1faa
+@app.command()
+def watch(
+    detach: Annotated[bool, typer.Option("--detach", help="Go on, on the cluster, when this command ends.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the detached watch.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.05, help="Time between two looks, s.")] = 1.0,
+    pages: Annotated[bool, typer.Option(help="Bring up the pages and endpoints too.")] = True,
+    workspace: Workspace = None,
+) -> None:
+    "Run the workflow when a trigger is due: new data, a schedule, an alert, a request."
+    from functools import partial
+
+    from mlops_nb import triggers
+    from mlops_nb.workflow import kernels
+    settings = load(workspace)
+    if stop: return _console().print("ended" if triggers.end(settings) else "no detached watch was on")
+    if pages: _ready(settings)
+    else: kernels.begin(settings)
+    if not detach: return _watch(settings, every)
+    triggers.detach(settings, partial(work, settings), every=every)
+    _console().print(f"watching; log: {settings.state / 'watch.log'}  (mlops-nb watch --stop ends it)", soft_wrap=True)
+
+# %% ../nbs/19_cli.ipynb #2bed9039
+def _watch(settings: Settings, every: float) -> None:
+    "A watch in the foreground, until Ctrl-C."
+    import signal
+    from functools import partial
+
+    from mlops_nb import triggers
+    console, last, stop = _console(stderr=True), [], threading.Event()
+    live, stage = _telling(console)
+    marks = {"running": "[bold]run[/] for", "done": "[green]✓[/] run", "failed": "[red]✗[/]", "error": "[red]✗[/]"}
+
+    def tell(what: str, why: str) -> None:
+        if what in ("waiting", "busy"): live.update(("waiting for " if what == "waiting" else "") + _escape(why))
+        elif last != [what, why]: console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
+        if what != "waiting": last[:] = what, why
+    ender = _ender(stop, lambda: last[:1] == ["running"])
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, ender)
+    try:
+        with live: triggers.watch(settings, partial(work, settings, on_event=stage), every=every, on_event=tell,
+                                  stop=stop)
+    except KeyboardInterrupt: pass
+    console.print("watch ended")
+
+# %% ../nbs/19_cli.ipynb #96016329
+def _ender(stop: threading.Event, running: Callable[[], bool]) -> Callable:
+    "A signal handler that ends a watch, and interrupts a run that is under way."
+    def handle(*_) -> None:
+        threading.Thread(target=stop.set).start()  # not here: the signal may have come amid `stop.wait`
+        if running(): raise KeyboardInterrupt
+    return handle
 
 # %% ../nbs/19_cli.ipynb #b0d2a13d
 @app.command()

@@ -29,7 +29,7 @@ def server(
     return None
 
 # %% ../nbs/20_handover.ipynb #9991282c
-HERE = {"up", "down", "lab"}
+HERE = {"up", "down", "watch", "lab"}
 
 def hand_over(argv: list[str]) -> int | None:
     "Have a fork run the command; its exit status, or none where there is no server."

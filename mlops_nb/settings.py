@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'Section', 'Workspace', 'ClusterSection', 'Tracking', 'Serve', 'Monitor', 'Alerts',
-           'StageSection', 'Addresses', 'Settings', 'find', 'load', 'create']
+           'StageSection', 'TriggerSection', 'Addresses', 'Settings', 'find', 'load', 'create']
 
 # %% ../nbs/00_settings.ipynb #23bcec99
 import configparser
 import os
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/00_settings.ipynb #5da7d786
@@ -85,6 +86,46 @@ class StageSection(Section):
     retry_wait: float = Field(1, ge=0)          # wait before the first of them, s; twice as long before each next
     after: str = ""                             # stages to wait for of which it takes nothing, separated by spaces
 
+# %% ../nbs/00_settings.ipynb #15def268
+class TriggerSection(Section):
+    "`[trigger:NAME]`: what a run is started by."
+    files: str = ""                             # pattern of files, relative to the workspace
+    table: str = ""                             # address of a Delta table; a bare name: a table of the lake
+    database: str = ""                          # sqlite:///PATH or postgresql://…, with `query` and `watermark`
+    query: str = ""                             # its table, or a SELECT
+    watermark: str = ""                         # the column whose greatest value grows with new rows
+    cron: str = ""                              # a schedule, UTC: minute hour day month weekday
+    alert: str = ""                             # an endpoint's name: an alert about it, or a proposal to retrain
+    manual: bool = False                        # what a person or a program asks for
+    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True)   # given to the run, a JSON object
+    missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
+    cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
+    settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        sources = ("files", "table", "database", "cron", "alert", "manual")
+        if len(set_ := [s for s in sources if getattr(self, s)]) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(sources)}; it has {' and '.join(set_) or 'none'}")
+        if self.database and not (self.query and self.watermark):
+            raise ValueError("database needs query (a table or a SELECT) and watermark (a column that grows)")
+        if self.cron: _schedule(self.cron)
+        return self
+
+    @property
+    def rest(self) -> float:
+        "Least time from one run to the next, s."
+        return self.cooldown if self.cooldown is not None else 3600 if self.alert else 0
+
+# %% ../nbs/00_settings.ipynb #a4b3fb18
+def _schedule(expression: str) -> None:
+    "Raise `ValueError` where a cron expression is none."
+    from cronsim import CronSim, CronSimError
+    try: next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+    except (CronSimError, StopIteration) as e:
+        raise ValueError(f"cron = {expression}: {str(e).lower() or 'never due'}; expected five fields, "
+                         "as in 30 6 * * 1-5") from e
+
 # %% ../nbs/00_settings.ipynb #8354730c
 class Addresses:
     "Where a workspace keeps what it remembers."
@@ -127,6 +168,7 @@ class Settings(Addresses, BaseSettings):
     monitor: Monitor = Monitor()
     alerts: Alerts = Alerts()
     stage: dict[str, StageSection] = {}       # by the stage's name
+    trigger: dict[str, TriggerSection] = {}   # by the trigger's name
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
@@ -195,6 +237,7 @@ def _explain(error: dict) -> str:
     model = Settings.model_fields.get(section) and Settings.model_fields[section].annotation
     if get_origin(model) is dict: section, model, *names = f"{section}:{names[0]}", get_args(model)[1], *names[1:]
     place, name = (f"[{section}] {names[0]}", names[0]) if names else (f"[{section}]", section)
+    if error["type"] == "value_error": return f"{place}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] != "extra_forbidden": return f"{place} = {error['input']}: {error['msg'].lower()}"
     known = [k for k in (model if names else Settings).model_fields if k != "root"]
     near = get_close_matches(name, known, n=1)
