@@ -291,7 +291,7 @@ def connect(
     late = "ray" in sys.modules
     os.environ.update(cluster.env)
     import ray
-    if late and cluster.env: _read_token_again()
+    if late and "RAY_AUTH_MODE" in os.environ and not ray.is_initialized(): _read_token_again()
     _reachable(cluster.address)
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
