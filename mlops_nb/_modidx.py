@@ -970,5 +970,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlops_nb.workflow.stages._parameters': ( 'workflow_stages.html#_parameters',
                                                                                     'mlops_nb/workflow/stages.py'),
                                           'mlops_nb.workflow.stages.parse': ('workflow_stages.html#parse', 'mlops_nb/workflow/stages.py'),
+                                          'mlops_nb.workflow.stages.tree': ('workflow_stages.html#tree', 'mlops_nb/workflow/stages.py'),
                                           'mlops_nb.workflow.stages.wiring': ( 'workflow_stages.html#wiring',
                                                                                'mlops_nb/workflow/stages.py')}}}

@@ -24,7 +24,7 @@ from typing import Any
 from .. import tracking
 from ..settings import Settings
 from .files import WorkflowError
-from .stages import RESERVED, Stage
+from .stages import RESERVED, Stage, tree
 
 # %% ../../nbs/15g_workflow_records.ipynb #4d0ec0a0
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:
@@ -54,7 +54,7 @@ def modules(
     return found
 
 def _tree(file: Path) -> ast.Module:
-    try: return ast.parse(file.read_bytes())
+    try: return tree(file.read_bytes())
     except SyntaxError: return ast.Module([], [])  # the import will say so
 
 # %% ../../nbs/15g_workflow_records.ipynb #a98bb4cb
