@@ -155,7 +155,9 @@ def _command(lease: socket.socket, fds: list[int], call: str, library: str, umas
     try:
         os.setsid()
         if os.fork(): os._exit(0)
-        for number, fd in enumerate(fds): os.dup2(fd, number)
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
         os.umask(umask)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdin = open(0, closefd=False)
@@ -226,9 +228,9 @@ class Forked:
 
     def wait(self) -> int: return 0
 
-    def status(self) -> int:
-        "Wait for a command's exit status; -9 where it was killed."
-        return int(self.answers.readline() or -signal.SIGKILL)
+    def status(self) -> int | None:
+        "Wait for a command's exit status; none where a signal ended it."
+        return int(said) if (said := self.answers.readline()) else None
 
     def send_signal(self, number: int) -> None: os.killpg(self.pid, number)
 

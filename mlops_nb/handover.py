@@ -32,7 +32,7 @@ def server(
 HERE = {"up", "down", "watch", "lab"}
 
 def hand_over(argv: list[str]) -> int | None:
-    "Have a fork run the command; its exit status, or none where there is no server."
+    "Have a fork run the command; its exit status, less than 0 if a signal ended it, none where there is no server."
     import mlops_nb
     umask = os.umask(0)
     os.umask(umask)
@@ -40,9 +40,16 @@ def hand_over(argv: list[str]) -> int | None:
                "library": str(Path(mlops_nb.__file__).parents[1])}
     try: fork = Forked(server(argv[1:]) or "", {**request, "cwd": os.getcwd()}, 0, 1, 2)
     except (OSError, ValueError): return None
-    pass_on = lambda number, _: os.kill(fork.pid, number)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, pass_on)
-    return fork.status()
+    ended_by = signal.SIGKILL
+
+    def pass_on(number: int, _) -> None:
+        nonlocal ended_by
+        ended_by = number
+        with suppress(ProcessLookupError): os.kill(fork.pid, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, pass_on)  # nohup has one ignored
+    status = fork.status()
+    return -ended_by if status is None else status
 
 def main() -> None:
     "The console script."
@@ -50,5 +57,7 @@ def main() -> None:
     if status is None:
         from mlops_nb.cli import main
         main()
-    elif status < 0: os.kill(os.getpid(), -status)
+    elif status < 0:
+        if status != -signal.SIGKILL: signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
     sys.exit(status)

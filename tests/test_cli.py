@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from conftest import free_port
 
-from mlops_nb import cluster, lake
+from mlops_nb import cluster, lake, workflow
 from mlops_nb.settings import create
 
 ROOT = Path(__file__).parent.parent
@@ -126,6 +127,42 @@ def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_clus
     done = call("batch", tmp_path / "some.ipynb", "--grid", tmp_path / "grid.csv", "-w", settings.root)
     fails(done, "1 of 2 sets failed", "some.ipynb, cell 3, line 5: ValueError: two")
     assert "t@1" in done.stdout
+
+
+def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
+    "Driven from the command's own process, without a Ray worker: the lock, the kernel and its sockets go."
+    left = lambda: set(Path(tempfile.gettempdir()).glob("mlops-nb-*"))
+    settings, before = create(tmp_path / "w", serve={"port": free_port()}), left()
+    (settings.root / "nbs").mkdir()
+    shutil.copy(NOTEBOOKS / "1_make.ipynb", settings.root / "nbs")
+    shutil.copy(NOTEBOOKS / "hangs.ipynb", settings.root / "nbs" / "2_hangs.ipynb")
+    command = [COMMAND, "run", "-w", settings.root]
+    try:
+        assert call("run", "--to", "make", "-w", settings.root).returncode == 0
+        family = cluster.members(cluster.find(settings).session)
+        server = next(p for p in family if "forkserver.py" in " ".join(p.cmdline()))
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with pytest.raises(workflow.WorkflowError, match="a run holds this workspace"):
+            while not time.sleep(0.1):
+                with workflow.records.alone(settings): pass
+        executed = lambda: [n for n in Path(settings.runs).rglob("2_hangs.ipynb") if '"still here' in n.read_text()]
+        until = time.monotonic() + 60
+        while not executed(): assert time.monotonic() < until and not time.sleep(0.1)
+        assert server.children()
+        run.kill()
+        run.wait()
+        until = time.monotonic() + 10
+        while server.children(): assert time.monotonic() < until and not time.sleep(0.1)
+        with workflow.records.alone(settings): pass
+        [notebook] = executed()
+        cells = nbformat.read(notebook, as_version=4).cells
+        states = [c.metadata.papermill.status for c in cells if c.cell_type == "code"]
+        assert states[-2:] == ["running", "pending"]
+        shutil.copy(NOTEBOOKS / "2_count.ipynb", settings.root / "nbs" / "2_hangs.ipynb")
+        done = call("run", "--json", "-w", settings.root)
+        assert done.returncode == 0 and json.loads(done.stdout)["outputs"]["total"] == 6, done.stderr
+    finally: call("down", "-w", settings.root)
+    assert left() <= before
 
 
 def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):

@@ -29,7 +29,8 @@ from ..settings import Settings
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #0781ed6f
 def plain(env: dict[str, str]) -> dict[str, str]:
-    "A worker's environment without what Ray put there for the worker itself."
+    "An environment without what Ray put there if it is a worker's."
+    if "RAY_RAYLET_PID" not in env: return dict(env)
     own = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONBREAKPOINT", "CUDA_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_RAYLET_PID")
     return {k: v for k, v in env.items() if k not in own and not k.startswith("RAY_CLIENT")}
 
@@ -153,7 +154,8 @@ def drive(
 ) -> Iterator[tuple[str, int, dict | None]]:
     "Run the cells of a notebook in a kernel of its own."
     events = queue.SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="mlops-nb-") as folder:
+    place = os.path.dirname(address) if address else None  # goes with the head, should this process be killed
+    with tempfile.TemporaryDirectory(prefix="mlops-nb-", dir=place) as folder:
         managers = [manager(kernel_name, f"{folder}/{n}", a) for n, a in enumerate([address, None][address is None:])]
         client = _recorder(nb, events, timeout, limit)
         arguments = (client, managers, events, {"env": env, "cwd": cwd, "cleanup_kc": True}, start_timeout)
