@@ -804,6 +804,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlops_nb/workflow/execution.py'),
                                              'mlops_nb.workflow.execution.Progress': ( 'workflow_execution.html#progress',
                                                                                        'mlops_nb/workflow/execution.py'),
+                                             'mlops_nb.workflow.execution._exporter': ( 'workflow_execution.html#_exporter',
+                                                                                        'mlops_nb/workflow/execution.py'),
                                              'mlops_nb.workflow.execution._keep': ( 'workflow_execution.html#_keep',
                                                                                     'mlops_nb/workflow/execution.py'),
                                              'mlops_nb.workflow.execution._make': ( 'workflow_execution.html#_make',

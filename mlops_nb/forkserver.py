@@ -6,6 +6,7 @@
 __all__ = ['PRELOAD', 'BACKEND', 'installed', 'Server', 'serve', 'Forked', 'answers']
 
 # %% ../nbs/01a_forkserver.ipynb #574fd22f
+import gc
 import json
 import os
 import select
@@ -65,6 +66,8 @@ def serve(
     parent, known = os.getppid(), installed()
     for module in preload:
         with suppress(ImportError): import_module(module)
+    gc.collect()
+    gc.freeze()  # what is imported stays: no fork has to look through it, and copy it, for garbage
     server = Server(address, known)
     while os.getppid() == parent:
         server.round(0.5)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from threading import Event, Lock
 from typing import Any
 
@@ -171,6 +172,14 @@ def _reason(stage: Stage, values: Mapping[str, Any], error: Exception) -> str:
     return f"{stage.path.name}, cell {number}{line}: {error.ename}: {error.evalue}"
 
 # %% ../../nbs/15h_workflow_execution.ipynb #139e9fc0
+_page = Lock()
+
+@cache
+def _exporter():
+    from nbconvert import HTMLExporter
+    return HTMLExporter()
+
+# %% ../../nbs/15h_workflow_execution.ipynb #0986651c
 def _keep(execution: Execution, result: StageRun) -> None:
     "Put the executed notebook and its page with the stage's MLflow run, and close that."
     _publish(execution, result)
@@ -181,9 +190,8 @@ def _keep(execution: Execution, result: StageRun) -> None:
 def _publish(execution: Execution, result: StageRun, folder: str = "") -> None:
     "The executed notebook, as far as it came, and as a page: beside each other, and as artifacts."
     if not exists(result.notebook): return
-    from nbconvert import HTMLExporter
     name, page = result.notebook.rpartition("/")[2], result.notebook.removesuffix(".ipynb") + ".html"
-    html = HTMLExporter().from_notebook_node(read(result.notebook))[0]
+    with _page: html = _exporter().from_notebook_node(read(result.notebook))[0]
     put(page, html.encode())
     execution.ledger.keep(result.id, {folder + name: get(result.notebook).decode(),
                                       folder + page.rpartition("/")[2]: html})

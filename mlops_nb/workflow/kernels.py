@@ -6,6 +6,7 @@
 __all__ = ['PATIENCE', 'plain', 'Host', 'host', 'warm', 'begin', 'Provisioner', 'Client', 'manager', 'drive', 'work']
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #b3512ee2
+import asyncio
 import os
 import queue
 import re
@@ -100,6 +101,10 @@ class Provisioner(LocalProvisioner):
         except (OSError, ValueError): return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         self.forked = True
+        last = Path(f"{self.connection_info['ip']}-{self.connection_info['hb_port']}")  # the socket it binds last
+        for _ in range(200):  # who connects before there is a socket is made to wait 0.1 s for the next attempt
+            if last.exists() or self.process.poll() is not None: break
+            await asyncio.sleep(0.005)
         return self.connection_info
 
     async def kill(self, restart: bool = False) -> None:
