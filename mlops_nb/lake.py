@@ -4,12 +4,20 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'COMPACT_EVERY', 'KEEP_HOURS', 'LakeError', 'exists', 'version', 'scan', 'storable', 'maintain', 'done',
-           'append', 'upsert']
+           'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard', 'commit']
 
 # %% ../nbs/03_lake.ipynb #4f975540
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from time import time
+
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from .settings import MlopsError
@@ -95,7 +103,7 @@ def _done(table: DeltaTable, key: tuple[str, int]) -> bool:
     return number is not None and number >= key[1]
 
 # %% ../nbs/03_lake.ipynb #759da137
-@retry(retry=retry_if_exception_type((CommitFailedError, DeltaError)), stop=stop_after_attempt(6),
+@retry(retry=retry_if_exception_type((CommitFailedError, DeltaError)), stop=stop_after_attempt(12),
        wait=wait_random_exponential(0.02, max=1), reraise=True)
 def append(
     table: str,                             # address: a folder or an object-store prefix; made if not there
@@ -116,21 +124,88 @@ def append(
     if upkeep and newest and newest % COMPACT_EVERY == 0: maintain(table)
     return newest
 
-# %% ../nbs/03_lake.ipynb #7398e992
-def upsert(
-    table: str,                  # address of a table that exists
-    frame: pl.DataFrame,         # rows, of the table's exact types
+# %% ../nbs/03_lake.ipynb #a7bbd4db
+class Conflict(LakeError):
+    "Somebody else committed first."
+
+# %% ../nbs/03_lake.ipynb #eaef209e
+@dataclass(frozen=True)
+class DataFile:
+    "A Parquet file in a table's folder."
+    path: str    # relative to the table
+    rows: int
+    size: int    # bytes
+
+# %% ../nbs/03_lake.ipynb #8d4dd328
+def _store(table: str):
+    "The table's folder, local or in a bucket."
+    from obstore.store import from_url
+    if "://" in table: return from_url(table)
+    return from_url(Path(table).absolute().as_uri(), mkdir=True)
+
+# %% ../nbs/03_lake.ipynb #04803ef1
+def write(
+    table: str,           # address of the table, which need not exist yet
+    frame: pl.DataFrame,  # rows, of types that Delta keeps
+    name: str,            # of the file: unique, relative to the table
+) -> DataFile:
+    "Put a file into the table's folder; it is no part of the table before `commit`."
+    import obstore
+    _demand(frame.schema, None, table)
+    frame.write_parquet(content := BytesIO(), compression="snappy")
+    obstore.put(_store(table), name, content.getbuffer())
+    return DataFile(name, frame.height, content.tell())
+
+# %% ../nbs/03_lake.ipynb #3d9552f3
+def files(
+    table: str,                  # address of the table
     *,
-    on: str,                     # the column that identifies a row; unique in `frame`
-    key: tuple[str, int],        # application and number: rows are committed once under it
-) -> int:                        # the table's version that holds the rows
-    "Add rows, or put them in the place of those with the same identity, in one atomic commit."
-    found = DeltaTable(table)
-    if _done(found, key): return found.version()
-    _demand(frame.schema, pl.scan_delta(found).collect_schema(), table)
-    changed = " OR ".join(f"(t.`{c}` IS DISTINCT FROM s.`{c}`)" for c in frame.columns if c != on and c[0] != "_")
-    merge = frame.write_delta(found, mode="merge", delta_merge_options={
-        "predicate": f"t.`{on}` = s.`{on}`", "source_alias": "s", "target_alias": "t",
-        "commit_properties": CommitProperties(app_transactions=[Transaction(*key)])})
-    merge.when_matched_update_all(predicate=changed or "false").when_not_matched_insert_all().execute()
-    return DeltaTable(table).version()
+    version: int | None = None,  # as it was at this version; default: the newest
+) -> list[DataFile]:
+    "The files that a table consists of, in a fixed order."
+    found = pl.DataFrame(DeltaTable(table, version=version).get_add_actions(flatten=True))
+    return [DataFile(*row) for row in found.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
+
+# %% ../nbs/03_lake.ipynb #9d5e517f
+def address(table: str, path: str) -> str:
+    "Where a file of a table is."
+    return f"{table.rstrip('/')}/{path}"
+
+# %% ../nbs/03_lake.ipynb #2e73ba08
+def discard(table: str, written: Iterable[DataFile]) -> None:
+    "Remove files that were written and will not be committed."
+    import obstore
+    if paths := [f.path for f in written]: obstore.delete(_store(table), paths)
+
+# %% ../nbs/03_lake.ipynb #fa9405e8
+def _created(table: str, schema: Schema, adds: list[AddAction], properties: CommitProperties) -> None:
+    "A new table with these files."
+    try: create_table_with_add_actions(table, schema, adds, commit_properties=properties)
+    except DeltaError as e:
+        if exists(table): raise Conflict(f"{table} was made meanwhile by somebody else: look at it again") from e
+        raise
+
+# %% ../nbs/03_lake.ipynb #f807525a
+def commit(
+    table: str,                              # address of the table; made if not there
+    add: Sequence[DataFile],                 # written before
+    remove: Sequence[str] = (),              # paths of files whose rows are to go
+    *,
+    schema: pl.Schema,                       # of the added files
+    at: int | None,                          # the version looked at; None: there was no table
+    keys: Mapping[str, int] | None = None,   # application → number, one above the last: else `Conflict`
+    metadata: dict[str, str] | None = None,  # kept with the commit
+) -> int:                                    # the new version
+    "Make written files part of a table and others not, in one atomic commit."
+    now = int(time() * 1000)
+    adds = [AddAction(f.path, f.size, {}, now, True, json.dumps({"numRecords": f.rows})) for f in add]
+    properties = CommitProperties(custom_metadata=metadata, app_transactions=[
+        Transaction(*key) for key in (keys or {}).items()])
+    if at is None: return _created(table, Schema.from_arrow(schema), adds, properties) or 0
+    found = DeltaTable(table, version=at)
+    same = dict(pl.scan_delta(found).collect_schema()) == dict(schema)
+    gone = [RemoveAction(path, True, now) for path in remove] if same else []  # another schema takes the whole table
+    try: found.create_write_transaction([*adds, *gone], "append" if same else "overwrite", Schema.from_arrow(schema),
+                                        commit_properties=properties)
+    except CommitFailedError as e: raise Conflict(f"{table} changed meanwhile: look at it again") from e
+    return found.version()
