@@ -240,7 +240,8 @@ def _schema(contract: Contract):
     "The contract as a dataframely schema; whether keys are unique is asked of all batches together, elsewhere."
     import dataframely as dy
     members = {name: _field(name, c, name in (contract.key, contract.time)) for name, c in contract.columns.items()}
-    members |= {f"rule_{i}": dy.rule()(lambda cls, e=expression(rule): e) for i, rule in enumerate(contract.rules.values())}
+    conditions = map(expression, contract.rules.values())
+    members |= {f"rule_{i}": dy.rule()(lambda cls, e=condition: e) for i, condition in enumerate(conditions)}
     return type("Contract", (dy.Schema,), members)
 
 # %% ../../nbs/06c_datasets_contracts.ipynb #820e4732

@@ -25,7 +25,7 @@ from .contracts import MOST_CATEGORIES, UNIQUE, Contract, Seen, check_rows, reas
 from .sources import Part, Unparsable
 from .splits import Splitting, added, places, row_hashes
 from ..lake import DataFile
-from ..profiles import Profile, profile
+from ..profiles import profile
 from ..settings import Settings
 
 # %% ../../nbs/06e_datasets_staging.ipynb #d7f25502
