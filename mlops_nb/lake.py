@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from time import time
+from uuid import uuid4
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
@@ -197,9 +198,9 @@ def commit(
     metadata: dict[str, str] | None = None,  # kept with the commit
 ) -> int:                                    # the new version
     "Make written files part of a table and others not, in one atomic commit."
-    now = int(time() * 1000)
+    now, mark = int(time() * 1000), uuid4().hex
     adds = [AddAction(f.path, f.size, {}, now, True, json.dumps({"numRecords": f.rows})) for f in add]
-    properties = CommitProperties(custom_metadata=metadata, app_transactions=[
+    properties = CommitProperties(custom_metadata={**(metadata or {}), "mark": mark}, app_transactions=[
         Transaction(*key) for key in (keys or {}).items()])
     if at is None: return _created(table, Schema.from_arrow(schema), adds, properties) or 0
     found = DeltaTable(table, version=at)
@@ -208,4 +209,4 @@ def commit(
     try: found.create_write_transaction([*adds, *gone], "append" if same else "overwrite", Schema.from_arrow(schema),
                                         commit_properties=properties)
     except CommitFailedError as e: raise Conflict(f"{table} changed meanwhile: look at it again") from e
-    return found.version()
+    return next(entry["version"] for entry in DeltaTable(table).history() if entry.get("mark") == mark)

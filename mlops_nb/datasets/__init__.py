@@ -215,8 +215,8 @@ def _splitting(name: str, parts: Sequence[Part], contract: Contract, shares: dic
     return Splitting(salt=name, by="time", column=contract.time, shares=shares, ends=ends)
 
 # %% ../../nbs/06_datasets.ipynb #d490ece2
-def _same_splits(last: DatasetVersion, shares: dict | None, group: str | None, ends: Mapping | str | None) -> Splitting:
-    "The dataset's way of dividing; an error if another is asked for."
+def _same_splits(last: DatasetVersion, shares: dict | None, group: str | None, ends: Mapping | str | None) -> None:
+    "An error if another way of dividing is asked for than the dataset has."
     has = last.splitting
     asked = {"shares": shares, "column": group, "ends": None if ends == "shares" else ends}
     for what, value in asked.items():
@@ -224,7 +224,6 @@ def _same_splits(last: DatasetVersion, shares: dict | None, group: str | None, e
         if value is not None and value != getattr(has, what):
             raise DataError(f"{last.name} is divided by {has.model_dump(exclude_none=True)}, and {what}={value} was asked for: "
                             "a row never changes its split. Ingest into a dataset of another name.")
-    return has
 
 # %% ../../nbs/06_datasets.ipynb #7f91635d
 def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
@@ -232,7 +231,7 @@ def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk
     from tqdm.auto import tqdm
     chunks = []
     try:
-        with Keys() as keys, tqdm(desc=f"ingest {plan.splitting.salt}", unit=" rows", unit_scale=True, delay=3, leave=False) as bar:
+        with Keys() as keys, tqdm(desc=f"ingest {plan.splitting.salt}", unit=" rows", unit_scale=True, disable=None, delay=3, leave=False) as bar:
             for one in stage_all(parts, plan, settings):
                 keys.add(one.hashes)
                 chunks.append(replace(one, hashes=one.hashes[:0]))
@@ -244,9 +243,10 @@ def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk
 
 # %% ../../nbs/06_datasets.ipynb #d8779186
 def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
-    "Remove what was staged."
-    lake.discard(plan.table, [c.file for c in chunks if c.file])
-    lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected])
+    "Remove what was staged and is part of no table."
+    kept = {f.path for table in (plan.table, plan.quarantine) if lake.exists(table) for f in lake.files(table)}
+    for table, files in ((plan.table, [c.file for c in chunks if c.file]), (plan.quarantine, [f for c in chunks for f in c.rejected])):
+        lake.discard(table, [f for f in files if f.path not in kept])
 
 # %% ../../nbs/06_datasets.ipynb #12b3d942
 def _wider(contract: Contract, column: str) -> Contract:
@@ -371,6 +371,7 @@ def ingest(
     "What is new in a source as a dataset version: checked, split, profiled, committed once."
     settings = settings or load()
     last, origin = _newest(name, settings), Source(source, settings.root, dict(options or {}))
+    if last: _same_splits(last, shares, group, ends)
     asked = contract.digest if contract else (last and last.facts["asked"])
     again = last is not None and asked != last.facts["asked"]  # another contract: all rows are judged anew
     taken = _taken(name, settings) if last else {}
@@ -381,7 +382,7 @@ def ingest(
     contract = contract if contract and (again or not last) else last.contract if last else None
     observe = contract is None
     contract = _guessed(parts, key=key, time=time) if observe else _agreed(parts, _with(contract, key, time))
-    splitting = _same_splits(last, shares, group, ends) if last else _splitting(name, parts, contract, shares, group, ends)
+    splitting = last.splitting if last else _splitting(name, parts, contract, shares, group, ends)
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
     plan, chunks = _observed(parts, plan, settings) if observe else (plan, _staged(parts, plan, settings))
     try:
@@ -389,9 +390,7 @@ def ingest(
         _together(chunks, plan, source)
         sources = _replaced(parts, taken, contract)
         version, facts, made = _commit(chunks, plan, parts, sources, {"source": source, "asked": asked, "by": by})
-    except BaseException:
-        if not lake.done(plan.table, plan.ingest): _discard(chunks, plan)
-        raise
+    finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
     return _record(name, version, facts, settings, _merged(name, facts, made, settings))
 
 # %% ../../nbs/06_datasets.ipynb #5e17f29a

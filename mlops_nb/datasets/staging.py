@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from uuid import uuid4
 
 import numpy as np
@@ -225,8 +224,7 @@ def stage_all(parts: Sequence[Part], plan: Plan, settings: Settings) -> Iterator
 class Keys:
     "The hashes of all keys of an ingest, on disk; a context."
     def __enter__(self) -> "Keys":
-        self._folder = TemporaryDirectory(prefix="mlops-nb-keys-")
-        self._files = [open(Path(self._folder.name) / str(i), "w+b") for i in range(16)]
+        self._files = [TemporaryFile() for _ in range(16)]  # without names: gone with this process, however it ends
         return self
 
     def add(self, hashes: np.ndarray) -> None:
@@ -245,7 +243,6 @@ class Keys:
 
     def __exit__(self, *_) -> None:
         for file in self._files: file.close()
-        self._folder.cleanup()
 
 # %% ../../nbs/06e_datasets_staging.ipynb #a98493aa
 def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[int, pl.DataFrame]:
@@ -258,7 +255,7 @@ def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[in
         if not len(hits): continue
         rows = pl.read_parquet(path)[hits]
         found.append(rows.select(key, "_source", row=pl.Series(hits).cast(pl.Int64), chunk=pl.lit(i, pl.Int32),
-                                 content=pl.Series(row_hashes(rows.select(plan.contract.columns)))))
+                                 content=pl.Series(row_hashes(rows.select(list(plan.contract.columns))))))
     doubles = pl.concat(found).sort("_source", "chunk", "row")
     many, same = pl.len().over(key) > 1, pl.col("content").n_unique().over(key) == 1
     aside = doubles.filter(many & ~(same & pl.int_range(pl.len()).over(key).eq(0)))
@@ -272,8 +269,8 @@ def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> l
     for i, rows in _verdicts(chunks, twice, plan).items():
         one = chunks[i]
         stored = pl.read_parquet(lake.address(plan.table, one.file.path)).with_row_index("_row")
-        aside, kept = (stored.filter(pl.col("_row").is_in(rows["row"].implode(), nulls_equal=False) == flag).drop("_row")
-                       for flag in (True, False))
+        hit = stored["_row"].is_in(rows["row"].implode())
+        aside, kept = stored.filter(hit).drop("_row"), stored.filter(~hit).drop("_row")
         bad = quarantined(aside.with_columns(_rules=pl.lit(rule)), pl.col("_source").replace(plan.origins), plan)
         after[i] = replace(
             one, **{k: getattr(described(kept, plan), k) for k in ("tally", "profile", "rest")},

@@ -1,0 +1,381 @@
+"datasets: any order, any dirt, any moment of death; what a lesson would not show."
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlops_nb import datasets, events, lake
+from mlops_nb.datasets import Column, Contract, DataError, quarantine
+from mlops_nb.datasets.splits import content_digest
+from mlops_nb.settings import create
+
+slow = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def ws(tmp_path): return create(tmp_path / "ws")
+
+
+def put(ws, name, /, **columns):
+    path = ws.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(columns).write_csv(path)
+    return name
+
+
+def rows_of(version): return sorted(version.scan().drop("_split").collect().rows())
+
+
+def files_in(table): return {p.name for p in Path(table).glob("*.parquet")} if Path(table).exists() else set()
+
+
+# --- nothing is lost -------------------------------------------------------------------------------------------------
+
+field = st.one_of(st.none(), st.integers(-5, 60).map(str), st.sampled_from(["x", "1.5", "ten", "12a", "-", "NaN", "é"]))
+
+
+@slow
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", "e", ""]), field, field), min_size=1, max_size=30))
+def test_accepted_and_rejected_are_all_that_was_read(tmp_path_factory, rows):
+    ws = create(tmp_path_factory.mktemp("dirty"))
+    contract = Contract(key="k", max_rejected=1, columns={
+        "k": Column(dtype="string"), "n": Column(dtype="integer", min=0, nullable=True), "t": Column(dtype="string")})
+    (ws.root / "d.csv").write_text("k,n,t\n" + "".join(",".join(v or "" for v in row) + "\n" for row in rows))
+    try: version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    except DataError as e:  # most of a column is of another type: the source has changed
+        assert "expected integer" in str(e) and not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+        return
+    facts, aside = version.facts, quarantine("d", settings=ws).collect()
+    assert facts["read"] == len(rows) == facts["accepted"] + facts["rejected"]
+    assert facts["rows"] == version.scan().collect().height and facts["rejected"] == aside.height
+    kept = version.scan().drop("_split").collect()
+    spelt = [("" if v is None else str(v) for v in row) for row in kept.rows()]
+    spelt += [("" if v is None else str(v) for v in json.loads(row).values()) for row in aside["row"]]
+    assert sorted(map(tuple, spelt)) == sorted(tuple(v or "" for v in row) for row in rows)
+    assert aside["reason"].str.len_chars().gt(0).all() and kept["k"].is_unique().all()
+    assert facts["digest"] == content_digest(version.scan().collect())
+
+
+def test_what_does_not_parse_is_kept_as_it_was_spelt(ws):
+    (ws.root / "d.csv").write_text("k,n\n" + "".join(f"{k},{k}\n" for k in range(200)) + "200,twelve\n")
+    contract = Contract(columns={"k": Column(dtype="integer"), "n": Column(dtype="integer")}, key="k")
+    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    aside = quarantine("d", settings=ws).collect().row(0, named=True)
+    assert (aside["rules"], aside["reason"], aside["source"]) == ("n|dtype", "n must be of type integer", "d.csv")
+    assert json.loads(aside["row"]) == {"k": "200", "n": "twelve"} and version.facts["rows"] == 200
+
+
+def test_a_type_guessed_too_narrowly_is_widened(ws):
+    rows = [*map(str, range(150_000)), "0.5"]
+    (ws.root / "d.csv").write_text("k,n\n" + "".join(f"{i},{n}\n" for i, n in enumerate(rows)))
+    version = datasets.ingest("d", "d.csv", key="k", settings=ws)
+    assert version.contract.columns["n"].dtype == "float" and version.facts["rows"] == len(rows)
+
+
+# --- the same table, whatever the order ------------------------------------------------------------------------------
+
+small = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=5)
+
+
+@slow
+@given(st.lists(small, min_size=2, max_size=3), st.randoms(use_true_random=False), st.booleans())
+def test_any_order_and_any_number_of_times_give_the_same_table(tmp_path_factory, deliveries, random, timed):
+    folder, digests = tmp_path_factory.mktemp("order"), []
+    names = [str(folder / f"{i}.csv") for i in range(len(deliveries))]
+    for name, rows in zip(names, deliveries):
+        pl.DataFrame(rows, schema={"k": pl.String, "v": pl.Int64, "t": pl.Int64}, orient="row").write_csv(name)
+    contract = Contract(columns={"k": Column(dtype="string"), "v": Column(dtype="integer"), "t": Column(dtype="integer")},
+                        key="k", time="t" if timed else None, max_rejected=1)
+    for attempt in range(2):
+        ws = create(folder / str(attempt))
+        order = random.sample(names, k=len(names)) + random.choices(names, k=2)
+        for name in order: version = datasets.ingest("d", name, contract=contract, settings=ws)
+        assert version.facts["digest"] == content_digest(version.scan().collect())
+        digests.append((version.facts["digest"], rows_of(version)))
+    assert digests[0] == digests[1]
+
+
+def test_the_greater_time_counts_then_the_files_digest(ws):
+    put(ws, "late.csv", k=["a", "b"], v=[1, 1], t=[9, 5])
+    put(ws, "early.csv", k=["a", "b"], v=[2, 2], t=[3, 5])
+    for first, second in itertools.permutations(["late.csv", "early.csv"]):
+        name = f"from_{first[:4]}"
+        datasets.ingest(name, first, key="k", time="t", settings=ws)
+        version = datasets.ingest(name, second, settings=ws)
+        found = dict(version.scan().select("k", "v").collect().iter_rows())
+        digests = {1: datasets.Source("late.csv", ws.root).parts()[0].state["digest"],
+                   2: datasets.Source("early.csv", ws.root).parts()[0].state["digest"]}
+        assert found == {"a": 1, "b": max(digests, key=digests.get)}
+        assert version.facts["replaced"] + version.facts["late"] == 2
+
+
+def test_rows_of_one_key_within_an_ingest(ws):
+    "Across files of one ingest too: what differs is set aside whole, what is the same is kept once."
+    put(ws, "in/1.csv", k=["a", "b", "c", *map(str, range(50))], v=[1, 2, 3] + [0] * 50)
+    put(ws, "in/2.csv", k=["a", "b", "d"], v=[1, 9, 4])
+    contract = Contract(columns={"k": Column(dtype="string"), "v": Column(dtype="integer")}, key="k", max_rejected=0.1)
+    version = datasets.ingest("d", "in", contract=contract, settings=ws)
+    aside = quarantine("d", settings=ws).collect()
+    assert sorted(json.loads(r)["k"] for r in aside["row"]) == ["a", "b", "b"]
+    assert set(aside["source"]) <= {"in/1.csv", "in/2.csv"} and version.facts["rows"] == 53
+    assert version.profile().rows == version.counts["train"]
+
+
+def test_new_files_only_are_read(ws):
+    put(ws, "in/1.csv", k=["a", "b"], v=[1, 2])
+    first = datasets.ingest("d", "in", key="k", settings=ws)
+    put(ws, "in/2.csv", k=["c"], v=[3])
+    second = datasets.ingest("d", "in", settings=ws)
+    assert (second.facts["read"], second.facts["rows"], second.parent.ref) == (1, 3, first.ref)
+    assert [*second.facts["files"]] == ["in/2.csv"]
+    assert datasets.ingest("d", "in", settings=ws).ref == second.ref
+    whole = datasets.profile(second.scan("train"))
+    assert second.profile().summary().equals(whole.summary())
+
+
+def test_without_a_key_a_files_new_content_replaces_its_old(ws):
+    put(ws, "in/1.csv", v=[1, 1, 2])
+    put(ws, "in/2.csv", v=[7])
+    datasets.ingest("d", "in", settings=ws)
+    put(ws, "in/1.csv", v=[1, 3])
+    version = datasets.ingest("d", "in", settings=ws)
+    assert rows_of(version) == [(1,), (3,), (7,)] and version.facts["replaced"] == 3
+    assert version.facts["digest"] == content_digest(version.scan().collect())
+
+
+def test_another_contract_judges_all_rows_anew(ws):
+    put(ws, "d.csv", k=list(range(100)), v=list(range(100)))
+    first = datasets.ingest("d", "d.csv", key="k", settings=ws)
+    strict = first.contract.model_copy(update={"columns": first.contract.columns | {"v": Column(dtype="integer", max=97)}})
+    second = datasets.ingest("d", "d.csv", contract=strict, settings=ws)
+    assert (second.facts["rows"], second.facts["rejected"], second.facts["replaced"]) == (98, 2, 100)
+    assert datasets.ingest("d", "d.csv", contract=strict, settings=ws).ref == second.ref
+    third = datasets.ingest("d", "d.csv", contract=first.contract, settings=ws)
+    assert third.facts["digest"] == first.facts["digest"] and first.scan().collect().height == 100
+
+
+# --- what a contract can say -----------------------------------------------------------------------------------------
+
+COLUMNS = {"k": Column(dtype="string"), "a": Column(dtype="float"), "b": Column(dtype="float", nullable=True)}
+
+
+def test_rules_between_columns(ws):
+    put(ws, "d.csv", k=["x", "y", "z"], a=[1.0, 2.0, 3.0], b=[2.0, 1.0, None])
+    contract = Contract(columns=COLUMNS, key="k", max_rejected=1, rules={"a under b": "a < b", "small": pl.col("a") < 3})
+    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    aside = quarantine("d", settings=ws).sort("row").collect()
+    assert rows_of(version) == [("x", 1.0, 2.0)] and aside["rules"].to_list() == ["a under b", "small"]
+    assert aside["reason"][0] == "a under b: a < b" and version.contract == contract
+
+
+def test_a_stale_delivery_fails(ws):
+    now = datetime.now(UTC).replace(tzinfo=None)
+    contract = Contract(columns={"k": Column(dtype="integer"), "at": Column(dtype="datetime")}, key="k", time="at",
+                        fresh_hours=2)
+    put(ws, "old.csv", k=[1], at=[now - timedelta(hours=3)])
+    with pytest.raises(DataError, match="3.0 h ago: the contract allows 2 h"):
+        datasets.ingest("d", "old.csv", contract=contract, settings=ws)
+    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    put(ws, "new.csv", k=[1], at=[now - timedelta(hours=1)])
+    assert datasets.ingest("d", "new.csv", contract=contract, settings=ws).facts["rows"] == 1
+
+
+def test_rows_as_a_whole(ws):
+    put(ws, "d.csv", k=["x", "y"], a=[1.0, 3.0], b=[2.0, 1.0])
+    contract = Contract(columns=COLUMNS, key="k", aggregates={"a": {"mean": [5, 10]}})
+    with pytest.raises(DataError, match=r"as a whole break the contract: a mean \[5, 10\]"):
+        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    assert not files_in(ws.table("d"))
+    contract = Contract(columns=COLUMNS, key="k", aggregates={"a": {"mean": [1, 3]}})
+    assert datasets.ingest("d", "d.csv", contract=contract, settings=ws).facts["rows"] == 2
+
+
+def evolving(ws):
+    put(ws, "1.csv", k=["a", "b"], n=[1, 2], gone=["x", "y"])
+    version = datasets.ingest("d", "1.csv", key="k", settings=ws)
+    return version.contract.model_copy(update={"on_change": "evolve"})
+
+
+def test_columns_that_changed_evolve(ws):
+    contract = evolving(ws)
+    put(ws, "2.csv", k=["b", "c"], n=[2.5, 3.5], more=[True, False])
+    version = datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    assert version.contract.version == 2 and version.contract.columns["n"].dtype == "float"
+    assert sorted(version.scan().select("k", "n", "gone", "more").collect().rows()) == [
+        ("a", 1.0, "x", None), ("b", 2.5, None, True), ("c", 3.5, None, False)]
+    assert version.facts["digest"] == content_digest(version.scan().collect())
+    again = datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    assert again.ref == version.ref
+    old = datasets.get("d@0", settings=ws)
+    assert old.scan().collect().columns == ["k", "n", "gone", "_split"]
+
+
+def test_a_key_does_not_evolve(ws):
+    contract = evolving(ws)
+    put(ws, "2.csv", n=[1], gone=["z"])
+    with pytest.raises(DataError, match="missing column k"): datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+
+
+def test_schema_changed_between_files_writes_nothing(ws):
+    put(ws, "in/1.csv", k=["a"], v=[1])
+    put(ws, "in/2.csv", k=["b"], w=[1])
+    with pytest.raises(DataError, match="new column w.*missing column v|missing column v.*new column w"):
+        datasets.ingest("d", "in", key="k", settings=ws)
+    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+def test_a_group_never_straddles_and_splits_stay(ws):
+    rows = pl.DataFrame({"k": range(2000), "house": [i % 300 for i in range(2000)]})
+    put(ws, "1.csv", **rows[:1000].to_dict(as_series=False))
+    put(ws, "2.csv", **rows[1000:].to_dict(as_series=False))
+    first = datasets.ingest("d", "1.csv", key="k", group="house", settings=ws)
+    second = datasets.ingest("d", "2.csv", settings=ws)
+    table = second.scan().collect()
+    assert table.group_by("house").agg(pl.col("_split").n_unique())["_split"].max() == 1
+    before = dict(first.scan().select("k", "_split").collect().iter_rows())
+    assert all(before.get(k, s) == s for k, s in table.select("k", "_split").iter_rows())
+    with pytest.raises(DataError, match="a row never changes its split"):
+        datasets.ingest("d", "1.csv", shares={"train": 0.5, "test": 0.5}, settings=ws)
+
+
+def test_splits_by_time(ws):
+    days = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(100)]
+    put(ws, "1.csv", k=list(range(100)), at=days)
+    version = datasets.ingest("d", "1.csv", key="k", time="at", ends="shares", shares={"train": 0.7, "test": 0.3}, settings=ws)
+    assert abs(version.counts["train"] - 70) <= 2
+    ends = version.scan().group_by("_split").agg(pl.col("at").min().alias("first"), pl.col("at").max().alias("last")).collect()
+    at = {r["_split"]: r for r in ends.iter_rows(named=True)}
+    assert at["train"]["last"] < at["test"]["first"]
+    put(ws, "2.csv", k=[100], at=[datetime(2025, 1, 1)])
+    assert datasets.ingest("d", "2.csv", settings=ws).counts["test"] == version.counts["test"] + 1
+    stated = datasets.ingest("e", "1.csv", key="k", time="at", ends={"train": "2024-02-01", "test": None}, settings=ws)
+    assert stated.counts == {"test": 69, "train": 31}
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+def test_a_failed_ingest_leaves_no_file(ws, monkeypatch):
+    put(ws, "1.csv", k=[1], v=[-1])
+    put(ws, "2.csv", k=[2], v=[1])
+    datasets.ingest("d", "2.csv", key="k", settings=ws)
+    before = files_in(ws.table("d"))
+
+    def fails(*_, **__): raise OSError("disk full")
+    monkeypatch.setattr(lake, "commit", fails)
+    contract = datasets.get("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
+    with pytest.raises(OSError, match="disk full"): datasets.ingest("d", "1.csv", contract=contract, settings=ws)
+    assert files_in(ws.table("d")) == before and not files_in(ws.table("d__quarantine"))
+
+
+def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
+    put(ws, "d.csv", k=list(range(50)), v=[1] * 49 + [-1])
+    contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k")
+    real = lake.commit
+
+    def dies_between(table, *given, **named):
+        if not table.endswith("__quarantine"): raise KeyboardInterrupt
+        return real(table, *given, **named)
+    with monkeypatch.context() as m:
+        m.setattr(lake, "commit", dies_between)
+        with pytest.raises(KeyboardInterrupt): datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    assert quarantine("d", settings=ws).collect().is_empty()
+    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    assert quarantine("d", settings=ws).collect().height == 1 == version.facts["rejected"]
+
+
+INGEST = """
+import sys
+from mlops_nb import datasets
+from mlops_nb.settings import load
+contract = datasets.Contract(columns={"k": datasets.Column(dtype="integer"), "v": datasets.Column(dtype="integer", min=0)},
+                             key="k")
+print("ready", flush=True)
+for source in sys.argv[2:]: datasets.ingest("d", source, contract=contract, settings=load(sys.argv[1]))
+print("done", flush=True)
+"""
+
+
+def ingesting(ws, *sources):
+    process = subprocess.Popen([sys.executable, "-c", INGEST, str(ws.root), *sources], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    assert process.stdout.readline().strip() == "ready"
+    return process
+
+
+def rows_for(start, n): return {"k": list(range(start, start + n)), "v": [-1 if k % 100 == 0 else k for k in range(start, start + n)]}
+
+
+@pytest.fixture(scope="module")
+def duration(tmp_path_factory):
+    "How long two deliveries take, and what comes of them."
+    ws = create(tmp_path_factory.mktemp("whole"))
+    put(ws, "1.csv", **rows_for(0, 60_000))
+    put(ws, "2.csv", **rows_for(40_000, 60_000))
+    process, began = ingesting(ws, "1.csv", "2.csv"), time.monotonic()
+    assert process.communicate()[0].strip() == "done"
+    return time.monotonic() - began
+
+
+@pytest.mark.chaos
+def test_killed_ingests_take_in_every_row_once(ws, duration, round_):
+    put(ws, "1.csv", **rows_for(0, 60_000))
+    put(ws, "2.csv", **rows_for(40_000, 60_000))
+    process = ingesting(ws, "1.csv", "2.csv")
+    time.sleep(random.Random(round_).uniform(0, duration))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert ingesting(ws, "1.csv", "2.csv").communicate()[0].strip() == "done"
+    version = datasets.get("d", settings=ws)
+    table = version.scan().collect()
+    assert table["k"].sort().to_list() == [k for k in range(100_000) if k % 100]
+    assert version.facts["digest"] == content_digest(table) and version.facts["rows"] == table.height
+    aside = quarantine("d", settings=ws).collect()
+    assert aside.group_by("ingest").len()["len"].to_list() == [600, 600]
+    recorded = events.history(ws.events, kind="ingested").collect()["subject"].to_list()
+    assert recorded == ["d@0", "d@1"] and version.profile().rows == version.counts["train"]
+
+
+@pytest.mark.chaos
+def test_two_writers_at_once_are_both_in(ws, round_):
+    put(ws, "0.csv", **rows_for(0, 1000))
+    put(ws, "1.csv", **rows_for(500, 20_000))
+    put(ws, "2.csv", **rows_for(600, 20_000))
+    assert ingesting(ws, "0.csv").communicate()[0].strip() == "done"
+    both = [ingesting(ws, f"{i}.csv") for i in (1, 2)]
+    assert [p.communicate()[0].strip() for p in both] == ["done", "done"]
+    version = datasets.get("d", settings=ws)
+    table = version.scan().collect()
+    assert table["k"].sort().to_list() == [k for k in range(20_600) if k % 100] and version.version == 2
+    assert version.facts["digest"] == content_digest(table)
+
+
+# --- on the cluster --------------------------------------------------------------------------------------------------
+
+def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6): pl.DataFrame(rows_for(i * 900, 1000)).write_csv(folder / f"{i}.csv")
+    contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k", max_rejected=0.2)
+    here = datasets.ingest("here", str(folder), contract=contract, settings=workspace)
+    monkeypatch.setattr("mlops_nb.datasets.staging.SPREAD", 0)
+    there = datasets.ingest("here2", str(folder), contract=contract, settings=workspace)
+    same = ("read", "accepted", "rejected", "rows")
+    assert [there.facts[f] for f in same] == [here.facts[f] for f in same]
+    assert rows_of(there) == rows_of(here)
+    monkeypatch.setattr("mlops_nb.datasets.staging.SPREAD", 0)
+    (folder / "7.csv").write_text("k,w\n1,2\n")
+    (folder / "8.csv").write_text("k,v\n9000,9000\n")
+    with pytest.raises(DataError, match="new column w"): datasets.ingest("here2", str(folder), contract=contract, settings=workspace)
