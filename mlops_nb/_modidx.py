@@ -264,6 +264,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlops_nb.forkserver._kernel': ('forkserver.html#_kernel', 'mlops_nb/forkserver.py'),
                                      'mlops_nb.forkserver._reap': ('forkserver.html#_reap', 'mlops_nb/forkserver.py'),
                                      'mlops_nb.forkserver._request': ('forkserver.html#_request', 'mlops_nb/forkserver.py'),
+                                     'mlops_nb.forkserver._sweeper': ('forkserver.html#_sweeper', 'mlops_nb/forkserver.py'),
                                      'mlops_nb.forkserver.answers': ('forkserver.html#answers', 'mlops_nb/forkserver.py'),
                                      'mlops_nb.forkserver.installed': ('forkserver.html#installed', 'mlops_nb/forkserver.py'),
                                      'mlops_nb.forkserver.serve': ('forkserver.html#serve', 'mlops_nb/forkserver.py')},

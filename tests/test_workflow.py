@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -407,15 +408,37 @@ def test_forked_kernels_are_ready_and_behave(workspace, tmp_path):
     assert shown(cells[1], "stdout") == ["one", "three"]
 
 
-@pytest.mark.cluster
-def test_anybody_may_say_papermill_engine_ray(tmp_path):
-    "In a process of its own, outside any workspace, on a Ray of its own."
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLOPS_NB"))}
-    command = [str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / "raises.ipynb"), "out.ipynb",
-               "--engine", "ray", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+@pytest.fixture
+def stranger(tmp_path):
+    """`papermill … --engine ray` in a process of its own, outside any workspace, on a Ray of its own.
+
+    What it leaves in the folder for temporary files is Ray's alone, however it ended."""
+    temporary = Path(tempfile.mkdtemp(prefix="t"))  # short, for the sockets in it
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLOPS_NB"))} | {"TMPDIR": str(temporary)}
+    def start(fixture: str | Path) -> subprocess.Popen:
+        command = [str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / f"{fixture}.ipynb"), "out.ipynb",
+                   "--engine", "ray", "--no-progress-bar"]
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True)
+    yield start
+    wait(lambda: not list(temporary.glob("mlops-nb*")))
+    assert {p.name for p in temporary.iterdir()} <= {"ray"}
+    shutil.rmtree(temporary)
+
+
+def test_anybody_may_say_papermill_engine_ray(stranger, tmp_path):
+    process = stranger("raises")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 1 and "ZeroDivisionError" in said
     assert status(tmp_path / "out.ipynb")[-2:] == ["failed", "pending"]
+
+
+def test_papermill_killed_takes_all_with_it(stranger, tmp_path):
+    process = stranger("hangs")
+    wait(lambda: (tmp_path / "out.ipynb").exists() and "running" in status(tmp_path / "out.ipynb"), 120)
+    process.kill()
+    process.communicate()
+    assert status(tmp_path / "out.ipynb")[-2:] == ["running", "pending"]
 
 
 @pytest.mark.cluster

@@ -44,8 +44,10 @@ class Host:
 
     def _start(self) -> None:
         self.starts += 1
-        self.address = os.environ.get("MLOPS_NB_FORKS") or f"{tempfile.mkdtemp(prefix='mlops-nb-')}/forks"
-        start = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2])"  # as a file: no workspace code
+        heads = os.environ.get("MLOPS_NB_FORKS")  # in the folder of this workspace's head; else in one of its own
+        self.address = heads or f"{tempfile.mkdtemp(prefix='mlops-nb-')}/forks"
+        start = ("import runpy, sys; "  # as a file: no workspace code
+                 f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})")
         env = {**plain(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND}
         self.server = subprocess.Popen([sys.executable, "-P", "-c", start, forkserver.__file__, self.address], env=env,
                                        stdin=subprocess.DEVNULL)
