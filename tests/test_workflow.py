@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_nb import events
-from mlops_nb.settings import StageSection, create
+from mlops_nb.settings import StageSection, create, load
 from mlops_nb.workflow import Workflow, WorkflowError, glue, kernels, outputs
 from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.gluing import LIMIT, encode
@@ -342,14 +343,29 @@ def test_a_run_is_recorded_then_reused(workspace, tmp_path):
     assert forced.stages[0].state == "done" and forced.outputs["made_in"] == forced.id
 
 
+@pytest.fixture(params=["placed", "beside"])
+def either(request, workspace, ray_cluster, monkeypatch):
+    "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
+    import papermill  # noqa: F401  first, as `workflow.__getattr__` says
+
+    from mlops_nb.workflow import engine
+    if request.param == "placed": return workspace
+    monkeypatch.delenv("MLOPS_NB__CLUSTER__ADDRESS")
+    local = load(workspace.root)
+    local.state.mkdir(exist_ok=True)
+    (local.state / "cluster.json").write_text(json.dumps(asdict(ray_cluster)))
+    assert engine._near(None, local) and not engine._near({"num_cpus": 1}, local)
+    return local
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(("fixture", "said"), [
     ("raises", "cell 4, line 1: ZeroDivisionError"), ("killed", "cell 3: DeadKernelError"),
     ("exits", "cell 3: DeadKernelError"), ("eats_memory", "cell 3, line 4: MemoryError"),
     ("glues_too_much", "cell 3, line 3: WorkflowError: glue: report is 100,002 characters")])
-def test_a_failure_is_told_truthfully(workspace, tmp_path, fixture, said):
+def test_a_failure_is_told_truthfully(either, tmp_path, fixture, said):
     flow = workflow(tmp_path, _1_make="1_make", _2_fails=fixture, _3_count="2_count")
-    workspace = workspace.model_copy(update={"stage": {"count": StageSection(after="fails")}})
+    workspace = either.model_copy(update={"stage": {"count": StageSection(after="fails")}})
     with pytest.raises(WorkflowError) as e: flow.run(settings=workspace)
     run = e.value.run
     assert f"stage fails failed. 2_fails.ipynb, {said}" in str(e.value) and run.stages[1].notebook in str(e.value)
@@ -383,7 +399,8 @@ def test_a_stage_that_forgets_an_output_fails(workspace, tmp_path):
 
 
 @pytest.mark.cluster
-def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace, tmp_path):
+def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(either, tmp_path):
+    workspace = either
     flow = workflow(tmp_path, _1_make="1_make")
     edit(tmp_path / "1_make.ipynb", "glue('made_in', run_id)",
          "import mlflow, os\\nwith mlflow.start_run() as run: mlflow.log_metric('auc', 0.5)\\n"
@@ -396,12 +413,14 @@ def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace,
 
 
 @pytest.mark.cluster
-def test_forked_kernels_are_ready_and_behave(workspace, tmp_path):
+def test_forked_kernels_are_ready_and_behave(either, tmp_path, monkeypatch):
     flow = workflow(tmp_path, _1_semantics="semantics")
     edit(tmp_path / "1_semantics.ipynb", "n = 1",
          "n = 1\\nimport sys\\nassert {'ray', 'polars', 'mlflow'} <= set(sys.modules)\\n"
          "assert 'mlops_nb' not in sys.modules")
-    run = Workflow.discover(tmp_path).run(settings=workspace)
+    with monkeypatch.context() as m:
+        m.delenv("PYTEST_CURRENT_TEST")  # seeing it, ipykernel behaves otherwise
+        run = Workflow.discover(tmp_path).run(settings=either)
     assert flow.stages[0].name == "semantics" and run.state == "done"
     cells = code(run.stages[0].notebook)
     assert cells[2].outputs[0].data["text/plain"] == "'after'"
@@ -420,10 +439,11 @@ def stranger(tmp_path):
                    "--engine", "ray", "--no-progress-bar"]
         return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 text=True)
-    yield start
-    wait(lambda: not list(temporary.glob("mlops-nb*")))
-    assert {p.name for p in temporary.iterdir()} <= {"ray"}
-    shutil.rmtree(temporary)
+    try:
+        yield start
+        wait(lambda: not list(temporary.glob("mlops-nb*")), 20)
+        assert {p.name for p in temporary.iterdir()} <= {"ray"}
+    finally: shutil.rmtree(temporary)
 
 
 def test_anybody_may_say_papermill_engine_ray(stranger, tmp_path):
@@ -453,7 +473,8 @@ def test_independent_stages_run_side_by_side(workspace, tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(workspace, tmp_path):
+def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(either, tmp_path):
+    workspace = either
     stage(tmp_path, "1_flaky", "", "import pathlib\nn = len(list(pathlib.Path().glob('try*')))\n"
           "pathlib.Path(f'try{n}').touch()\nif n < 2: raise OSError('busy')\nglue('n', n)")
     section = StageSection(retries=3, retry_wait=0.01)
@@ -544,10 +565,12 @@ def kernel(folder: Path) -> int:
 
 @pytest.mark.chaos
 @pytest.mark.cluster
-@pytest.mark.parametrize(("victim", "error"), [
-    ("ray::work", "WorkerCrashedError"), ("runpy.run_path", "DeadKernelError")])
-def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, victim, error):
+@pytest.mark.parametrize(("either", "victim", "error"), [
+    ("placed", "ray::work", "WorkerCrashedError"), ("placed", "runpy.run_path", "DeadKernelError"),
+    ("beside", "runpy.run_path", "DeadKernelError")], indirect=["either"])
+def test_whoever_is_killed_the_record_is_true(either, ray_cluster, tmp_path, victim, error):
     "The Ray worker that drives the cells, or the fork server that the kernel came from."
+    workspace = either
     def kill() -> None:
         kernel(tmp_path)
         for p in processes(ray_cluster.session, victim): p.kill()
@@ -564,7 +587,8 @@ def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, 
 
 @pytest.mark.chaos
 @pytest.mark.cluster
-def test_a_killed_run_leaves_no_lock_and_no_kernel(workspace, tmp_path):
+def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
+    workspace = either
     hanging(tmp_path)
     run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)
