@@ -100,8 +100,10 @@ def test_all_mistakes_are_found_at_once_and_nothing_is_started(tmp_path):
 
 
 def test_a_circle_is_named(tmp_path):
-    [problem] = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count").check()
+    flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
+    [problem] = flow.check()
     assert "comes later" in problem.message and "circle" in problem.message and problem.cell == 2
+    assert flow.check({"total": 3}) == []
 
 
 def test_magics_shell_and_await_compile():
@@ -126,6 +128,7 @@ def test_what_is_glued_comes_back_as_it_was(value):
 @pytest.mark.parametrize(("value", "said"), [
     (float("inf"), "x is inf"), ({"a": [1, (2,)]}, "x['a'][1] is a builtins.tuple"), ({1: 2}, "has the key 1"),
     (Path("a"), "PosixPath"), ("é" * LIMIT, "more than"), (b"a", "builtins.bytes"),
+    (pl.DataFrame({"a": [object()]}), "cannot be kept as Parquet"),
 ])
 def test_what_would_not_come_back_is_refused(value, said):
     with pytest.raises(WorkflowError) as e: glue("x", value)
@@ -496,6 +499,9 @@ def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(either, tmp_path
 def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_path):
     stage(tmp_path, "1_give", "", "import polars as pl, matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
           "glue('table', pl.DataFrame({'n': [1, 2]}))\nglue('figure', figure)\nplt.close()",
+          "import logging\nlogging.getLogger('mine').warning('logged')\n"
+          "display({'application/vnd.jupyter.widget-view+json': {'model_id': '0'}, 'text/plain': 'a slider'}, raw=True)\n"
+          "pl.DataFrame({'n': [1, 2]})",
           "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass")
     stage(tmp_path, "2_take", "table: str\nfigure: str",
           "import polars as pl\nglue('n', int(pl.read_parquet(table)['n'].sum()))\n"
@@ -504,10 +510,27 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
     assert run.outputs["n"] == 3 and run.outputs["png"] == "PNG" and Path(run.outputs["table"]).is_file()
     assert outputs(run.stages[0].notebook)["table"].to_dict(as_series=False) == {"n": [1, 2]}
     bar = "".join(o.text for o in code(run.stages[0].notebook)[-1].outputs if o.output_type == "stream")
+    page = Path(run.stages[0].notebook).with_suffix(".html").read_text()
+    log, slider, table = code(run.stages[0].notebook)[-2].outputs
+    assert log.text == "logged\n" and slider.data["text/plain"] == "a slider" and "<table" in table.data["text/html"]
+    assert "a slider" in page and "logged" in page and "data:image/png;base64" in page
     assert "50/50" in bar and "\r" not in bar and bar.count("%") == 1
     Path(run.outputs["table"]).unlink()
     again = Workflow.discover(tmp_path).run(settings=workspace)
     assert [s.state for s in again.stages] == ["done", "done"]  # what was lost is made again
+
+
+@pytest.mark.cluster
+def test_what_is_given_is_not_waited_for_and_outputs_may_be_many(workspace, tmp_path):
+    "A circle is cut by a value; a stage gives more outputs than MLflow's server takes in one call."
+    flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
+    stage(tmp_path, "3_many", "total: int", "\n".join(f"glue('x{n}', total + {n})" for n in range(120)))
+    flow = Workflow.discover(tmp_path)
+    run = flow.run({"total": 3}, settings=workspace)
+    assert run.outputs["table"] == "t@3" and run.outputs["x119"] == 122
+    assert ("count", "cycle", "total") not in run.wires and ("cycle", "count", "table") in run.wires
+    assert [s.state for s in flow.run({"total": 3}, settings=workspace).stages] == ["reused"] * 3
+    assert len(Ledger(workspace).newest(stage="many").outputs) == 120
 
 
 @pytest.mark.cluster
@@ -523,6 +546,8 @@ def test_a_batch_repeats_only_what_failed(workspace, tmp_path):
     (tmp_path / "go").touch()
     again = workflow_map(path, sets, settings=workspace)
     assert [s.state for s in again.stages] == ["reused"] * 3 + ["done", "reused"] and "1 done" in again._repr_html_()
+    moved = workflow_map(path, sets[:1], settings=workspace, resolve=lambda stage, given: "another source")
+    assert moved.stages[0].state == "done"
     with pytest.raises(WorkflowError, match="set 1, 2: square.ipynb, cell 1: `n` is"):
         workflow_map(path, [{"n": "a"}, {"n": "a"}, {"n": 1}], settings=workspace)
 
