@@ -208,11 +208,12 @@ def batch(
     workspace: Workspace = None,
 ) -> None:
     "Run a notebook for many sets of parameters."
-    from mlops_nb import cluster, workflow
+    from mlops_nb import lineage, workflow
     settings, sets = load(workspace), workflow.grid(grid)
+    alone = workflow.Workflow((workflow.Stage.read(notebook),))
     with _bar(len(sets)) as tell:
-        cluster.connect(settings)
-        done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell)
+        done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
+                            resolve=lineage.fingerprints(alone, settings), valid=lineage.validity(settings))
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table.drop("error", "notebook"))
     if done.failed:

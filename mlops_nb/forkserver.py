@@ -42,6 +42,7 @@ class Server:
     "The fork server's loop and what it holds."
     def __init__(self, address: str, known: int):
         self.known = known                             # the state of the environment whose packages it has imported
+        self.sweeper = None                            # what removes the socket's folder
         self.kernels: dict[int, socket.socket] = {}    # lease by process id
         self.ready, self.listener = selectors.DefaultSelector(), socket.socket(socket.AF_UNIX)
         for old in (address, f"{address}.new"):
@@ -61,17 +62,28 @@ class Server:
 def serve(
     address: str,                         # path of the Unix socket to listen on
     preload: tuple[str, ...] = PRELOAD,   # modules to import first; those not installed are left out
+    private: bool = False,                # the socket's folder is this server's alone, and is to go with it
 ) -> None:
     "Be a fork server until the parent process ends."
-    parent, known = os.getppid(), installed()
+    parent, known, sweeper = os.getppid(), installed(), _sweeper(os.path.dirname(address)) if private else None
     for module in preload:
         with suppress(ImportError): import_module(module)
     gc.collect()
     gc.freeze()  # what is imported stays: no fork has to look through it, and copy it, for garbage
     server = Server(address, known)
+    server.sweeper = sweeper
     while os.getppid() == parent:
         server.round(0.5)
-        if not server.kernels and installed() != known: os.execv(sys.executable, sys.orig_argv)
+        if server.kernels or installed() == known: continue
+        if sweeper: sweeper.kill()  # the next one is started by what this process becomes
+        os.execv(sys.executable, sys.orig_argv)
+
+# %% ../nbs/01a_forkserver.ipynb #ffbfbdb4
+def _sweeper(folder: str):   # a `subprocess.Popen`
+    "Have a folder removed when this process has ended."
+    from subprocess import DEVNULL, PIPE, Popen
+    return Popen(["/bin/sh", "-c", 'cat; rm -rf "$1"', "sh", folder], cwd="/", stdin=PIPE, stdout=DEVNULL,
+                 stderr=DEVNULL, start_new_session=True)
 
 # %% ../nbs/01a_forkserver.ipynb #afe61a67
 def _reap(self: Server) -> None:
@@ -113,6 +125,7 @@ def _fork(self: Server) -> None:
     if installed() != self.known: return lease.close()
     if (pid := os.fork()) == 0:
         for other in (self.listener, *self.kernels.values()): other.close()
+        if self.sweeper: self.sweeper.stdin.close()
         (_command if fds else _kernel)(lease, fds, **request)
     for fd in fds: os.close(fd)
     if fds: return lease.close()  # the command holds it

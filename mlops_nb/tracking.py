@@ -142,4 +142,12 @@ def fetch(
         if not local.exists(): raise TrackingError(f"nothing at {local}: the files were moved or removed")
         return local
     client(settings)
-    return Path(_mlflow().artifacts.download_artifacts(uri))
+    return _downloaded(uri)
+
+def _downloaded(uri: str) -> Path:
+    "A local copy of what is elsewhere."
+    try: local = Path(_mlflow().artifacts.download_artifacts(uri))
+    except Exception as e: raise TrackingError(f"nothing at {uri}, or it cannot be reached: {_root(e)}") from e
+    if local.is_dir() and not any(local.iterdir()):
+        raise TrackingError(f"nothing at {uri}: the files were moved or removed")
+    return local

@@ -2,7 +2,12 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+from uuid import uuid4
 
+import httpx
 import pytest
 
 os.environ.update(WHYLOGS_NO_ANALYTICS="True", MLFLOW_DISABLE_TELEMETRY="true", RAY_USAGE_STATS_ENABLED="0")
@@ -57,6 +62,39 @@ def alone(request, monkeypatch):
 def workspace(ray_cluster, tmp_path):
     "A fresh workspace on the session's cluster."
     return create(tmp_path / "workspace", workspace={"name": tmp_path.name})
+
+
+SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()  # until who asked for it has ended, however that ended
+server.stop()
+"""
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    "An S3 server. In a process of its own: deltalake does not let other threads of its process run while it waits."
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield server.stdout.readline().strip()
+    server.stdin.close()
+    server.wait(30)
+
+
+@pytest.fixture
+def s3(s3_endpoint, monkeypatch):
+    "A fresh bucket: its `address`, the server's `endpoint`, and the `env` that leads there, which this process has."
+    env = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
+           "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name in [n for n in os.environ if n.startswith("AWS_")]: monkeypatch.delenv(name)
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid4().hex[:12]}"
+    httpx.put(f"{s3_endpoint}/{bucket}").raise_for_status()
+    return SimpleNamespace(address=f"s3://{bucket}", endpoint=s3_endpoint, env=env)
 
 
 @pytest.fixture

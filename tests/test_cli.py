@@ -81,6 +81,19 @@ def test_notebook_without_parameters(tmp_path):
     fails(call("run", "-w", work), "7_more.ipynb", "parameters")
 
 
+def test_a_check_tells_all_and_starts_nothing(tmp_path, apart):
+    settings = create(tmp_path / "w")
+    (settings.root / "nbs").mkdir()
+    shutil.copy(NOTEBOOKS / "1_make.ipynb", settings.root / "nbs")
+    done = call("run", "--check", "-w", settings.root)
+    assert done.returncode == 0 and "the workflow can run" in done.stdout, done.stderr
+    for name in ("no_parameters", "does_not_compile"): shutil.copy(NOTEBOOKS / f"{name}.ipynb",
+                                                                   settings.root / "nbs" / f"2_{name}.ipynb")
+    fails(call("run", "--check", "-w", settings.root, "-p", "rows=many"), "2_no_parameters.ipynb: no code cell",
+          "2_does_not_compile.ipynb, cell 3: does not compile", "1_make.ipynb, cell 2: `rows` is 'many', expected int")
+    assert not settings.state.exists()
+
+
 def test_port_in_use(tmp_path, apart):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

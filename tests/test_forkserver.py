@@ -130,6 +130,32 @@ def test_a_command_outlives_the_server(ask, server):
     assert said == "finished\n" and process.returncode == 0
 
 
+@pytest.mark.parametrize("victim", ["server", "parent"])
+def test_a_private_folder_goes_with_its_server(tmp_path, victim):
+    "Though the server is killed, and though a fork of it lives on."
+    (tmp_path / "program.py").write_text(PROGRAM)
+    folder = tmp_path / "private"
+    folder.mkdir()
+    address = str(folder / "forks")
+    start = ("import subprocess, sys; process = subprocess.Popen(sys.argv[1:]); print(process.pid, flush=True)\n"
+             "process.wait(); sys.stdin.read()")
+    serve = [sys.executable, "-P", "-c", SERVE.replace("())", "(), private=True)"), forkserver.__file__, address]
+    parent = subprocess.Popen([sys.executable, "-c", start, *serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = int(parent.stdout.readline())
+    until(lambda: answers(address))
+    with open(os.devnull, "r+") as null:
+        fork = Forked(address, {"call": "program:hang", "argv": [], "env": {}, "cwd": "/", "library": str(tmp_path),
+                                "umask": 0o22}, *[null.fileno()] * 3)
+    assert folder.exists()
+    os.kill({"server": server, "parent": parent.pid}[victim], signal.SIGKILL)
+    until(lambda: not folder.exists())
+    assert not gone(fork.pid)
+    fork.kill()
+    until(lambda: gone(fork.pid) and gone(server))
+    parent.kill()
+    parent.communicate()
+
+
 def test_no_server_no_fork(tmp_path):
     assert not answers(str(tmp_path / "forks"))
     with pytest.raises(OSError): Forked(str(tmp_path / "forks"), {})

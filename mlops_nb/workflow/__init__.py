@@ -94,11 +94,12 @@ def _between(workflow: Workflow, first: str | None, last: str | None) -> tuple[S
     return workflow.stages[start:end]
 
 # %% ../../nbs/15_workflow.ipynb #0be04b58
-def _graph(workflow: Workflow, stages: tuple[Stage, ...], settings: Settings) -> TopologicalSorter:
+def _graph(wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], settings: Settings) -> TopologicalSorter:
     "Which of these stages wait for which."
     names = {s.name for s in stages}
     after = lambda name: settings.stage[name].after.split() if name in settings.stage else []
-    graph = TopologicalSorter({n: names & {*workflow.wiring[n].values(), *after(n)} for n in names})
+    givers = lambda name: [giver for giver, taker, _ in wires if taker == name]
+    graph = TopologicalSorter({n: names & {*givers(n), *after(n)} for n in names})
     graph.prepare()
     return graph
 
@@ -160,7 +161,8 @@ def _run(
     with alone(settings) as say:
         kernels.begin(settings)
         ledger = Ledger(settings)
-        run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=self.wires)
+        wires = [w for w in self.wires if w[2] not in given]
+        run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=wires)
         say(run=run.id)
         execution = Execution(settings, run, ledger, on_event or listener(), force, resolve, valid)
         with _recorded(execution, by, given):
@@ -170,7 +172,7 @@ def _run(
                 values = {p: v for p, v in values.items() if p in stage.parameters}
                 perform(execution, stage, result, values | ({RESERVED: run.id} if RESERVED in stage.parameters else {}))
                 there.update(result.outputs)
-            _all(execution, _graph(self, stages, settings), stages, one)
+            _all(execution, _graph(wires, stages, settings), stages, one)
     return run
 
 Workflow.run = _run

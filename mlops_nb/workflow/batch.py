@@ -90,6 +90,8 @@ def map(
     *,
     at_once: int | None = None,                      # notebooks that run at the same time; default: [cluster] stages
     force: bool = False,                             # also those that were done before
+    resolve: Callable[[str, dict], str] | None = None,   # stage, parameters -> fingerprint of its other inputs
+    valid: Callable[[str, dict], bool] | None = None,    # stage, outputs -> does a reused result still hold?
     on_event: Callable[[Progress], None] | None = None,  # told what happens; default: a bar in notebooks
     by: str | None = None,                           # the person or program responsible; default: this user
     settings: Settings | None = None,                # default: the workspace around the current folder
@@ -103,7 +105,7 @@ def map(
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]
     batch = Batch(ledger.open(stage.name, kind="batch", by=by or getpass.getuser()), [StageRun(n) for n in names],
                   sets=sets)
-    execution = Execution(settings, batch, ledger, on_event or listener(), force)
+    execution = Execution(settings, batch, ledger, on_event or listener(), force, resolve, valid)
     def one(result: StageRun, given: dict) -> None:
         reserved = {RESERVED: batch.id} if RESERVED in stage.parameters else {}
         perform(execution, stage, result, given | reserved, f"{result.name}.ipynb")

@@ -141,7 +141,7 @@ def _values(stages: tuple[Stage, ...], given: Mapping) -> list[Problem]:
 # %% ../../nbs/15d_workflow_checks.ipynb #5610ea3d
 def _unmet(stages: tuple[Stage, ...], given: Mapping) -> list[Problem]:
     "Parameters that come too late, or from nobody."
-    takes, order, problems = wiring(stages), [s.name for s in stages], []
+    takes, order, problems = wiring(stages, given), [s.name for s in stages], []
     for stage in stages:
         problems += [Problem(stage.path.name, stage.tagged[0], f"takes `{p}` from {giver}, which comes later: "
                              "give the notebooks other numbers" + _cycle(takes))

@@ -6,6 +6,8 @@
 __all__ = ['Problem', 'WorkflowError', 'put', 'get', 'exists', 'read', 'Handler']
 
 # %% ../../nbs/15a_workflow_files.ipynb #ae6feb58
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import nbformat
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from ..lake import answered
 from ..settings import MlopsError
 
 # %% ../../nbs/15a_workflow_files.ipynb #822eb101
@@ -45,21 +49,33 @@ def _place(address: str) -> tuple[Any, str]:
     bucket, _, key = rest.partition("/")
     return from_url(f"{scheme}://{bucket}"), key
 
+
+@contextmanager
+def _telling(address: str, what: str) -> Iterator[None]:
+    "One sentence for a place that does not answer as it should."
+    try: yield
+    except BaseError as e:
+        hint = "the bucket's name and the AWS_… variables" if "://" in address else "the folder's permissions"
+        raise WorkflowError(f"{address} cannot be {what}: {answered(e)}; check {hint}") from e
+
 # %% ../../nbs/15a_workflow_files.ipynb #14a5714d
 def put(address: str, data: bytes) -> None:
     "Write a file in one step; folders are made."
-    store, key = _place(address)
-    obstore.put(store, key, data)
+    with _telling(address, "written"):
+        store, key = _place(address)
+        try: obstore.put(store, key, data)
+        except FileNotFoundError as e: raise BaseError(str(e)) from e  # there is no such bucket
 
 def get(address: str) -> bytes:
     "A file's content; raises `FileNotFoundError` where there is none."
-    store, key = _place(address)
-    return bytes(obstore.get(store, key).bytes())
+    with _telling(address, "read"):
+        store, key = _place(address)
+        return bytes(obstore.get(store, key).bytes())
 
 def exists(address: str) -> bool:
     "Is there a file?"
-    store, key = _place(address)
-    try: return bool(obstore.head(store, key))
+    try:
+        with _telling(address, "read"): return bool(obstore.head(*_place(address)))
     except FileNotFoundError: return False
 
 # %% ../../nbs/15a_workflow_files.ipynb #b72e32ac

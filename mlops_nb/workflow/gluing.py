@@ -54,7 +54,9 @@ def _file(name: str, value: Any) -> tuple[str, bytes, dict] | None:
     "The ending and content of what becomes a file, and how it is shown; none for what is JSON."
     out = BytesIO()
     if isinstance(value, pl.DataFrame):
-        value.write_parquet(out)
+        try: value.write_parquet(out)
+        except pl.exceptions.PolarsError as e:
+            raise WorkflowError(f"glue: {name} cannot be kept as Parquet: {e}; cast its columns") from e
         shown = {"text/html": value._repr_html_(), "text/plain": str(value)}
         return "parquet", out.getvalue(), shown
     if not hasattr(value, "savefig"): return None

@@ -8,7 +8,7 @@ __all__ = ['RESERVED', 'tree', 'parse', 'Parameter', 'Notebook', 'Stage', 'wirin
 # %% ../../nbs/15c_workflow_stages.ipynb #81f0720b
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -138,10 +138,12 @@ class Stage(Notebook):
 # %% ../../nbs/15c_workflow_stages.ipynb #edcda4d0
 def wiring(
     stages: tuple[Stage, ...],
+    given: Container[str] = (),       # parameters that come from outside, whoever glues them too
 ) -> dict[str, dict[str, str]]:   # stage -> parameter -> the stage it comes from
     "Who takes what from whom."
     givers = {output: stage.name for stage in reversed(stages) for output in stage.glues}
-    return {s.name: {p: givers[p] for p in s.parameters if givers.get(p, s.name) != s.name} for s in stages}
+    return {s.name: {p: givers[p] for p in s.parameters if p not in given and givers.get(p, s.name) != s.name}
+            for s in stages}
 
 # %% ../../nbs/15c_workflow_stages.ipynb #8abea6f4
 RESERVED = "run_id"  # a parameter of this name gets the run's id, and is no reason to run again
