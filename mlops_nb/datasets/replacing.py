@@ -13,7 +13,7 @@ import polars as pl
 import polars_hash as plh
 
 from .. import lake
-from .staging import OWN, Chunk, Plan, Tally, described
+from .staging import Chunk, Plan, Tally, described
 from ..lake import DataFile
 
 # %% ../../nbs/06f_datasets_replacing.ipynb #03f871c8
