@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'COMPACT_EVERY', 'KEEP_HOURS', 'LakeError', 'answered', 'exists', 'version', 'scan', 'storable', 'maintain',
-           'done', 'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard', 'commit']
+           'done', 'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard', 'written', 'commit']
 
 # %% ../nbs/03_lake.ipynb #4f975540
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from time import time
@@ -188,6 +189,13 @@ def discard(table: str, written: Iterable[DataFile]) -> None:
     "Remove files that were written and will not be committed."
     import obstore
     if paths := [f.path for f in written]: obstore.delete(_store(table), paths)
+
+# %% ../nbs/03_lake.ipynb #52f138bf
+def written(table: str) -> dict[str, datetime]:
+    "Every data file in a table's folder, part of the table or not, and when it was written."
+    import obstore
+    listed = (one for some in obstore.list(_store(table)) for one in some)
+    return {f["path"]: f["last_modified"] for f in listed if f["path"].endswith(".parquet")}
 
 # %% ../nbs/03_lake.ipynb #fa9405e8
 def _created(table: str, schema: Schema, adds: list[AddAction], properties: CommitProperties) -> None:

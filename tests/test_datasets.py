@@ -296,6 +296,31 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
     assert quarantine("d", settings=ws).collect().height == 1 == version.facts["rejected"]
 
 
+def test_what_dead_ingests_left_is_removed_a_day_later(ws):
+    put(ws, "1.csv", k=[1])
+    put(ws, "2.csv", k=[2])
+    datasets.ingest("d", "1.csv", key="k", settings=ws)
+    kept, table = files_in(ws.table("d")), Path(ws.table("d"))
+    old, young = (lake.write(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path for i in ("a" * 16, "b" * 16))
+    for name in (old, *kept): os.utime(table / name, (time.time() - 90_000,) * 2)
+    datasets.ingest("d", "2.csv", settings=ws)
+    assert old not in files_in(table) and {young, *kept} <= files_in(table)
+    assert datasets.get("d", settings=ws).scan().collect().height == 2
+
+
+def test_storage_in_a_bucket(s3, tmp_path):
+    ws = create(tmp_path / "ws", workspace={"storage": f"{s3.address}/store"})
+    put(ws, "1.csv", k=list(range(100)), v=[*range(98), -1, -2])
+    put(ws, "2.csv", k=[5, 200], v=[55, 200])
+    contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k")
+    datasets.ingest("d", "1.csv", contract=contract, settings=ws)
+    version = datasets.ingest("d", "2.csv", settings=ws)
+    table = version.scan().collect()
+    assert table.height == version.facts["rows"] == 99 and table.filter(k=5)["v"].item() == 55
+    assert version.facts["digest"] == content_digest(table) and quarantine("d", settings=ws).collect().height == 2
+    assert datasets.get("d@1", settings=ws).parent.scan().collect().height == 98
+
+
 INGEST = """
 import sys
 from mlops_nb import datasets

@@ -92,7 +92,7 @@ def _fit(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
 def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
     stored = pl.read_parquet(lake.address(plan.table, path)).with_row_index("_row")
-    gone = stored["_row"].is_in(pl.concat(numbers).unique()) if numbers else pl.repeat(False, stored.height, eager=True)
+    gone = stored["_row"].is_in(pl.concat(numbers).implode()) if numbers else pl.repeat(False, stored.height, eager=True)
     return tuple(stored.filter(flags).drop("_row") for flags in (~gone, gone))
 
 # %% ../../nbs/06f_datasets_replacing.ipynb #64fdc9fb
