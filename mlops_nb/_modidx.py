@@ -63,6 +63,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlops_nb.cli._champion': ('cli.html#_champion', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._console': ('cli.html#_console', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._curl': ('cli.html#_curl', 'mlops_nb/cli.py'),
+                              'mlops_nb.cli._decide': ('cli.html#_decide', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._ender': ('cli.html#_ender', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._escape': ('cli.html#_escape', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._file': ('cli.html#_file', 'mlops_nb/cli.py'),

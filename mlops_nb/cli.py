@@ -274,22 +274,22 @@ Note = Annotated[str, typer.Option("--note", help="Why.")]
 Ref = Annotated[str, typer.Argument(help="A model version: churn/4, or churn@challenger")]
 
 # %% ../nbs/19_cli.ipynb #7ada6ef5
+def _decide(verb: str, done: str, ref: str, by: str, note: str, workspace: Path | None) -> None:
+    "Record a person's decision about a model version."
+    from mlops_nb import registry
+    settings = load(workspace)
+    getattr(registry, verb)(ref, by=by, note=note, settings=settings)
+    _console().print(f"{registry.resolve(ref, settings=settings).ref} {done} by {by}")
+
 @app.command()
 def approve(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> None:
     "Approve a model version for production."
-    from mlops_nb import registry
-    settings = load(workspace)
-    registry.approve(ref, by=by, note=note, settings=settings)
-    _console().print(f"{registry.resolve(ref, settings=settings).ref} approved by {by}")
+    _decide("approve", "approved", ref, by, note, workspace)
 
-# %% ../nbs/19_cli.ipynb #d093dec2
 @app.command()
 def reject(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> None:
     "Reject a model version: it will not be deployed."
-    from mlops_nb import registry
-    settings = load(workspace)
-    registry.reject(ref, by=by, note=note, settings=settings)
-    _console().print(f"{registry.resolve(ref, settings=settings).ref} rejected by {by}")
+    _decide("reject", "rejected", ref, by, note, workspace)
 
 # %% ../nbs/19_cli.ipynb #eeaac388
 @app.command()
