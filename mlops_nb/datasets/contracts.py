@@ -12,11 +12,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from html import escape
 from io import StringIO
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import polars as pl
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from .sources import DataError
 
@@ -58,7 +60,8 @@ class Column(BaseModel):
     def limit(self, value: float | str | None) -> Any:
         "A limit as a value of the column's type."
         if value is None: return None
-        if self.dtype in ("date", "datetime"): return {"date": date, "datetime": datetime}[self.dtype].fromisoformat(value)
+        if self.dtype == "date": return date.fromisoformat(value)
+        if self.dtype == "datetime": return datetime.fromisoformat(value)
         if self.dtype not in ("integer", "float"): raise ValueError(f"a {self.dtype} column has no range")
         return int(value) if self.dtype == "integer" else float(value)
 
@@ -81,9 +84,9 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid")
     columns: dict[str, Column]
     key: str | None = None                # its values identify rows
-    time: str | None = None               # the column that says when a row came about: of two with one key, the later counts
+    time: str | None = None               # says when a row came about: of two with one key the later counts
     rules: dict[str, Annotated[str, BeforeValidator(_kept)]] = {}  # name → condition on a row
-    aggregates: dict[str, dict[str, Any]] = {}  # column → rule → value, as `profiles.check` takes them, on an ingest's rows
+    aggregates: dict[str, dict[str, Any]] = {}  # column → rule → value for all rows, as `profiles.check` takes them
     fresh_hours: float | None = None      # greatest age of the newest row's time when it is ingested
     max_rejected: float = 0.05            # share of rows that may break the contract before the ingest fails
     on_change: Literal["fail", "evolve"] = "fail"  # when a source gains, loses or retypes a column
@@ -108,14 +111,19 @@ class Contract(BaseModel):
         "16 hexadecimal digits of all that it says."
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def _repr_html_(self) -> str:
-        said = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
-        heads = ["column", *Column.model_fields]
-        cell = lambda v: "" if v is None else ", ".join(v) if isinstance(v, list) else str(v)
-        rows = "".join("<tr>" + "".join(f"<td>{cell(row.get(h))}</td>" for h in heads) + "</tr>" for row in said)
-        rest = self.model_dump(exclude={"columns"}, exclude_defaults=True)
-        return (f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}</table>"
-                + "".join(f"<p>{k}: {v}</p>" for k, v in rest.items()))
+# %% ../../nbs/06c_datasets_contracts.ipynb #2f4e5c77
+def _as_html(self: Contract) -> str:
+    "A table of the columns, and the rest below."
+    said = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
+    heads = ["column", *Column.model_fields]
+    cell = lambda v: "" if v is None else ", ".join(v) if isinstance(v, list) else str(v)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell(row.get(h)))}</td>" for h in heads) + "</tr>" for row in said)
+    rest = self.model_dump(exclude={"columns"}, exclude_defaults=True)
+    return (f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}</table>"
+            + "".join(f"<p>{k}: {escape(str(v))}</p>" for k, v in rest.items()))
+
+
+Contract._repr_html_ = _as_html
 
 # %% ../../nbs/06c_datasets_contracts.ipynb #fbe51744
 @dataclass
@@ -176,6 +184,27 @@ def infer(
     for values in rows.iter_columns(): seen[values.name].see(values, max_categories)
     return tightened(contract, seen)
 
+# %% ../../nbs/06c_datasets_contracts.ipynb #6fb7bac7
+def _write(self: Contract, path: str | Path) -> Path:
+    "Write it as YAML, to be read and edited; returns the path."
+    import yaml
+    said = self.model_dump(exclude_defaults=True)
+    Path(path).write_text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    return Path(path)
+
+
+def _read(path: str | Path) -> Contract:
+    "The contract in a YAML file; an error says what in it cannot be."
+    import yaml
+    try: return Contract(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except OSError as e: raise DataError(f"no contract at {path}: {e.strerror}") from e
+    except ValidationError as e: said = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors()[:5])
+    except (yaml.YAMLError, TypeError) as e: said = str(e)
+    raise DataError(f"{path} is no contract: {said}")
+
+
+Contract.write, Contract.read = _write, staticmethod(_read)
+
 # %% ../../nbs/06c_datasets_contracts.ipynb #992897cb
 def differences(schema: Mapping[str, pl.DataType], contract: Contract) -> dict[str, str]:
     "What a source's columns have in the contract's place: column → words; empty if nothing."
@@ -195,8 +224,8 @@ def refuse(found: Mapping[str, str]) -> None:
     if not found: return
     shown = sorted(found.values())
     more = f"; and {len(shown) - 10} more" if len(shown) > 10 else ""
-    raise DataError(f"the source's columns are not the contract's: {'; '.join(shown[:10])}{more}. Mend the source, edit "
-                    "the contract, or let it evolve (on_change=\"evolve\"). Nothing was written.")
+    raise DataError(f"the source's columns are not the contract's: {'; '.join(shown[:10])}{more}. Mend the source, "
+                    "edit the contract, or let it evolve (on_change=\"evolve\"). Nothing was written.")
 
 # %% ../../nbs/06c_datasets_contracts.ipynb #10ab28ce
 def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
@@ -255,8 +284,8 @@ def check_rows(
     bad = failure.details()
     own = {f"rule_{i}": name for i, name in enumerate(contract.rules)}
     rules = [c for c in bad.columns if c not in rows.columns]
-    broken = pl.concat_list(pl.when(pl.col(r) == "invalid").then(pl.lit(own.get(r, r))) for r in rules).list.drop_nulls()
-    return good, bad.select(*rows.columns, _rules=broken.list.join(", "))
+    broken = pl.concat_list(pl.when(pl.col(r) == "invalid").then(pl.lit(own.get(r, r))) for r in rules)
+    return good, bad.select(*rows.columns, _rules=broken.list.drop_nulls().list.join(", "))
 
 # %% ../../nbs/06c_datasets_contracts.ipynb #6b0f452a
 UNIQUE = "unique"  # the rule of a key: one row each

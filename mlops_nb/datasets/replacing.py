@@ -67,8 +67,8 @@ def given_by(old: Sequence[DataFile], sources: Collection[str], plan: Plan) -> d
     "The rows of the table that came from certain contents of sources."
     found = {}
     if not sources or not old: return found
-    rows = _rows(plan.table, old, ["_source"]).filter(pl.col("_source").is_in(list(sources))).collect(engine="streaming")
-    _by_file(rows, "_file", "_row", found)
+    rows = _rows(plan.table, old, ["_source"]).filter(pl.col("_source").is_in(list(sources)))
+    _by_file(rows.collect(engine="streaming"), "_file", "_row", found)
     return found
 
 # %% ../../nbs/06f_datasets_replacing.ipynb #cdee3a8d
@@ -86,14 +86,16 @@ class Change:
 # %% ../../nbs/06f_datasets_replacing.ipynb #19a6cc79
 def _fit(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
     "Stored rows in the columns and types of today's contract."
-    return rows.select((pl.col(c) if c in rows.columns else pl.lit(None)).cast(t).alias(c) for c, t in plan.schema.items())
+    there = lambda c: pl.col(c) if c in rows.columns else pl.lit(None)
+    return rows.select(there(c).cast(t).alias(c) for c, t in plan.schema.items())
 
 # %% ../../nbs/06f_datasets_replacing.ipynb #ed9c584b
 def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
     stored = pl.read_parquet(lake.address(plan.table, path)).with_row_index("_row")
-    gone = stored["_row"].is_in(pl.concat(numbers).implode()) if numbers else pl.repeat(False, stored.height, eager=True)
-    return tuple(stored.filter(flags).drop("_row") for flags in (~gone, gone))
+    going = pl.concat(numbers) if numbers else stored["_row"].clear()
+    gone = stored["_row"].is_in(going.implode())
+    return stored.filter(~gone).drop("_row"), stored.filter(gone).drop("_row")
 
 # %% ../../nbs/06f_datasets_replacing.ipynb #64fdc9fb
 def change(

@@ -127,7 +127,8 @@ class Splitting(BaseModel):
 # %% ../../nbs/06d_datasets_splits.ipynb #b5333767
 def _between(values: pl.Series, edges: list, names: list[str]) -> pl.Series:
     "The name of the interval between edges that each value is in; a value on an edge is above it."
-    tally = reduce(lambda n, edge: n + (values >= edge).cast(pl.Int8), edges, pl.zeros(len(values), pl.Int8, eager=True))
+    none = pl.zeros(len(values), pl.Int8, eager=True)
+    tally = reduce(lambda n, edge: n + (values >= edge).cast(pl.Int8), edges, none)
     return tally.replace_strict(dict(enumerate(names)), return_dtype=pl.String).alias("_split")
 
 # %% ../../nbs/06d_datasets_splits.ipynb #dcfa0b1a

@@ -124,8 +124,9 @@ def _divided(rows: pl.DataFrame, part: Part, text: bool, plan: Plan) -> tuple[pl
     rows = rows.with_columns(pl.lit(None, pl.String if text else plan.contract.dtypes[c]).alias(c) for c in absent)
     rows, broken = _typed(rows, part, plan.contract) if text else (rows, rows.clear())
     good, bad = check_rows(rows.select(pl.col(c).cast(t) for c, t in plan.contract.dtypes.items()), plan.contract)
-    stamped = good.with_columns(_ingested_at=pl.lit(plan.at), _source=pl.lit(source_of(part)), _modified=pl.lit(part.modified))
-    return stamped, [quarantined(b, part.origin, plan) for b in (broken, bad) if b.height]
+    origin = {"_ingested_at": plan.at, "_source": source_of(part), "_modified": part.modified}
+    aside = [quarantined(b, part.origin, plan) for b in (broken, bad) if b.height]
+    return good.with_columns(pl.lit(v).alias(c) for c, v in origin.items()), aside
 
 # %% ../../nbs/06e_datasets_staging.ipynb #7fe828c1
 def chunk(
