@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'QUARANTINE', 'DatasetVersion', 'get', 'quarantine', 'ingest', 'DTYPES', 'Column', 'Contract', 'conform',
-           'enforce', 'infer', 'DataError', 'Source', 'SPLITS', 'Splitting', 'content_digest', 'split']
+           'enforce', 'infer', 'DataError', 'Source', 'SPLITS', 'Splitting', 'content_digest', 'split', 'diff']
 
 # %% ../../nbs/06_datasets.ipynb #0696d7fe
 import json
@@ -23,7 +23,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from .. import events, lake, profiles
 from .contracts import (DTYPES, Column, Contract, Seen, conform, differences, enforce, evolved, infer,
                                          loose, refuse, tightened)
+from . import reports
 from .replacing import Change, change
+from .reports import diff
 from .sources import DataError, Part, Source, Unparsable
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
 from .staging import OWN, Chunk, Keys, Plan, Tally, source_of, stage_all, without_doubles
@@ -32,7 +34,7 @@ from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "Column", "Contract", "conform", "enforce", "infer", "DataError", "Source", "SPLITS", "Splitting",
-         "content_digest", "split"]
+         "content_digest", "split", "diff"]
 
 # %% ../../nbs/06_datasets.ipynb #0ff64f3b
 PROFILES = {"subject": pl.String, "split": pl.String, "at": pl.Datetime("us", "UTC"), "rows": pl.Int64,
@@ -79,6 +81,12 @@ class DatasetVersion:
         "The whylogs profile of the training split: what later data is compared with."
         found = _profile_of(self.ref, self.settings)
         return found or _remember(self)
+
+    def leakage(self, **options) -> reports.Leakage: return reports.leakage(self, **options)  # between its splits
+    def balance(self, column: str, **options) -> reports.Balance: return reports.balance(self, column, **options)
+    def log_input(self, run_id: str | None = None, context: str = "training") -> str | None:
+        "Tell MLflow that a run (default: the one that is open) uses this version."
+        return reports.log_input(self, run_id, context)
 
     def _repr_html_(self) -> str:
         f = self.facts

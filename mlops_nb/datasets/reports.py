@@ -38,7 +38,8 @@ AT_ONCE = 4_000_000    # fingerprints in memory at a time
 # %% ../../nbs/06g_datasets_reports.ipynb #dbdd60d8
 class Spill:
     "Tables of fingerprints on disk, each with a column `hash`; a context."
-    def __init__(self, **columns: pl.DataType): self.schema, self.rows, self._files = {"hash": pl.UInt64} | columns, 0, {}
+    def __init__(self, **columns: pl.DataType):
+        self.schema, self.rows, self._files = {"hash": pl.UInt64} | columns, 0, {}
 
     def __enter__(self) -> "Spill":
         self._folder = TemporaryDirectory(prefix="mlops-nb-rows-")
@@ -48,7 +49,8 @@ class Spill:
         "Take in a batch of a table."
         files = self._files.setdefault(name, [])
         files.append(Path(self._folder.name) / f"{name}-{len(files)}.parquet")
-        frame.select(pl.col(c).cast(t) for c, t in self.schema.items()).sort("hash").write_parquet(files[-1], row_group_size=2**16)
+        frame = frame.select(pl.col(c).cast(t) for c, t in self.schema.items()).sort("hash")
+        frame.write_parquet(files[-1], row_group_size=2**16)
         self.rows += frame.height
 
     def ranges(self, *names: str) -> Iterator[tuple[pl.LazyFrame, ...]]:
@@ -56,8 +58,10 @@ class Spill:
         many = -(-self.rows // AT_ONCE) or 1
         for low, high in pairwise(i * 2**64 // many for i in range(many + 1)):
             mine = pl.col("hash").is_between(pl.lit(low, pl.UInt64), pl.lit(high - 1, pl.UInt64))
-            yield tuple(pl.scan_parquet(self._files[n]).filter(mine) if n in self._files else pl.LazyFrame(schema=self.schema)
-                        for n in names)
+            yield tuple(self._scan(name).filter(mine) for name in names)
+
+    def _scan(self, name: str) -> pl.LazyFrame:
+        return pl.scan_parquet(self._files[name]) if name in self._files else pl.LazyFrame(schema=self.schema)
 
     def __exit__(self, *_) -> None: self._folder.cleanup()
 
@@ -69,7 +73,8 @@ def _batches(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
 # %% ../../nbs/06g_datasets_reports.ipynb #1c2ed3fb
 def _html(frame: pl.DataFrame, alarm: str | None = None) -> str:
     "A table for the eye; rows that have something in the column `alarm` in red."
-    said = lambda v: "" if v is None else format(v, ".4g") if isinstance(v, float) else f"{v:,}" if type(v) is int else str(v)
+    form = lambda v: ".4g" if isinstance(v, float) else "," if type(v) is int else ""
+    said = lambda v: "" if v is None else format(v, form(v)) if isinstance(v, float | int) else str(v)
     line = lambda row: "".join(f'<td style="text-align:left">{escape(said(v))}</td>' for v in row.values())
     red = lambda row: ' style="color:#c0392b"' if alarm and row[alarm] else ""
     heads = "".join(f"<th>{escape(c)}</th>" for c in frame.columns)
@@ -126,10 +131,10 @@ def _overlaps(spill: Spill, what: str, order: Sequence[str]) -> pl.DataFrame:
         both = rows.join(rows.select("hash", against="split"), on="hash").join(pairs.lazy(), on=["split", "against"])
         found.append(both.group_by("against", "split").agg(
             values=pl.len(), rows=pl.col("rows").sum(), some=pl.col("hash").bottom_k(EXAMPLES)).collect())
-    together = pl.concat(f.select(pl.col("against", "split", "some"), pl.col("values", "rows").cast(pl.Int64)) for f in found)
-    sums = together.group_by("against", "split", maintain_order=True).agg(
+    whole = pl.col("values", "rows").cast(pl.Int64)
+    together = pl.concat(frame.select("against", "split", "some", whole) for frame in found)
+    return together.group_by("against", "split", maintain_order=True).agg(
         pl.col("values", "rows").sum(), pl.col("some").explode().drop_nulls().head(EXAMPLES))
-    return sums.filter(pl.col("split").is_in(order))
 
 # %% ../../nbs/06g_datasets_reports.ipynb #24ffcaa9
 def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) -> pl.DataFrame:
@@ -146,13 +151,15 @@ def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) ->
 def _times(version: "DatasetVersion", time: str, order: Sequence[str]) -> tuple[pl.DataFrame, list[dict]]:
     "The range of each split, and how many rows of an earlier one are later than the start of a later one."
     rows, when = version.scan(), pl.col(time)
-    ranges = rows.group_by(split="_split").agg(first=when.min(), last=when.max(), rows=pl.len()).collect(engine="streaming")
+    ranges = rows.group_by(split="_split").agg(first=when.min(), last=when.max(), rows=pl.len())
+    ranges = ranges.collect(engine="streaming")
     first = dict(ranges.select("split", "first").iter_rows())
     pairs = [(a, b) for a, b in combinations(order, 2) if first[b] is not None]
-    late = rows.select(((pl.col("_split") == a) & (when > first[b])).sum().alias(f"{i}") for i, (a, b) in enumerate(pairs))
-    counts = late.collect(engine="streaming").row(0) if pairs else ()
-    found = [{"check": "time", "column": time, "split": a, "against": b, "rows": n} for (a, b), n in zip(pairs, counts, strict=True)]
-    return ranges.sort(pl.col("split").replace_strict(order, range(len(order)))), found
+    late = [((pl.col("_split") == a) & (when > first[b])).sum().alias(f"{a}, {b}") for a, b in pairs]
+    counts = rows.select(late).collect(engine="streaming").row(0) if pairs else ()
+    found = [{"check": "time", "column": time, "split": a, "against": b, "rows": n}
+             for (a, b), n in zip(pairs, counts, strict=True)]
+    return ranges.sort(pl.col("split").replace_strict(order, range(len(order)), return_dtype=pl.Int32)), found
 
 # %% ../../nbs/06g_datasets_reports.ipynb #73e27b03
 def _problem(row: dict, by_time: bool, tolerated: float) -> str | None:
@@ -167,6 +174,20 @@ def _problem(row: dict, by_time: bool, tolerated: float) -> str | None:
     return None
 
 # %% ../../nbs/06g_datasets_reports.ipynb #c0e01fb8
+def _shared(version: "DatasetVersion", looked: dict[str, list[str]]) -> tuple[list[dict], list[int]]:
+    "For each kind of value and each pair of splits a row of the table, and some hashes of whole rows in both."
+    rows, some, order = [], [], _order(version)
+    with Spill(split=pl.String, rows=pl.Int64) as spill:
+        for batch in _batches(version.scan()):
+            for what, columns in looked.items(): spill.add(what, _hashed(batch, columns))
+        for what, columns in looked.items():
+            found = _overlaps(spill, what, order)
+            if what == "rows": some = found["some"].explode().drop_nulls().unique().sort().head(EXAMPLES).to_list()
+            named = columns[0] if what != "rows" else "all but the key" if version.contract.key else "all"
+            rows += [{"check": what, "column": named, **r} for r in found.drop("some").iter_rows(named=True)]
+    return rows, some
+
+# %% ../../nbs/06g_datasets_reports.ipynb #0483855b
 def leakage(
     version: "DatasetVersion",
     *,
@@ -174,24 +195,18 @@ def leakage(
     time: str | None = None,    # a column that says when a row came about; default: the contract's
     tolerated: float = 0.01,    # share of a split's rows that may stand in an earlier one too
 ) -> Leakage:
-    "What the splits of a version give away of each other."
-    contract, how, order = version.contract, version.splitting, _order(version)
+    "What the splits of a version give away of each other; raises `DataError` where a column is not there."
+    contract, how = version.contract, version.splitting
     group, time = group or (how.column if how.by == "group" else None), time or contract.time
     for column in filter(None, (group, time)): _known(version, column)
-    looked = {"rows": [c for c in contract.columns if c != contract.key]}
-    looked |= {what: [c] for what, c in (("key", contract.key), ("group", group)) if c is not None}
-    looked = {what: columns for what, columns in looked.items() if columns}
-    with Spill(split=pl.String, rows=pl.Int64) as spill:
-        for batch in _batches(version.scan()):
-            for what, columns in looked.items(): spill.add(what, _hashed(batch, columns))
-        found = {what: _overlaps(spill, what, order) for what in looked}
-    rows = [{"check": what, "column": ", ".join(looked[what]) if what != "rows" else "all" + " but the key" * bool(contract.key), **r}
-            for what, frame in found.items() for r in frame.drop("some").iter_rows(named=True)]
-    ranges, late = _times(version, time, order) if time else (pl.DataFrame(), [])
+    looked = {"rows": [c for c in contract.columns if c != contract.key], "key": [contract.key], "group": [group]}
+    looked = {what: columns for what, columns in looked.items() if any(columns)}
+    rows, some = _shared(version, looked)
+    ranges, late = _times(version, time, _order(version)) if time else (pl.DataFrame(), [])
     rows = [{**r, "share": r["rows"] / version.counts[r["split"]]} for r in rows + late]
     rows = [{**r, "problem": _problem(r, how.by == "time", tolerated)} for r in rows]
-    some = found["rows"]["some"].explode().drop_nulls().unique().head(EXAMPLES) if "rows" in found else []
-    return Leakage(version.ref, pl.DataFrame(rows, schema=LEAKAGE), _found(version.scan(), looked.get("rows", []), some), ranges)
+    examples = _found(version.scan(), looked.get("rows", []), some)
+    return Leakage(version.ref, pl.DataFrame(rows, schema=LEAKAGE), examples, ranges)
 
 # %% ../../nbs/06g_datasets_reports.ipynb #9d4ab1c9
 def _order(version: "DatasetVersion") -> list[str]:
@@ -213,7 +228,7 @@ def _named(version: "DatasetVersion", column: str) -> pl.Expr:
     "The category of each row."
     view = version.profile().view.get_column(column)
     values, kind, other = pl.col(column), view and type_of(view), pl.lit(OTHER)
-    if kind is None: raise DataError(f"{column} has no values in the training split of {version.ref}: nothing to compare with")
+    if kind is None: raise DataError(f"{column} has no values in {version.ref}'s first split: nothing to compare with")
     if kind in ("number", "time") and (kind == "time" or distinct(view) > FEW): return _bins(version, column, view)
     text = values.cast(pl.String)
     if kind != "boolean":
@@ -229,13 +244,14 @@ def _bins(version: "DatasetVersion", column: str, view: Any) -> pl.Expr:
     values, dtype = pl.col(column), version.contract.dtypes[column]
     if dtype.is_temporal(): values = values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
     elif dtype == pl.Float64: values = values.fill_nan(None)
-    edges = sorted(set(view.get_metric("distribution").kll.value.get_quantiles((np.arange(1, 10) / 10).tolist())))
+    sketch = view.get_metric("distribution").kll.value
+    edges = sorted(set(sketch.get_quantiles((np.arange(1, 10) / 10).tolist())))
     shown = [f"{datetime.fromtimestamp(e, UTC):%Y-%m-%d %H:%M}" if dtype.is_temporal() else f"{e:g}" for e in edges]
     names = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in pairwise(shown)), f"from {shown[-1]}"]
     numbered = [f"{i}: {name}" for i, name in enumerate(names)]
     place = pl.sum_horizontal((values >= e).cast(pl.Int32) for e in edges)
-    return (pl.when(values.is_null()).then(pl.lit(MISSING))
-            .otherwise(place.replace_strict(list(range(len(numbered))), numbered, return_dtype=pl.String)))
+    name = place.replace_strict(list(range(len(numbered))), numbered, return_dtype=pl.String)
+    return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(name)
 
 # %% ../../nbs/06g_datasets_reports.ipynb #5ee51ad3
 def pooled(
@@ -279,18 +295,20 @@ class Balance:
     def passed(self) -> bool: return self.p_value >= self.significance
 
     def __repr__(self) -> str:
-        return f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f}, passed = {self.passed})"
+        return f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f})"
 
     def _repr_html_(self) -> str:
         colour = "#1f6fb2" if self.passed else "#c0392b"
         verdict = "alike" if self.passed else "not alike"
-        splits, shares = self.table["split"].unique(maintain_order=True), self.table.rows_by_key(["value", "split"], named=True)
-        bar = lambda share: (f'<td style="text-align:left;width:220px"><div style="background:{colour};height:0.8em;display:'
-                             f'inline-block;width:{150 * share:.0f}px"></div> {share:.1%}</td>')
+        splits, values = (self.table[c].unique(maintain_order=True) for c in ("split", "value"))
+        shares = self.table.rows_by_key(["value", "split"], named=True)
+        bar = lambda share: (f'<td style="text-align:left;width:220px"><div style="background:{colour};height:0.8em;'
+                             f'display:inline-block;width:{150 * share:.0f}px"></div> {share:.1%}</td>')
         cells = lambda v: "".join(bar(shares[v, s][0]["share"]) for s in splits)
-        rows = "".join(f"<tr><td>{escape(v)}</td>{cells(v)}</tr>" for v in self.table["value"].unique(maintain_order=True))
+        rows = "".join(f"<tr><td>{escape(v)}</td>{cells(v)}</tr>" for v in values)
         heads = "".join(f"<th>{escape(s)}</th>" for s in splits)
-        return (f"<p><b>{escape(self.column)}</b> of {escape(self.ref)} is {verdict} in its splits: p = {self.p_value:.2g} "
+        return (f"<p><b>{escape(self.column)}</b> of {escape(self.ref)} is {verdict} in its splits: "
+                f"p = {self.p_value:.2g} "
                 f"(significance {self.significance:g}), Cramér's V = {self.cramers_v:.3f}</p>"
                 f"<table><tr><th>value</th>{heads}</tr>{rows}</table>")
 
@@ -351,7 +369,8 @@ def _compared(old: pl.LazyFrame, new: pl.LazyFrame, keyed: bool) -> tuple[int, i
 # %% ../../nbs/06g_datasets_reports.ipynb #5bf582c3
 def _flat(value: Any, name: str = "") -> dict[str, str]:
     "Fields within fields as one level: columns.age.max → 120; those that say nothing are left out."
-    if not isinstance(value, dict): return {} if value is None else {name: value if isinstance(value, str) else json.dumps(value)}
+    if value is None: return {}
+    if not isinstance(value, dict): return {name: value if isinstance(value, str) else json.dumps(value)}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
 
 # %% ../../nbs/06g_datasets_reports.ipynb #675da731
@@ -364,22 +383,26 @@ def _fields(a: dict[str, str], b: dict[str, str], what: str) -> pl.DataFrame:
 SHOWN = 20  # changed rows that are shown
 
 # %% ../../nbs/06g_datasets_reports.ipynb #ba154f26
-def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
-    "The values of changed rows that are not the same: key, column, before, after."
-    def find(rows: pl.LazyFrame) -> pl.DataFrame:
-        found = [rows.clear().collect()]
-        for batch in _batches(rows) if len(hashes) else ():
-            found.append(batch.filter(places(batch, "", key).is_in(hashes.implode())))
-            if sum(f.height for f in found) >= len(hashes): break
-        return pl.concat(found)
-    both = find(old).join(find(new), on=key, suffix=" new").sort(key)
-    parts = [both.filter(pl.col(c).ne_missing(pl.col(f"{c} new"))).select(
-        pl.col(key).cast(pl.String), column=pl.lit(c), before=pl.col(c).cast(pl.String), after=pl.col(f"{c} new").cast(pl.String))
-        for c in new.collect_schema() if c != key]
-    empty = pl.DataFrame(schema={key: pl.String, "column": pl.String, "before": pl.String, "after": pl.String})
-    return pl.concat([empty, *(p.rename({p.columns[0]: key}) for p in parts)]).sort(key, maintain_order=True)
+def _having(rows: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
+    "The rows whose keys have these hashes."
+    found = [rows.clear().collect()]
+    for batch in _batches(rows) if len(hashes) else ():
+        found.append(batch.filter(places(batch, "", key).is_in(hashes.implode())))
+        if sum(f.height for f in found) >= len(hashes): break
+    return pl.concat(found)
 
 # %% ../../nbs/06g_datasets_reports.ipynb #267e7575
+def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
+    "The values of changed rows that are not the same: row (its key), column, before, after."
+    both = _having(old, key, hashes).join(_having(new, key, hashes), on=key, suffix="\0new").sort(key)
+    text = lambda c: pl.col(c).cast(pl.String)
+    parts = [both.filter(pl.col(c).ne_missing(pl.col(f"{c}\0new"))).select(
+        row=text(key), column=pl.lit(c), before=text(c), after=text(f"{c}\0new"))
+        for c in new.collect_schema() if c != key]
+    schema = dict.fromkeys(("row", "column", "before", "after"), pl.String)
+    return pl.concat([pl.DataFrame(schema=schema), *parts]).sort("row", maintain_order=True)
+
+# %% ../../nbs/06g_datasets_reports.ipynb #3fdba8e8
 @dataclass(frozen=True, repr=False)
 class Diff:
     "How one version of a dataset differs from an earlier one."
@@ -390,7 +413,7 @@ class Diff:
     added: int              # rows that only the later one has
     removed: int            # rows that only the earlier one has
     changed: int            # rows of one key with other values; 0 without a key
-    examples: pl.DataFrame  # of at most `SHOWN` changed rows: key, column, before, after
+    examples: pl.DataFrame  # of at most `SHOWN` changed rows: row (its key), column, before, after
     schema: pl.DataFrame    # column, before, after: types; none where a column is not
     contract: pl.DataFrame  # field, before, after
     drift: Drift            # of the training split
@@ -398,8 +421,9 @@ class Diff:
     @property
     def table(self) -> pl.DataFrame:
         "Rows by what became of them."
-        kept = self.rows[0] - self.removed - self.changed
-        return pl.DataFrame({"rows": ["kept", "added", "removed", "changed"], "number": [kept, self.added, self.removed, self.changed]})
+        number = {"kept": self.rows[0] - self.removed - self.changed, "added": self.added, "removed": self.removed,
+                  "changed": self.changed}
+        return pl.DataFrame({"rows": list(number), "number": list(number.values())})
 
     @property
     def same(self) -> bool:
@@ -411,34 +435,43 @@ class Diff:
 
     def _repr_html_(self) -> str:
         told = f"by {escape(self.key)}" if self.key else "by all their values: there is no key"
-        parts = [("schema", self.schema), ("contract", self.contract), ("rows that changed, for example", self.examples)]
-        return (f"<h4>From {escape(self.before)} to {escape(self.after)}</h4><p>Rows are told apart {told}.</p>{_html(self.table)}"
+        parts = [("schema", self.schema), ("contract", self.contract), ("changed rows, for example", self.examples)]
+        return (f"<h4>From {escape(self.before)} to {escape(self.after)}</h4><p>Rows are told apart {told}.</p>"
+                + _html(self.table)
                 + "".join(f"<p>{head}</p>{_html(frame)}" for head, frame in parts if frame.height)
                 + f"<p>drift of the training split</p>{self.drift._repr_html_()}")
 
-# %% ../../nbs/06g_datasets_reports.ipynb #3fdba8e8
-def diff(
-    a: "DatasetVersion",   # the earlier version
-    b: "DatasetVersion",   # the later one, of the same dataset
-) -> Diff:
-    "How version `b` differs from version `a`."
-    if a.settings.table(a.name) != b.settings.table(b.name):
-        raise DataError(f"{a.ref} and {b.ref} are of two datasets: expected two versions of one, as in {b.name}@0 and {b.ref}")
-    key, types = a.contract.key if a.contract.key == b.contract.key else None, _comparable(a.contract, b.contract)
-    old, new = _only(a, b, types), _only(b, a, types)
-    added, removed, changed, some = 0, 0, 0, pl.Series(dtype=pl.UInt64)
+# %% ../../nbs/06g_datasets_reports.ipynb #5c43805b
+def _tally(old: pl.LazyFrame, new: pl.LazyFrame, key: str | None) -> tuple[int, int, int, pl.Series]:
+    "Rows added, removed and changed, and hashes of some keys whose rows changed."
+    counts, some = np.zeros(3, int), pl.Series(dtype=pl.UInt64)
     with Spill(mark=pl.UInt64) as spill:
         for name, rows in (("old", old), ("new", new)):
             for batch in _batches(rows): spill.add(name, _marked(batch, key))
         for pair in spill.ranges("old", "new"):
             came, gone, other = _compared(*pair, key is not None)
-            added, removed, changed = added + came, removed + gone, changed + len(other)
+            counts += came, gone, len(other)
             some = pl.concat([some, other]).bottom_k(SHOWN)
-    schema, contract = (_fields(read(a.contract), read(b.contract), what) for what, read in (
-        ("column", lambda c: {n: col.dtype for n, col in c.columns.items()}), ("field", lambda c: _flat(c.model_dump()))))
-    examples = _changes(old, new, key, some) if key else pl.DataFrame()
-    return Diff(a.ref, b.ref, key, (a.facts["rows"], b.facts["rows"]), added, removed, changed, examples, schema, contract,
-                drift(b.profile(), a.profile()))
+    return *counts.tolist(), some
+
+# %% ../../nbs/06g_datasets_reports.ipynb #1ffb5bdd
+def diff(
+    a: "DatasetVersion",   # the earlier version
+    b: "DatasetVersion",   # the later one, of the same dataset
+) -> Diff:
+    "How version `b` differs from version `a`; raises `DataError` for versions of two datasets."
+    if a.settings.table(a.name) != b.settings.table(b.name):
+        raise DataError(f"{a.ref} and {b.ref} are of two datasets: expected two versions of one, as {b.name}@0 "
+                        f"and {b.ref}")
+    key = a.contract.key if a.contract.key == b.contract.key else None
+    types = _comparable(a.contract, b.contract)
+    old, new = _only(a, b, types), _only(b, a, types)
+    added, removed, changed, some = _tally(old, new, key)
+    columns, said = ([read(v.contract) for v in (a, b)] for read in (
+        lambda c: {name: column.dtype for name, column in c.columns.items()}, lambda c: _flat(c.model_dump())))
+    return Diff(a.ref, b.ref, key, (a.facts["rows"], b.facts["rows"]), added, removed, changed,
+                examples=_changes(old, new, key, some) if key else pl.DataFrame(), schema=_fields(*columns, "column"),
+                contract=_fields(*said, "field"), drift=drift(b.profile(), a.profile()))
 
 # %% ../../nbs/06g_datasets_reports.ipynb #91a33903
 @cache
@@ -453,7 +486,8 @@ def _table_source() -> type:
     return TableSource
 
 # %% ../../nbs/06g_datasets_reports.ipynb #7077982d
-_TYPES = {"integer": "long", "float": "double", "boolean": "boolean", "string": "string", "date": "datetime", "datetime": "datetime"}
+_TYPES = {"integer": "long", "float": "double", "boolean": "boolean", "string": "string", "date": "datetime",
+          "datetime": "datetime"}  # MLflow's words
 
 # %% ../../nbs/06g_datasets_reports.ipynb #7b3df888
 def as_mlflow(
@@ -462,9 +496,10 @@ def as_mlflow(
     "A version as MLflow describes datasets: its name, digest, columns and place, without its rows."
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.types import ColSpec, Schema
-    columns = Schema([ColSpec(_TYPES[c.dtype], name, required=not c.nullable) for name, c in version.contract.columns.items()])
+    columns = version.contract.columns.items()
+    schema = Schema([ColSpec(_TYPES[c.dtype], name, required=not c.nullable) for name, c in columns])
     source = _table_source()(path=version.settings.table(version.name), delta_table_version=version.version)
-    return MetaDataset(source, name=version.name, digest=version.facts["digest"], schema=columns)
+    return MetaDataset(source, name=version.name, digest=version.facts["digest"], schema=schema)
 
 # %% ../../nbs/06g_datasets_reports.ipynb #1e3808de
 def log_input(
@@ -480,5 +515,6 @@ def log_input(
     from mlflow.exceptions import MlflowException
     tags = [InputTag("mlflow.data.context", context), InputTag("mlops_nb.version", version.ref)]
     try: client.log_inputs(run_id, datasets=[DatasetInput(as_mlflow(version)._to_mlflow_entity(), tags)])
-    except MlflowException as e: raise tracking.TrackingError(f"{version.ref} cannot be logged with run {run_id}: {e}") from e
+    except MlflowException as e:
+        raise tracking.TrackingError(f"{version.ref} cannot be logged with run {run_id}: {e}") from e
     return run_id
