@@ -229,13 +229,13 @@ def _named(version: "DatasetVersion", column: str) -> pl.Expr:
     view = version.profile().view.get_column(column)
     values, kind, other = pl.col(column), view and type_of(view), pl.lit(OTHER)
     if kind is None: raise DataError(f"{column} has no values in {version.ref}'s first split: nothing to compare with")
-    if kind in ("number", "time") and (kind == "time" or distinct(view) > FEW): return _bins(version, column, view)
+    fractions = version.contract.columns[column].dtype == "float"
+    if kind == "time" or kind == "number" and (fractions or distinct(view) > FEW): return _bins(version, column, view)
     text = values.cast(pl.String)
     if kind != "boolean":
         items = frequent(view)[0]
         kept = sorted(items, key=lambda v: (-items[v], v))[:MOST]
-        if version.contract.columns[column].dtype == "float": text, kept = values, [float(v) for v in kept]
-        text = pl.when(text.is_in(kept)).then(text.cast(pl.String)).otherwise(other)
+        text = pl.when(text.is_in(kept)).then(text).otherwise(other)
     return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(text)
 
 # %% ../../nbs/06g_datasets_reports.ipynb #96c928b9
