@@ -158,6 +158,10 @@ class _Data:
             self.graph.link(id, self.graph.add(name, "source file", sha256=sha), READ)
         return id
 
+# %% ../nbs/17_lineage.ipynb #b9c8ea6b
+class _Runs(_Data):
+    "The runs' side."
+
     def run(self, run_id: str) -> str:
         "A run of the workflow, or a stage's run and the workflow's that it was part of."
         started, finished = self.newest("run_started", f"run:{run_id}"), self.newest("run_finished", f"run:{run_id}")
@@ -170,7 +174,7 @@ class _Data:
         return id
 
 # %% ../nbs/17_lineage.ipynb #7119f396
-class _Models(_Data):
+class _Models(_Runs):
     "The model's side."
 
     def model(self, ref: str) -> str:

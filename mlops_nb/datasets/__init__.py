@@ -41,8 +41,24 @@ PROFILES = {"subject": pl.String, "split": pl.String, "at": pl.Datetime("us", "U
             "profile": pl.Binary}  # columns of the table of profiles
 
 # %% ../../nbs/06_datasets.ipynb #b937085a
+class _Asked:
+    "What can be asked of a version, and how it is shown: see `datasets.reports`."
+    def leakage(self, **options) -> reports.Leakage: return reports.leakage(self, **options)  # between its splits
+    def balance(self, column: str, **options) -> reports.Balance: return reports.balance(self, column, **options)
+    def log_input(self, run_id: str | None = None, context: str = "training") -> str | None:
+        "Tell MLflow that a run (default: the one that is open) uses this version."
+        return reports.log_input(self, run_id, context)
+
+    def _repr_html_(self) -> str:
+        f = self.facts
+        rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
+                "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
+        return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
+            f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items()) + "</table>"
+
+# %% ../../nbs/06_datasets.ipynb #cfbbda89
 @dataclass(frozen=True)
-class DatasetVersion:
+class DatasetVersion(_Asked):
     "One version of a dataset: rows that never change, and what is known of them."
     name: str
     version: int            # of the Delta table
@@ -81,19 +97,6 @@ class DatasetVersion:
         "The whylogs profile of the training split: what later data is compared with."
         found = _profile_of(self.ref, self.settings)
         return found or _remember(self)
-
-    def leakage(self, **options) -> reports.Leakage: return reports.leakage(self, **options)  # between its splits
-    def balance(self, column: str, **options) -> reports.Balance: return reports.balance(self, column, **options)
-    def log_input(self, run_id: str | None = None, context: str = "training") -> str | None:
-        "Tell MLflow that a run (default: the one that is open) uses this version."
-        return reports.log_input(self, run_id, context)
-
-    def _repr_html_(self) -> str:
-        f = self.facts
-        rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
-                "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
-        return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
-            f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items()) + "</table>"
 
 # %% ../../nbs/06_datasets.ipynb #e56487b0
 def _recorded(name: str, settings: Settings) -> pl.DataFrame:
