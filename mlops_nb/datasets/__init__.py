@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'QUARANTINE', 'STRAY_HOURS', 'DatasetVersion', 'get', 'quarantine', 'ingest', 'DTYPES', 'Column',
            'Contract', 'conform', 'enforce', 'infer', 'DataError', 'Source', 'SPLITS', 'Splitting', 'content_digest',
-           'split']
+           'split', 'diff']
 
 # %% ../../nbs/06_datasets.ipynb #0696d7fe
 import json
@@ -24,7 +24,9 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from .. import events, lake, profiles
 from .contracts import (DTYPES, Column, Contract, Seen, conform, differences, enforce, evolved, infer,
                                          loose, refuse, tightened)
+from . import reports
 from .replacing import Change, change
+from .reports import diff
 from .sources import DataError, Part, Source, Unparsable
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
 from .staging import OWN, Chunk, Keys, Plan, Tally, source_of, stage_all, without_doubles
@@ -33,15 +35,31 @@ from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "Column", "Contract", "conform", "enforce", "infer", "DataError", "Source", "SPLITS", "Splitting",
-         "content_digest", "split"]
+         "content_digest", "split", "diff"]
 
 # %% ../../nbs/06_datasets.ipynb #0ff64f3b
 PROFILES = {"subject": pl.String, "split": pl.String, "at": pl.Datetime("us", "UTC"), "rows": pl.Int64,
             "profile": pl.Binary}  # columns of the table of profiles
 
 # %% ../../nbs/06_datasets.ipynb #b937085a
+class _Asked:
+    "What can be asked of a version, and how it is shown: see `datasets.reports`."
+    def leakage(self, **options) -> reports.Leakage: return reports.leakage(self, **options)  # between its splits
+    def balance(self, column: str, **options) -> reports.Balance: return reports.balance(self, column, **options)
+    def log_input(self, run_id: str | None = None, context: str = "training") -> str | None:
+        "Tell MLflow that a run (default: the one that is open) uses this version."
+        return reports.log_input(self, run_id, context)
+
+    def _repr_html_(self) -> str:
+        f = self.facts
+        rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
+                "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
+        return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
+            f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items()) + "</table>"
+
+# %% ../../nbs/06_datasets.ipynb #cfbbda89
 @dataclass(frozen=True)
-class DatasetVersion:
+class DatasetVersion(_Asked):
     "One version of a dataset: rows that never change, and what is known of them."
     name: str
     version: int            # of the Delta table
@@ -80,13 +98,6 @@ class DatasetVersion:
         "The whylogs profile of the training split: what later data is compared with."
         found = _profile_of(self.ref, self.settings)
         return found or _remember(self)
-
-    def _repr_html_(self) -> str:
-        f = self.facts
-        rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
-                "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
-        return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
-            f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items()) + "</table>"
 
 # %% ../../nbs/06_datasets.ipynb #e56487b0
 def _recorded(name: str, settings: Settings) -> pl.DataFrame:
