@@ -277,6 +277,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlops_nb/datasets/sources.py'),
                                            'mlops_nb.datasets.sources.Source._divided': ( 'datasets_sources.html#source._divided',
                                                                                           'mlops_nb/datasets/sources.py'),
+                                           'mlops_nb.datasets.sources.Source._parts': ( 'datasets_sources.html#source._parts',
+                                                                                        'mlops_nb/datasets/sources.py'),
                                            'mlops_nb.datasets.sources.Source._repr_html_': ( 'datasets_sources.html#source._repr_html_',
                                                                                              'mlops_nb/datasets/sources.py'),
                                            'mlops_nb.datasets.sources.Source.facts': ( 'datasets_sources.html#source.facts',

@@ -174,7 +174,7 @@ class QueryPart(Part):
 
     def scan(self) -> pl.LazyFrame:
         "Its rows, read at once."
-        return pl.concat(self.batches()).lazy()
+        return pl.concat([pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed").lazy()
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))
@@ -183,7 +183,6 @@ class QueryPart(Part):
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         found = gathered(self._frames(self.sql, rows), rows)
-        found = (frame for n, frame in enumerate(found) if frame.height or not n)
         if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
         else: yield from self._same(found, dtypes)
 

@@ -41,8 +41,8 @@ def convert(
     "The frame in the types that are wanted."
     dialect = dialect or Dialect({})
     late = {c: t for c, t in wanted.items() if c in frame.schema and frame.schema[c] != t}
-    try: new = frame.with_columns(parsed(c, t, dialect) if frame.schema[c] == pl.String else recast(c, frame.schema[c], t)
-                                  for c, t in late.items())
+    try: new = frame.with_columns((parsed(c, t, dialect) if frame.schema[c] == pl.String else
+                                   recast(c, frame.schema[c], t)).alias(c) for c, t in late.items())
     except pl.exceptions.PolarsError as e:
         raise Unparsable(f"{name}: {frame.schema} cannot be read as {late}: {e}. Take the columns' own types") from e
     for c, t in late.items() if strict else ():

@@ -25,6 +25,7 @@ from .dialects import DataError
 from .files import BINARY, JSON, TEXT, FilePart, digest, endings, stamp, store
 from .parts import Part
 from .tables import is_table, table_parts
+from ..settings import MlopsError
 
 # %% ../../nbs/06b_datasets_sources.ipynb #621c83e4
 def _flag(text: str) -> bool:
@@ -162,7 +163,8 @@ class Source:
         "files, database or table."
         if self.place.startswith("delta:"): return "table"
         if re.match(r"[a-z][a-z0-9+._-]+:", self.place) and not self.place.startswith(CLOUDS): return "database"
-        return "table" if is_table(self._address) else "files"
+        pattern = "://" in self.place and (endings(self.place)[0] or re.search("[*?]", self.place))
+        return "files" if pattern or not is_table(self._address) else "table"
 
     @property
     def _divided(self) -> tuple[str, dict]:
@@ -179,12 +181,16 @@ class Source:
         since: Mapping[str, dict] | None = None,   # origin → state remembered from an earlier ingest
     ) -> list[Part]:                               # in a fixed order
         "What is there now and was not then."
-        root, known, kind = Path(self.root), dict(since or {}), self.kind
+        try: return self._parts(Path(self.root), dict(since or {}))
+        except MlopsError: raise
+        except Exception as e: raise DataError(f"{self} cannot be looked at: {str(e).splitlines()[0][:300]}") from e
+
+    def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
+        kind = self.kind
         said = checked(self._divided[1], kind, self.uri)
         if kind == "database": return database_parts(self.place, root, said, known)
         if kind == "table": return table_parts(self._address, _origin(self._address, root), said, known)
-        try: files = bucket_files(self.place) if "://" in self.place else local_files(self.place, root)
-        except (OSError, ValueError) as e: raise DataError(f"{self} cannot be listed: {str(e).splitlines()[0]}") from e
+        files = bucket_files(self.place) if "://" in self.place else local_files(self.place, root)
         return file_parts(files, root, said, known)
 
     def facts(self) -> dict[str, str]:

@@ -17,13 +17,16 @@ from urllib.parse import unquote
 import polars as pl
 
 from .dialects import DataError
+from .files import store
 from .parts import Part, chunk, convert, gathered
 
 # %% ../../nbs/06g_datasets_tables.ipynb #11a89e82
 def is_table(address: str) -> bool:
     "Is there a Delta table at this folder or prefix?"
-    from deltalake import DeltaTable
-    return ("://" in address or (Path(address) / "_delta_log").is_dir()) and DeltaTable.is_deltatable(address)
+    if "://" not in address: return any((Path(address) / "_delta_log").glob("*.json"))
+    import obstore
+    bucket, key = store(address)
+    return any(len(page) for page in obstore.list(bucket, prefix=f"{key}/_delta_log", chunk_size=1))
 
 def actions(address: str, first: int, last: int) -> list[dict] | None:   # none: the log does not reach back so far
     "What the versions `first` to `last` did to the rows."
@@ -39,8 +42,8 @@ def _commit(address: str, version: int) -> str:
     name = f"_delta_log/{version:020}.json"
     if "://" not in address: return (Path(address) / name).read_text(encoding="utf-8")
     import obstore
-    from obstore.store import from_url
-    return bytes(obstore.get(from_url(address), name).bytes()).decode()
+    bucket, key = store(address)
+    return bytes(obstore.get(bucket, f"{key}/{name}").bytes()).decode()
 
 # %% ../../nbs/06g_datasets_tables.ipynb #0dc14da6
 @dataclass(frozen=True)
