@@ -22,11 +22,17 @@ setup: .venv/installed  ## everything that runs need, in .venv
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-system: setup  ## what tests use beyond Python: a browser
-	@if command -v chromium >/dev/null; then exit 0; fi
+system: setup  ## what tests use beyond Python: a browser, PostgreSQL
+	@missing=""
+	command -v chromium >/dev/null || missing="chromium"
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"
+	if [ -z "$$missing" ]; then exit 0; fi
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
-	else echo "chromium is not installed and this is not root: tests of pages will be skipped (apt-get install chromium)" >&2; fi
+	  # Programs only: without a main cluster there is no server to start, now or at boot.
+	  mkdir -p /etc/postgresql-common
+	  [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	else echo "$$missing: not installed, and this is not root: tests that need it will be skipped (apt-get install $$missing)" >&2; fi
 
 demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint
 	mlops-nb run -p simulate=true

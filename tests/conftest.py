@@ -1,9 +1,12 @@
 "One Ray cluster a session; a fresh workspace a test."
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -95,6 +98,40 @@ def s3(s3_endpoint, monkeypatch):
     bucket = f"bucket-{uuid4().hex[:12]}"
     httpx.put(f"{s3_endpoint}/{bucket}").raise_for_status()
     return SimpleNamespace(address=f"s3://{bucket}", endpoint=s3_endpoint, env=env)
+
+
+def _postgres_programs() -> Path | None:
+    "The folder of initdb and pg_ctl: on the path, or where Debian puts them."
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((f for f in folders if (f / "initdb").exists() and (f / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    "The address of a PostgreSQL server on loopback, with the password 'open sesame@1'."
+    programs = _postgres_programs()
+    if not programs: pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}  # the server refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="mlops_nb-postgres-"))
+    data, port = folder / "data", free_port()
+
+    def run(program: str, *arguments: str):
+        done = subprocess.run([programs / program, "-D", data, *arguments], cwd=folder, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **user)
+        if done.returncode: raise RuntimeError(f"{program}: {done.stdout}")
+    try:
+        (folder / "password").write_text("open sesame@1")
+        if user: shutil.chown(folder, **user)
+        (folder / "password").chmod(0o644)
+        run("initdb", "-U", "tester", f"--pwfile={folder / 'password'}", "-A", "scram-sha-256", "-E", "UTF8", "--no-sync")
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+        yield f"postgresql://tester:open%20sesame%401@127.0.0.1:{port}/postgres"
+    finally:
+        with contextlib.suppress(RuntimeError): run("pg_ctl", "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
