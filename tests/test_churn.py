@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from test_cli import ROOT, a_copy, call, fails
 
-from mlops_nb import events, lake
+from mlops_nb import datasets, events, lake, tracking
 from mlops_nb.settings import load
 
 CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
@@ -74,6 +74,15 @@ def test_bad_requests_are_refused(churn):
     for body in ({"rows": [CUSTOMER | {"tenure": "long"}]}, {"rows": []}, {"row": [CUSTOMER]}, {"rows": [{"tenure": 1}]}):
         answer = httpx.post(f"{url}/predict", json=body)
         assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"]
+
+
+def test_mlflow_knows_the_data_of_each_stage(churn):
+    client, version = tracking.client(churn), datasets.get("churn@0", settings=churn)
+    for name, context in (("train", "training"), ("test", "testing")):
+        run, = client.search_runs([client.get_experiment_by_name(churn.experiment).experiment_id], f"tags.`mlops_nb.stage` = '{name}'")
+        used, = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("churn", version.facts["digest"])
+        assert {t.key: t.value for t in used.tags}["mlflow.data.context"] == context
 
 
 def test_lineage_of_the_champion(churn):
