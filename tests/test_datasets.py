@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import datasets, events, lake
+from mlops_nb import datasets, events, lake, profiles
 from mlops_nb.datasets import Column, Contract, DataError, quarantine
 from mlops_nb.datasets.splits import content_digest
 from mlops_nb.settings import create
@@ -140,7 +140,7 @@ def test_new_files_only_are_read(ws):
     assert (second.facts["read"], second.facts["rows"], second.parent.ref) == (1, 3, first.ref)
     assert [*second.facts["files"]] == ["in/2.csv"]
     assert datasets.ingest("d", "in", settings=ws).ref == second.ref
-    whole = datasets.profile(second.scan("train"))
+    whole = profiles.profile(second.scan("train"))
     assert second.profile().summary().equals(whole.summary())
 
 

@@ -146,7 +146,7 @@ def write(ws, **columns):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("", "cannot be read"), ("a,b\n", "has no rows"), ("\x00\xff\xfe,\n\x01", "cannot be read|has no rows|no column"),
+    ("", "d.csv is empty: expected a header"), ("a,b\n", "a header and no rows"), ("\x00\xff\xfe,\n\x01", "NUL bytes"),
 ])
 def test_a_file_that_is_no_table_is_refused(tmp_path, text, says):
     ws = create(tmp_path)
@@ -192,7 +192,7 @@ def test_an_ingest_that_died_before_its_event_is_finished_once(tmp_path, monkeyp
 
     def dies(*_, **__): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(datasets.events, "record", dies)
+        m.setattr(datasets.versions.events, "record", dies)
         with pytest.raises(KeyboardInterrupt): datasets.ingest("d", "d.csv", key="k", settings=ws)
     version = datasets.ingest("d", "d.csv", key="k", settings=ws)
     assert version.ref == "d@0" and version.scan().collect().height == 50
