@@ -902,8 +902,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlops_nb.triggers.sights.TriggerError': ( 'triggers_sights.html#triggererror',
                                                                                      'mlops_nb/triggers/sights.py'),
                                           'mlops_nb.triggers.sights._alert': ('triggers_sights.html#_alert', 'mlops_nb/triggers/sights.py'),
-                                          'mlops_nb.triggers.sights._connection': ( 'triggers_sights.html#_connection',
-                                                                                    'mlops_nb/triggers/sights.py'),
                                           'mlops_nb.triggers.sights._cron': ('triggers_sights.html#_cron', 'mlops_nb/triggers/sights.py'),
                                           'mlops_nb.triggers.sights._database': ( 'triggers_sights.html#_database',
                                                                                   'mlops_nb/triggers/sights.py'),

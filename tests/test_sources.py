@@ -335,23 +335,25 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 # Buckets
 
-@pytest.fixture
-def s3(monkeypatch):
-    "An S3 server on loopback with the bucket `shop`."
+@pytest.fixture(scope="module")
+def s3():
+    "An S3 server on loopback with the bucket `shop`: one for all, as polars keeps the connection to a bucket."
     from moto.server import ThreadedMotoServer
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    patch = pytest.MonkeyPatch()
     for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
                         "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     import boto3
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="shop")
     yield client
     client.close()
     server.stop()
+    patch.undo()
 
 
 def test_a_bucket(s3):
