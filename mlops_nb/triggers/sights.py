@@ -73,7 +73,8 @@ def _database(section: TriggerSection, settings: Settings, now: datetime, log: p
                         if rows.height).item()
     except Exception as e:
         raise TriggerError(f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
-                           f"{said_by(e, section.database)}. Check database, query and watermark in settings.ini") from None
+                           f"{said_by(e, section.database)}. Check database, query and watermark in "
+                           "settings.ini") from None
     return None if mark is None else Sight({"watermark": str(mark)}, f"{section.watermark} has come to {mark}")
 
 # %% ../../nbs/16a_triggers_sights.ipynb #783ba03e
