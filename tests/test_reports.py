@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2_contingency
 
 from mlops_nb import datasets, events, tracking
-from mlops_nb.datasets import Column, Contract, DataError, reports
+from mlops_nb.datasets import Column, Contract, DataError, differences, reports
 from mlops_nb.lineage import as_json, text, trace
 from mlops_nb.settings import create
 
@@ -165,7 +165,7 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
     found = datasets.diff(first, second)
     assert (found.added, found.removed, found.changed) == brute(first, second) and found.added == 20 and found.changed > 40
     assert found.table["number"].sum() == second.facts["rows"] and found.rows == (500, 520)
-    assert found.examples["row"].n_unique() == reports.SHOWN
+    assert found.examples["row"].n_unique() == differences.SHOWN
     before = {str(r["id"]): r for r in first.scan().collect().iter_rows(named=True)}
     after = {str(r["id"]): r for r in second.scan().collect().iter_rows(named=True)}
     said = lambda v: None if v is None else str(v)
@@ -210,8 +210,8 @@ def test_a_changed_schema_and_contract_are_told_apart_from_changed_rows(settings
 
 def test_only_files_that_differ_are_read(settings, monkeypatch):
     first, second = given(settings, "t", table(500), key="id"), given(settings, "t", table(510)[500:], key="id")
-    read, marked = [], reports._marked
-    monkeypatch.setattr(reports, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key))
+    read, marked = [], differences._marked
+    monkeypatch.setattr(differences, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key))
     assert datasets.diff(first, second).added == 10 and sum(read) == 10
 
 

@@ -1,14 +1,15 @@
 "Sources that are broken, far away, changing or large: what `datasets.sources` promises of each."
 import bz2
 import gzip
-import logging
 import lzma
 import os
 import pickle
+import socket
 import sqlite3
 import string
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import closing
 from datetime import UTC, date, datetime
@@ -335,23 +336,33 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 # Buckets
 
-@pytest.fixture
-def s3(monkeypatch):
-    "An S3 server on loopback with the bucket `shop`."
-    from moto.server import ThreadedMotoServer
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key",
+@pytest.fixture(scope="module")
+def s3():
+    "An S3 server on loopback with the bucket `shop`: one for all, as polars keeps the connection to a bucket."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    # A process of its own: deltalake holds the GIL while it waits for an answer, which a thread here could not give.
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while True:
+        try: socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert server.poll() is None, "moto's server did not start"
+            time.sleep(0.1)
+        else: break
+    patch = pytest.MonkeyPatch()
+    for name, value in {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key",
                         "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     import boto3
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="shop")
     yield client
     client.close()
-    server.stop()
+    server.terminate()
+    server.wait()
+    patch.undo()
 
 
 def test_a_bucket(s3):

@@ -23,7 +23,7 @@ from .. import lake, profiles
 from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform, enforce, infer,
                                          tightened)
 from .replacing import Change, change
-from .reports import diff
+from .differences import diff
 from .dialects import DataError, Unparsable
 from .parts import Part
 from .sources import Source

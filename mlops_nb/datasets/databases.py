@@ -67,8 +67,8 @@ def connect(
     name = {"postgres": "postgresql"}.get(scheme, re.sub(r"\W", "_", scheme))
     try: driver = import_module(f"adbc_driver_{name}.dbapi")
     except ModuleNotFoundError as e:
-        raise DataError(f"there is no driver for {scheme}://…: expected sqlite:///PATH, postgresql://… or an address whose "
-                        f"ADBC driver is installed; install the one that provides adbc_driver_{name}") from e
+        raise DataError(f"there is no driver for {scheme}://…: expected sqlite:///PATH, postgresql://… or an address "
+                        f"whose ADBC driver is installed; install the one that provides adbc_driver_{name}") from e
     address = expanded(uri)
     if scheme in ("sqlite", "duckdb"):
         path = root / expanded(place).removeprefix("/")
@@ -89,7 +89,8 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
         reader = RecordBatchReader.from_stream(cursor.fetch_arrow())
         try:
             if odd := [f.name for f in reader.schema if "Interval" in str(f.type)]:
-                raise DataError(f"columns {', '.join(odd)} are intervals: cast them in a query=SELECT … to a number or to text")
+                raise DataError(f"columns {', '.join(odd)} are intervals: cast them in a query=SELECT … to a "
+                                "number or to text")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader: yield _plain(pl.DataFrame(rows))
         finally: del reader  # before the cursor is closed
@@ -107,8 +108,9 @@ def tables(connection, uri: str) -> list[str]:
     "Names of the tables and views; those outside the usual schema with the schema's name."
     asked = ("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'"
              if uri.startswith("sqlite") else
-             "SELECT CASE WHEN table_schema IN ('public', 'main', 'PUBLIC') THEN '' ELSE table_schema || '.' END || table_name "
-             "FROM information_schema.tables WHERE table_schema NOT IN ('information_schema', 'pg_catalog')")
+             "SELECT CASE WHEN table_schema IN ('public', 'main', 'PUBLIC') THEN '' ELSE table_schema || '.' END "
+             "|| table_name FROM information_schema.tables "
+             "WHERE table_schema NOT IN ('information_schema', 'pg_catalog')")
     return sorted(str(v) for v in pl.concat(frames(connection, asked)).to_series())
 
 # %% ../../nbs/06f_datasets_databases.ipynb #19e73ded
@@ -198,9 +200,10 @@ class QueryPart(Part):
         said = said_by(e, self.uri)
         if kind := re.search(r"Type mismatch in column (\d+): expected (\w+) but got (\w+)", said):
             column = list(self.schema())[int(kind[1])]
-            return Unparsable(f"{self.origin}: column '{column}' has a {kind[3]} value, expected {kind[2]} as in the rows "
-                              "before it: mend the value, or cast the column in a query=SELECT …", column)
-        return DataError(f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when the database answers")
+            return Unparsable(f"{self.origin}: column '{column}' has a {kind[3]} value, expected {kind[2]} as in the "
+                              "rows before it: mend the value, or cast the column in a query=SELECT …", column)
+        return DataError(f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when "
+                         "the database answers")
 
 # %% ../../nbs/06f_datasets_databases.ipynb #a19dca38
 def database_parts(
@@ -210,7 +213,8 @@ def database_parts(
     since: dict[str, dict],      # origin → state that is known
 ) -> list[QueryPart]:            # none: nothing is new
     "What there is to read in a database."
-    origin = f"{masked(uri)}#" + (f"table={said['table']}" if "table" in said else " ".join(said.get("query", "").split()))
+    asked = f"table={said['table']}" if "table" in said else " ".join(said.get("query", "").split())
+    origin = f"{masked(uri)}#{asked}"
     known = since.get(origin, {})
     part = QueryPart(origin, {}, datetime.now(UTC), None, uri=uri, root=root)
     with part._explained(), closing(connect(uri, root)) as connection:

@@ -106,7 +106,8 @@ def date_formats(
     "The formats that a date or a time could be written in."
     if not (shape := MOMENT.fullmatch(value)): return []
     first, last, gap, seconds, zone = shape.groups()
-    orders = [first.join(("%Y", "%m", "%d"))] if first else [last.join(o) for o in (("%d", "%m", "%Y"), ("%m", "%d", "%Y"))]
+    orders = [first.join(("%Y", "%m", "%d"))] if first else [
+        last.join(o) for o in (("%d", "%m", "%Y"), ("%m", "%d", "%Y"))]
     time = "" if not gap else f"{gap}%H:%M{'%S%.f' if seconds else ''}".replace("%M%S", "%M:%S")
     return [o + time + ("" if not zone else "Z" if zone == "Z" else "%z") for o in orders]
 
@@ -136,7 +137,8 @@ def number(values: pl.Series) -> pl.DataType | None:
     "The type of plainly written numbers; none where they are not."
     text = values.str
     if not text.contains(r"\d").any() or text.contains(LEADING_ZERO).any(): return None
-    if text.contains(r"^[+-]?\d+$").all(): return None if values.cast(pl.Int64, strict=False).has_nulls() else pl.Int64()
+    if text.contains(r"^[+-]?\d+$").all():
+        return None if values.cast(pl.Int64, strict=False).has_nulls() else pl.Int64()
     return None if values.cast(pl.Float64, strict=False).has_nulls() else pl.Float64()
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #ed23634c
@@ -149,7 +151,8 @@ def commas(
     shaped = {c for c, v in columns.items() if len(v) and v.str.contains(COMMA).all() and v.str.contains("[.,]").any()}
     if said: return shaped, set()
     proven = {c for c in shaped if columns[c].str.contains(PROVES_COMMA).any()}
-    point = any(number(v) == pl.Float64 and v.str.contains(PROVES_POINT).any() for c, v in columns.items() if c not in shaped)
+    point = any(number(v) == pl.Float64 and v.str.contains(PROVES_POINT).any()
+                for c, v in columns.items() if c not in shaped)
     dotted = {c for c in shaped - proven if not columns[c].str.contains(",").any()}
     if not proven: return set(), shaped - dotted        # 1.234 is plain, 1,234 could be either
     return (proven, shaped - proven) if point else (shaped, set())
@@ -191,12 +194,15 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
         raise DataError(f"{name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} expected: check the "
                         "separator, or make rows of the columns")
     if len(first) == 1 and (other := [s for s in SEPARATORS if s != mark and s in first[0]]):
-        raise DataError(f"{name} has one column, '{first[0][:60]}', as separator={SEPARATORS.get(mark, mark)} reads it: "
-                        f"it seems to be {SEPARATORS[other[0]]}; leave the separator out, or set another")
+        raise DataError(f"{name} has one column, '{first[0][:60]}', as separator="
+                        f"{SEPARATORS.get(mark, mark)} reads it: it seems to be {SEPARATORS[other[0]]}; "
+                        "leave the separator out, or set another")
     if twice := [n for n, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, or set header=false")
+        raise DataError(f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, "
+                        "or set header=false")
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
-        raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them in its first line")
+        raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
+                        "in its first line")
     if len(rows) == header: raise DataError(f"{name} has a header and no rows: expected at least one row below it")
     return names
 
@@ -204,15 +210,16 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
 def _columns(rows: list[list[str]], names: list[str], nulls: Iterable[str], name: str) -> dict[str, pl.Series]:
     "The values of each column, without the missing ones."
     for number, row in enumerate(rows, 1):
-        if len(row) != len(names) and (row or len(names) > 1): raise DataError(ragged(f"row {number:,} of {name}", len(row), len(names)))
+        if len(row) != len(names) and (row or len(names) > 1):
+            raise DataError(ragged(f"row {number:,} of {name}", len(row), len(names)))
     missing = {"", *nulls}
     return {n: pl.Series(n, [r[i] for r in rows if r and r[i] not in missing], pl.String) for i, n in enumerate(names)}
 
 def ragged(where: str, came: int, wanted: int) -> str:
     "The sentence about a line with too few or too many fields."
     return (f"{where} has {came} field{'s' * (came != 1)}, expected {wanted}: "
-            f"{'a blank line, or ' if came < 2 else ''}a separator or a quote {'is missing' if came < wanted else 'too many'} "
-            "there; mend the line, or set separator=… or quote=…")
+            f"{'a blank line, or ' if came < 2 else ''}a separator or a quote "
+            f"{'is missing' if came < wanted else 'too many'} there; mend the line, or set separator=… or quote=…")
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #dc8cfe03
 def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:

@@ -39,7 +39,9 @@ def store(url: str):
     bucket, _, key = place.partition("/")
     return from_url(f"{scheme}://{bucket}"), key
 
-def remote(path: str) -> bool: return "://" in path
+def remote(path: str) -> bool:
+    "Is it in a bucket?"
+    return "://" in path
 
 # %% ../../nbs/06e_datasets_files.ipynb #efb85884
 def _unzipped(file: BinaryIO) -> BinaryIO:
@@ -142,14 +144,8 @@ class FilePart(Part):
         rows = _scan_text(ending, self.path, d, _native(d, d.schema))
         return rows.map_batches(lambda frame: convert(frame, d.schema, self.origin, d), schema=pl.Schema(d.schema))
 
-    def _unchanged(self) -> None:
-        try: now = stamp(self.path)
-        except FileNotFoundError: now = None
-        if now != self.seen: raise DataError(f"{self.origin} changed while it was being read: write it under another "
-                                             "name and rename it when it is whole, then ingest it again")
-
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        self._unchanged()
+        _unchanged(self.path, self.seen, self.origin)
         ending, packing = endings(self.path)
         if self.dialect is None:
             scan = BINARY[ending](self.path)
@@ -160,9 +156,15 @@ class FilePart(Part):
             if text: wanted = dict.fromkeys(wanted, pl.String())
             with _readable(self.path, packing, self.dialect.encoding) as path:
                 yield from gathered(_read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows)
-        self._unchanged()
+        _unchanged(self.path, self.seen, self.origin)
 
 # %% ../../nbs/06e_datasets_files.ipynb #7b696a7a
+def _unchanged(path: str, seen: tuple, name: str) -> None:
+    try: now = stamp(path)
+    except FileNotFoundError: now = None
+    if now != seen: raise DataError(f"{name} changed while it was being read: write it under another name and rename "
+                                    "it when it is whole, then ingest it again")
+
 def _sample(path: str, packing: str) -> tuple[bytes, bool]:
     "The beginning of a file, and whether it is all."
     if packing == ".zst":
@@ -242,7 +244,8 @@ def _without_tail(frame: pl.DataFrame, blank: int) -> tuple[pl.DataFrame, int]:
 # %% ../../nbs/06e_datasets_files.ipynb #c9899f03
 def count_fields(path: str, d: Dialect, name: str) -> int:   # blank lines at the end
     "Raise `DataError` for the first line with too few or too many fields."
-    mark, quoted, wanted = d.separator, f"{re.escape(d.quote or '')}[^{d.quote}]*{re.escape(d.quote or '')}", len(d.schema)
+    mark, wanted, quote = d.separator, len(d.schema), re.escape(d.quote or "")
+    quoted = f"{quote}[^{quote}]*{quote}"
     number, inside, blank = 0, 0, 0
     for frame in pl.scan_lines(path).collect_batches(chunk_size=200_000, maintain_order=True):
         line = frame["line"].str.strip_chars_end("\r")
@@ -268,9 +271,11 @@ def _text_error(e: Exception, name: str, path: str, d: Dialect, wanted: dict) ->
     "What is wrong with a text file, from what polars says of it."
     said = str(e)
     if "not properly escaped" in said:
-        return DataError(f"{name} has a quote that is not closed: mend the line, or set quote= (empty) if quotes mean nothing")
+        return DataError(f"{name} has a quote that is not closed: mend the line, or set quote= (empty) "
+                         "if quotes mean nothing")
     if found := NOT_PARSED.search(said): return unparsable(name, found[3], found[1], TYPES.get(found[2], found[2]))
-    if "utf-8" in said.lower(): return DataError(f"{name} is not UTF-8 throughout: set encoding=…, for instance latin-1")
+    if "utf-8" in said.lower():
+        return DataError(f"{name} is not UTF-8 throughout: set encoding=…, for instance latin-1")
     if found := re.search(r"cannot parse '(.*)' \(\w+\) as (\w+)", said, re.S):
         column = next((c for c, t in wanted.items() if str(t).startswith(found[2])), "?")
         text = dict.fromkeys(d.schema, pl.String())

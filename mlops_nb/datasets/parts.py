@@ -113,4 +113,6 @@ def gathered(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame
         count += frame.height
     if held: yield pl.concat(held)
 
-def chunk(rows: int) -> int: return max(1, min(rows, 100_000))   # rows to read at a time, for such batches
+def chunk(rows: int) -> int:
+    "Rows to read at a time, for batches of so many."
+    return max(1, min(rows, 100_000))

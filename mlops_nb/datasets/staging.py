@@ -33,7 +33,7 @@ OWN = {"_split": pl.String, "_ingested_at": pl.Datetime("us", "UTC"), "_source":
        "_modified": pl.Datetime("us", "UTC")}  # the columns that a dataset has beside its data
 QUARANTINE = {"row": pl.String, "rules": pl.String, "reason": pl.String, "ingest": pl.String, "source": pl.String,
               "at": pl.Datetime("us", "UTC")}  # columns of a quarantine; `row` is JSON, as the source had it
-BATCH = 500_000  # rows in memory at a time, three times over
+BATCH = 250_000  # rows in memory at a time, three times over
 
 # %% ../../nbs/06j_datasets_staging.ipynb #ad4487a7
 def source_of(part: Part) -> str:

@@ -73,8 +73,8 @@ class TablePart(Part):
     def _file(self, path: str, partition: str) -> pl.LazyFrame:
         schema, values = self._schema(), json.loads(partition)
         inside = {c: t for c, t in schema.items() if c not in values}
-        rows = pl.scan_parquet(f"{self.address}/{path}", schema=inside, missing_columns="insert", extra_columns="ignore",
-                               glob=False, hive_partitioning=False)
+        rows = pl.scan_parquet(f"{self.address}/{path}", schema=inside, missing_columns="insert",
+                               extra_columns="ignore", glob=False, hive_partitioning=False)
         return rows.with_columns(pl.lit(v).cast(schema[c]).alias(c) for c, v in values.items()).select(schema.keys())
 
     def _schema(self) -> pl.Schema: return pl.scan_delta(self.address, version=self.version).collect_schema()
@@ -92,7 +92,8 @@ def table_parts(
     since: dict[str, dict],      # origin → state that is known
 ) -> list[TablePart]:            # none: nothing is new
     "What there is to read of a Delta table."
-    if not is_table(address): raise DataError(f"no Delta table at {address}: check the path, it should have a _delta_log")
+    if not is_table(address):
+        raise DataError(f"no Delta table at {address}: check the path, it should have a _delta_log")
     from deltalake import DeltaTable
     newest = DeltaTable(address).version()
     version, last = said.get("version", newest), since.get(origin, {}).get("version")

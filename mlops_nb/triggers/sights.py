@@ -9,6 +9,7 @@ __all__ = ['UPKEEP', 'ALARMS', 'KINDS', 'TriggerError', 'Sight', 'kind']
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import glob
@@ -18,6 +19,7 @@ from typing import Any
 import polars as pl
 
 from .. import lake
+from ..datasets.databases import connect, frames, said_by
 from ..settings import MlopsError, Settings, TriggerSection
 
 # %% ../../nbs/16a_triggers_sights.ipynb #e1640c2a
@@ -66,25 +68,14 @@ def _database(section: TriggerSection, settings: Settings, now: datetime, log: p
     "The greatest value of a database's watermark."
     source = f"({section.query.rstrip('; ')})" if " " in section.query.strip() else section.query
     try:
-        with _connection(section.database, settings) as connection, connection.cursor() as cursor:
-            cursor.execute(f'SELECT max(t."{section.watermark}") FROM {source} AS t')
-            mark = cursor.fetchone()[0]
-    except TriggerError: raise
+        with closing(connect(section.database, settings.root)) as connection:
+            mark = next(rows for rows in frames(connection, f'SELECT max(t."{section.watermark}") FROM {source} AS t')
+                        if rows.height).item()
     except Exception as e:
         raise TriggerError(f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
-                           f"{str(e).splitlines()[0]}. Check database, query and watermark in settings.ini") from e
+                           f"{said_by(e, section.database)}. Check database, query and watermark in "
+                           "settings.ini") from None
     return None if mark is None else Sight({"watermark": str(mark)}, f"{section.watermark} has come to {mark}")
-
-# %% ../../nbs/16a_triggers_sights.ipynb #dce2582b
-def _connection(address: str, settings: Settings):
-    "An ADBC connection that reads."
-    kind, _, place = address.partition("://")
-    if kind in ("postgresql", "postgres"):
-        from adbc_driver_postgresql import dbapi
-        return dbapi.connect(address)
-    if kind != "sqlite": raise TriggerError(f"database = {kind}://…: expected sqlite:///PATH or postgresql://…")
-    from adbc_driver_sqlite import dbapi
-    return dbapi.connect(f"file:{settings.root / place.removeprefix('/')}?mode=ro")
 
 # %% ../../nbs/16a_triggers_sights.ipynb #783ba03e
 def _cron(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
