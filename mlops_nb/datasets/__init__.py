@@ -145,7 +145,8 @@ def _facts(made: Change, plan: Plan, parts: Sequence[Part], parent: int | None, 
             "contract": plan.contract.model_dump(), "splitting": plan.splitting.model_dump(mode="json"),
             "key": plan.contract.key, "read": read, "accepted": read - rejected, "rejected": rejected,
             "replaced": made.replaced, "late": made.late, "rows": rows,
-            "counts": dict(sorted(made.tally.counts.items())), "sum": str(total), "digest": digest_of(columns, rows, total)}
+            "counts": dict(sorted(made.tally.counts.items())), "sum": str(total),
+            "digest": digest_of(columns, rows, total)}
 
 # %% ../../nbs/06_datasets.ipynb #b75978b5
 @retry(retry=retry_if_exception_type(lake.Conflict), stop=stop_after_attempt(12),

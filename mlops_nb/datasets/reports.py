@@ -104,7 +104,7 @@ class Leakage:
         said = "".join(f"<li>{escape(p)}</li>" for p in self.problems)
         parts = [("rows in several splits, for example", self.examples), ("time of the splits", self.ranges)]
         return (f"<h4>Leakage in {escape(self.ref)}: {'none found' if self.passed else f'<ul>{said}</ul>'}</h4>"
-                + as_table(self.table.drop("problem").with_columns(problem=self.table["problem"].is_not_null()), "problem")
+                + as_table(self.table.with_columns(pl.col("problem").is_not_null()), "problem")
                 + "".join(f"<p>{head}</p>{as_table(frame)}" for head, frame in parts if frame.height))
 
 # %% ../../nbs/06l_datasets_reports.ipynb #6585c2e0
