@@ -1,9 +1,11 @@
 "datasets: any order, any dirt, any moment of death; what a lesson would not show."
+import contextlib
 import itertools
 import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -319,6 +321,79 @@ def test_storage_in_a_bucket(s3, tmp_path):
     assert table.height == version.facts["rows"] == 99 and table.filter(k=5)["v"].item() == 55
     assert version.facts["digest"] == content_digest(table) and quarantine("d", settings=ws).collect().height == 2
     assert datasets.get("d@1", settings=ws).parent.scan().collect().height == 98
+
+
+# --- other sources ----------------------------------------------------------------------------------------------------
+
+def sql(ws, *statements):
+    with contextlib.closing(sqlite3.connect(ws.root / "shop.db")) as db, db:
+        for statement in statements: db.execute(statement)
+
+
+def test_a_database_grows_past_its_watermark(ws):
+    sql(ws, "CREATE TABLE orders (id INTEGER, total REAL, at TEXT)",
+        "INSERT INTO orders VALUES (1, 9.5, '2024-01-01'), (2, 3.0, '2024-01-02')")
+    address = "sqlite:///shop.db#table=orders&watermark=at"
+    first = datasets.ingest("orders", address, key="id", time="at", settings=ws)
+    assert datasets.ingest("orders", address, settings=ws).ref == first.ref
+    sql(ws, "INSERT INTO orders VALUES (3, 1.0, '2024-01-03')", "UPDATE orders SET total = 4.0, at = '2024-01-04' WHERE id = 2")
+    second = datasets.ingest("orders", address, settings=ws)
+    assert (second.facts["read"], second.facts["replaced"]) == (2, 1)
+    assert dict(second.scan().select("id", "total").collect().iter_rows()) == {1: 9.5, 2: 4.0, 3: 1.0}
+
+
+def test_a_database_without_a_watermark_is_what_it_is_now(ws):
+    sql(ws, "CREATE TABLE orders (id INTEGER, total REAL)", "INSERT INTO orders VALUES (1, 9.5), (2, 3.0)")
+    address = "sqlite:///shop.db#query=SELECT id, total FROM orders WHERE total > 2"
+    first = datasets.ingest("orders", address, settings=ws)
+    assert datasets.ingest("orders", address, settings=ws).ref == first.ref
+    sql(ws, "DELETE FROM orders WHERE id = 1", "INSERT INTO orders VALUES (3, 7.0), (4, 1.0)")
+    second = datasets.ingest("orders", address, settings=ws)
+    assert rows_of(second) == [(2, 3.0), (3, 7.0)] and second.facts["replaced"] == 2
+
+
+def test_postgresql_and_its_password(ws, postgres):
+    from mlops_nb.datasets.databases import connect
+    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+        cursor.execute("CREATE TABLE readings (id BIGINT, celsius DOUBLE PRECISION, at TIMESTAMP)")
+        cursor.execute("INSERT INTO readings SELECT i, i / 10.0, TIMESTAMP '2024-01-01' + i * INTERVAL '1 hour'"
+                       " FROM generate_series(1, 5000) i")
+        db.commit()
+    address = f"{postgres}#table=readings&watermark=at"
+    first = datasets.ingest("readings", address, key="id", time="at", settings=ws)
+    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+        cursor.execute("INSERT INTO readings VALUES (5001, 1.5, '2025-01-01'), (1, 99.0, '2025-01-02')")
+        db.commit()
+    second = datasets.ingest("readings", address, settings=ws)
+    assert (first.facts["rows"], second.facts["read"], second.facts["rows"], second.facts["replaced"]) == (5000, 2, 5001, 1)
+    written = b"".join(p.read_bytes() for p in ws.root.rglob("*") if p.is_file())
+    assert b"sesame" not in written and "***" in second.facts["source"]
+
+
+def test_a_delta_table_grows(ws):
+    place = str(ws.root / "warehouse" / "stock")
+    Path(place).parent.mkdir()
+    pl.DataFrame({"item": ["bolt", "nut"], "pieces": [1, 2]}).write_delta(place)
+    first = datasets.ingest("stock", "warehouse/stock", key="item", settings=ws)
+    pl.DataFrame({"item": ["washer"], "pieces": [3]}).write_delta(place, mode="append")
+    second = datasets.ingest("stock", "warehouse/stock", settings=ws)
+    assert (second.facts["read"], second.facts["rows"]) == (1, 3)
+    assert datasets.ingest("stock", "warehouse/stock", settings=ws).ref == second.ref
+    old = datasets.ingest("old", "delta:warehouse/stock#version=0", key="item", settings=ws)
+    assert rows_of(old) == rows_of(first)
+
+
+@pytest.mark.parametrize("name, write", [
+    ("d.parquet", pl.DataFrame.write_parquet), ("d.arrow", pl.DataFrame.write_ipc), ("d.ndjson", pl.DataFrame.write_ndjson),
+    ("d.tsv", lambda f, p: f.write_csv(p, separator="\t")), ("d.csv", lambda f, p: f.write_csv(p, separator=";"))])
+def test_every_kind_of_file_gives_the_same_rows(ws, name, write):
+    rows = pl.DataFrame({"k": ["a", "b"], "n": [1, None], "x": [0.5, -1.5], "ok": [True, False],
+                         "day": [datetime(2024, 1, 31).date(), datetime(2024, 2, 29).date()]})
+    write(rows, ws.root / name)
+    version = datasets.ingest("d", name, key="k", settings=ws)
+    assert version.scan().drop("_split").sort("k").collect().equals(rows)
+    assert {c: d.dtype for c, d in version.contract.columns.items()} == {
+        "k": "string", "n": "integer", "x": "float", "ok": "boolean", "day": "date"}
 
 
 INGEST = """

@@ -196,7 +196,7 @@ def ingest(
     parts = origin.parts({} if again else {place: part["state"] for place, part in known.items()})
     if not parts:
         if last: return last
-        raise DataError(f"{source} has no rows: expected at least one")
+        raise DataError(f"{origin} has no rows: expected at least one")
     contract = contract if contract and (again or not last) else last.contract if last else None
     observe = contract is None
     contract = guessed(parts, key=key, time=time) if observe else agreed(parts, with_roles(contract, key, time))
@@ -204,10 +204,10 @@ def ingest(
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
     plan, chunks = _observed(parts, plan, settings) if observe else (plan, _staged(parts, plan, settings))
     try:
-        _bound(chunks, plan, source)
-        _together(chunks, plan, source)
+        _bound(chunks, plan, str(origin))
+        _together(chunks, plan, str(origin))
         sources = _replaced(parts, known, contract)
-        version, facts, made = _commit(chunks, plan, parts, sources, {"source": source, "asked": asked, "by": by})
+        version, facts, made = _commit(chunks, plan, parts, sources, {"source": str(origin), "asked": asked, "by": by})
     finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
     for table in (plan.table, plan.quarantine): _sweep(table)
     return record(name, version, facts, settings, _merged(name, facts, made, settings))

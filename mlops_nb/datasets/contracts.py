@@ -100,8 +100,8 @@ class Contract(BaseModel):
             for c in columns:
                 if c is not None and c not in self.columns: raise DataError(
                     f"the contract's {what} names column '{c}': there are {', '.join(self.columns)}")
-        if self.fresh_hours is not None and self.time is None:
-            raise DataError("fresh_hours needs `time`: the column that says when a row came about")
+        if self.fresh_hours is not None and not (self.time and self.columns[self.time].dtype in ("date", "datetime")):
+            raise DataError("fresh_hours needs `time`: a column of dates or moments that says when a row came about")
         return self
 
     @property

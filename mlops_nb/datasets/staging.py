@@ -149,7 +149,7 @@ def chunk(
         rejected=[lake.write(plan.quarantine, pl.concat(bad), plan.new_name())] if bad else [],
         rules=Counter(dict(pl.concat(bad)["rules"].value_counts().iter_rows())) if bad else Counter(),
         hashes=np.empty(0, np.uint64) if key is None else places(good, plan.splitting.salt, key).to_numpy(),
-        newest=None if time is None else good[time].cast(pl.Datetime("us")).max())
+        newest=None if plan.contract.fresh_hours is None else good[time].cast(pl.Datetime("us")).max())
 
 # %% ../../nbs/06j_datasets_staging.ipynb #82d75b0e
 def described(rows: pl.DataFrame, plan: Plan) -> Chunk:

@@ -79,7 +79,8 @@ def new_splitting(name: str, parts: Sequence[Part], contract: Contract, shares: 
     shares = shares or SPLITS
     by, column = ("group", group) if group else ("key", contract.key)
     if ends is None: return Splitting(salt=name, by=by, column=column, shares=shares)
-    if contract.time is None: raise DataError("a split by time needs the contract's `time`: the column that says when")
+    if contract.time is None or not contract.dtypes[contract.time].is_temporal():
+        raise DataError("a split by time needs the contract's `time`: a column of dates or moments that says when")
     ends = _ends(parts, contract, shares) if ends == "shares" else dict(ends)
     return Splitting(salt=name, by="time", column=contract.time, shares=shares, ends=ends)
 
