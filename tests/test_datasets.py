@@ -90,7 +90,7 @@ def test_a_type_guessed_too_narrowly_is_widened(ws):
 small = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=5)
 
 
-@slow
+@settings(slow, max_examples=10)
 @given(st.lists(small, min_size=2, max_size=3), st.randoms(use_true_random=False), st.booleans())
 def test_any_order_and_any_number_of_times_give_the_same_table(tmp_path_factory, deliveries, random, timed):
     folder, digests = tmp_path_factory.mktemp("order"), []

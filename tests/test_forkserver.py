@@ -24,8 +24,9 @@ def stop(): sys.exit("it cannot go on")
 def wrong(): 1 / 0
 def hang():
     child = subprocess.Popen(["sleep", "600"])
-    print(os.getpid(), child.pid, flush=True)
-    try: time.sleep(600)
+    try:
+        print(os.getpid(), child.pid, flush=True)
+        time.sleep(600)
     except KeyboardInterrupt: child.kill(); print("interrupted"); sys.exit(130)
 def work():
     print(os.getpid(), flush=True)
