@@ -130,9 +130,9 @@ def profile(
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
     prepare()
-    now = datetime.now(UTC)
+    now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        columns = dict(zip(frame.columns, pool.map(column_profile, frame.iter_columns()), strict=True))
+        columns = dict(zip((column.name for column in order), pool.map(column_profile, order), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
 # %% ../../nbs/05_profiles.ipynb #4b026b3b
