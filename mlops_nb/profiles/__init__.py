@@ -113,6 +113,13 @@ class Profile:
         Path(path).write_bytes(self.to_bytes())
         return Path(path)
 
+# %% ../../nbs/05_profiles.ipynb #d5f684fa
+def _column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
+    "Profiles of columns, made side by side."
+    threads = pl.thread_pool_size()
+    if threads == 1: return [column_profile(column) for column in columns]
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(column_profile, columns))
+
 # %% ../../nbs/05_profiles.ipynb #b955a3c4
 BATCH = 1_000_000  # rows of a lazy frame in memory at a time
 
@@ -131,8 +138,7 @@ def profile(
         return reduce(Profile.merge, parts, profile(empty, at=at))
     prepare()
     now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
-    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        columns = dict(zip((column.name for column in order), pool.map(column_profile, order), strict=True))
+    columns = dict(zip((column.name for column in order), _column_profiles(order), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
 # %% ../../nbs/05_profiles.ipynb #4b026b3b
