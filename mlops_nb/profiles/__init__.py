@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,11 +114,13 @@ class Profile:
         return Path(path)
 
 # %% ../../nbs/05_profiles.ipynb #d5f684fa
+@cache
+def _threads() -> ThreadPoolExecutor: return ThreadPoolExecutor(pl.thread_pool_size())
+
 def _column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
     "Profiles of columns, made side by side."
-    threads = pl.thread_pool_size()
-    if threads == 1: return [column_profile(column) for column in columns]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(column_profile, columns))
+    alone = len(columns) < 2 or pl.thread_pool_size() == 1
+    return list((map if alone else _threads().map)(column_profile, columns))
 
 # %% ../../nbs/05_profiles.ipynb #b955a3c4
 BATCH = 1_000_000  # rows of a lazy frame in memory at a time
