@@ -46,7 +46,12 @@ def why():
 NULL = st.none()
 COLUMNS = {
     "small": (pl.Int8, st.integers(-128, 127)),
+    "short": (pl.Int16, st.integers(-(2**15), 2**15 - 1)),
+    "middle": (pl.Int32, st.integers(-(2**31), 2**31 - 1)),
+    "byte": (pl.UInt8, st.integers(0, 255)),
+    "word": (pl.UInt16, st.integers(0, 2**16 - 1)),
     "unsigned": (pl.UInt32, st.integers(0, 2**32 - 1)),
+    "long": (pl.UInt64, st.integers(0, 2**53)),
     "wide": (pl.Int64, st.integers(-(2**53), 2**53)),
     "float": (pl.Float64, st.floats(-1e9, 1e9) | NULL | st.just(float("nan"))),
     "single": (pl.Float32, st.floats(-1000, 1000, width=32)),
@@ -54,7 +59,13 @@ COLUMNS = {
     "flag": (pl.Boolean, st.booleans()),
     "text": (pl.String, st.text(max_size=200) | NULL),
     "choice": (pl.String, st.sampled_from(["DSL", "Fiber optic", "No"])),
+    "category": (pl.Categorical, st.sampled_from(["DSL", "No"]) | NULL),
+    "enum": (pl.Enum(["DSL", "No"]), st.sampled_from(["DSL", "No"]) | NULL),
+    "money": (pl.Decimal(12, 2), st.decimals(-(10**6), 10**6, places=2) | NULL),
+    "day": (pl.Date, st.dates(date(1700, 1, 1), date(2200, 1, 1)) | NULL),
+    "moment": (pl.Datetime("us"), st.datetimes(datetime(1700, 1, 1), datetime(2200, 1, 1)) | NULL),
 }
+KINDS = {"integral", "fractional", "boolean", "string", "object", "tensor", "null"}
 
 
 def frames() -> st.SearchStrategy[pl.DataFrame]:
@@ -90,11 +101,16 @@ def same(ours: dict, theirs: dict) -> None:
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking is slow
 @given(frame=frames())
 def test_agrees_with_why_log(why, frame):
-    theirs = why.log(frame.to_pandas()).view()
+    text = frame.with_columns(pl.col("category", "enum").cast(pl.String))  # why.log breaks on categoricals of pandas 3
+    theirs = why.log(text.to_pandas()).view()
     ours = Profile.from_bytes(profile(frame).to_bytes()).view
     for column in frame.columns:
         if frame[column].null_count() == frame.height: continue  # pandas forgets the type of a column of nulls
-        same(facts(ours, column), facts(theirs, column))
+        mine, other = facts(ours, column), facts(theirs, column)
+        if frame[column].dtype.is_temporal():  # of these why.log counts the types only
+            mine, other = ({k: v for k, v in found.items() if k in KINDS} for found in (mine, other))
+        if column == "money": other.pop("items")  # frequent values of decimals, which are floats here
+        same(mine, other)
 
 
 def test_agrees_with_why_log_at_size(why):
@@ -109,7 +125,9 @@ def test_agrees_with_why_log_at_size(why):
         a, b = (v.get_column(column).get_metric("distribution") for v in (ours, theirs))
         assert (a.n, a.max, a.min) == (b.n, b.max, b.min)
         assert (a.avg, a.stddev) == pytest.approx((b.avg, b.stddev))
-        for q in (0.05, 0.5, 0.95): assert abs((frame[column] <= a.get_quantile(q)).mean() - q) < 0.07
+        for q in (0.05, 0.5, 0.95):
+            value = a.get_quantile(q)
+            assert (frame[column] < value).mean() - 0.0027 <= q <= (frame[column] <= value).mean() + 0.0027
 
 
 def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
@@ -144,6 +162,43 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
         for value, count in frame[column].cast(pl.String).value_counts(sort=True)[:900:30].iter_rows():
             assert sketch.get_lower_bound(value) <= count <= sketch.get_upper_bound(value)
     assert ours.get_column("id").get_metric("cardinality").estimate == pytest.approx(n - 900, rel=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 60_000), words=st.integers(1, 60_000), seed=st.integers(0, 2**32))
+def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would(rows, words, seed):
+    from whylogs_sketching import hll_sketch
+
+    from mlops_nb.profiles.bulk import records
+    picked = np.random.default_rng(seed).integers(0, words, rows)
+    values = pl.Series(["" if i % 97 == 0 else "é" * (i % 7) + str(i) * (1 + i % 9) for i in picked.tolist()])
+    every, some = hll_sketch(12), hll_sketch(12)
+    every.update_str_list(values.to_list())
+    some.update_str_list(values.filter(pl.Series(records(values)[0])).to_list())
+    assert some.serialize_compact() == every.serialize_compact()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 1023, 1024, 1025, 2049, 100_000, 250_000, 262_145])
+@pytest.mark.parametrize("of", [lambda rng, n: rng.normal(size=n), lambda rng, n: rng.integers(0, 9, n),
+                                lambda rng, n: rng.integers(0, 2**60, n), lambda rng, n: np.sort(rng.normal(size=n))])
+def test_ranks_are_within_the_sketches_error(rows, of):
+    data = of(np.random.default_rng(rows), rows)
+    sketch = profile(pl.DataFrame({"x": data})).view.get_column("x").get_metric("distribution").kll.value
+    data, allowed = np.sort(data), 0.0027 if rows > 1024 else 1e-9
+    assert (sketch.get_n(), sketch.get_min_value(), sketch.get_max_value()) == (rows, data[0], data[-1])
+    for value in data[:: max(rows // 50, 1)]:
+        assert abs(sketch.get_rank(float(value), True) - (data <= value).mean()) <= allowed
+
+
+def test_a_hundred_parts_are_the_whole():
+    rng = np.random.default_rng(5)
+    data = np.cumsum(rng.normal(size=300_000))  # the parts differ
+    merged = profile(pl.DataFrame({"x": data[:3000]}))
+    for i in range(3000, len(data), 3000): merged = merged.merge(profile(pl.DataFrame({"x": data[i:i + 3000]})))
+    spread = Profile.from_bytes(merged.to_bytes()).view.get_column("x").get_metric("distribution")
+    assert (spread.n, spread.min, spread.max) == (len(data), data.min(), data.max())
+    assert (spread.avg, spread.stddev) == (pytest.approx(data.mean()), pytest.approx(data.std(ddof=1)))
+    for q in (0.01, 0.25, 0.5, 0.75, 0.99): assert abs((data <= spread.get_quantile(q)).mean() - q) < 0.0054
 
 
 # -- constraints --------------------------------------------------------------------------------------------------
@@ -320,13 +375,24 @@ def test_sketching_invents_no_drift_in_large_samples():
     assert drift(shifted, b).drifted == ["x"]
 
 
-def test_the_distance_is_the_exact_one_where_the_sketch_is_exact():
+@pytest.mark.parametrize("decimals", [9, 1], ids=["all different", "many ties"])
+def test_the_distance_is_the_exact_one_where_the_sketch_is_exact(decimals):
     from scipy.stats import ks_2samp
     rng = np.random.default_rng(3)
-    x, y = rng.normal(size=200), rng.normal(0.4, 1, 300)
+    x, y = rng.normal(size=200).round(decimals), rng.normal(0.4, 1, 300).round(decimals)
     row = drift(profile(pl.DataFrame({"x": x})), profile(pl.DataFrame({"x": y}))).table.row(0, named=True)
     exact = ks_2samp(x, y, method="asymp")
     assert row["distance"] == pytest.approx(exact.statistic) and row["p_value"] == pytest.approx(exact.pvalue)
+
+
+@pytest.mark.parametrize("size", [1000, 5000, 100_000])
+def test_large_samples_have_the_p_values_of_the_exact_distribution(size):
+    from scipy.stats import kstwo
+
+    from mlops_nb.profiles.comparison import _kolmogorov
+    for x, error in ((0.5, 0.001), (1, 0.001), (1.9, 0.003), (2.7, 0.02)):
+        exact = kstwo.sf(x / size**0.5, size)
+        assert _kolmogorov(x / size**0.5, size) == pytest.approx(exact, rel=error)
 
 
 def test_an_unseen_category_is_drift_and_a_stray_one_is_not():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,15 @@ class Profile:
         Path(path).write_bytes(self.to_bytes())
         return Path(path)
 
+# %% ../../nbs/05_profiles.ipynb #d5f684fa
+@cache
+def _threads() -> ThreadPoolExecutor: return ThreadPoolExecutor(pl.thread_pool_size())
+
+def _column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
+    "Profiles of columns, made side by side."
+    alone = len(columns) < 2 or pl.thread_pool_size() == 1
+    return list((map if alone else _threads().map)(column_profile, columns))
+
 # %% ../../nbs/05_profiles.ipynb #b955a3c4
 BATCH = 1_000_000  # rows of a lazy frame in memory at a time
 
@@ -130,9 +139,8 @@ def profile(
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
     prepare()
-    now = datetime.now(UTC)
-    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        columns = dict(zip(frame.columns, pool.map(column_profile, frame.iter_columns()), strict=True))
+    now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
+    columns = dict(zip((column.name for column in order), _column_profiles(order), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
 # %% ../../nbs/05_profiles.ipynb #4b026b3b

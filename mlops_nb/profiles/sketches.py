@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from .bulk import ROOM, heavy, integers, quantiles, quantiles_of, strings
+from .bulk import commonest, heavy, integers, quantiles, strings
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
@@ -69,18 +69,25 @@ def _counts(kind: str, values: pl.Series, kept: pl.Series) -> list:
     return [counts, types]
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #f8af0525
+def _moments(values: np.ndarray, counts: np.ndarray | None) -> tuple[float, float]:
+    "Mean, and the sum of squared deviations from it."
+    if counts is None:
+        series = pl.Series(values)
+        return float(series.mean()), float(series.var(ddof=0)) * len(values)
+    mean = np.average(values, weights=counts)
+    return float(mean), float(np.dot((values - mean) ** 2, counts))
+
+# %% ../../nbs/05a_profiles_sketches.ipynb #edc9aaa6
 def _spread(values: np.ndarray, counts: np.ndarray | None = None) -> "DistributionMetric":
-    "Quantiles and moments of numbers; `counts`: how often each (then ascending) number is there."
+    "Quantiles and moments of ascending numbers; `counts`: how often each is there."
     from whylogs.core.metrics.metrics import DistributionMetric
     spread = DistributionMetric.zero()
     if not len(values): return spread
-    values = np.ascontiguousarray(values, np.float64)
-    sketch = spread.kll.value
-    spread.kll.set(quantiles(sketch, values) if counts is None else quantiles_of(sketch, values, counts))
+    spread.kll.set(quantiles(spread.kll.value, values, counts))
     with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
-        mean = np.average(values, weights=counts)
-        spread.mean.set(float(mean))
-        spread.m2.set(float(np.dot((values - mean) ** 2, np.ones(len(values)) if counts is None else counts)))
+        mean, m2 = _moments(values, counts)
+    spread.mean.set(mean)
+    spread.m2.set(m2)
     return spread
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #0ba52a16
@@ -89,24 +96,32 @@ def _floats(kept: pl.Series) -> list:
     from whylogs.core.metrics.metrics import CardinalityMetric
     different, array = CardinalityMetric.zero(), np.ascontiguousarray(kept.to_numpy())
     different.hll.value.update_np(array)
-    return [_spread(array), different]
+    return [_spread(np.sort(array)), different]
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #b16ee3d9
 def _integers(kept: pl.Series) -> list:
-    "Metrics of integers and booleans; the extrema of integers as integers."
+    "Metrics of integers; their extrema as integers."
     from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
     ints, different, common = IntsMetric.zero(), CardinalityMetric.zero(), FrequentItemsMetric.zero()
     if not len(kept): return [_spread(np.empty(0)), ints, different, common]
-    values, counts = integers(kept.cast(pl.Int64).to_numpy())
-    different.hll.value.update_np(np.ascontiguousarray(values))
-    top = pl.DataFrame({"value": values, "n": counts}).top_k(ROOM + 1, by="n")
-    named = top.with_columns(pl.col("value").cast(pl.String))
-    if kept.dtype == pl.Boolean: named = named.with_columns(pl.col("value").replace({"0": "False", "1": "True"}))
-    else:
-        ints.max.set(int(values[-1]))
-        ints.min.set(int(values[0]))
-    common.frequent_strings.set(heavy(common.frequent_strings.value, named, len(kept)))
+    values, counts = integers(kept.to_numpy())
+    different.hll.value.update_np(values)
+    ints.max.set(int(values[-1]))
+    ints.min.set(int(values[0]))
+    top = pl.DataFrame(dict(zip(("value", "n"), commonest(values, counts), strict=True)))
+    common.frequent_strings.set(heavy(common.frequent_strings.value, top.cast({"value": pl.String}), len(kept)))
     return [_spread(values, counts), ints, different, common]
+
+# %% ../../nbs/05a_profiles_sketches.ipynb #17333b8f
+def _booleans(kept: pl.Series) -> list:
+    "Metrics of booleans, which are the integers 0 and 1 but for their names."
+    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
+    different, common, true = CardinalityMetric.zero(), FrequentItemsMetric.zero(), int(kept.sum())
+    there = {value: n for value, n in ((False, len(kept) - true), (True, true)) if n}
+    values, counts = np.array([*there], np.int64), np.array([*there.values()], np.int64)
+    if there: different.hll.value.update_np(values)
+    for value, n in there.items(): common.frequent_strings.value.update(str(value), n)
+    return [_spread(values, counts), IntsMetric.zero(), different, common]
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #8442d084
 def _strings(kept: pl.Series) -> list:
@@ -128,7 +143,7 @@ def column_profile(values: pl.Series) -> "ColumnProfileView":
     kind, plain = _plain(values)
     kept = plain.drop_nulls()
     if kind == "fractional": kept = kept.drop_nans()
-    fill = _floats if kept.dtype == pl.Float64 else _integers if kept.dtype in (pl.Int64, pl.Boolean) else _strings
+    fill = {pl.Float64: _floats, pl.Int64: _integers, pl.Boolean: _booleans}.get(kept.dtype, _strings)
     return ColumnProfileView({m.namespace: m for m in _counts(kind, plain, kept) + fill(kept)})
 
 # %% ../../nbs/05a_profiles_sketches.ipynb #8ddfcf67
