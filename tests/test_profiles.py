@@ -1,5 +1,4 @@
 "Profiles: agreement with stock whylogs, what drift says of samples small, odd and broken, and how often it errs."
-import os
 import subprocess
 import sys
 from datetime import date, datetime, time, timedelta
@@ -456,11 +455,3 @@ def test_holm(p):
 def test_html_escapes_names():
     frame = pl.DataFrame({"<script>x": [1, 2, 3]})
     assert "<script>" not in drift(profile(frame), profile(frame))._repr_html_()
-
-
-def test_a_fork_makes_profiles_too():
-    "Threads that the parent keeps are not in its forks."
-    frame = pl.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
-    before = profile(frame).summary()
-    if (pid := os.fork()) == 0: os._exit(0 if profile(frame).summary().equals(before) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

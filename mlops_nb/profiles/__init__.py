@@ -7,7 +7,6 @@ __all__ = ['SUMMARY', 'BATCH', 'ProfileError', 'Profile', 'profile', 'profile_fi
            'holm', 'picture', 'CHECKS', 'Checks', 'ConstraintError', 'check', 'distinct', 'frequent', 'type_of', 'used']
 
 # %% ../../nbs/05_profiles.ipynb #547b680b
-import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,10 +115,7 @@ class Profile:
 
 # %% ../../nbs/05_profiles.ipynb #d5f684fa
 @cache
-def _threads() -> ThreadPoolExecutor:
-    "Threads that are kept: short ones leave memory behind. A fork has none, and starts its own."
-    os.register_at_fork(after_in_child=_threads.cache_clear)
-    return ThreadPoolExecutor(pl.thread_pool_size())
+def _threads() -> ThreadPoolExecutor: return ThreadPoolExecutor(pl.thread_pool_size())
 
 def _column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
     "Profiles of columns, made side by side."
