@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -394,6 +395,69 @@ def test_every_kind_of_file_gives_the_same_rows(ws, name, write):
     assert version.scan().drop("_split").sort("k").collect().equals(rows)
     assert {c: d.dtype for c, d in version.contract.columns.items()} == {
         "k": "string", "n": "integer", "x": "float", "ok": "boolean", "day": "date"}
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+BAD = {
+    "empty": (b"", "is empty: expected a header"),
+    "header only": (b"k,v\n", "has a header and no rows"),
+    "binary": (b"\x00\x01\xff\xfe" * 100, "NUL bytes"),
+    "wrong delimiter": (b"k|v;w\n" + b"1|2;3\n" * 5, "could be separated by semicolon or pipe"),
+    "duplicate columns": (b"k,v,v\n1,2,3\n", r"columns of the same name \(v\)"),
+    "10,000 columns": (",".join(["k", *(f"c{i}" for i in range(9999))]).encode() + b"\n" + b"1," * 9999 + b"1\n", "10,?000"),
+    "longer lines": (b"k,v\n" + b"1,2\n" * 5 + b"1,2,3\n", "row 6 of bad.csv has 3 fields, expected 2"),
+    "shorter lines": (b"k,v\n" + b"1,2\n" * 5 + b"1\n", "row 6 of bad.csv has 1 field, expected 2"),
+    "an open quote": (b'k,v\n1,"2\n' + b"3,4\n" * 5, "quote"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_files_are_refused_and_nothing_is_committed(ws, what):
+    content, says = BAD[what]
+    (ws.root / "bad.csv").write_bytes(content)
+    with pytest.raises(DataError, match=says): datasets.ingest("d", "bad.csv", key="k", settings=ws)
+    for table in ("d", "d__quarantine"): assert not lake.exists(ws.table(table)) and not files_in(ws.table(table))
+    assert events.history(ws.events, kind="ingested").collect().is_empty()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(ws):
+    put(ws, "d.csv", k=[1])
+    (ws.root / "d.csv").chmod(0)
+    with pytest.raises(DataError, match="cannot be opened: Permission denied"): datasets.ingest("d", "d.csv", key="k", settings=ws)
+
+
+def test_a_value_of_another_type_far_into_a_database(ws):
+    sql(ws, "CREATE TABLE t (id INTEGER, v)", "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) "
+        "INSERT INTO t SELECT i, CASE WHEN i < 4990 THEN i ELSE 'x' END FROM n")
+    with pytest.raises(DataError, match="column 'v'"): datasets.ingest("d", "sqlite:///shop.db#table=t", key="id", settings=ws)
+    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+
+
+def test_a_dropped_connection_commits_nothing(ws, postgres):
+    from mlops_nb.datasets.databases import connect
+    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+        cursor.execute("CREATE TABLE big AS SELECT i AS id, repeat('x', 200) AS v FROM generate_series(1, 1000000) i")
+        db.commit()
+
+    def cut():
+        with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+            while not ended.wait(0.05):
+                cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY (%big%' "
+                               "AND pid <> pg_backend_pid()")
+                cursor.fetchall()
+    ended = threading.Event()
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    try:
+        with pytest.raises(DataError, match="cannot be read|cannot be looked at") as caught:
+            datasets.ingest("d", f"{postgres}#table=big", key="id", settings=ws)
+    finally:
+        ended.set()
+        cutter.join()
+    assert "sesame" not in str(caught.value)
+    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 INGEST = """

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PASSWORD', 'SECRET', 'masked', 'expanded', 'said_by', 'connect', 'frames', 'tables', 'relation', 'newest', 'literal',
-           'Tally', 'QueryPart', 'database_parts']
+           'Digest', 'QueryPart', 'database_parts']
 
 # %% ../../nbs/06f_datasets_databases.ipynb #ccd5d500
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import polars as pl
-import polars.selectors as cs
 
 from .dialects import DataError, Unparsable
 from .parts import Part, convert, gathered
+from .splits import added, digest_of, row_hashes
 
 # %% ../../nbs/06f_datasets_databases.ipynb #b266abf8
 PASSWORD = re.compile(r"(?P<user>://[^:/@?#]*:)(?P<password>.+)(?=@)")
@@ -145,22 +144,16 @@ def literal(value: Any) -> str:
     return "'" + (value.isoformat() if hasattr(value, "isoformat") else str(value)).replace("'", "''") + "'"
 
 # %% ../../nbs/06f_datasets_databases.ipynb #2cc1535f
-class Tally:
+class Digest:
     "A digest of rows as a set, batch by batch: their order does not matter."
-    def __init__(self): self.count = self.total = 0
+    def __init__(self): self.rows = self.total = 0
 
-    def add(self, frame: pl.DataFrame) -> "Tally":
+    def add(self, frame: pl.DataFrame) -> "Digest":
         "Take in a batch."
-        import polars_hash as plh
-        text = pl.struct(cs.binary().bin.encode("hex"), ~cs.binary()).struct.json_encode()
-        hashes = frame.select(plh.concat_str(text).nchash.xxh3_64()).to_series()
-        self.count, self.total = self.count + frame.height, (self.total + sum(hashes.to_list())) % 2**64
+        self.rows, self.total = self.rows + frame.height, self.total + added(row_hashes(frame))
         return self
 
-    @property
-    def digest(self) -> str:
-        "16 hexadecimal digits."
-        return hashlib.sha256(f"{self.count} {self.total}".encode()).hexdigest()[:16]
+    def __str__(self) -> str: return digest_of([], self.rows, self.total)
 
 # %% ../../nbs/06f_datasets_databases.ipynb #4c0146c7
 @dataclass(frozen=True)
@@ -189,11 +182,11 @@ class QueryPart(Part):
         else: yield from self._same(found, dtypes)
 
     def _same(self, found: Iterator[pl.DataFrame], dtypes: dict) -> Iterator[pl.DataFrame]:
-        seen = Tally()
+        seen = Digest()
         for frame in found:
             seen.add(frame)
             yield convert(frame, dtypes, self.origin)
-        if seen.digest != self.state["digest"]:
+        if str(seen) != self.state["digest"]:
             raise DataError(f"{self.origin} changed while it was being read: ingest it again, or set watermark=COLUMN")
 
     def _error(self, e: Exception) -> DataError:
@@ -221,8 +214,9 @@ def database_parts(
         source = relation(connection, uri, said)
         sql, mark = f"SELECT * FROM {source} AS t", said.get("watermark")
         if not mark:
-            state = {"digest": _digest(frames(connection, sql))}
-            return [] if known == state else [replace(part, sql=sql, state=state)]
+            part = replace(part, sql=sql)
+            with part._explained(): state = {"digest": _digest(frames(connection, sql))}
+            return [] if known == state else [replace(part, state=state)]
         if (top := newest(connection, source, mark, origin)) is None: return []
     state = {"watermark": literal(top).strip("'") if not isinstance(top, str) else top, "type": type(top).__name__}
     if known == state: return []
@@ -231,6 +225,6 @@ def database_parts(
     return [replace(part, sql=f'{sql} WHERE {after}t."{mark}" <= {literal(top)}', state=state, complete=not known)]
 
 def _digest(found: Iterator[pl.DataFrame]) -> str:
-    seen = Tally()
+    seen = Digest()
     for frame in found: seen.add(frame)
-    return seen.digest
+    return str(seen)

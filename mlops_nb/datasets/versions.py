@@ -39,6 +39,10 @@ class DatasetVersion:
     @property
     def ref(self) -> str: return f"{self.name}@{self.version}"
     @property
+    def digest(self) -> str: return self.facts["digest"]  # of its rows as a set
+    @property
+    def schema(self) -> pl.Schema: return pl.Schema(self.contract.dtypes)
+    @property
     def contract(self) -> Contract: return Contract(**self.facts["contract"])
     @property
     def splitting(self) -> Splitting: return Splitting(**self.facts["splitting"])
