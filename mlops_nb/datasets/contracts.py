@@ -169,8 +169,8 @@ def tightened(contract: Contract, seen: Mapping[str, Seen]) -> Contract:
     "A contract that says also what the rows seen have in common."
     def column(name: str, c: Column) -> Column:
         found = seen[name]
-        listed = found.texts and found.there >= REPEATED * len(found.texts) and name not in (contract.key, contract.time)
-        texts = sorted(found.texts) if listed else None
+        role, often = name in (contract.key, contract.time), found.there >= REPEATED * len(found.texts or ())
+        texts = sorted(found.texts) if found.texts and often and not role else None
         low = 0.0 if c.dtype in ("integer", "float") and (found.least or 0) >= 0 else None
         return Column(dtype=c.dtype, nullable=found.missing > 0, min=low, categories=texts)
     return contract.model_copy(update={"columns": {name: column(name, c) for name, c in contract.columns.items()}})
