@@ -29,14 +29,6 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("round_", range(20 if metafunc.config.getoption("--full-chaos") else 3))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    "On several processes (`-n`), those that share the Ray cluster stay together, and those of a module."
-    for item in items:
-        group = "cluster" if "ray_cluster" in item.fixturenames else item.module.__name__
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -8,10 +8,9 @@ __all__ = ['SUMMARY', 'BATCH', 'ProfileError', 'Profile', 'profile', 'profile_fi
 
 # %% ../../nbs/05_profiles.ipynb #547b680b
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, reduce
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ import polars as pl
 from .. import cluster
 from .comparison import DRIFT, Drift, drift, holm, picture
 from .constraints import CHECKS, Checks, ConstraintError, check
-from .sketches import column_profile, distinct, frequent, prepare, type_of, used, without_telemetry
+from .sketches import column_profiles, distinct, frequent, type_of, used, without_telemetry
 from ..settings import MlopsError, Settings
 
 if TYPE_CHECKING:
@@ -113,15 +112,6 @@ class Profile:
         Path(path).write_bytes(self.to_bytes())
         return Path(path)
 
-# %% ../../nbs/05_profiles.ipynb #d5f684fa
-@cache
-def _threads() -> ThreadPoolExecutor: return ThreadPoolExecutor(pl.thread_pool_size())
-
-def _column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
-    "Profiles of columns, made side by side."
-    alone = len(columns) < 2 or pl.thread_pool_size() == 1
-    return list((map if alone else _threads().map)(column_profile, columns))
-
 # %% ../../nbs/05_profiles.ipynb #b955a3c4
 BATCH = 1_000_000  # rows of a lazy frame in memory at a time
 
@@ -138,9 +128,8 @@ def profile(
         empty = pl.DataFrame(schema=frame.collect_schema())
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
-    prepare()
     now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
-    columns = dict(zip((column.name for column in order), _column_profiles(order), strict=True))
+    columns = dict(zip((column.name for column in order), column_profiles(order), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
 # %% ../../nbs/05_profiles.ipynb #4b026b3b
