@@ -1,6 +1,8 @@
 "settings, lake, events, datasets: what a lesson would not show."
+import contextlib
 import multiprocessing
 import threading
+import time
 from datetime import UTC, datetime
 
 import polars as pl
@@ -61,17 +63,27 @@ def test_nothing_is_cast_into_a_table(tmp_path, value):
     assert lake.scan(table).collect()["a"].to_list() == [1]
 
 
-def _append(table: str, n: int) -> None:
+def _append(table: str, n: int, start: float) -> None:
+    while time.time() < start: pass
     lake.append(table, pl.DataFrame({"n": [n]}), key=("race", 1))
 
 
-def test_of_many_writers_with_one_key_one_commits(tmp_path):
-    table, spawn = str(tmp_path / "t"), multiprocessing.get_context("spawn")
-    writers = [spawn.Process(target=_append, args=(table, n)) for n in range(4)]
-    for w in writers: w.start()
-    for w in writers: w.join()
-    assert [w.exitcode for w in writers] == [0] * 4
-    assert lake.scan(table).collect().height == 1
+def _commit(table: str, n: int, start: float) -> None:
+    file = lake.write(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
+    while time.time() < start: pass
+    with contextlib.suppress(lake.Conflict):
+        lake.commit(table, [file], schema=pl.Schema({"n": pl.Int64}), at=None, keys={"race": 1})
+
+
+@pytest.mark.parametrize("write", [_append, _commit])
+def test_of_many_writers_with_one_key_one_commits(tmp_path, write):
+    "Also when all of them find that there is no table yet, at the same moment."
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.starmap(write, [(str(tmp_path / f"warm{n}"), n, 0) for n in range(8)], chunksize=1)
+        for attempt in range(8):
+            table, start = str(tmp_path / str(attempt)), time.time() + 0.2
+            pool.starmap(write, [(table, n, start) for n in range(4)], chunksize=1)
+            assert lake.scan(table).collect().height == 1
 
 
 def test_of_many_deciders_one_decides(tmp_path):

@@ -55,7 +55,7 @@ def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk
     from tqdm.auto import tqdm
     chunks = []
     try:
-        shown = {"desc": f"ingest {plan.splitting.salt}", "unit": " rows", "unit_scale": True}
+        shown = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
         with Keys() as keys, tqdm(**shown, leave=False, delay=3, disable=None) as bar:
             for one in stage_all(parts, plan, settings):
                 keys.add(one.hashes)
@@ -68,11 +68,12 @@ def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk
 
 # %% ../../nbs/06_datasets.ipynb #d8779186
 def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
-    "Remove what was staged and is part of no table."
-    staged = {plan.table: [c.file for c in chunks if c.file], plan.quarantine: [f for c in chunks for f in c.rejected]}
-    for table, files in staged.items():
-        kept = {f.path for f in lake.files(table)} if lake.exists(table) else set()
-        lake.discard(table, [f for f in files if f.path not in kept])
+    "Remove what was staged and is part of no version of a table."
+    made = [version for version, facts in committed(plan.table) if facts["ingest"] == plan.ingest]
+    kept = {f.path for version in made for f in lake.files(plan.table, version=version)}
+    if lake.exists(plan.quarantine): kept |= {f.path for f in lake.files(plan.quarantine)}
+    lake.discard(plan.table, [c.file for c in chunks if c.file and c.file.path not in kept])
+    lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept])
 
 # %% ../../nbs/06_datasets.ipynb #12b3d942
 def _wider(contract: Contract, error: Unparsable) -> Contract:
@@ -151,12 +152,15 @@ def _facts(made: Change, plan: Plan, parts: Sequence[Part], parent: int | None, 
 # %% ../../nbs/06_datasets.ipynb #b75978b5
 @retry(retry=retry_if_exception_type(lake.Conflict), stop=stop_after_attempt(12),
        wait=wait_random_exponential(0.05, max=2), reraise=True)
-def _commit(chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], sources: set[str],
-            given: dict) -> tuple[int, dict, Change]:
+def _commit(chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], given: dict,
+            settings: Settings) -> tuple[int, dict, Change]:
     "Make the staged rows part of the table; again, if somebody else was first."
-    last, at = committed(plan.table), lake.version(plan.table)
-    if last and last[1]["ingest"] == plan.ingest: return *last, Change([], [], Tally(), [])
+    made, at = committed(plan.table), lake.version(plan.table)
+    for version, facts in made:
+        if facts["ingest"] == plan.ingest: return version, facts, Change([], [], Tally(), [])
+    last = made[0] if made else None
     facts = last[1] if last else {"counts": {}, "sum": "0"}
+    sources = _replaced(parts, taken(plan.name, settings), plan.contract)
     before = Tally(Counter(facts["counts"]), int(facts["sum"]))
     same = last is None or Contract(**facts["contract"]).dtypes == plan.contract.dtypes
     made = change(lake.files(plan.table) if last else [], before, chunks, plan, sources=sources, same_schema=same)
@@ -206,8 +210,8 @@ def ingest(
     try:
         _bound(chunks, plan, str(origin))
         _together(chunks, plan, str(origin))
-        sources = _replaced(parts, known, contract)
-        version, facts, made = _commit(chunks, plan, parts, sources, {"source": str(origin), "asked": asked, "by": by})
+        given = {"source": str(origin), "options": dict(options or {}), "asked": asked, "by": by}
+        version, facts, made = _commit(chunks, plan, parts, given, settings)
     finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
     for table in (plan.table, plan.quarantine): _sweep(table)
     return record(name, version, facts, settings, _merged(name, facts, made, settings))
@@ -219,8 +223,8 @@ def _plan(name: str, parts: Sequence[Part], contract: Contract, splitting: Split
     origins = {source_of(p): p.origin for p in parts}
     facts = [name, last and last.version, [*origins], contract.digest, splitting.model_dump(mode="json")]
     tables = settings.table(name), settings.table(f"{name}__quarantine")
-    return Plan(sha256(json.dumps(facts).encode()).hexdigest()[:16], *tables, contract, splitting, datetime.now(UTC),
-                origins, observe)
+    return Plan(name, sha256(json.dumps(facts).encode()).hexdigest()[:16], *tables, contract, splitting,
+                datetime.now(UTC), origins, observe)
 
 # %% ../../nbs/06_datasets.ipynb #81dfb6cf
 STRAY_HOURS = 24  # age from which files of ingests that never came about are removed, h

@@ -13,6 +13,7 @@ import polars as pl
 import polars_hash as plh
 
 from .. import lake
+from .parts import convert
 from .staging import Chunk, Plan, Tally, described
 from ..lake import DataFile
 
@@ -85,9 +86,9 @@ class Change:
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #19a6cc79
 def _fit(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
-    "Stored rows in the columns and types of today's contract."
-    there = lambda c: pl.col(c) if c in rows.columns else pl.lit(None)
-    return rows.select(there(c).cast(t).alias(c) for c, t in plan.schema.items())
+    "Stored rows in the columns and types of today's contract, or an error: no value is changed by it."
+    rows = rows.with_columns(pl.lit(None, t).alias(c) for c, t in plan.schema.items() if c not in rows.columns)
+    return convert(rows.select(plan.schema.names()), plan.contract.dtypes, f"the table of {plan.name}")
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #ed9c584b
 def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -110,7 +110,8 @@ def get(
         raise DataError(f"no dataset {ref}: there is " + (", ".join(known["subject"].unique().sort()) or
                                                           f"no version of {match[1]} yet; ingest one first"))
     event = found.row(-1, named=True)
-    return DatasetVersion(match[1], int(event["subject"].split("@")[1]), json.loads(event["details"]), settings)
+    facts = json.loads(event["details"]) | {"by": event["by"]}
+    return DatasetVersion(match[1], int(event["subject"].split("@")[1]), facts, settings)
 
 # %% ../../nbs/06n_datasets_versions.ipynb #59273726
 def _profile_of(ref: str, settings: Settings) -> Profile | None:
@@ -132,12 +133,11 @@ def _remember(version: DatasetVersion, made: Profile | None = None) -> Profile:
     return made
 
 # %% ../../nbs/06n_datasets_versions.ipynb #4f100995
-def committed(table: str) -> tuple[int, dict] | None:
-    "The newest version that an ingest made, and its facts."
+def committed(table: str) -> list[tuple[int, dict]]:
+    "The versions that ingests made, of the last hundred, and their facts; the newest first."
     from deltalake import DeltaTable
-    if not lake.exists(table): return None
-    found = (entry for entry in DeltaTable(table).history() if "ingest" in entry)
-    return next(((entry["version"], json.loads(entry["ingest"])) for entry in found), None)
+    if not lake.exists(table): return []
+    return [(e["version"], json.loads(e["ingest"])) for e in DeltaTable(table).history(100) if "ingest" in e]
 
 # %% ../../nbs/06n_datasets_versions.ipynb #bdd9c359
 def record(name: str, version: int, facts: dict, settings: Settings, made: Profile | None = None) -> DatasetVersion:
@@ -152,8 +152,8 @@ def record(name: str, version: int, facts: dict, settings: Settings, made: Profi
 def newest(name: str, settings: Settings) -> DatasetVersion | None:
     "The newest version, recorded if its ingest could not."
     found = committed(settings.table(name))
-    if found is None: return None
-    version, facts = found
+    if not found: return None
+    version, facts = found[0]
     if f"{name}@{version}" in recorded(name, settings)["subject"]: return DatasetVersion(name, version, facts, settings)
     return record(name, version, facts, settings)
 
@@ -162,6 +162,7 @@ def taken(name: str, settings: Settings) -> dict[str, dict]:
     "Each part of a source that was taken in: where it is → its newest state, and what its rows' `_source` says."
     taken = {}
     for details in recorded(name, settings)["details"]: taken |= json.loads(details)["parts"]
+    for _, facts in reversed(committed(settings.table(name))): taken |= facts["parts"]  # perhaps not recorded yet
     return taken
 
 # %% ../../nbs/06n_datasets_versions.ipynb #bccedad8
