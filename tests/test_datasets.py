@@ -516,7 +516,9 @@ def test_a_file_that_may_not_be_read(request):
         ws = create(Path(folder) / "ws")
         put(ws, "d.csv", k=[1])
         (ws.root / "d.csv").chmod(0)
-        for path in (ws.root, ws.root / "storage"): path.mkdir(exist_ok=True); path.chmod(0o777)
+        for path in (ws.root, ws.root / "storage"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o777)
         request.getfixturevalue("nobody")
         with pytest.raises(DataError, match="cannot be opened: Permission denied"):
             datasets.ingest("d", "d.csv", key="k", settings=ws)
