@@ -38,10 +38,10 @@ demo: setup  ## the whole churn workflow, from data to a live, monitored endpoin
 	mlops-nb run -p simulate=true
 
 test: system  ## every test: the notebooks' lessons, then tests/
-	python -m pytest
+	python -m pytest -n 2 --dist loadgroup
 
 chaos: system  ## the random-kill suites in full
-	python -m pytest -m chaos --full-chaos
+	python -m pytest -m chaos --full-chaos -n 2 --dist loadgroup
 
 lint: setup
 	ruff check .
@@ -49,7 +49,7 @@ lint: setup
 
 check: system lint  ## clean and export change nothing, lint, layers, all tests, the wheel
 	python tests/check_export.py
-	python -m pytest
+	python -m pytest -n 2 --dist loadgroup
 	python tests/check_wheel.py
 
 export: setup  ## notebooks -> library and README.md

@@ -29,6 +29,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("round_", range(20 if metafunc.config.getoption("--full-chaos") else 3))
 
 
+def pytest_itemcollected(item):
+    "On two processes (`-n 2 --dist loadgroup`), one has all that need the Ray cluster, the other the rest, by module."
+    item.add_marker(pytest.mark.xdist_group("cluster" if "ray_cluster" in item.fixturenames else item.module.__name__))
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

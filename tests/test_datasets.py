@@ -545,6 +545,7 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
                 cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY (%big%' "
                                "AND pid <> pg_backend_pid()")
                 cursor.fetchall()
+                db.commit()  # a transaction sees the activity of its beginning
     ended = threading.Event()
     cutter = threading.Thread(target=cut)
     cutter.start()
