@@ -52,6 +52,9 @@ def ray_cluster(tmp_path_factory):
                            "MLOPS_NB__SERVE__PORT": str(home.serve.port)}
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
+    nearest = tmp_path_factory.getbasetemp() / ".mlops_nb" / "cluster.json"  # commands below are forks of this head's
+    nearest.parent.mkdir()
+    nearest.symlink_to(home.state / "cluster.json")
     yield running
     cluster.down(home)
     for name, value in before.items():
