@@ -500,17 +500,16 @@ def test_bad_files_are_refused_and_nothing_is_committed(ws, what):
     assert events.history(ws.events, kind="ingested").collect().is_empty()
 
 
-@pytest.fixture
-def nobody():
-    "Who may read a file decides: root may read all, so this is not root for a while."
-    if os.getuid(): yield
-    else:
-        os.seteuid(65534)
-        yield
-        os.seteuid(0)
+@contextlib.contextmanager
+def unprivileged():
+    "Root may read every file; here it is nobody for a while."
+    mine = os.geteuid()
+    if mine == 0: os.seteuid(65534)
+    try: yield
+    finally: os.seteuid(mine)
 
 
-def test_a_file_that_may_not_be_read(request):
+def test_a_file_that_may_not_be_read():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)
         ws = create(Path(folder) / "ws")
@@ -519,10 +518,8 @@ def test_a_file_that_may_not_be_read(request):
         for path in (ws.root, ws.root / "storage"):
             path.mkdir(exist_ok=True)
             path.chmod(0o777)
-        request.getfixturevalue("nobody")
-        with pytest.raises(DataError, match="cannot be opened: Permission denied"):
+        with unprivileged(), pytest.raises(DataError, match="cannot be opened: Permission denied"):
             datasets.ingest("d", "d.csv", key="k", settings=ws)
-        if os.geteuid() != os.getuid(): os.seteuid(os.getuid())
         assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
