@@ -30,7 +30,8 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_itemcollected(item):
-    "On two processes (`-n 2 --dist loadgroup`), one has all that need the Ray cluster, the other the rest, by module."
+    "On two processes (`-n 2 --dist loadgroup`), one has what needs the Ray cluster, the other the rest, by module."
+    if item.get_closest_marker("xdist_group"): return
     item.add_marker(pytest.mark.xdist_group("cluster" if "ray_cluster" in item.fixturenames else item.module.__name__))
 
 

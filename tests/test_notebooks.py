@@ -12,18 +12,17 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 ON_RAY = [n for n in NOTEBOOKS if re.search(r"#\|\s*cluster", n.read_text())]
 
 
-def lessons(*words: str) -> None:
+def lessons(notebooks: list[Path], *words: str) -> None:
     "nbdev-test, or an assertion error with what it said."
-    done = subprocess.run([Path(sys.executable).parent / "nbdev-test", *words, "--do-print"], cwd=ROOT, env=os.environ,
+    names = "|".join(re.escape(n.name) for n in notebooks)
+    command = ["nbs", "--file-re", f"^({names})$", "--skip-folder-re", "churn", "--do-print", *words]
+    done = subprocess.run([Path(sys.executable).parent / "nbdev-test", *command], cwd=ROOT, env=os.environ,
                           capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
-def test_lessons_without_a_cluster():
-    alone = "|".join(re.escape(n.name) for n in NOTEBOOKS if n not in ON_RAY)
-    lessons("nbs", "--file-re", f"^({alone})$", "--skip-folder-re", "churn", "--n-workers", "2")
+def test_lessons_without_a_cluster(): lessons([n for n in NOTEBOOKS if n not in ON_RAY], "--n-workers", "2")
 
 
-@pytest.mark.parametrize("notebook", ON_RAY, ids=lambda n: n.stem)
-def test_lessons_on_the_cluster(notebook, ray_cluster):
-    lessons(str(notebook), "--n-workers", "0", "--flags", "cluster")
+@pytest.mark.xdist_group("lessons")  # on the process that has less to do, and so on a cluster of its own
+def test_lessons_on_the_cluster(ray_cluster): lessons(ON_RAY, "--n-workers", "0", "--flags", "cluster")
