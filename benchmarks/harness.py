@@ -4,6 +4,7 @@ Each script runs us and the peer side by side on this machine and ends with `NAM
 `better` (is a lower or a higher ratio the better one), `holds`, and every figure that was measured.
 """
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ UV = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), 
 
 def options(text: str) -> argparse.Namespace:
     "The command line of a benchmark; `text` says what it measures."
+    compileall.compile_dir(ROOT / "mlops_nb", quiet=1)  # as the peers' environments are
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller case, under a minute")
     parser.add_argument("--json", action="store_true", help="print JSON")

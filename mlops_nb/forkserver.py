@@ -29,7 +29,10 @@ PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "n
            "ray", "ray.tune", "ray.serve", "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
            "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna",
            "dataframely", "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity",
-           "nbclient", "nbconvert", "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api")
+           "nbclient", "nbconvert", "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api",
+           "polars_hash", "httpcore", "rich.status", "boto3", "entrypoints", "sqlalchemy.dialects.sqlite",
+           "alembic.command", "mlflow.tracing.processor.base_mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store",
+           "IPython.lib.lexers", "jinja2.ext")
 BACKEND = "module://matplotlib_inline.backend_inline"
 
 # %% ../nbs/01a_forkserver.ipynb #32b001b2
