@@ -181,6 +181,7 @@ class Monitoring:
         what = sorted({f"{a['kind']} of {a['column']}" for a in self.alerts})
         return f"{len(what)} alarm{'s' * (len(what) > 1)}: {', '.join(what)}" if what else "quiet"
 
+    def __repr__(self) -> str: return f"Monitoring({self.model}: {self.verdict})"
     def _repr_html_(self) -> str: return article(self)
 
 # %% ../nbs/14_monitoring.ipynb #281790b8

@@ -8,7 +8,7 @@ __all__ = ['PROFILES', 'DatasetVersion', 'recorded', 'get', 'committed', 'record
 # %% ../../nbs/06n_datasets_versions.ipynb #f6be5e5a
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 
@@ -33,8 +33,8 @@ class DatasetVersion:
     "One version of a dataset: rows that never change, and what is known of them."
     name: str
     version: int            # of the Delta table
-    facts: dict             # as recorded: rows, counts, digest, contract, key, source, …
-    settings: Settings
+    facts: dict = field(repr=False)  # as recorded: rows, counts, digest, contract, key, source, …
+    settings: Settings = field(repr=False)
 
     @property
     def ref(self) -> str: return f"{self.name}@{self.version}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from .. import cluster
-from .comparison import DRIFT, Drift, drift, holm, picture
+from .comparison import DRIFT, Drift, drift, holm, picture, shape
 from .constraints import CHECKS, Checks, ConstraintError, check
 from .sketches import column_profiles, distinct, frequent, type_of, used, without_telemetry
 from ..settings import MlopsError, Settings
@@ -111,6 +112,28 @@ class Profile:
         "Write the whylogs file; returns its path."
         Path(path).write_bytes(self.to_bytes())
         return Path(path)
+
+    def __repr__(self) -> str: return f"Profile({self.rows:,} rows, {len(self.columns)} columns)"
+
+# %% ../../nbs/05_profiles.ipynb #15732508
+_SHOWN = 50  # columns in the HTML table
+
+# %% ../../nbs/05_profiles.ipynb #72c6bcfd
+def _as_html(profile: Profile) -> str:
+    "The summary as a table, each column with the shape of its distribution."
+    form = lambda v: ".4g" if isinstance(v, float) else "," if isinstance(v, int) else ""
+    said = lambda v: "" if v is None else escape(format(v, form(v)))
+    lines = [(f"<b>{escape(row['column'])}</b>", shape(profile.view.get_column(row["column"])),
+              said(row["type"]), f"{row['missing'] or 0:.1%}", *(said(row[c]) for c in list(SUMMARY)[4:]))
+             for row in profile.summary().head(_SHOWN).iter_rows(named=True)]
+    cells = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in line) for line in lines)
+    heads = "".join(f"<th>{name}</th>" for name in ("column", "", "type", "missing", *list(SUMMARY)[4:]))
+    more = len(profile.columns) - _SHOWN
+    return (f"<p>{profile.rows:,} rows</p><table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in cells)
+            + "</table>" + f"<p>and {more} more in <code>.summary()</code></p>" * (more > 0))
+
+
+Profile._repr_html_ = _as_html
 
 # %% ../../nbs/05_profiles.ipynb #b955a3c4
 BATCH = 1_000_000  # rows of a lazy frame in memory at a time
