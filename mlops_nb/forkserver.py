@@ -31,8 +31,8 @@ PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "n
            "dataframely", "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity",
            "nbclient", "nbconvert", "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api",
            "polars_hash", "httpcore", "rich.status", "boto3", "entrypoints", "sqlalchemy.dialects.sqlite",
-           "alembic.command", "mlflow.tracing.processor.base_mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store",
-           "IPython.lib.lexers", "jinja2.ext")
+           "alembic.command", "mlflow.tracing.processor.base_mlflow",
+           "mlflow.store.tracking.sqlalchemy_workspace_store", "IPython.lib.lexers", "jinja2.ext")
 BACKEND = "module://matplotlib_inline.backend_inline"
 
 # %% ../nbs/01a_forkserver.ipynb #32b001b2
