@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import nbformat
+import polars as pl
 import psutil
 import pytest
 from conftest import free_port
@@ -124,6 +125,14 @@ def test_missing_source_and_wrong_target(tmp_path, ray_cluster):
     for file in (module, notebook): file.write_text(file.read_text().replace('target=\\"churn\\"', 'target=\\"left\\"')
                                                     .replace('target="churn"', 'target="left"'))
     fails(call("run", "-w", work, "--to", "objective"), "left", "0_objective.ipynb")
+
+
+def test_a_leaking_source_is_refused(tmp_path, ray_cluster):
+    work = a_copy(tmp_path / "w")
+    customers = pl.read_parquet(work / "data" / "telco_churn.parquet")
+    again = customers.head(1000).with_columns(pl.col("customer_id") + "-2")
+    pl.concat([customers, again]).write_parquet(work / "data" / "twice.parquet")
+    fails(call("run", "-w", work, "--to", "ingest", "-p", "source=data/twice.parquet"), "churn@0 leaks", "stand in train too")
 
 
 def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_cluster):

@@ -268,7 +268,7 @@ def test_every_type(name):
     assert (row["type"], row["rows"], row["missing"]) == (TYPES[name], 2, missing / 2)
     assert row["distinct"] == 2 - missing
     assert drift(found, found).drifted == [] and drift(found, found).problems == {}
-    assert "<table>" in drift(found, found)._repr_html_()
+    assert "<table>" in drift(found, found)._repr_html_() and "<table>" in found._repr_html_()
 
 
 def test_nested_values_are_their_json():
@@ -454,4 +454,11 @@ def test_holm(p):
 
 def test_html_escapes_names():
     frame = pl.DataFrame({"<script>x": [1, 2, 3]})
-    assert "<script>" not in drift(profile(frame), profile(frame))._repr_html_()
+    assert "<script>" not in drift(profile(frame), profile(frame))._repr_html_() + profile(frame)._repr_html_()
+
+
+def test_a_profile_shows_each_column_with_its_shape(telco):
+    shown = profile(telco.select("contract", "tenure").with_columns(empty=pl.lit(None, pl.Float64)))._repr_html_()
+    assert shown.count("<img") == 2 and "7,043 rows" in shown and "Month-to-month" in shown and "100.0%" in shown
+    wide = profile(pl.DataFrame({f"c{i:02}": [i] for i in range(53)}))._repr_html_()
+    assert wide.count("<tr>") == 51 and "and 3 more" in wide
