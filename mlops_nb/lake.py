@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'COMPACT_EVERY', 'KEEP_HOURS', 'FIRST', 'LakeError', 'answered', 'exists', 'version', 'scan', 'storable',
-           'maintain', 'done', 'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard', 'written',
-           'commit']
+           'maintain', 'done', 'commits', 'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard',
+           'written', 'commit']
 
 # %% ../nbs/03_lake.ipynb #4f975540
 import json
@@ -106,15 +106,26 @@ def maintain(
     except CommitFailedError: pass  # another process is at it
 
 # %% ../nbs/03_lake.ipynb #90a3ef55
-def done(table: str, app: str) -> int | None:
-    "The greatest number committed under this application's name."
-    return DeltaTable(table).transaction_version(app) if exists(table) else None
+def done(table: str, app: str, *, version: int | None = None) -> int | None:
+    "The greatest number committed under this application's name, up to a version; default: the newest."
+    return DeltaTable(table, version=version).transaction_version(app) if exists(table) else None
 
 # %% ../nbs/03_lake.ipynb #fb85cc2a
 def _done(table: DeltaTable, key: tuple[str, int]) -> bool:
     "Was this key, or a later one of its application, committed in this snapshot?"
     number = table.transaction_version(key[0])
     return number is not None and number >= key[1]
+
+# %% ../nbs/03_lake.ipynb #7c457c87
+def commits(
+    table: str,          # address of the table
+    limit: int = 100,    # how many
+) -> list[dict]:         # version, timestamp in ms, operation, what was kept with it; the newest first
+    "What is known of a table's last commits, each under its own version."
+    while True:
+        found = DeltaTable(table)
+        known = found.history(limit)
+        if DeltaTable(table).version() == found.version(): return known
 
 # %% ../nbs/03_lake.ipynb #759da137
 FIRST = 0  # tries again of a commit that makes a table
@@ -233,4 +244,4 @@ def commit(
     try: found.create_write_transaction([*adds, *gone], "append" if same else "overwrite", Schema.from_arrow(schema),
                                         commit_properties=properties)
     except CommitFailedError as e: raise Conflict(f"{table} changed meanwhile: look at it again") from e
-    return next(entry["version"] for entry in DeltaTable(table).history(100) if entry.get("mark") == mark)
+    return next(entry["version"] for entry in commits(table) if entry.get("mark") == mark)

@@ -624,6 +624,58 @@ def test_two_writers_at_once_are_both_in(ws, round_):
     assert version.facts["digest"] == content_digest(table)
 
 
+STEPS = ["committed", "taken", "change", "_facts", "_set_aside", "_merged", "record"]  # of an ingest, from its commit on
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypatch, step, there):
+    contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k", max_rejected=0.2)
+    for i, start in enumerate((0, 500, 600)): put(ws, f"{i}.csv", **rows_for(start, 1000))
+    if there: datasets.ingest("d", "0.csv", contract=contract, settings=ws)
+    real, cut_in = getattr(datasets, step), []
+
+    def before_and_after(*args, **kwargs):
+        if not cut_in:
+            cut_in.append(True)
+            result = real(*args, **kwargs) if step == "committed" else None  # it has looked, and now it changes
+            other = datasets.ingest("d", "1.csv", contract=contract, settings=ws)
+            assert datasets.get("d", settings=ws).version >= other.version
+            if result is not None: return result
+        return real(*args, **kwargs)
+    monkeypatch.setattr(datasets, step, before_and_after)
+    datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    version = datasets.get("d", settings=ws)
+    table = version.scan().collect()
+    assert cut_in and version.version == 1 + there
+    assert table["k"].sort().to_list() == [k for k in range(0 if there else 500, 1600) if k % 100]
+    assert version.facts["digest"] == content_digest(table) and version.facts["rows"] == table.height
+    assert version.profile().rows == version.counts["train"]
+    if there: assert version.parent.parent.version == 0
+
+
+def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws, monkeypatch):
+    from mlops_nb.datasets import versions
+    with monkeypatch.context() as killed:  # after their commits
+        killed.setattr(datasets, "record", lambda *args: None)
+        killed.setattr(datasets, "newest", lambda *args: None)
+        for i in (0, 1): datasets.ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
+    (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
+    versions.record("d", newer, facts, ws)
+    versions.record("d", older, earlier, ws)
+    assert datasets.get("d", settings=ws).version == newer == 1
+    assert versions.recorded("d", ws)["subject"].to_list() == ["d@0", "d@1"]
+
+
+def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_ingest(ws, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(datasets, "record", lambda *args: None)
+        killed.setattr(datasets, "newest", lambda *args: None)
+        for i in (0, 1): datasets.ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
+    last = datasets.ingest("d", put(ws, "2.csv", **rows_for(10, 5)), settings=ws)
+    assert [last.version, last.parent.version, last.parent.parent.version] == [2, 1, 0]
+
+
 # --- on the cluster --------------------------------------------------------------------------------------------------
 
 def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypatch):

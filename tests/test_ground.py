@@ -86,6 +86,22 @@ def test_of_many_writers_with_one_key_one_commits(tmp_path, write):
             assert lake.scan(table).collect().height == 1
 
 
+def test_a_commit_is_known_by_its_version_while_others_commit(tmp_path, monkeypatch):
+    from deltalake import DeltaTable
+    table, schema, history, more = str(tmp_path / "t"), pl.Schema({"n": pl.Int64}), DeltaTable.history, [3, 2]
+
+    def write(n, at): return lake.commit(table, [lake.write(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")], schema=schema,
+                                         at=at, metadata={"n": str(n)})
+    assert write(0, None) == 0
+
+    def overtaken(*args):
+        if more: pl.DataFrame({"n": [more.pop()]}).write_delta(table, mode="append")
+        return history(*args)
+    monkeypatch.setattr(DeltaTable, "history", overtaken)
+    assert write(1, 0) == 1
+    assert [(c["version"], c.get("n")) for c in lake.commits(table)] == [(3, None), (2, None), (1, "1"), (0, "0")]
+
+
 def test_of_many_deciders_one_decides(tmp_path):
     log, won, lost = str(tmp_path / "log"), [], []
     first = events.record(log, "deployed", "churn", by="x", after=None)

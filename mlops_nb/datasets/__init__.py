@@ -155,7 +155,8 @@ def _facts(made: Change, plan: Plan, parts: Sequence[Part], parent: int | None, 
 def _commit(chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], given: dict,
             settings: Settings) -> tuple[int, dict, Change]:
     "Make the staged rows part of the table; again, if somebody else was first."
-    made, at = committed(plan.table), lake.version(plan.table)
+    at = lake.version(plan.table)
+    made = committed(plan.table, at)
     for version, facts in made:
         if facts["ingest"] == plan.ingest: return version, facts, Change([], [], Tally(), [])
     last = made[0] if made else None
@@ -163,11 +164,11 @@ def _commit(chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], given: d
     sources = _replaced(parts, taken(plan.name, settings), plan.contract)
     before = Tally(Counter(facts["counts"]), int(facts["sum"]))
     same = last is None or Contract(**facts["contract"]).dtypes == plan.contract.dtypes
-    made = change(lake.files(plan.table) if last else [], before, chunks, plan, sources=sources, same_schema=same)
+    made = change(lake.files(plan.table, version=at) if last else [], before, chunks, plan, sources=sources, same_schema=same)
     facts = _facts(made, plan, parts, last and last[0], given)
     try:
         _set_aside(chunks, plan)
-        keys = {plan.ingest: 1, "ingests": ((lake.done(plan.table, "ingests") or 0) + 1)}
+        keys = {plan.ingest: 1, "ingests": ((lake.done(plan.table, "ingests", version=at) or 0) + 1)}
         version = lake.commit(plan.table, made.add, made.remove, schema=plan.schema, at=at, keys=keys,
                               metadata={"ingest": json.dumps(facts)})
     except BaseException:
@@ -248,9 +249,9 @@ def _replaced(parts: Sequence[Part], taken: Mapping[str, dict], contract: Contra
 def _merged(name: str, facts: dict, made: Change, settings: Settings) -> Profile | None:
     "The version's profile from its parent's and the new rows', if nothing but new rows came; else none."
     if not made.chunks or made.replaced: return None
-    before = []
-    if facts["parent"] is not None:
-        parent = get(f"{name}@{facts['parent']}", settings=settings)
+    before, last = [], facts["parent"]
+    if last is not None:  # as the table says: its event may not be recorded yet
+        parent = DatasetVersion(name, last, dict(committed(settings.table(name)))[last], settings)
         if parent.contract.dtypes != Contract(**facts["contract"]).dtypes: return None
         before = [parent.profile()]
     return reduce(Profile.merge, before + [Profile.from_bytes(c.profile) for c in made.chunks])

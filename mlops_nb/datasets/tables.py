@@ -85,6 +85,13 @@ class TablePart(Part):
         yield from (convert(frame, dtypes, self.origin) for frame in gathered(frames, rows))
 
 # %% ../../nbs/06g_datasets_tables.ipynb #d4bbc4fb
+def _made(address: str, version: int) -> int | None:
+    "When a version was made, in ms; none where its entry in the log is gone, or does not say."
+    try: entries = map(json.loads, _commit(address, version).splitlines())
+    except FileNotFoundError: return None
+    return next((e["commitInfo"].get("timestamp") for e in entries if "commitInfo" in e), None)
+
+# %% ../../nbs/06g_datasets_tables.ipynb #dfd4572c
 def table_parts(
     address: str,                # absolute, or s3://…
     origin: str,                 # as facts name it
@@ -100,9 +107,9 @@ def table_parts(
     if not 0 <= version <= newest: raise DataError(f"{origin} has versions 0 to {newest}, not {version}")
     table = DeltaTable(address, version=version)
     if last == version: return []
-    facts = table.history(1)[0]
-    part = TablePart(origin, {"version": version}, datetime.fromtimestamp(facts["timestamp"] / 1e3, UTC),
-                     sum(pl.DataFrame(table.get_add_actions(flatten=True))["size_bytes"]), True, address, version)
+    data = pl.DataFrame(table.get_add_actions(flatten=True))
+    made = datetime.fromtimestamp((_made(address, version) or data["modification_time"].max() or 0) / 1e3, UTC)
+    part = TablePart(origin, {"version": version}, made, sum(data["size_bytes"]), True, address, version)
     if last is None or last > version or (done := actions(address, last + 1, version)) is None: return [part]
     gained = [a["add"] for a in done if "add" in a]
     if not done: return []

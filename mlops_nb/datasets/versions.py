@@ -90,9 +90,10 @@ DatasetVersion.log_input = differences.log_input  # tell MLflow that a run uses 
 
 # %% ../../nbs/06n_datasets_versions.ipynb #2bc52e85
 def recorded(name: str, settings: Settings) -> pl.DataFrame:
-    "The events of a dataset's versions, oldest first."
+    "The events of a dataset's versions, by version: of two ingests at once the later may have recorded itself first."
     known = events.history(settings.events, kind="ingested").collect()
-    return known.filter(pl.col("subject").str.starts_with(f"{name}@"))
+    return known.filter(pl.col("subject").str.starts_with(f"{name}@")).sort(
+        pl.col("subject").str.split("@").list.last().cast(pl.Int64))
 
 # %% ../../nbs/06n_datasets_versions.ipynb #ed993912
 def get(
@@ -133,11 +134,11 @@ def _remember(version: DatasetVersion, made: Profile | None = None) -> Profile:
     return made
 
 # %% ../../nbs/06n_datasets_versions.ipynb #4f100995
-def committed(table: str) -> list[tuple[int, dict]]:
-    "The versions that ingests made, of the last hundred, and their facts; the newest first."
-    from deltalake import DeltaTable
-    if not lake.exists(table): return []
-    return [(e["version"], json.loads(e["ingest"])) for e in DeltaTable(table).history(100) if "ingest" in e]
+def committed(table: str, version: int | None = None) -> list[tuple[int, dict]]:
+    "The versions that ingests made, of the last hundred up to a version, and their facts; the newest first."
+    known = lake.commits(table) if lake.exists(table) else []
+    return [(e["version"], json.loads(e["ingest"])) for e in known
+            if "ingest" in e and (version is None or e["version"] <= version)]
 
 # %% ../../nbs/06n_datasets_versions.ipynb #bdd9c359
 def record(name: str, version: int, facts: dict, settings: Settings, made: Profile | None = None) -> DatasetVersion:
@@ -150,12 +151,11 @@ def record(name: str, version: int, facts: dict, settings: Settings, made: Profi
 
 # %% ../../nbs/06n_datasets_versions.ipynb #bc68a43a
 def newest(name: str, settings: Settings) -> DatasetVersion | None:
-    "The newest version, recorded if its ingest could not."
-    found = committed(settings.table(name))
-    if not found: return None
-    version, facts = found[0]
-    if f"{name}@{version}" in recorded(name, settings)["subject"]: return DatasetVersion(name, version, facts, settings)
-    return record(name, version, facts, settings)
+    "The newest version, recorded if its ingest could not, as is every one before it."
+    found, known = committed(settings.table(name)), set(recorded(name, settings)["subject"])
+    for version, facts in reversed(found):
+        if f"{name}@{version}" not in known: record(name, version, facts, settings)
+    return DatasetVersion(name, *found[0], settings) if found else None
 
 # %% ../../nbs/06n_datasets_versions.ipynb #163483cc
 def taken(name: str, settings: Settings) -> dict[str, dict]:

@@ -56,10 +56,8 @@ def _table(section: TriggerSection, settings: Settings, now: datetime, log: pl.D
     place = section.table
     address = place if "://" in place else str(settings.root / place) if "/" in place else settings.table(place)
     if not lake.exists(address): return None
-    from deltalake import DeltaTable
-    table = DeltaTable(address)
-    changes = (h for h in table.history(50) if h["operation"] not in UPKEEP)
-    last = next(changes, None) or table.history(1)[0]
+    known = lake.commits(address, 50)
+    last = next((h for h in known if h["operation"] not in UPKEEP), known[0])
     since = datetime.fromtimestamp(last["timestamp"] / 1e3, UTC)
     return Sight({"version": last["version"]}, f"{place} is at version {last['version']}", since)
 
