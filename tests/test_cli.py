@@ -170,11 +170,12 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         executed = lambda: [n for n in Path(settings.runs).rglob("2_hangs.ipynb") if '"still here' in n.read_text()]
         until = time.monotonic() + 60
         while not executed(): assert time.monotonic() < until and not time.sleep(0.1)
-        assert server.children()
+        kernels = lambda: [*Path(cluster.find(settings).folder).glob("forks.*")]
+        until = time.monotonic() + 10
+        while not len(kernels()) == len(server.children()) == 2: assert time.monotonic() < until and not time.sleep(0.1)
         run.kill()
         run.wait()
-        until = time.monotonic() + 10
-        while server.children(): assert time.monotonic() < until and not time.sleep(0.1)
+        while not len(kernels()) == len(server.children()) == 1: assert time.monotonic() < until and not time.sleep(0.1)
         with workflow.records.alone(settings): pass
         [notebook] = executed()
         cells = nbformat.read(notebook, as_version=4).cells

@@ -7,6 +7,7 @@ __all__ = ['STABLE', 'PATIENCE', 'plain', 'Host', 'host', 'warm', 'begin', 'Prov
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #b3512ee2
 import asyncio
+import json
 import os
 import queue
 import re
@@ -91,6 +92,13 @@ def begin(settings: Settings) -> None:
     host()
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #c48f6071
+PATIENCE = 20  # a forked kernel answers within this time or is replaced by a fresh one, s
+
+def _plain(command: list[str]) -> bool:
+    "Is this how a kernel of this environment is started, without any option of its own?"
+    ours = [a for a in command if a != forkserver.HISTORY]
+    return ours[0] == sys.executable and ours[-3:-1] == ["ipykernel_launcher", "-f"]
+
 class Provisioner(LocalProvisioner):
     "Kernels from the fork server at `address`, or fresh ones."
     def __init__(self, *, address: str | None = None, **kwargs):
@@ -100,18 +108,25 @@ class Provisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         "A fork; a fresh process where there is none to be had."
         try:
-            if not self.address: raise ConnectionError("no fork server")
-            argv = cmd[cmd.index("ipykernel_launcher") + 1:]
-            cwd = str(kwargs.get("cwd") or Path.cwd())
-            self.process = Forked(self.address, {"argv": argv, "env": kwargs["env"], "cwd": cwd})
+            if not self.address or not _plain(cmd): raise ConnectionError("no fork server, or no plain kernel")
+            self.process = Forked(self.address, {"env": kwargs["env"], "cwd": str(kwargs.get("cwd") or Path.cwd())})
+            folder = Path(forkserver.kernel_folder(self.address, self.process.pid))
+            await self._prepared(folder / "ready")
         except (OSError, ValueError): return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         self.forked = True
-        last = Path(f"{self.connection_info['ip']}-{self.connection_info['hb_port']}")  # the socket it binds last
-        for _ in range(200):  # who connects before there is a socket is made to wait 0.1 s for the next attempt
-            if last.exists() or self.process.poll() is not None: break
-            await asyncio.sleep(0.005)
+        said = json.loads((folder / "kernel.json").read_text())
+        self.connection_info = said | {"key": said["key"].encode()}
         return self.connection_info
+
+    async def _prepared(self, sign: Path) -> None:
+        "Wait until a fork is a kernel."
+        until = time.monotonic() + PATIENCE
+        while not sign.exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise ConnectionError("the fork did not become a kernel")
+            await asyncio.sleep(0.005)
 
     async def kill(self, restart: bool = False) -> None:
         "End the lease: its server kills a fork at once, where a signal would be noticed at its next round."
@@ -188,8 +203,6 @@ def _next(events: queue.SimpleQueue, stop: threading.Event | None):
     raise KeyboardInterrupt
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #4280d2ef
-PATIENCE = 20  # a forked kernel answers within this time or is replaced by a fresh one, s
-
 def _drive(client, managers: list, events, options: dict, start_timeout: float) -> None:
     "The thread of `drive`: nbclient is made for one that may wait."
     try:
