@@ -7,6 +7,7 @@ __all__ = ['PORTS', 'START_SECONDS', 'SLOTS', 'SLOT', 'FIRST', 'ClusterError', '
            'snapshot', 'digest', 'connect', 'runtime_env', 'serve']
 
 # %% ../nbs/01_cluster.ipynb #590121f9
+import compileall
 import hashlib
 import json
 import os
@@ -261,6 +262,7 @@ def snapshot(
     for file in files:
         _made((fresh / file.relative_to(settings.root)).parent)
         shutil.copy2(file, fresh / file.relative_to(settings.root))
+    compileall.compile_dir(fresh, ddir=str(folder), quiet=2)  # once: every kernel of every stage imports from here
     try: fresh.rename(folder)
     except OSError: shutil.rmtree(fresh)  # another process was first
     return folder
