@@ -25,18 +25,17 @@ from shutil import rmtree
 
 # %% ../nbs/01a_forkserver.ipynb #e08909d2
 PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib",
-           "IPython.core.debugger", "IPython.core.oinspect", "IPython.extensions.storemagic", "tornado.platform.asyncio",
-           "nbformat", "matplotlib.pyplot",
-           "polars", "pandas", "deltalake", "scipy.stats", "sklearn.compose", "sklearn.ensemble",
-           "sklearn.linear_model", "sklearn.pipeline", "sklearn.model_selection", "sklearn.inspection",
-           "sklearn.calibration",
-           "ray", "ray.tune", "ray.serve", "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
-           "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna",
-           "dataframely", "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity",
-           "nbclient", "nbconvert", "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api",
-           "polars_hash", "httpcore", "rich.status", "boto3", "entrypoints", "sqlalchemy.dialects.sqlite",
-           "alembic.command", "mlflow.tracing.processor.base_mlflow",
-           "mlflow.store.tracking.sqlalchemy_workspace_store", "IPython.lib.lexers", "jinja2.ext")
+           "IPython.core.debugger", "IPython.core.oinspect", "IPython.extensions.storemagic",
+           "tornado.platform.asyncio", "nbformat", "matplotlib.pyplot", "polars", "pandas", "deltalake",
+           "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline",
+           "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration", "ray", "ray.tune", "ray.serve",
+           "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
+           "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna", "dataframely",
+           "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity", "nbclient", "nbconvert",
+           "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api", "polars_hash",
+           "httpcore", "rich.status", "boto3", "entrypoints", "sqlalchemy.dialects.sqlite", "alembic.command",
+           "mlflow.tracing.processor.base_mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store",
+           "IPython.lib.lexers", "jinja2.ext")
 BACKEND = "module://matplotlib_inline.backend_inline"
 
 # %% ../nbs/01a_forkserver.ipynb #467c90e0
@@ -47,8 +46,8 @@ def rehearse() -> None:
         from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
         shown = [new_output("stream", text="&lt;1"), new_output("display_data", {"text/html": "<b>1</b>"}),
                  new_output("error", ename="E", evalue="e", traceback=["\x1b[31me\x1b[0m"])]
-        cells = [new_markdown_cell("# a\n*b* $c$ `d`\n\n- e"), new_code_cell("def f(x: int): return f'{x}'", outputs=shown)]
-        HTMLExporter().from_notebook_node(new_notebook(cells=cells))
+        code = new_code_cell("def f(x: int): return f'{x}'", outputs=shown)
+        HTMLExporter().from_notebook_node(new_notebook(cells=[new_markdown_cell("# a\n*b* `c`\n\n- d"), code]))
     if "sqlalchemy.orm" in sys.modules:
         from sqlalchemy.orm import configure_mappers
         configure_mappers()
@@ -115,9 +114,7 @@ def _sweeper(folder: str):   # a `subprocess.Popen`
 def _reap(self: Server) -> None:
     "Collect children that ended, and tell their drivers."
     with suppress(ChildProcessError):
-        while pid := os.waitpid(-1, os.WNOHANG)[0]:
-            if self.spare and self.spare[0] == pid: self.spare = None
-            if pid in self.kernels: self.forget(pid)
+        while pid := os.waitpid(-1, os.WNOHANG)[0]: self.forget(pid)
 
 def _end(self: Server, lease: socket.socket) -> None:
     "The driver let go: kill the kernel and what it started."
@@ -128,10 +125,11 @@ def _end(self: Server, lease: socket.socket) -> None:
         self.forget(pid)
 
 def _forget(self: Server, pid: int) -> None:
-    "A kernel has ended: nothing of it stays."
-    lease = self.kernels.pop(pid)
-    self.ready.unregister(lease)
-    lease.close()
+    "A child has ended: nothing of it stays."
+    if lease := self.kernels.pop(pid, None):
+        self.ready.unregister(lease)
+        lease.close()
+    if self.spare and self.spare[0] == pid: self.spare = self.spare[1].close()
     rmtree(kernel_folder(self.address, pid), ignore_errors=True)
 
 Server.reap, Server.end, Server.forget = _reap, _end, _forget

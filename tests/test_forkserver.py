@@ -131,6 +131,24 @@ def test_a_command_outlives_the_server(ask, server):
     assert said == "finished\n" and process.returncode == 0
 
 
+def test_a_kernel_is_made_ahead_and_leaves_nothing(server, tmp_path):
+    "Also if the one that waits is killed."
+    waiting = lambda: [int(p.suffix[1:]) for p in tmp_path.glob("forks.*") if (p / "ready").exists()]
+    [first] = until(waiting)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not psutil.pid_exists(first))
+    kernel = Forked(str(tmp_path / "forks"), {"env": {**os.environ}, "cwd": "/"})
+    until(lambda: kernel.pid in waiting())
+    assert kernel.pid != first and kernel.poll() is None
+    [spare] = until(lambda: set(waiting()) - {first, kernel.pid})
+    kernel.kill()
+    until(lambda: gone(kernel.pid))
+    assert until(lambda: {*tmp_path.glob("forks.*")} == {tmp_path / f"forks.{spare}"})
+    server.kill()
+    server.wait()
+    until(lambda: gone(spare))
+
+
 @pytest.mark.parametrize("victim", ["server", "parent"])
 def test_a_private_folder_goes_with_its_server(tmp_path, victim):
     "Though the server is killed, and though a fork of it lives on."

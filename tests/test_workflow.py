@@ -430,6 +430,14 @@ def test_forked_kernels_are_ready_and_behave(either, tmp_path, monkeypatch):
     assert shown(cells[1], "stdout") == ["one", "three"]
 
 
+def test_a_kernel_is_at_home_in_the_notebooks_folder(either, tmp_path):
+    (tmp_path / "beside.py").write_text("x = 7")
+    stage(tmp_path, "1_home", "", "import beside, os, sys\nfrom pathlib import Path\nhere = get_ipython().starting_dir\n"
+          "assert _dh == [Path(here)] and here == os.getcwd() and len(sys.argv) == 3, (_dh, here, sys.argv)\n"
+          "from ipykernel import get_connection_file\nassert Path(get_connection_file()).exists()\nglue('x', beside.x)")
+    assert Workflow.discover(tmp_path).run(settings=either).outputs == {"x": 7}
+
+
 @pytest.fixture
 def stranger(tmp_path):
     """`papermill … --engine ray` in a process of its own, outside any workspace, on a Ray of its own.

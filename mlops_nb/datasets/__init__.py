@@ -164,7 +164,8 @@ def _commit(chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], given: d
     sources = _replaced(parts, taken(plan.name, settings), plan.contract)
     before = Tally(Counter(facts["counts"]), int(facts["sum"]))
     same = last is None or Contract(**facts["contract"]).dtypes == plan.contract.dtypes
-    made = change(lake.files(plan.table, version=at) if last else [], before, chunks, plan, sources=sources, same_schema=same)
+    files = lake.files(plan.table, version=at) if last else []
+    made = change(files, before, chunks, plan, sources=sources, same_schema=same)
     facts = _facts(made, plan, parts, last and last[0], given)
     try:
         _set_aside(chunks, plan)

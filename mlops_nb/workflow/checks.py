@@ -54,8 +54,9 @@ def mistyped(
     return found
 
 # %% ../../nbs/15d_workflow_checks.ipynb #1cc76abf
-IPYTHON = {"display", "get_ipython", "In", "Out", "exit", "quit", "_", "__", "___"}  # there without being defined
-_OPAQUE = re.compile(r"^\s*(%run|%pylab|%load|%store)\b", re.MULTILINE)              # may define any name
+IPYTHON = {"display", "get_ipython", "In", "Out", "exit", "quit", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh",
+           "_dh"}                                                           # there without being defined
+_OPAQUE = re.compile(r"^\s*(%run|%pylab|%load|%store)\b", re.MULTILINE)     # may define any name
 
 def _undefined(stage: Notebook) -> Iterator[tuple[int, str]]:
     "Names that no cell defines: the cell, and what to say."
@@ -69,11 +70,10 @@ def _undefined(stage: Notebook) -> Iterator[tuple[int, str]]:
         whole.body += tree.body
     captured = {name for code in stage.code.values() for name in re.findall(r"^%%capture (\w+)", code)}
     known = IPYTHON | captured | set(getattr(stage, "parameters", ()))
-    for message in sorted(Checker(whole, builtins=known).messages, key=lambda m: m.lineno):
-        if isinstance(message, UndefinedName):
-            cell, before = at[message.lineno - 1]
-            yield cell, (f"line {message.lineno - before}: nothing defines `{message.message_args[0]}`"
-                         + near(message.message_args[0], (known | _names(whole)) - {message.message_args[0]}))
+    found = (m for m in Checker(whole, builtins=known).messages if isinstance(m, UndefinedName))
+    for line, name in sorted({(m.lineno, m.message_args[0]) for m in found}):
+        cell, before = at[line - 1]
+        yield cell, (f"line {line - before}: nothing defines `{name}`" + near(name, (known | _names(whole)) - {name}))
 
 # %% ../../nbs/15d_workflow_checks.ipynb #4504f1f3
 def _names(tree: ast.Module) -> set[str]:

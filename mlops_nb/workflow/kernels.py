@@ -99,6 +99,16 @@ def _plain(command: list[str]) -> bool:
     ours = [a for a in command if a != forkserver.HISTORY]
     return ours[0] == sys.executable and ours[-3:-1] == ["ipykernel_launcher", "-f"]
 
+async def _connection(kernel: Forked, folder: str) -> dict:
+    "How to reach a kernel that was made ahead, once it is complete; raises `RuntimeError` if it does not come to that."
+    until = time.monotonic() + PATIENCE
+    while not Path(folder, "ready").exists():
+        if kernel.poll() is not None or time.monotonic() > until: raise RuntimeError("the fork did not become a kernel")
+        await asyncio.sleep(0.005)
+    said = json.loads(Path(folder, "kernel.json").read_text())
+    return said | {"key": said["key"].encode()}
+
+# %% ../../nbs/15e_workflow_kernels.ipynb #2893e1b4
 class Provisioner(LocalProvisioner):
     "Kernels from the fork server at `address`, or fresh ones."
     def __init__(self, *, address: str | None = None, **kwargs):
@@ -110,23 +120,14 @@ class Provisioner(LocalProvisioner):
         try:
             if not self.address or not _plain(cmd): raise ConnectionError("no fork server, or no plain kernel")
             self.process = Forked(self.address, {"env": kwargs["env"], "cwd": str(kwargs.get("cwd") or Path.cwd())})
-            folder = Path(forkserver.kernel_folder(self.address, self.process.pid))
-            await self._prepared(folder / "ready")
         except (OSError, ValueError): return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         self.forked = True
-        said = json.loads((folder / "kernel.json").read_text())
-        self.connection_info = said | {"key": said["key"].encode()}
+        try: self.connection_info = await _connection(self.process, forkserver.kernel_folder(self.address, self.pid))
+        except RuntimeError:
+            self.process.kill()
+            raise
         return self.connection_info
-
-    async def _prepared(self, sign: Path) -> None:
-        "Wait until a fork is a kernel."
-        until = time.monotonic() + PATIENCE
-        while not sign.exists():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.process.kill()
-                raise ConnectionError("the fork did not become a kernel")
-            await asyncio.sleep(0.005)
 
     async def kill(self, restart: bool = False) -> None:
         "End the lease: its server kills a fork at once, where a signal would be noticed at its next round."
@@ -192,6 +193,7 @@ def drive(
                 if isinstance(event, BaseException): raise event
                 yield event
         finally:
+            client.over = True
             for kernels in managers:
                 if process := getattr(kernels.provisioner, "process", None): process.kill()
             thread.join(10)
@@ -223,7 +225,7 @@ def _kernel(client, managers: list, options: dict, start_timeout: float) -> Exit
         with ExitStack() as stack:
             try: stack.enter_context(client.setup_kernel(**options))
             except RuntimeError:  # nbclient: it did not answer
-                if last: raise
+                if last or client.over: raise
                 continue
             forked = getattr(client.km.provisioner, "forked", False)
             client.shutdown_kernel = "immediate" if forked else "graceful"  # a fork runs no exit handlers anyway
@@ -236,7 +238,7 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
     from nbformat import from_dict
 
     class Recorder(NotebookClient):
-        told, began = 0.0, 0.0
+        told, began, over = 0.0, 0.0, False
         def process_message(self, msg, cell, cell_index):
             try: return super().process_message(msg, cell, cell_index)
             finally:
@@ -275,6 +277,7 @@ def _run(client, events, i: int, cell) -> bool:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from nbformat.v4 import new_output
     events.put(("start", i, None))
+    if client.over: return False
     state, given = "failed", client.left(cell)
     try:
         client.execute_cell(cell, i)
