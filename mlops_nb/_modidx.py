@@ -1311,6 +1311,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlops_nb/workflow/engine.py'),
                                           'mlops_nb.workflow.engine.RayEngine.execute_managed_notebook': ( 'workflow_engine.html#rayengine.execute_managed_notebook',
                                                                                                            'mlops_nb/workflow/engine.py'),
+                                          'mlops_nb.workflow.engine.RayEngine.execute_notebook': ( 'workflow_engine.html#rayengine.execute_notebook',
+                                                                                                   'mlops_nb/workflow/engine.py'),
                                           'mlops_nb.workflow.engine._alone': ('workflow_engine.html#_alone', 'mlops_nb/workflow/engine.py'),
                                           'mlops_nb.workflow.engine._beside': ( 'workflow_engine.html#_beside',
                                                                                 'mlops_nb/workflow/engine.py'),

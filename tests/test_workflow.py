@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -316,6 +317,27 @@ def test_a_fork_that_does_not_answer_is_replaced(tmp_path, monkeypatch):
     dumb.wait()
 
 
+@pytest.mark.parametrize("worse", [False, True])
+def test_after_a_cell_that_failed_its_task_is_heard_to_its_end(worse):
+    "Who cancels a task that is just ending may be crashed by Ray. What the end brings changes nothing."
+    import papermill  # noqa: F401
+    from papermill.engines import NotebookExecutionManager
+
+    from mlops_nb.workflow.engine import follow
+    ended = []
+
+    def told():
+        yield "start", 0, None
+        yield "failed", 0, {"execution_count": 1, "outputs": []}
+        ended.append(True)
+        if worse: raise ConnectionError("the worker is gone")
+    record = NotebookExecutionManager(new_notebook(cells=[new_code_cell("1 / 0"), new_code_cell("2")]))
+    record.notebook_start()
+    follow(told(), record)
+    states = [(c.metadata.papermill.status, len(c.outputs)) for c in record.nb.cells]
+    assert ended and states == [("failed", 0), ("pending", 0)]
+
+
 # On the cluster
 
 @pytest.mark.cluster
@@ -458,7 +480,12 @@ def stranger(tmp_path):
 
 
 def test_anybody_may_say_papermill_engine_ray(stranger, tmp_path):
-    process = stranger("raises")
+    "Whatever moment somebody looks at the executed notebook, it is whole, once it has begun."
+    process, looks = stranger("raises"), []
+    while process.poll() is None:
+        with suppress(FileNotFoundError): looks.append((tmp_path / "out.ipynb").read_text())
+    begun = next(n for n, text in enumerate(looks) if '"status": "running"' in text)
+    assert all(map(json.loads, looks[begun:]))
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 1 and "ZeroDivisionError" in said
     assert status(tmp_path / "out.ipynb")[-2:] == ["failed", "pending"]
@@ -466,7 +493,7 @@ def test_anybody_may_say_papermill_engine_ray(stranger, tmp_path):
 
 def test_papermill_killed_takes_all_with_it(stranger, tmp_path):
     process = stranger("hangs")
-    wait(lambda: (tmp_path / "out.ipynb").exists() and "running" in status(tmp_path / "out.ipynb"), 120)
+    wait(lambda: (out := tmp_path / "out.ipynb").exists() and '"status": "running"' in out.read_text(), 120)
     process.kill()
     process.communicate()
     assert status(tmp_path / "out.ipynb")[-2:] == ["running", "pending"]

@@ -8,7 +8,9 @@ __all__ = ['join', 'follow', 'RayEngine']
 # %% ../../nbs/15f_workflow_engine.ipynb #8041c578
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from threading import Event
 
 from nbformat import from_dict
@@ -18,6 +20,7 @@ from .. import cluster, forkserver
 from ..cluster import Cluster, ClusterError
 from ..settings import Settings, SettingsError, load
 from . import kernels
+from .files import Handler
 
 # %% ../../nbs/15f_workflow_engine.ipynb #2cee19b5
 def join(
@@ -75,7 +78,9 @@ def follow(
                     if on_cell: on_cell(i, len(record.nb.cells))
                 case _: _show(record, at, news)
             if what == "done": record.cell_complete(record.nb.cells[i], cell_index=i)
-            elif what == "failed": return _fail(record, i)
+            elif what == "failed":
+                _fail(record, i)
+                with suppress(Exception): deque(events, 0)  # the rest is the kernel's end
             elif what == "output": record.save()
     except BaseException as e:
         _fail(record, i, e)
@@ -131,11 +136,20 @@ def _placed(nb: dict, kernel_name: str, *, env: dict[str, str] | None, stop: Eve
     env = {"RAY_ADDRESS": address} | (dict(os.environ) if env is None else env)
     events = task.remote(nb, kernel_name, env=env, **options)
     try: yield from _received(events, stop or Event())
-    finally: ray.cancel(events)  # of a task that has ended: nothing
+    except (GeneratorExit, KeyboardInterrupt):  # who cancels a task that is just ending may be crashed by Ray
+        ray.cancel(events)
+        raise
 
 # %% ../../nbs/15f_workflow_engine.ipynb #5d0172db
 class RayEngine(Engine):
     "papermill's engine `ray`."
+    @classmethod
+    def execute_notebook(cls, nb, kernel_name: str, output_path: str | None = None, **options):
+        "As every engine does it, but each state of the notebook is saved whole or not at all."
+        Handler.register()
+        if output_path: Handler.register(output_path)
+        return super().execute_notebook(nb, kernel_name, output_path, **options)
+
     @classmethod
     def execute_managed_notebook(
         cls, nb_man: NotebookExecutionManager, kernel_name: str, *,

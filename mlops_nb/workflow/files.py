@@ -107,7 +107,7 @@ class Handler:
 
     @classmethod
     @cache
-    def register(cls) -> None:
-        "Have papermill use it for absolute paths and for buckets."
+    def register(cls, *starts: str) -> None:
+        "Have papermill use it for addresses that start so; default: absolute paths and buckets."
         from papermill.iorw import papermill_io
-        for start in ("/", "s3://", "gs://", "az://"): papermill_io.register(start, cls)
+        for start in starts or ("/", "s3://", "gs://", "az://"): papermill_io.register(start, cls)
