@@ -331,7 +331,8 @@ def test_after_a_cell_that_failed_its_task_is_heard_to_its_end(worse):
         yield "failed", 0, {"execution_count": 1, "outputs": []}
         ended.append(True)
         if worse: raise ConnectionError("the worker is gone")
-    record = NotebookExecutionManager(new_notebook(cells=[new_code_cell("1 / 0"), new_code_cell("2")]))
+    cells = [new_code_cell(code, metadata={"papermill": {}}) for code in ("1 / 0", "2")]
+    record = NotebookExecutionManager(new_notebook(cells=cells, metadata={"papermill": {}}), progress_bar=False)
     record.notebook_start()
     follow(told(), record)
     states = [(c.metadata.papermill.status, len(c.outputs)) for c in record.nb.cells]
