@@ -655,11 +655,12 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)
     pid = kernel(tmp_path)
     with pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "), alone(workspace): pass
+    [notebook] = Path(workspace.runs).rglob("*.ipynb")
+    wait(lambda: "running" in status(notebook))  # a cell that starts is told and saved some milliseconds later
     runner.kill()
     runner.wait()
     wait(lambda: not psutil.pid_exists(pid))
     with alone(workspace): pass
-    [notebook] = Path(workspace.runs).rglob("*.ipynb")
     assert status(notebook)[-2:] == ["running", "pending"]
 
 
