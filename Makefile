@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export WHYLOGS_NO_ANALYTICS := True
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup system demo test chaos check lint export readme lock clean
+.PHONY: setup system demo test chaos check lint export outputs readme lock clean
 
 setup: .venv/installed  ## everything that runs need, in .venv
 
@@ -56,6 +56,9 @@ export: setup  ## notebooks -> library and README.md
 	nbdev-clean
 	nbdev-export
 	$(MAKE) readme
+
+outputs: demo  ## the reference stages with what a run of them shows
+	python tests/outputs.py
 
 readme: setup
 	jupyter nbconvert --to markdown --no-prompt --output-dir . --output README nbs/index.ipynb
