@@ -289,7 +289,7 @@ class Forked:
     def __init__(
         self,
         address: str,            # of the server
-        request: dict,           # `argv`, `env`, `cwd`; of a command also `call`, `library`, `umask`
+        request: dict,           # `env`, `cwd`; of a command also `argv`, `call`, `library`, `umask`
         *fds: int,               # of a command: its standard input, output and error
         timeout: float = 10,     # longest time for the server to answer, s
     ):

@@ -232,7 +232,7 @@ def identity(settings: Settings) -> str:
 # %% ../nbs/18_pages.ipynb #34673866
 def _shown(url: str) -> str | None:
     "The workspace that the control application at an address shows."
-    try: return httpx.get(f"{url}/healthz", timeout=5, verify=False).json().get("workspace")
+    try: return httpx.get(f"{url}/healthz", timeout=5, verify=False).json().get("workspace")  # http: no certificates
     except (httpx.HTTPError, ValueError): return None
 
 # %% ../nbs/18_pages.ipynb #082eb3d1
