@@ -1,0 +1,97 @@
+"A workspace that an earlier version left still opens: what it remembers is read, and more is added to it."
+import json
+
+import polars as pl
+import pytest
+from make_old_workspace import members, unpack
+from test_cli import call
+
+from mlops_nb import datasets, events, lake, monitoring, registry
+from mlops_nb.settings import load
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    "The workspace, unpacked; tests below add to it."
+    return load(unpack(tmp_path_factory.mktemp("old") / "club"))
+
+
+def test_its_state_is_shown(old):
+    done = call("status", "--json", "-w", old.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = json.loads(done.stdout)
+    assert state["run"]["state"] == "failed"
+    assert {m["ref"]: (m["champion"], m["decision"], m["decided_by"]) for m in state["models"]} == {
+        "club/1": (True, "approved", "ann"), "club/2": (False, "rejected", "bob")}
+    assert [(e["model"], list(e["versions"]), e["proposal"]) for e in state["endpoints"]] == [("club", ["1"], None)]
+    assert {(a["kind"], a["column"]) for a in state["alerts"]} == {
+        ("drift", "fee"), ("drift", "prediction"), ("range", "fee")}
+
+
+def test_its_history_is_complete_and_in_order(old):
+    kinds = events.history(old.events).collect()["kind"].to_list()
+    decisions = ["registered", "approved", "deployed", "monitored", "registered", "approved", "deployed", "deployed",
+                 "rejected"]
+    assert [k for k in kinds if k in decisions] == [*decisions[:4], *decisions[3:]]
+    newest = events.newest(old.events, "deployed", "club")
+    assert newest["by"] == "ann" and list(newest["details"]["versions"]) == ["1"]
+
+
+def test_lineage_of_the_champion(old):
+    done = call("lineage", "club@champion", "--format", "json", "-w", old.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = {n["kind"] for n in json.loads(done.stdout)["nodes"]}
+    assert {"model", "dataset", "source file", "candidate", "report", "approved"} <= kinds
+
+
+def test_the_dataset_is_read_and_grows(old):
+    before = datasets.get("club@0", settings=old)
+    rows = before.scan().collect()
+    assert (rows.height, rows["member"].n_unique()) == (600, 600)
+    assert before.profile().rows == rows.filter(_split="train").height
+    more = members(50, 9)
+    more.write_csv(old.root / "data" / "more.csv")
+    after = datasets.ingest("club", str(old.root / "data" / "more.csv"), settings=old)
+    assert after.parent.ref == before.ref
+    assert after.scan().collect().height == 650
+    assert datasets.get("club@0", settings=old).scan().collect().equals(rows)
+    assert datasets.ingest("club", "data/members.csv", settings=old).ref == after.ref
+
+
+def test_the_champion_is_found_loaded_and_predicts(old):
+    version = registry.resolve("club@champion", settings=old)
+    assert (version.ref, registry.approval("club/1", settings=old)["by"]) == ("club/1", "ann")
+    log = lake.scan(old.table("_predictions", "club")).filter(model_version="1").head(20).collect()
+    bundle = version.bundle(old)
+    inputs = bundle.signature.frame([json.loads(text) for text in log["inputs"]])
+    again = bundle.pipeline.predict_proba(inputs)[:, 1]
+    assert again.tolist() == pytest.approx(log["probability"].to_list(), abs=1e-9)
+
+
+def test_what_was_rejected_stays_rejected(old):
+    assert registry.approval("club/2", settings=old)["kind"] == "rejected"
+
+
+def test_predictions_that_no_pass_has_judged_are_judged_once(old):
+    log = lambda: events.history(old.events, "club", "monitored").collect().height
+    judged, opened = log(), monitoring.open_alerts("club", settings=old)
+    assert judged == 2
+    found = monitoring.check("club", settings=old)
+    assert found.rows == 140  # 120 that were moved to the table, 20 that were not
+    columns = {(a["kind"], a["column"]) for a in found.alerts}
+    assert {("drift", "fee"), ("drift", "prediction")} <= columns
+    assert {a["id"] for a in opened} <= {a["id"] for a in monitoring.open_alerts("club", settings=old)}
+    table = lake.scan(old.table("_predictions", "club")).filter(pl.col("stage") == "production").collect()
+    assert table["prediction_id"].n_unique() == table.height == 440
+    assert monitoring.check("club", settings=old).rows == 0
+    assert log() == 3
+
+
+def test_one_more_decision_is_recorded(old):
+    events_before = events.history(old.events).collect()
+    done = call("reject", "club/1", "--by", "carol", "--note", "too old", "-w", old.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert registry.approval("club/1", settings=old)["kind"] == "rejected"
+    after = events.history(old.events).collect()
+    assert after.height == events_before.height + 1
+    assert after["id"].to_list()[:-1] == events_before["id"].to_list()
