@@ -1,7 +1,9 @@
-"""What the benchmarks share: options, timed processes, peers in environments of their own, the last line.
+"""What the benchmarks share: options, timed processes, peers in environments of their own, the lines of the targets.
 
-Each script runs us and the peer side by side on this machine and ends with `NAME ratio R target T`. The JSON form adds
-`better` (is a lower or a higher ratio the better one), `holds`, and every figure that was measured.
+A script runs us and the peer side by side on this machine. It prints what it measured, then a line a target, `NAME ratio
+R target >=T` or `NAME ratio R target <=T`; the last line is the worst of them, the one with the least margin. A target
+without a peer is the measured figure over the figure it has to keep to, with T = 1 (`Result.absolute`). With `--quick`,
+the first line says what is left out. The JSON form (`--json`) has every target and whether it holds, and every figure.
 """
 import argparse
 import compileall
@@ -24,12 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 UV = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
-def options(text: str) -> argparse.Namespace:
-    "The command line of a benchmark; `text` says what it measures."
+def options(
+    text: str,                   # what the benchmark measures
+    *,
+    leaves_out: str = "",        # what it does not measure with `--quick`
+) -> argparse.Namespace:         # quick, json, leaves_out
+    "The command line of a benchmark."
     compileall.compile_dir(ROOT / "mlops_nb", quiet=1)  # as the peers' environments are
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller case, under a minute")
+    parser.add_argument("--quick", action="store_true", help=f"under a minute; leaves out {leaves_out or 'nothing'}")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(leaves_out=leaves_out)
     return parser.parse_args()
 
 
@@ -131,14 +138,50 @@ def workspace() -> Iterator[Path]:
         finally: cluster.down(settings)
 
 
-def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:
-    "Print what was measured, the ratio last."
-    holds = ratio >= target if higher else ratio <= target
+@dataclass(frozen=True)
+class Result:
+    "One target, and what was measured for it."
+    name: str
+    ratio: float            # ours to the peer's, or the peer's to ours
+    target: float
+    higher: bool = False    # a higher ratio is the better one
+
+    @classmethod
+    def absolute(cls, name: str, value: float, limit: float, *, higher: bool = False) -> "Result":
+        "A target without a peer: the ratio of a figure to its limit."
+        return cls(name, value / limit, 1.0, higher)
+
+    @property
+    def holds(self) -> bool:
+        "Is the target met?"
+        return self.ratio >= self.target if self.higher else self.ratio <= self.target
+
+    @property
+    def margin(self) -> float:
+        "How far the ratio is on the right side of the target, as a factor; below 1 it is missed."
+        better, worse = (self.ratio, self.target) if self.higher else (self.target, self.ratio)
+        return better / worse if worse else float("inf")
+
+    def __str__(self) -> str:
+        return f"{self.name} ratio {self.ratio:.3f} target {'>=' if self.higher else '<='}{self.target:g}"
+
+
+def report(results: list[Result], *, asked: argparse.Namespace, **facts) -> None:
+    "Print what was measured, then a line a target, the worst last."
+    ranked = sorted(results, key=lambda result: -result.margin)
     if asked.json:
-        print(json.dumps({"name": name, "ratio": ratio, "target": target, "better": "higher" if higher else "lower",
-                          "holds": holds, "quick": asked.quick, **facts}, indent=2))
+        targets = [{"name": r.name, "ratio": r.ratio, "target": r.target, "holds": r.holds,
+                    "better": "higher" if r.higher else "lower"} for r in ranked]
+        left = asked.leaves_out if asked.quick else None
+        print(json.dumps({"quick": asked.quick, "leaves_out": left, "targets": targets, "facts": facts}, indent=2))
         return
+    if asked.quick: print(f"--quick leaves out {asked.leaves_out or 'nothing'}")
     for fact, value in facts.items():
-        print(f"{fact.replace('_', ' '):>28}  {value:.3f}" if isinstance(value, float) else
-              f"{fact.replace('_', ' '):>28}  {value}")
-    print(f"{name} ratio {ratio:.3f} target {target:g}")
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        print(f"{fact.replace('_', ' '):>28}  {shown}")
+    print(*ranked, sep="\n")
+
+
+def finish(name: str, ratio: float, target: float, *, asked: argparse.Namespace, higher: bool = False, **facts) -> None:
+    "Report the only target of a benchmark."
+    report([Result(name, ratio, target, higher)], asked=asked, **facts)

@@ -19,7 +19,7 @@ def stages(folder: Path, number: int) -> None:
 
 
 def main() -> None:
-    asked = options(__doc__)
+    asked = options(__doc__, leaves_out="four of seven stages, and two of three runs")
     number, times = (3, 1) if asked.quick else (7, 3)
     bin = Path(sys.executable).parent
     with workspace() as home:

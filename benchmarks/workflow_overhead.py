@@ -63,7 +63,7 @@ def theirs(packages: list[str], code: str, folder: Path, times: int, *arguments:
 
 
 def main() -> None:
-    asked = options(__doc__)
+    asked = options(__doc__, leaves_out="papermill and ZenML, and four of five runs")
     times = 1 if asked.quick else 5
     with workspace() as home:
         stages(home / "nbs")

@@ -101,6 +101,55 @@ def test_quiet_windows_stay_quiet():
     assert len(false) <= 3, false
 
 
+def asked(frame: pl.DataFrame, reference: Profile) -> pl.DataFrame:
+    "What is asked of a window's inputs, corrected at 1 %."
+    found = window.drift(profile(frame), reference)
+    return window.corrected([*window.drifting(found), *window.missing(frame, reference),
+                             *window.outside(frame, reference), *window.unseen(frame, reference)], 0.01)
+
+
+def rare(rng, rows: int, nulls: float) -> pl.DataFrame:
+    "A column of numbers and one of words, both mostly null."
+    values = {"number": rng.normal(size=rows), "word": rng.choice(["a", "b", "c"], rows, p=[.7, .2, .1])}
+    gone = {name: pl.Series(rng.random(rows) < nulls) for name in values}
+    return pl.DataFrame(values).with_columns(pl.when(gone[c]).then(None).otherwise(c).alias(c) for c in values)
+
+
+@pytest.mark.parametrize("nulls, rows", [(0.9, 100), (0.98, 100), (0.98, 400), (0.995, 100), (0.995, 1000)])
+def test_quiet_windows_of_sparse_columns_stay_quiet(nulls, rows):
+    rng = np.random.default_rng(7)
+    false = sum(asked(rare(rng, rows, nulls), profile(rare(rng, 2000, nulls)))["alarm"].any() for _ in range(150))
+    assert false <= 6  # of 150 at 1 %: more than 6 have a chance of 0.0003
+
+
+def test_a_sparse_column_that_is_filled_or_emptied_is_an_alarm():
+    rng = np.random.default_rng(8)
+    reference = profile(rare(rng, 2000, 0.9))
+    quiet = rare(rng, 300, 0.9)
+    for changed in (quiet.with_columns(number=pl.lit(None, pl.Float64)), quiet.with_columns(number=pl.lit(0.5))):
+        found = asked(changed, reference).filter("alarm")
+        assert ("nulls", "number") in set(found.select("kind", "column").iter_rows())
+
+
+@pytest.mark.parametrize("kind", ["alike", "Zipf"])
+def test_new_categories_by_chance_are_no_alarm(kind):
+    rng, number = np.random.default_rng(9), 400
+    weights = np.ones(number) if kind == "alike" else 1 / np.arange(1, number + 1) ** 1.1
+    def column(rows: int) -> pl.DataFrame:
+        return pl.DataFrame({"c": rng.choice(number, rows, p=weights / weights.sum())}).cast(pl.String)
+    p = np.array([window.unseen(column(200), profile(column(1000)))[0]["p_value"] for _ in range(600)])
+    assert (p < 0.00025).sum() <= 2  # 0.15 are promised at most
+    assert (p < 0.01).sum() <= 14    # 6 are
+
+
+def test_a_new_category_of_five_percent_is_an_alarm():
+    rng = np.random.default_rng(10)
+    reference = profile(pl.DataFrame({"c": rng.choice(400, 4000)}).cast(pl.String))
+    frame = pl.DataFrame({"c": ["new"] * 10 + [str(c) for c in rng.choice(400, 190)]})
+    assert window.unseen(frame, reference)[0]["p_value"] < 0.00025
+    assert window.unseen(frame[9:], reference)[0]["p_value"] > 0.01
+
+
 def test_what_changed_is_named_and_nothing_else():
     frame = people(1000, 1)
     assert alarms(judged(frame.with_columns(age=pl.col("age") + 5))) >= {("drift", "age")}

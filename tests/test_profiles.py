@@ -381,7 +381,7 @@ def test_the_distance_is_the_exact_one_where_the_sketch_is_exact(decimals):
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=200).round(decimals), rng.normal(0.4, 1, 300).round(decimals)
     row = drift(profile(pl.DataFrame({"x": x})), profile(pl.DataFrame({"x": y}))).table.row(0, named=True)
-    exact = ks_2samp(x, y, method="asymp")
+    exact = ks_2samp(x, y, method="exact")
     assert row["distance"] == pytest.approx(exact.statistic) and row["p_value"] == pytest.approx(exact.pvalue)
 
 
@@ -422,7 +422,32 @@ def test_broken_columns_are_problems_not_drift(telco):
     assert found.problems == {"partner": "missing", "tenure": "string here, number in the reference",
                               "churn": "no values", "extra": "not in the reference"}
     assert found.drifted == []
-    assert found.table.filter(pl.col("problem").is_not_null())["p_value"].null_count() == 4
+    untested = found.table.filter(pl.col("problem").is_not_null(), pl.col("p_value").is_null())
+    assert set(untested["column"]) == {"partner", "tenure", "extra"}  # that "churn" is empty is no chance: it is tested
+
+
+def test_a_column_without_values_is_a_matter_of_chance():
+    "Of 50 rows of a column with values in 10 of 500, a third has none; of one with values in half of them, none has."
+    column = lambda values, rows: profile(pl.DataFrame({"a": [1.0] * values + [None] * (rows - values)},
+                                                       schema={"a": pl.Float64}))
+    rare, common = drift(column(0, 50), column(10, 500)), drift(column(0, 50), column(250, 500))
+    assert rare.problems == {} and rare.drifted == []
+    from math import comb
+    assert rare.table["p_value"].item() == pytest.approx(comb(500, 10) / comb(550, 10))
+    assert common.problems == {"a": "no values"}
+    assert drift(column(1, 50), column(0, 500)).problems == {}
+    assert drift(column(25, 50), column(0, 500)).problems == {"a": "no values in the reference"}
+
+
+@pytest.mark.parametrize("n, m", [(1, 80), (2, 80), (7, 40), (30, 700)])
+def test_distances_of_small_samples_have_the_exact_chance(n, m):
+    from scipy.stats import ks_2samp
+    rng = np.random.default_rng(n)
+    for shift in (0, 0.3, 2):
+        a, b = rng.random(n) + shift, rng.random(m)
+        exact = ks_2samp(a, b, method="exact").pvalue
+        p = drift(profile(pl.DataFrame({"a": a})), profile(pl.DataFrame({"a": b}))).table["p_value"].item()
+        assert p == pytest.approx(exact, rel=1e-6) or max(p, exact) < 1e-9
 
 
 def test_integers_that_became_floats_are_still_compared(telco):
