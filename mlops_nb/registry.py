@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MLFLOW_TYPES', 'commit', 'origin', 'run_of', 'RegistryError', 'ModelVersion', 'versions', 'describe', 'tested',
-           'register', 'resolve', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias', 'ApprovalError',
-           'Bundle', 'BundleError']
+           'register', 'resolve', 'model_of', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias',
+           'ApprovalError', 'Bundle', 'BundleError']
 
 # %% ../nbs/11_registry.ipynb #29c09aa6
 import json
@@ -254,13 +254,21 @@ def resolve(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> ModelVersion:
     "The model version that a reference stands for."
-    match = re.fullmatch(r"(?:model:)?([\w-]+)(?:/(\d+)|@([A-Za-z][\w-]*))", ref)
-    if not match: raise RegistryError(f"'{ref}' is no model reference: expected NAME/VERSION or NAME@ALIAS")
-    name, number, alias = match.groups()
+    name, number, alias = _parts(ref)
     known = versions(name, settings=settings)
     for v in known:
         if v.version == number or alias in v.aliases: return v
     raise RegistryError(f"no model {ref}: " + _present(name, known, settings))
+
+def _parts(ref: str) -> tuple[str, str | None, str | None]:
+    "Return name, version and alias of a reference; version or alias is None."
+    match = re.fullmatch(r"(?:model:)?([\w-]+)(?:/(\d+)|@([A-Za-z][\w-]*))", ref)
+    if not match: raise RegistryError(f"'{ref}' is no model reference: expected NAME/VERSION or NAME@ALIAS")
+    return match.groups()
+
+def model_of(ref: str) -> str:
+    "Return the model's name in a reference to one of its versions."
+    return _parts(ref)[0]
 
 def _present(name: str, known: list[ModelVersion], settings: Settings | None) -> str:
     "What could have been meant."

@@ -64,6 +64,11 @@ class Serve(Section):
     fdatasync: bool = False                   # prediction log survives a power cut, not only a killed process
     max_rows: int = Field(10_000, ge=1)       # rows accepted in one request
 
+    def identify(self, token: str) -> str | None:
+        "Return the name of who has this bearer token, or None."
+        entries = (entry.rpartition(":") for entry in self.tokens.split())
+        return next((name or "token" for name, _, known in entries if known == token), None)
+
 # %% ../nbs/00_settings.ipynb #cf98ba70
 class Monitor(Section):
     "`[monitor]`: when a difference is an alarm."
