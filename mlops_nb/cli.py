@@ -7,7 +7,6 @@ __all__ = ['app', 'Workspace', 'By', 'Json', 'Note', 'Ref', 'main', 'up', 'down'
            'lineage', 'approve', 'reject', 'deploy', 'rollback', 'monitor', 'work', 'watch', 'lab']
 
 # %% ../nbs/19_cli.ipynb #47133e0d
-import getpass
 import json
 import os
 import shlex
@@ -63,8 +62,8 @@ def _say(value: Any) -> None:
 # %% ../nbs/19_cli.ipynb #27a5703b
 def _me() -> str:
     "The person at the keyboard."
-    try: return getpass.getuser()
-    except (KeyError, OSError): return "unknown"
+    from mlops_nb import events
+    return events.user()
 
 # %% ../nbs/19_cli.ipynb #4904606c
 def _ready(settings: Settings) -> str:
@@ -253,9 +252,16 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
              "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
              "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
     if champion: lines |= _champion(champion)
-    for e in now["endpoints"]: lines[f"endpoint {e['model']}"] = f"{e['state']} {e['versions']} {e['url']}"
+    for e in now["endpoints"]: lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
     lines["alerts"] = "; ".join(f"{a['model']}: {a['message']}" for a in now["alerts"]) or "none open"
     _print(lines)
+
+# %% ../nbs/19_cli.ipynb #cdcf4547
+def _roles(endpoint: dict) -> str:
+    "Return which versions an endpoint serves, with role and share."
+    names = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
+    shares = [f"{names.get(v, 'version')} {v}: {share:g} %" for v, share in endpoint["versions"].items()]
+    return ", ".join([*shares, *(f"shadow {v}" for v in endpoint["shadow"])]) or "nothing"
 
 # %% ../nbs/19_cli.ipynb #c9984552
 @app.command()
@@ -274,22 +280,26 @@ Note = Annotated[str, typer.Option("--note", help="Why.")]
 Ref = Annotated[str, typer.Argument(help="A model version: churn/4, or churn@challenger")]
 
 # %% ../nbs/19_cli.ipynb #7ada6ef5
-def _decide(verb: str, done: str, ref: str, by: str, note: str, workspace: Path | None) -> None:
+def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **why: str) -> None:
     "Record a person's decision about a model version."
     from mlops_nb import registry
     settings = load(workspace)
-    getattr(registry, verb)(ref, by=by, note=note, settings=settings)
+    getattr(registry, verb)(ref, by=by, settings=settings, **why)
     _console().print(f"{registry.resolve(ref, settings=settings).ref} {done} by {by}")
 
 @app.command()
-def approve(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> None:
-    "Approve a model version for production."
-    _decide("approve", "approved", ref, by, note, workspace)
+def approve(
+    ref: Ref, by: By, note: Note = "",
+    despite: Annotated[str, typer.Option("--despite", help="Why, although a test failed.")] = "",
+    workspace: Workspace = None,
+) -> None:
+    "Approve a model version for production; who runs this is recorded beside --by."
+    _decide("approve", "approved", ref, by, workspace, note=note, despite=despite)
 
 @app.command()
 def reject(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> None:
-    "Reject a model version: it will not be deployed."
-    _decide("reject", "rejected", ref, by, note, workspace)
+    "Reject a model version for good: it will not be deployed, and nothing approves it again."
+    _decide("reject", "rejected", ref, by, workspace, note=note)
 
 # %% ../nbs/19_cli.ipynb #eeaac388
 @app.command()

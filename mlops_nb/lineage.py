@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from . import datasets, deployment, events, lake, registry, tracking
+from . import datasets, deployment, events, lake, registry, roles, tracking
 from .settings import MlopsError, Settings, load
 
 # %% ../nbs/17_lineage.ipynb #f5017693
@@ -213,7 +213,7 @@ class _Trail(_Models):
         event = self.newest("deployed", name)
         if not event: raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
         id = self.graph.add(f"endpoint:{name}", "endpoint", versions=event["details"]["versions"],
-                            deployed_by=event["by"], at=event["at"].isoformat())
+                            **roles.named(event["details"]), deployed_by=event["by"], at=event["at"].isoformat())
         for version in event["details"]["versions"]: self.graph.link(id, self.model(f"{name}/{version}"), "serves")
         return id
 
@@ -283,12 +283,12 @@ def champion(
     settings: Settings,
     candidate: str | None = None,   # address of a candidate; versions made of it are looked past
 ) -> str:                           # the version's reference; empty where there is none
-    "The version that served, or serves, all traffic last, other than this candidate's own."
+    "Return the version that is, or was last, champion, other than this candidate's own."
     trail = _Trail(settings)
     for event in reversed(trail.log.filter(kind="deployed", subject=model).to_dicts()):
-        for version in json.loads(event["details"])["versions"]:
-            registered = trail.newest("registered", f"{model}/{version}")
-            if registered and registered["details"]["candidate"] != candidate: return f"{model}/{version}"
+        version = roles.named(json.loads(event["details"])).get("champion")
+        registered = version and trail.newest("registered", f"{model}/{version}")
+        if registered and registered["details"]["candidate"] != candidate: return f"{model}/{version}"
     return ""
 
 # %% ../nbs/17_lineage.ipynb #dd466ded
@@ -307,5 +307,5 @@ def _holds(name: str, value: Any, outputs: dict, settings: Settings) -> bool:
     if isinstance(value, str) and value.startswith("runs:/"): tracking.fetch(value, settings=settings)
     if name == "endpoint":
         found = deployment.endpoint(value, settings=settings)
-        return found.ready and [f"{value}/{v}" for v in found.versions] == [outputs.get("deployed")]
+        return found.ready and f"{value}/{found.champion}" == outputs.get("deployed")
     return True

@@ -52,6 +52,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     threshold: float | None = Field(default=None, ge=0, le=1)
     costs: Costs | None = None                       # instead of a threshold
     protected: tuple[str, ...] = ()                  # columns between whose groups the model must be fair
+    approval: Literal["rule", "person"] = "rule"     # who lets a version go to production
 
     @field_validator("accept")
     @classmethod

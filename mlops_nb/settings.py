@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'Section', 'Workspace', 'ClusterSection', 'Tracking', 'Serve', 'Monitor', 'Alerts',
-           'StageSection', 'TriggerSection', 'Addresses', 'Settings', 'find', 'load', 'create']
+           'Deploy', 'StageSection', 'TriggerSection', 'Addresses', 'Settings', 'find', 'load', 'create']
 
 # %% ../nbs/00_settings.ipynb #23bcec99
 import configparser
@@ -64,6 +64,11 @@ class Serve(Section):
     fdatasync: bool = False                   # prediction log survives a power cut, not only a killed process
     max_rows: int = Field(10_000, ge=1)       # rows accepted in one request
 
+    def identify(self, token: str) -> str | None:
+        "Return the name of who has this bearer token, or None."
+        entries = (entry.rpartition(":") for entry in self.tokens.split())
+        return next((name or "token" for name, _, known in entries if known == token), None)
+
 # %% ../nbs/00_settings.ipynb #cf98ba70
 class Monitor(Section):
     "`[monitor]`: when a difference is an alarm."
@@ -74,6 +79,11 @@ class Monitor(Section):
 class Alerts(Section):
     "`[alerts]`: who hears of an alarm."
     webhook: str = ""                 # address that gets each opened alert as JSON; empty: none
+
+# %% ../nbs/00_settings.ipynb #ddff4a2f
+class Deploy(Section):
+    "`[deploy]`: what a version needs before it goes to production."
+    approval: Literal["rule", "person"] = "rule"  # "person": a person decides, whatever the objective says
 
 # %% ../nbs/00_settings.ipynb #6fd41bfb
 class StageSection(Section):
@@ -167,6 +177,7 @@ class Settings(Addresses, BaseSettings):
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     alerts: Alerts = Alerts()
+    deploy: Deploy = Deploy()
     stage: dict[str, StageSection] = {}       # by the stage's name
     trigger: dict[str, TriggerSection] = {}   # by the trigger's name
 

@@ -1,9 +1,14 @@
 "settings, lake, events, datasets: what a lesson would not show."
 import contextlib
+import json
 import multiprocessing
+import os
+import pwd
+import subprocess
+import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
@@ -122,6 +127,126 @@ def test_a_decision_does_not_block_another_subject_or_kind(tmp_path):
     events.record(log, "deployed", "b", by="x", after=None)
     events.record(log, "monitored", "a", by="x", after=None)
     events.record(log, "deployed", "a", by="x", after=a)
+
+
+def _record_many(log: str, name: str, count: int) -> None:
+    for n in range(count): events.record(log, "counted", "churn", by=name, n=n)
+
+
+def clock(monkeypatch, *, behind: timedelta) -> None:
+    "Set this machine's clock back, as far as events see it."
+    class Late(datetime):
+        @classmethod
+        def now(cls, tz=None): return datetime.now(tz) - behind
+    monkeypatch.setattr(events, "datetime", Late)
+
+
+def test_a_writer_whose_clock_is_slow_is_not_overlooked(tmp_path, monkeypatch):
+    log = str(tmp_path / "log")
+    first = events.record(log, "deployed", "churn", by="ann", after=None)
+    clock(monkeypatch, behind=timedelta(hours=1))
+    second = events.record(log, "deployed", "churn", by="bob", after=first)
+    assert events.newest(log, "deployed", "churn")["id"] == second
+    a, b = events.history(log, "churn").collect()["at"]
+    assert b - a == timedelta(microseconds=1), "the later event has the later time"
+    with pytest.raises(events.Conflict, match="bob"):
+        events.record(log, "deployed", "churn", by="carol", after=first)
+
+
+def test_a_decision_among_kinds_sees_all_of_them(tmp_path):
+    log, kinds = str(tmp_path / "log"), ("approved", "rejected")
+    first = events.record(log, "approved", "m/1", by="ann", after=None, among=kinds)
+    events.record(log, "rejected", "m/1", by="bob")
+    with pytest.raises(events.Conflict, match="m/1 was rejected meanwhile by bob"):
+        events.record(log, "approved", "m/1", by="carol", after=first, among=kinds)
+    assert events.newest(log, kinds, "m/1")["kind"] == "rejected"
+    with pytest.raises(events.Conflict, match="never approved or rejected"):
+        events.record(log, "approved", "m/2", by="carol", after=first, among=kinds)
+
+
+def test_two_processes_number_one_subject_without_a_gap(tmp_path):
+    log = str(tmp_path / "log")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_record_many, [(log, "a", 50), (log, "b", 50)], chunksize=1)
+    rows = events.history(log, "churn").collect()
+    assert rows["sequence"].to_list() == list(range(1, 101))
+    assert rows["at"].is_sorted() and rows["at"].n_unique() == 100
+    for name in "ab":
+        numbers = [json.loads(d)["n"] for d in rows.filter(by=name)["details"]]
+        assert numbers == list(range(50)), "each writer's events are in its own order"
+
+
+OLD = {k: v for k, v in events.SCHEMA.items() if k != "sequence"}
+
+
+def old_log(log: str) -> None:
+    "A log of a release without sequences: `a` deployed twice, the later one written first; `b` once."
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = [("two", day + timedelta(days=2), "a"), ("one", day, "a"), ("three", day, "b")]
+    for id_, at, subject in rows:
+        lake.append(log, pl.DataFrame([{"id": id_, "at": at, "kind": "deployed", "subject": subject, "by": "x",
+                                        "details": "{}"}], schema=OLD))
+
+
+def test_a_log_without_sequences_opens_and_gets_them_with_the_first_write(tmp_path, monkeypatch):
+    log = str(tmp_path / "log")
+    old_log(log)
+    assert events.newest(log, "deployed", "a")["id"] == "two"
+    assert events.history(log, "a").collect().select("id", "sequence").rows() == [("one", None), ("two", None)]
+    clock(monkeypatch, behind=timedelta(days=10_000))
+    third = events.record(log, "deployed", "a", by="ann", after="two")
+    assert events.newest(log, "deployed", "a")["id"] == third
+    fourth = events.record(log, "deployed", "b", by="ann", after="three")
+    lake.maintain(log)
+    rows = events.history(log, "a").collect()
+    assert rows.select("id", "sequence").rows() == [("one", None), ("two", None), (third, 1)]
+    assert rows["at"].is_sorted() and events.newest(log, "deployed", "b")["id"] == fourth
+    assert events.history(log).collect().height == 5
+
+
+def test_first_writes_into_a_log_without_sequences_race_safely(tmp_path):
+    log = str(tmp_path / "log")
+    old_log(log)
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.starmap(_record_many, [(log, name, 3) for name in "abcd"], chunksize=1)
+    rows = events.history(log, "churn").collect()
+    assert rows["sequence"].to_list() == list(range(1, 13)) and events.history(log).collect().height == 15
+
+
+RECORDER = """
+import os, sys
+from mlops_nb import events
+for n in range(1_000_000):
+    id_ = events.record(sys.argv[1], "counted", "churn", by=sys.argv[2], n=n)
+    os.write(1, f"{id_}\\n".encode())   # the acknowledgement
+"""
+
+
+@pytest.mark.chaos
+def test_kill_9_leaves_the_numbers_without_a_gap(tmp_path, round_):
+    "Two writers of one subject are killed while they record; what was acknowledged is there, once."
+    log, acknowledged = str(tmp_path / "log"), [[], []]
+    children = [subprocess.Popen([sys.executable, "-c", RECORDER, log, name], stdout=subprocess.PIPE) for name in "ab"]
+    readers = [threading.Thread(target=lambda c=c, into=into: into.extend(c.stdout))
+               for c, into in zip(children, acknowledged, strict=True)]
+    for r in readers: r.start()
+    until = time.monotonic() + 60
+    while not all(len(a) > 5 for a in acknowledged) and time.monotonic() < until: time.sleep(0.01)
+    time.sleep(0.017 * round_)
+    for c in children: c.kill()
+    for c, r in zip(children, readers, strict=True): c.wait(), r.join()
+    promised = {line.decode().strip() for a in acknowledged for line in a if line.endswith(b"\n")}
+    events.record(log, "counted", "churn", by="survivor")
+    rows = events.history(log, "churn").collect()
+    assert len(promised) > 10 and promised <= set(rows["id"]), "an acknowledged event is missing"
+    assert rows["sequence"].to_list() == list(range(1, rows.height + 1))
+    assert rows.height - len(promised) <= 3, "more than the one unanswered event of each writer"
+
+
+def test_the_user_is_the_operating_systems(monkeypatch):
+    monkeypatch.setenv("LOGNAME", "mallory")
+    monkeypatch.setenv("USER", "mallory")
+    assert events.user() == pwd.getpwuid(os.getuid()).pw_name != "mallory"
 
 
 dirty = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.floats(-5, 5) | st.none(),

@@ -19,6 +19,7 @@ OBJECTIVE = Objective(
     accept={"roc_auc": 0.80, "calibration_error": 0.05},
     costs=Costs(false_positive=1, false_negative=4),
     protected=("female", "senior_citizen"),
+    approval="rule",          # "person": nothing goes to production that nobody looked at
 )
 
 # %% ../../nbs/churn/0_objective.ipynb #5fe23796

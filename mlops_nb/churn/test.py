@@ -9,14 +9,20 @@ __all__ = ['champions_view']
 import numpy as np
 import polars as pl
 
-from .. import registry
+from .. import registry, roles
+from .objective import OBJECTIVE
+from ..settings import load
 
 # %% ../../nbs/churn/3_test.ipynb #bb5f7fa8
 def champions_view(
-    champion: str,          # reference of the version in production
+    champion: str,          # reference of the version in production; no other is compared with
     frame: pl.DataFrame,    # rows of the test split
-) -> np.ndarray | None:     # probability a row; none where no version is in production
-    "What the version in production says of these rows."
-    try: bundle = registry.resolve(champion).bundle()
-    except registry.RegistryError: return None
+) -> np.ndarray | None:     # probability a row; None where no version is in production
+    "Return what the version in production predicts for these rows."
+    if champion != f"{OBJECTIVE.name}@champion":
+        raise registry.RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for the gate compares "
+                                     "with the version in production")
+    version = roles.serving(OBJECTIVE.name, load()).get("champion")
+    if version is None: return None
+    bundle = registry.resolve(f"{OBJECTIVE.name}/{version}").bundle()
     return bundle.pipeline.predict_proba(bundle.signature.conform(frame))[:, 1]

@@ -32,8 +32,8 @@ class Acceptance:
 
     @property
     def passed(self) -> bool:
-        "Did every check pass?"
-        return bool(self.table["passed"].all())
+        "Return whether there are checks and all of them passed."
+        return self.table.height > 0 and bool(self.table["passed"].all())
 
     def _repr_html_(self) -> str:
         cells = lambda *values: "<tr>" + "".join(f"<td>{html.escape(v)}" for v in values)
@@ -137,6 +137,7 @@ def accept(
                               f"deployment.stage({version.ref!r})")
     bundle = version.bundle(settings)
     frame = bundle.signature.conform(frame)
+    if frame.is_empty(): raise DeploymentError(f"expected rows to try {version.ref} on, got none")
     if probability is None: probability = bundle.pipeline.predict_proba(frame)[:, 1]
     rows = orjson.loads(orjson.dumps(frame.to_dicts()))
     with client(settings, version.name, "staging") as http:
@@ -146,5 +147,6 @@ def accept(
                   *log_check(probe, settings, version.name)]
     found = Acceptance(version.ref, pl.DataFrame(checks, schema=["check", "passed", "found", "demanded"], orient="row"))
     kind = "accepted" if found.passed else "failed_acceptance"
-    events.record(settings.events, kind, version.ref, by=by, checks=found.table.to_dicts())
+    events.record(settings.events, kind, version.ref, by=by, bundle=bundle.digest,
+                  checks=found.table.to_dicts())
     return found

@@ -218,7 +218,7 @@ class Replica:
         "What this replica serves, and what troubles it."
         desired = self.versions.traffic.desired
         return {"replica": self.name, "pid": os.getpid(), "library": self.versions.library, "event": desired.event,
-                "versions": desired.versions, "shadow": list(desired.shadow),
+                "versions": desired.versions, "champion": desired.champion, "shadow": list(desired.shadow),
                 "problem": self.versions.problem or next((log.trouble for log in self.logs if log.trouble), None)}
 
 # %% ../../nbs/12_serving.ipynb #fc14dfd3

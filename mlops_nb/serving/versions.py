@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from .. import events
+from .. import events, roles
 from ..bundle import Bundle
 from . import protocols
 from ..settings import MlopsError, Settings
@@ -29,6 +29,19 @@ class Desired:
     library: str = ""                   # digest of the exported library of all of them
     shadow: tuple[str, ...] = ()        # versions that get the traffic and answer none of it
     event: str | None = None            # id of the event that says so
+    champion: str | None = None         # the version that others are measured against
+    challenger: str | None = None       # the version that answers a share beside it
+
+    def __post_init__(self):
+        if self.champion is None:  # an event of an earlier release, or one version alone
+            for role, version in roles.named({"versions": self.versions}).items():
+                object.__setattr__(self, role, version)
+
+    @property
+    def details(self) -> dict:
+        "Return what an event has to say about this state, JSON-able."
+        return {"versions": self.versions, "champion": self.champion, "challenger": self.challenger,
+                "shadow": list(self.shadow), "bundles": self.bundles, "library": self.library}
 
     @classmethod
     def newest(cls, settings: Settings, model: str) -> "Desired | None":
@@ -41,7 +54,7 @@ class Desired:
     def of(cls, details: dict, *, event: str | None = None) -> "Desired":
         "From an event's details."
         return cls(details["versions"], details["bundles"], details.get("library", ""),
-                   tuple(details.get("shadow", ())), event)
+                   tuple(details.get("shadow", ())), event, **roles.named(details))
 
 # %% ../../nbs/12c_serving_versions.ipynb #cbc871b4
 class Served:
@@ -77,8 +90,8 @@ class Traffic:
 
     @property
     def champion(self) -> Served:
-        "The version with the greatest share."
-        return self.served[max(self.desired.versions, key=self.desired.versions.get)]
+        "Return the version whose signature the documentation shows."
+        return self.served[self.desired.champion]
 
 # %% ../../nbs/12c_serving_versions.ipynb #b1c9ba78
 class Versions:
