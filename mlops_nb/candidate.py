@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 
 from . import tracking
+from .labels import labels_of, spelling
 from .objective import Objective, labels
 from .settings import MlopsError, Settings
 from .settings import load as workspace
@@ -144,12 +145,12 @@ class Fitted:
 
 # %% ../nbs/08b_candidate.ipynb #ff6ad53c
 def _pair(target: pl.Series, positive) -> tuple[str, str]:
-    "The negative and the positive label of a target of two."
-    others = [str(value) for value in target.unique().drop_nulls() if value != positive]
+    "The negative and the positive label of a target of two, spelled as everywhere."
+    others = set(labels_of(target)) - {spelling(positive)}
     if len(others) != 1:
         raise TrainingError(f"target '{target.name}': expected {positive!r} and one other label, "
                             f"came {sorted(others)[:5]}")
-    return others[0], str(positive)
+    return others.pop(), spelling(positive)
 
 def fit(
     frame: pl.DataFrame,                # the rows to learn from
@@ -171,28 +172,33 @@ def fit(
 
 # %% ../nbs/08b_candidate.ipynb #0111eeba
 def load_pipeline(
-    file: str | Path,    # a `model.skops`
+    file: str | Path | bytes,  # a `model.skops`, or what is in one
     *,
-    package: str = "",   # the workspace's package, whose functions and classes are trusted too
-):                       # a fitted `sklearn.pipeline.Pipeline`
+    package: str = "",         # the workspace's package, whose functions and classes are trusted too
+):                             # a fitted `sklearn.pipeline.Pipeline`
     "Read a pipeline from a skops file that names nothing but what is allowed."
     import skops.io
 
     names = named(file)
     refused = [name for name in names if not _allowed(name, package)]
     if refused:
-        raise TrainingError(f"{Path(file).name} names {', '.join(refused)}: expected types of scikit-learn, NumPy, or "
+        raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of scikit-learn, NumPy, or "
                             f"members of package '{package}'; move what the pipeline uses there and train again")
-    return skops.io.load(file, trusted=names)
+    return skops.io.loads(file, trusted=names) if isinstance(file, bytes) else skops.io.load(file, trusted=names)
 
 def named(
-    file: str | Path,  # a `model.skops`
-) -> list[str]:        # dotted; nothing is imported to find out
+    file: str | Path | bytes,  # a `model.skops`, or what is in one
+) -> list[str]:                # dotted; nothing is imported to find out
     "What a skops file names beyond skops' own short list of harmless types."
     import skops.io
 
-    try: return skops.io.get_untrusted_types(file=file)
-    except Exception as e: raise TrainingError(f"{file} is not a skops file: {e}; save the candidate again") from e
+    source = {"data" if isinstance(file, bytes) else "file": file}
+    try: return skops.io.get_untrusted_types(**source)
+    except Exception as e: raise TrainingError(f"{_place(file)} is not a skops file: {e}; save the candidate again") from e
+
+def _place(file: str | Path | bytes) -> str:
+    "Return what to call a skops file in an error."
+    return "model.skops" if isinstance(file, bytes) else str(file)
 
 def _allowed(name: str, package: str) -> bool:
     "Whether a skops file may name this: anything of the package, but of scikit-learn and NumPy only their own types."

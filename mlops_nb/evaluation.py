@@ -16,6 +16,7 @@ import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from . import measures as m
+from .labels import spelling
 from .measures import BLUE, GAPS, LOWER, METRICS, RESAMPLES, Interval, dots, picture
 from .objective import Objective, Rule, features, labels
 from .settings import MlopsError
@@ -205,7 +206,7 @@ def story(
     failed, of = [check.name for check in report.checks if not check.passed], len(report.checks)
     verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
     said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
-            f"({report.positives / report.rows:.0%}) are positive ({o.target} = {o.positive}).",
+            f"({report.positives / report.rows:.0%}) are positive ({o.target} = {spelling(o.positive)}).",
             f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
             f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
     if o.costs:
