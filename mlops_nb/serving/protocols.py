@@ -195,6 +195,7 @@ def page(name: str, signature: Signature) -> str:
     cells = lambda *values: "<tr>" + "".join(f"<td>{html.escape(str(v))}" for v in values) + "</tr>"
     columns = "".join(cells(c.name, c.dtype, "yes" if c.nullable else "no", ", ".join(map(str, c.categories or ())))
                       for c in signature.columns)
+    columns += "".join(cells(name, "not used", "yes", reason) for name, reason in signature.unused.items())
     body = orjson.dumps({"rows": [example(signature)]}, option=orjson.OPT_INDENT_2).decode()
     return PAGE.format(title=html.escape(name), digest=html.escape(signature.digest), columns=columns,
                        body=html.escape(body))
