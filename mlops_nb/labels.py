@@ -37,8 +37,8 @@ def spelling(
 
 def _number(value: Real | Decimal) -> str:
     "Return the digits of a number; those of an integer where it is whole."
-    if value == int(value): return str(int(value))
-    return f"{value.normalize():f}" if isinstance(value, Decimal) else repr(float(value))
+    number = value if isinstance(value, Decimal) else Decimal(repr(float(value)))
+    return str(int(number)) if number == int(number) else f"{number.normalize():f}"
 
 # %% ../nbs/07a_labels.ipynb #0ccce912
 def meant(
@@ -59,7 +59,7 @@ def respelled(
     if text in ("True", "False"): return text.lower()
     try: number = Decimal(text)
     except InvalidOperation: return text
-    short = number.is_finite() and abs(number.adjusted()) < 30  # 1e999999999 would have that many digits
+    short = number.is_finite() and abs(number.adjusted()) < 400  # 1e999999999 has that many digits
     return spelling(number) if short else text
 
 # %% ../nbs/07a_labels.ipynb #e3987177
