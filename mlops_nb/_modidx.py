@@ -11,6 +11,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlops_nb.bundle.Bundle.objective': ('bundle.html#bundle.objective', 'mlops_nb/bundle.py'),
                                  'mlops_nb.bundle.Bundle.package': ('bundle.html#bundle.package', 'mlops_nb/bundle.py'),
                                  'mlops_nb.bundle.Bundle.pipeline': ('bundle.html#bundle.pipeline', 'mlops_nb/bundle.py'),
+                                 'mlops_nb.bundle.Bundle.probability': ('bundle.html#bundle.probability', 'mlops_nb/bundle.py'),
                                  'mlops_nb.bundle.Bundle.profile': ('bundle.html#bundle.profile', 'mlops_nb/bundle.py'),
                                  'mlops_nb.bundle.Bundle.report': ('bundle.html#bundle.report', 'mlops_nb/bundle.py'),
                                  'mlops_nb.bundle.Bundle.signature': ('bundle.html#bundle.signature', 'mlops_nb/bundle.py'),

@@ -22,9 +22,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import polars as pl
+
 from . import cluster, events
 from .candidate import load_pipeline, named
-from .labels import respelled
+from .labels import meant, respelled
 from .objective import Objective
 from .settings import MlopsError, Settings, SettingsError
 from .settings import load as workspace
@@ -50,8 +53,8 @@ def files(
         for path in (Path(place) / name for name in folders + names):
             name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
             if not stat.S_ISREG(mode) and (stat.S_ISLNK(mode) or not stat.S_ISDIR(mode)):
-                raise BundleError(f"bundle {folder}: {name} is a link or a special file, expected plain files only; "
-                                  "fetch the bundle again")
+                raise BundleError(f"bundle {folder}: {name} is a link or a special file, "
+                                  "expected plain files only; fetch the bundle again")
             if stat.S_ISREG(mode) and name not in LOOSE: paths[name] = path
     return dict(sorted(paths.items()))
 
@@ -146,10 +149,11 @@ def registered_digest(
     "Return the digest that a version was registered under."
     event = events.newest(settings.events, "registered", ref)
     if event: return event["details"]["bundle"]
-    raise BundleError(f"{ref} has no `registered` event in {settings.events}: register it, or check the workspace")
+    raise BundleError(f"{ref} has no `registered` event in {settings.events}: "
+                      "register it, or check which workspace this is")
 
 def known_digests() -> set[str]:
-    "Return the digests given by the environment, else those registered in the workspace around the current folder."
+    "Return the digests that the environment gives, else those registered in the workspace here."
     if given := environment_digests(): return given
     try: log = workspace().events
     except SettingsError: return set()
@@ -174,8 +178,8 @@ class Sealed:
         self,
         path: str | Path,
         *,
-        digest: str | None = None,          # the one it must have; None: the one its manifest claims
-        settings: Settings | None = None,   # the workspace it is loaded in, if there is one
+        digest: str | None = None,         # the one it must have; None: what its manifest claims
+        settings: Settings | None = None,  # the workspace it is loaded in, if there is one
     ):
         self.path, self.expected, self.settings = Path(path), digest, settings
         if not (self.path / MANIFEST).is_file():
@@ -183,10 +187,13 @@ class Sealed:
 
     @cached_property
     def manifest(self) -> dict:
-        try: found = json.loads((self.path / MANIFEST).read_text())
-        except ValueError as e: raise BundleError(f"bundle {self.path}: {MANIFEST} is not JSON: {e}") from e
-        if isinstance(found, dict) and isinstance(found.get("files"), dict) and "digest" in found: return found
-        raise BundleError(f"bundle {self.path}: {MANIFEST} has no digest and files; fetch the bundle again")
+        "The manifest, as it claims to be."
+        try: claims = json.loads((self.path / MANIFEST).read_text())
+        except ValueError as e:
+            raise BundleError(f"bundle {self.path}: {MANIFEST} is not JSON: {e}") from e
+        if isinstance(claims, dict) and claims.keys() >= {"digest", "files"}: return claims
+        raise BundleError(f"bundle {self.path}: {MANIFEST} has no digest and files; "
+                          "fetch the bundle again")
 
     @property
     def digest(self) -> str: return self.manifest["digest"]
@@ -261,6 +268,20 @@ class Bundle(Sealed):
         self.contents.pop("model.skops", None)  # it is large, and not needed again
         return pipeline
 
+    def probability(
+        self,
+        frame: pl.DataFrame,   # with the columns of the signature
+        label,                 # one of the model's, in any spelling
+    ) -> np.ndarray:
+        "Return the probability of a label, a row each."
+        column = meant(label, self.labels)
+        if column is None:
+            labels = " and ".join(self.labels)
+            raise BundleError(f"the model in {self.path} has the labels {labels}, expected {label!r} "
+                              "among them: compare it with data of its own labels")
+        both = self.pipeline.predict_proba(self.signature.conform(frame))
+        return both[:, self.labels.index(column)]
+
     @cached_property
     def trusted(self) -> bool:
         "Whether somebody vouches for the digest."
@@ -289,12 +310,13 @@ def vouched(
 ) -> Bundle:
     "Return the bundle if somebody vouches for its digest; else raise."
     if bundle.trusted: return bundle
-    if known := known_digests():
-        raise BundleError(f"bundle {bundle.path} has digest {bundle.digest}, expected {' or '.join(sorted(known)[:5])}: "
-                          "fetch it again, or set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event")
-    raise BundleError(f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and nothing says which digest "
-                      "it must have: load it in its workspace, or set MLOPS_NB_BUNDLE_DIGEST to the digest of its "
-                      "`registered` event")
+    advice = "set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event"
+    if digests := known_digests():
+        expected = " or ".join(sorted(digests)[:5])
+        raise BundleError(f"bundle {bundle.path} has digest {bundle.digest}, expected {expected}: "
+                          f"fetch it again, or {advice}")
+    raise BundleError(f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and nothing "
+                      f"says which digest it must have: load it in its workspace, or {advice}")
 
 # %% ../nbs/11a_bundle.ipynb #2285f106
 def library_digest(
@@ -309,12 +331,14 @@ def sources_of(
 ) -> dict[str, bytes]:            # by name relative to the library
     "Return the sources in a bundle's library."
     names = [name for name in contents if re.fullmatch(r"library/.+/.+\.py", name)]
-    return {name.removeprefix("library/"): contents[name] for name in sorted(names, key=PurePosixPath)}
+    names.sort(key=PurePosixPath)
+    return {name.removeprefix("library/"): contents[name] for name in names}
 
 def sources_digest(sources: dict[str, bytes]) -> str:
     "Return what `library_digest` gives for a folder of these sources."
-    return hashlib.sha256(b"".join(name.encode() + b"\0" + data + b"\0" for name, data in sources.items())
-                          ).hexdigest()[:16]
+    whole = hashlib.sha256()
+    for name, data in sources.items(): whole.update(name.encode() + b"\0" + data + b"\0")
+    return whole.hexdigest()[:16]
 
 # %% ../nbs/11a_bundle.ipynb #f4da277e
 def private_library(
@@ -330,8 +354,10 @@ def private_library(
         fresh = _written(sources, Path(tempfile.mkdtemp(dir=libraries)))
         try: fresh.rename(folder)
         except OSError: shutil.rmtree(fresh)  # another process was first
-    if library_digest(folder) == folder.name: return folder
-    raise BundleError(f"{folder} was altered: remove it, it will be made again")
+    private = not folder.is_symlink() and not folder.stat().st_mode & 0o022
+    if private and library_digest(folder) == folder.name: return folder
+    raise BundleError(f"{folder} was altered, or others can write to it: remove it, "
+                      "and it will be made again")
 
 def _written(sources: dict[str, bytes], folder: Path) -> Path:
     "Return the folder, with the sources in it."
@@ -348,8 +374,10 @@ def _temporary() -> Path:
 
 # %% ../nbs/11a_bundle.ipynb #515ee845
 def _library(bundle: Bundle) -> Path | None:
+    "Return the private folder of a bundle's code, or None where it has none."
     sources = sources_of(bundle.contents)
-    return private_library(sources, bundle.settings) if sources and vouched(bundle, sorted(sources)) else None
+    if not sources: return None
+    return private_library(sources, vouched(bundle, sorted(sources)).settings)
 
 def _provide(bundle: Bundle, package: str) -> None:
     "Make the bundle's version of its package the one this process imports, or raise."

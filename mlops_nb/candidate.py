@@ -149,7 +149,7 @@ def contract(
     *,
     seed: int = 0,                      # of the rows on which the features are tried
 ) -> Signature:
-    "Return what a model of these rows demands as its input; raise where its features do not work row by row."
+    "Return what a model of these rows demands; raise where its features do not work row by row."
     signature = Signature.of(frame, ignored=(objective.key, objective.target))
     function, inputs = features and imported(features), signature.conform(frame)
     outputs(function, signature)
@@ -178,7 +178,7 @@ def fit(
 def load_pipeline(
     file: str | Path | bytes,  # a `model.skops`, or what is in one
     *,
-    package: str = "",         # the workspace's package, whose functions and classes are trusted too
+    package: str = "",         # the workspace's, whose functions and classes are trusted too
 ):                             # a fitted `sklearn.pipeline.Pipeline`
     "Read a pipeline from a skops file that names nothing but what is allowed."
     import skops.io
@@ -186,9 +186,10 @@ def load_pipeline(
     names = named(file)
     refused = [name for name in names if not _allowed(name, package)]
     if refused:
-        raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of scikit-learn, NumPy, or "
-                            f"members of package '{package}'; move what the pipeline uses there and train again")
-    return skops.io.loads(file, trusted=names) if isinstance(file, bytes) else skops.io.load(file, trusted=names)
+        raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of "
+                            f"scikit-learn, NumPy, or members of package '{package}'; move what the pipeline uses there and train again")
+    if isinstance(file, bytes): return skops.io.loads(file, trusted=names)
+    return skops.io.load(file, trusted=names)
 
 def named(
     file: str | Path | bytes,  # a `model.skops`, or what is in one
@@ -198,7 +199,8 @@ def named(
 
     source = {"data" if isinstance(file, bytes) else "file": file}
     try: return skops.io.get_untrusted_types(**source)
-    except Exception as e: raise TrainingError(f"{_place(file)} is not a skops file: {e}; save the candidate again") from e
+    except Exception as e:
+        raise TrainingError(f"{_place(file)} is not a skops file: {e}; save the candidate again") from e
 
 def _place(file: str | Path | bytes) -> str:
     "Return what to call a skops file in an error."

@@ -17,7 +17,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from . import measures as m
-from .features import DATE
+from .features import DATE, LEFT_OUT
 from .labels import spelling
 from .measures import BLUE, GAPS, LOWER, METRICS, RESAMPLES, Interval, dots, picture
 from .objective import Objective, Rule, features, labels
@@ -65,7 +65,7 @@ class Report(BaseModel, frozen=True):
     gaps: Table                              # largest differences between groups
     importance: Table                        # what the metric loses without a column
     errors: Table                            # where the log loss is worst
-    unused: dict[str, str] = {}              # columns that the model does not use, each with the reason
+    unused: dict[str, str] = {}              # columns the model does not use, with the reason
     resamples: int
     seed: int
 
@@ -146,11 +146,11 @@ def unused(
 ) -> dict[str, str]:                         # the reason by column
     "Return the columns that a pipeline does not use; none where its inputs are not known."
     steps = [pipeline, *(step for _, step in getattr(pipeline, "steps", []))]
-    inputs = next((step.feature_names_in_ for step in steps if hasattr(step, "feature_names_in_")), None)
-    if inputs is None: return {}
+    inputs = [step.feature_names_in_ for step in steps if hasattr(step, "feature_names_in_")]
+    if not inputs: return {}
     dates = frame.select(cs.temporal()).columns
-    return {name: DATE if name in dates else "its feature function leaves it out"
-            for name in features(frame, objective) if name not in inputs}
+    return {name: DATE if name in dates else LEFT_OUT
+            for name in features(frame, objective) if name not in inputs[0]}
 
 # %% ../nbs/09_evaluation.ipynb #1f02ebc5
 def _checked(frame: pl.DataFrame, name: str, values: object, unit: bool) -> np.ndarray:

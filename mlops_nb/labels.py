@@ -33,7 +33,8 @@ def spelling(
         utc = value.astimezone(UTC) if value.tzinfo else value
         return utc.isoformat().replace("+00:00", "Z")
     if isinstance(value, date): return value.isoformat()
-    raise LabelError(f"{value!r} is no label: expected a string, a boolean, a finite number or a date")
+    raise LabelError(f"{value!r} is no label: expected a string, a boolean, a finite number or a "
+                     "date")
 
 def _number(value: Real | Decimal) -> str:
     "Return the digits of a number; those of an integer where it is whole."
@@ -55,7 +56,7 @@ def meant(
 def respelled(
     text: str,    # a label as Python's `str` or another program wrote it
 ) -> str:
-    "Return the canonical spelling of the number or truth value that a text stands for; else the text."
+    "Return the spelling of the number or truth value that a text stands for; else the text."
     if text in ("True", "False"): return text.lower()
     try: number = Decimal(text)
     except InvalidOperation: return text
@@ -66,10 +67,11 @@ def respelled(
 def labels_of(
     target: pl.Series,    # a column of labels
 ) -> dict[str, list]:
-    "Return the values of a column by their canonical spelling, sorted; missing values and NaN left out."
+    "Return the values of a column by their spelling, sorted; without missing values and NaN."
     target = target.fill_nan(None) if target.dtype.is_float() else target
     values_by_label = {}
-    for value in target.drop_nulls().unique(): values_by_label.setdefault(spelling(value), []).append(value)
+    for value in target.drop_nulls().unique():
+        values_by_label.setdefault(spelling(value), []).append(value)
     return dict(sorted(values_by_label.items()))
 
 def as_ones(

@@ -299,7 +299,8 @@ def verdict(model: str, version: str, traffic: Traffic, settings: Settings) -> V
     bundle = registry.resolve(f"{model}/{version}", settings=settings).bundle(settings)
     schema, limits = bundle.signature.schema(), settings.monitor
     known = labelled(model, version, traffic.feedback, settings)
-    truth = decoded(known, schema).with_columns(label=as_ones(known["label"], bundle.labels)).drop_nulls("label")
+    truth = decoded(known, schema).with_columns(label=as_ones(known["label"], bundle.labels))
+    truth = truth.drop_nulls("label")
     rows = traffic.rows.filter(pl.col("model_version") == version)
     return judge(decoded(rows, schema), truth, bundle.profile, bundle.objective, bundle.report,
                  significance=limits.significance, min_rows=limits.min_rows, at=rows["at"].max())

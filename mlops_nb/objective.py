@@ -102,9 +102,11 @@ def labels(
         raise ObjectiveError(f"expected the target {objective.target!r}; came columns {frame.columns}")
     values, positive = values_by_label(frame[objective.target]), spelling(objective.positive)
     if positive not in values or len(values) < 2:
-        dtype, needs = frame[objective.target].dtype, "and another label" if positive in values else "among its labels"
-        raise ObjectiveError(f"target {objective.target!r} needs {objective.positive!r} {needs}; came "
-                             f"[{_few(values)}] ({dtype}). Set the objective's `positive` to one of them")
+        lacks = "and another label" if positive in values else "among its labels"
+        raise ObjectiveError(
+            f"target {objective.target!r} needs {objective.positive!r} {lacks}; came "
+            f"[{_few(values)}] ({frame[objective.target].dtype}). Set the objective's `positive` "
+            "to one of them")
     ones = pl.Series(values[positive], dtype=frame[objective.target].dtype)
     return frame[objective.target].is_in(ones.implode()).to_numpy().astype(int)
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cluster, events, tracking
-from .bundle import Bundle, BundleError, fill, installed, known_digests, pins, registered_digest, seal, vouched
+from .bundle import (Bundle, BundleError, fill, installed, known_digests, pins,
+                             registered_digest, seal, vouched)
 from .candidate import VERSIONS, load_pipeline
 from .objective import Objective
 from .settings import MlopsError, Settings
@@ -89,7 +90,8 @@ class ModelVersion:
         "Return its files, which must have the digest that its `registered` event says."
         settings = settings or workspace()
         digest = registered_digest(settings, self.ref)
-        return Bundle(tracking.fetch(self.source, settings=settings), digest=digest, settings=settings)
+        folder = tracking.fetch(self.source, settings=settings)
+        return Bundle(folder, digest=digest, settings=settings)
 
     def _repr_html_(self) -> str:
         facts = {"aliases": ", ".join(self.aliases), "run": self.run_id, **self.tags}
@@ -145,7 +147,7 @@ class _Pyfunc:
         return np.array(self.bundle.labels)[(scored >= self.bundle.objective.decision_threshold).astype(int)]
 
 def _load_pyfunc(path: str) -> _Pyfunc:
-    "Return what MLflow calls, if it is a bundle of this workspace, or one that the environment expects."
+    "Return what MLflow calls; refuse a bundle that neither workspace nor environment expects."
     bundle = Bundle(path).verify()
     if known_digests(): vouched(bundle, [])
     return _Pyfunc(bundle, bundle.pipeline)
@@ -204,12 +206,13 @@ def _model(client, name: str) -> None:
 def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings) -> None:
     "Record the `registered` event, once a version: what it is, what it came from, how good it is."
     source = tracking.fetch(version.source, settings=settings)
-    bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # there is no event yet that says it
+    bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event says it yet
     try: events.record(
         settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
         dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
         report=lineage["report"], git=lineage["git"], library=version.tags["library"],
-        estimator=version.tags["candidate"], labels=list(bundle.labels), parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
+        estimator=version.tags["candidate"], labels=list(bundle.labels),
+        parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
         metrics=bundle.report.get("metrics", {}), passed=all(c["passed"] for c in bundle.report.get("checks", [])))
     except events.Conflict: pass  # announced already
 

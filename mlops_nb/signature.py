@@ -131,12 +131,14 @@ class Reader:
         try: cells = list(zip(*map(self.pick, rows)))
         except KeyError: cells = list(zip(*map(self.pick, [self.blank | row for row in rows])))
         types = [set(map(type, c)) for c in cells]
-        if not all(came <= t for came, t in zip(types, self.types)) or not set().union(*rows) <= self.known: return False
+        fit = all(present <= allowed for present, allowed in zip(types, self.types))
+        if not fit or not set().union(*rows) <= self.known: return False
         return not any(int in types[i] and any(map(rounded, cells[i])) for i in self.floats)
 
     def _whole(self, rows: list[dict]) -> list[dict]:
         "Return the rows with 3.0 as 3 in columns of integers."
-        return [row | {name: int(row[name]) for name in self.integers if whole(row.get(name))} for row in rows]
+        exact = lambda row: {n: int(row[n]) for n in self.integers if whole(row.get(n))}
+        return [row | exact(row) for row in rows]
 
 # %% ../nbs/08a_signature.ipynb #4788d74b
 def _times(texts: pl.Series, kind: Kind) -> pl.Series:
@@ -157,14 +159,17 @@ def _culprit(reader: Reader, rows: list[dict]) -> DataError:
             return DataError(i, name, expected, "an unknown column")
         for c in reader.columns:
             if not c.accepts(row.get(c.name)):
-                return DataError(i, c.name, c.expected, _came(c, row[c.name]) if c.name in row else "no value")
+                value = _came(c, row[c.name]) if c.name in row else "no value"
+                return DataError(i, c.name, c.expected, value)
     return DataError(None, "", "JSON rows", "rows that polars cannot read")
 
 def _came(column: Column, value) -> str:
     "Return a value as it came, and why it is refused where one cannot see it."
     if column.dtype == "integer" and type(value) is float and value.is_integer():
-        return f"{_short(value)}, a float too large to stand for one integer: send it without a decimal point"
-    if column.dtype == "float" and rounded(value): return f"{_short(value)}, an integer that no float holds"
+        return (f"{_short(value)}, a float too large to stand for one integer: send it without a "
+                "decimal point")
+    if column.dtype == "float" and rounded(value):
+        return f"{_short(value)}, an integer that no float holds"
     return _short(value)
 
 def _short(value) -> str:
@@ -178,7 +183,7 @@ class Signature(BaseModel):
     model_config = ConfigDict(frozen=True)
     columns: tuple[Column, ...]
     ignored: tuple[str, ...] = ()   # names that may come with a row, and are dropped
-    unused: dict[str, str] = {}     # those of them that are inputs no pipeline uses, each with the reason
+    unused: dict[str, str] = {}     # those of them that the pipeline does not use, with the reason
 
     @classmethod
     def of(
@@ -199,12 +204,14 @@ class Signature(BaseModel):
         "Return the signature without some columns, which may still be sent."
         if not unused: return self
         columns = [c for c in self.columns if c.name not in unused]
-        return Signature(columns=columns, ignored=sorted({*self.ignored, *unused}), unused=self.unused | unused)
+        ignored = sorted({*self.ignored, *unused})
+        return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
 
     @cached_property
     def digest(self) -> str:
         "A hash that is the same wherever and whenever it is computed."
-        return hashlib.sha256(json.dumps(self.model_dump(include={"columns", "ignored"}), sort_keys=True).encode()).hexdigest()[:16]
+        contract = json.dumps(self.model_dump(include={"columns", "ignored"}), sort_keys=True)
+        return hashlib.sha256(contract.encode()).hexdigest()[:16]
 
     @cached_property
     def _reader(self) -> Reader: return Reader(self.columns, self.ignored)
@@ -219,13 +226,15 @@ class Signature(BaseModel):
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         "A frame's columns in order and widened to `schema()`, or a `DataError` that names the column."
         for c in self.columns:
-            if c.name not in frame.columns: raise DataError(None, c.name, c.expected, "no such column")
+            if c.name not in frame.columns:
+                raise DataError(None, c.name, c.expected, "no such column")
         columns = [conformed(frame.get_column(c.name), c) for c in self.columns]
         return pl.DataFrame(columns) if columns else frame.select([])
 
     def _repr_html_(self) -> str:
-        table = pl.DataFrame([c.model_dump() for c in self.columns], infer_schema_length=None)._repr_html_()
-        notes = "".join(f"<li>{escape(name)}: {escape(reason)}" for name, reason in self.unused.items())
+        columns = [c.model_dump() for c in self.columns]
+        table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
+        notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in self.unused.items())
         return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
 
 # %% ../nbs/08a_signature.ipynb #67d15dad
@@ -233,13 +242,13 @@ def conformed(
     values: pl.Series,   # a frame's column
     column: Column,      # what it must be
 ) -> pl.Series:
-    "Return a column widened to the contract's dtype; raise where its kind differs or a value would change."
+    "Return a column widened to the contract's dtype; raise where that would change a value."
     dtype, kinds = DTYPES[column.dtype], {kind_of(values.dtype), column.dtype}
     if values.dtype in (pl.Null, dtype): return values.cast(dtype)
     if len(kinds) > 1 and kinds != {"integer", "float"}:
         raise DataError(None, column.name, column.expected, f"dtype {values.dtype}")
     if "integer" not in kinds: return values.cast(dtype)
-    values = values.fill_nan(None) if values.dtype.is_float() else values   # as pandas has a missing integer
+    if values.dtype.is_float(): values = values.fill_nan(None)  # as pandas has a missing integer
     cast = values.cast(dtype, strict=False)
     changed = cast.cast(values.dtype, strict=False).ne_missing(values)
     if values.dtype.is_float(): changed |= (values.abs() >= EXACT).fill_null(False)

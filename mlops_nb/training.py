@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 
 from . import tracking
-from .candidate import Candidate, Fitted, TrainingError, build, contract, dotted, fit, imported, load
+from .candidate import (Candidate, Fitted, TrainingError, build, contract, dotted, fit,
+                                imported, load)
 from .cluster import connect
 from .objective import Objective, labels, picture, split
 from .settings import Settings

@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from .. import registry
+from .objective import OBJECTIVE
 
 # %% ../../nbs/churn/3_test.ipynb #bb5f7fa8
 def champions_view(
     champion: str,          # reference of the version in production
     frame: pl.DataFrame,    # rows of the test split
 ) -> np.ndarray | None:     # probability a row; none where no version is in production
-    "What the version in production says of these rows."
+    "Return what the version in production says of these rows: the positive label's probability."
     try: bundle = registry.resolve(champion).bundle()
     except registry.RegistryError: return None
-    return bundle.pipeline.predict_proba(bundle.signature.conform(frame))[:, 1]
+    return bundle.probability(frame, OBJECTIVE.positive)

@@ -80,7 +80,7 @@ def read_labels(
     limit: int,             # most labels in a request
     labels: Sequence[str],  # of the model
 ) -> dict[str, list[str]]:
-    "Return the columns `prediction_id` and `label` of a feedback request, each label as the model spells it."
+    "Return the columns `prediction_id` and `label`, each label as the model spells it."
     items = objects(parse(body, content_type, "labels"), "labels", limit=limit)
     for i, item in enumerate(items):
         if set(item) != {"prediction_id", "label"}:
@@ -95,8 +95,8 @@ def _label(row: int, value, labels: Sequence[str]) -> str:
     "Return the model's label that a reported value means; refuse any other value."
     if (label := meant(value, labels)) is not None: return label
     sent, expected = orjson.dumps(value).decode()[:60], " or ".join(labels)
-    raise Refused(422, f"row {row}: {sent} is no label of this model, expected {expected}", row=row, column="label",
-                  expected=expected, came=sent)
+    raise Refused(422, f"row {row}: {sent} is no label of this model, expected {expected}", row=row,
+                  column="label", expected=expected, came=sent)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #4c0a9dff
 def authorized(header: str, tokens: Iterable[str]) -> bool:
@@ -195,7 +195,8 @@ def page(name: str, signature: Signature) -> str:
     cells = lambda *values: "<tr>" + "".join(f"<td>{html.escape(str(v))}" for v in values) + "</tr>"
     columns = "".join(cells(c.name, c.dtype, "yes" if c.nullable else "no", ", ".join(map(str, c.categories or ())))
                       for c in signature.columns)
-    columns += "".join(cells(name, "not used", "yes", reason) for name, reason in signature.unused.items())
+    columns += "".join(cells(name, "not used", "yes", reason)
+                       for name, reason in signature.unused.items())
     body = orjson.dumps({"rows": [example(signature)]}, option=orjson.OPT_INDENT_2).decode()
     return PAGE.format(title=html.escape(name), digest=html.escape(signature.digest), columns=columns,
                        body=html.escape(body))

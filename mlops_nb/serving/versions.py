@@ -119,7 +119,8 @@ class Versions:
             try:
                 desired = self.fixed or Desired.newest(self.settings, self.model)
                 if desired and (self.traffic is None or desired != self.traffic.desired):
-                    self.traffic = Traffic(desired, self._load(desired), registered_labels(self.settings, self.model))
+                    labels = registered_labels(self.settings, self.model)
+                    self.traffic = Traffic(desired, self._load(desired), labels)
                     self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
                 self.problem = None
             except Exception as e: self.problem = f"{type(e).__name__}: {e}"
@@ -145,6 +146,7 @@ def registered_labels(
     model: str,            # the model's name
 ) -> tuple[str, ...]:
     "Return the labels of every registered version, as far as their events say them."
-    log = events.history(settings.events, kind="registered").filter(pl.col("subject").str.starts_with(f"{model}/"))
+    mine = pl.col("subject").str.starts_with(f"{model}/")
+    log = events.history(settings.events, kind="registered").filter(mine)
     details = log.select("details").collect()["details"]
     return tuple(label for text in details for label in json.loads(text).get("labels", ()))
