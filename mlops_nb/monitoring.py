@@ -20,6 +20,7 @@ import polars as pl
 from . import events, lake, registry
 from .datasets import PROFILES
 from .evaluation import STYLE
+from .labels import as_ones
 from .serving.log import TABLES, recover
 from .settings import Settings, load
 from .window import Verdict, decoded, judge, telemetry
@@ -297,8 +298,9 @@ def verdict(model: str, version: str, traffic: Traffic, settings: Settings) -> V
     "Judge the predictions of one version."
     bundle = registry.resolve(f"{model}/{version}", settings=settings).bundle(settings)
     schema, limits = bundle.signature.schema(), settings.monitor
-    known = labelled(model, version, traffic.feedback, settings).filter(pl.col("label").is_in(list(bundle.labels)))
-    truth = decoded(known, schema).with_columns(label=(known["label"] == bundle.labels[1]).cast(pl.Int64))
+    known = labelled(model, version, traffic.feedback, settings)
+    truth = decoded(known, schema).with_columns(label=as_ones(known["label"], bundle.labels))
+    truth = truth.drop_nulls("label")
     rows = traffic.rows.filter(pl.col("model_version") == version)
     return judge(decoded(rows, schema), truth, bundle.profile, bundle.objective, bundle.report,
                  significance=limits.significance, min_rows=limits.min_rows, at=rows["at"].max())

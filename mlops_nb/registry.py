@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import approvals, cluster, events, roles, tracking
 from .approvals import ApprovalError
-from .bundle import Bundle, BundleError, fill, installed, pins, seal
+from .bundle import (Bundle, BundleError, fill, installed, known_digests, pins,
+                             registered_digest, seal, vouched)
 from .candidate import VERSIONS, load_pipeline
 from .objective import Objective
 from .roles import ROLES
@@ -90,8 +91,11 @@ class ModelVersion:
     def ref(self) -> str: return f"{self.name}/{self.version}"
 
     def bundle(self, settings: Settings | None = None) -> Bundle:
-        "Its files, which must have the digest they were registered under."
-        return Bundle(tracking.fetch(self.source, settings=settings), digest=self.tags["bundle"])
+        "Return its files, which must have the digest that its `registered` event says."
+        settings = settings or workspace()
+        digest = registered_digest(settings, self.ref)
+        folder = tracking.fetch(self.source, settings=settings)
+        return Bundle(folder, digest=digest, settings=settings)
 
     def _repr_html_(self) -> str:
         facts = {"aliases": ", ".join(self.aliases), "run": self.run_id, **self.tags}
@@ -139,16 +143,20 @@ def describe(
 
 class _Pyfunc:
     "What `mlflow.pyfunc` calls."
-    def __init__(self, bundle: Bundle): self.bundle = bundle
+    def __init__(self, bundle: Bundle, pipeline): self.bundle, self.pipeline = bundle, pipeline
 
     def predict(self, frame, params: dict | None = None):
         import numpy as np
 
         clean = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        scored = self.bundle.pipeline.predict_proba(self.bundle.signature.frame(clean))[:, 1]
+        scored = self.pipeline.predict_proba(self.bundle.signature.frame(clean))[:, 1]
         return np.array(self.bundle.labels)[(scored >= self.bundle.objective.decision_threshold).astype(int)]
 
-def _load_pyfunc(path: str) -> _Pyfunc: return _Pyfunc(Bundle(path).verify())
+def _load_pyfunc(path: str) -> _Pyfunc:
+    "Return what MLflow calls; refuse a bundle that neither workspace nor environment expects."
+    bundle = Bundle(path).verify()
+    if known_digests(): vouched(bundle, [])
+    return _Pyfunc(bundle, bundle.pipeline)
 
 # %% ../nbs/11_registry.ipynb #76dfcc75
 def tested(
@@ -204,8 +212,7 @@ def register(
                     notebooks=[Path(n) for n in notebooks], requirements=pins(settings.root, package),
                     library=cluster.snapshot(settings) if package else None)
         describe(path, Signature.model_validate_json((path / "signature.json").read_text()), lineage)
-        seal(path)
-        version = _stored(name, Bundle(path), settings)
+        version = _stored(name, Bundle(path, digest=seal(path), settings=settings), settings)
     _announce(version, lineage, by, settings)
     return version
 
@@ -238,12 +245,14 @@ def _model(client, name: str) -> None:
 
 def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings) -> None:
     "Record the `registered` event, once a version: what it is, what it came from, how good it is."
-    bundle = version.bundle(settings)
+    source = tracking.fetch(version.source, settings=settings)
+    bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event says it yet
     try: events.record(
         settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
         dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
         report=lineage["report"], git=lineage["git"], library=version.tags["library"],
-        estimator=version.tags["candidate"], parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
+        estimator=version.tags["candidate"], labels=list(bundle.labels),
+        parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
         metrics=bundle.report.get("metrics", {}), passed=approvals.passed(bundle.report))
     except events.Conflict: pass  # announced already
 

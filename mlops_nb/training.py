@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 
 from . import tracking
-from .candidate import Candidate, Fitted, TrainingError, build, dotted, fit, imported, load
+from .candidate import (Candidate, Fitted, TrainingError, build, contract, dotted, fit,
+                                imported, load)
 from .cluster import connect
 from .objective import Objective, labels, picture, split
 from .settings import Settings
@@ -65,7 +66,7 @@ def scores(
     from sklearn.metrics import get_scorer
     from threadpoolctl import threadpool_limits
 
-    signature = signature or Signature.of(frame, ignored=(objective.key, objective.target))
+    signature = signature or contract(frame, objective, features, seed=seed)
     for learnt, scored in parts:
         with threadpool_limits(1):
             fitted = fit(frame[learnt], objective, candidate, params, features=features, signature=signature, seed=seed)
@@ -249,9 +250,9 @@ def search(
         raise TrainingError(f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
                             f"that differ, and a trial for each; came {[c.name for c in candidates]}")
     frame = split(frame, "train") if "_split" in frame.lazy().collect_schema() else frame.lazy().collect()
+    name = dotted(features, settings.workspace.package)
     shared = {"frame": frame, "objective": objective, "parts": folded(frame, objective, folds, seed), "seed": seed,
-              "features": dotted(features, settings.workspace.package),
-              "signature": Signature.of(frame, ignored=(objective.key, objective.target))}
+              "features": name, "signature": contract(frame, objective, name, seed=seed)}
     for c in candidates: build(c, {}, shared["signature"], shared["features"] and imported(shared["features"]))
     _placeable(settings)
     from ray import tune

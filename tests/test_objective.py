@@ -1,4 +1,7 @@
 "Objectives, hypotheses and rules: what they refuse, and verdicts on data whose truth is known."
+import re
+from datetime import date
+
 import numpy as np
 import polars as pl
 import pytest
@@ -50,7 +53,9 @@ def test_scorers_are_scikit_learns(scorer):
 
 @pytest.mark.parametrize(("values", "positive", "ones"), [
     (["a", "b", "a"], "a", [1, 0, 1]), ([0, 1, 1], 1, [0, 1, 1]), ([True, False, False], True, [1, 0, 0]),
-    ([True, False, False], False, [0, 1, 1]), ([0, 1, 2], 0, [1, 0, 0])])
+    ([True, False, False], False, [0, 1, 1]), ([0, 1, 2], 0, [1, 0, 0]), ([0.0, 1.0, 1.0], 1, [0, 1, 1]),
+    ([0, 1, 1], 1.0, [0, 1, 1]), ([0, 1], "1", [0, 1]), (["0", "1"], 1, [0, 1]),
+    ([date(2026, 1, 1), date(2026, 1, 31)], "2026-01-31", [0, 1])])
 def test_labels(values, positive, ones):
     found = o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
     assert found.tolist() == ones
@@ -68,6 +73,17 @@ def test_labels_of_categories():
 def test_labels_refuse(values, says):
     with pytest.raises(o.ObjectiveError, match=says): o.labels(pl.DataFrame({"y": values}), objective)
     with pytest.raises(o.ObjectiveError, match="expected the target"): o.labels(pl.DataFrame({"x": values}), objective)
+
+
+@pytest.mark.parametrize(("values", "positive", "says"), [
+    ([True, False], 1, "target 'y' needs 1 among its labels; came [false, true] (Boolean). Set the objective's `positive`"),
+    ([0, 1], True, "needs True among its labels; came [0, 1] (Int64)"),
+    ([0, 1], "yes", "needs 'yes' among its labels; came [0, 1] (Int64)"),
+    ([0.5, 1.0], "yes", "came [0.5, 1] (Float64)"), (["no", "yes"], 1, "came [no, yes] (String)"),
+    ([1.0, float("nan")], 1, "1 rows have no 'y'")])
+def test_a_positive_that_is_no_label_is_refused_in_words(values, positive, says):
+    with pytest.raises(o.ObjectiveError, match=re.escape(says)):
+        o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
 
 
 def test_split_needs_its_column_and_rows():

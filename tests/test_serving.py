@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import orjson
@@ -182,6 +183,7 @@ JSON = {"content-type": "application/json"}
 
 class Model:
     "The least a served version can be."
+    labels = ("No", "Yes")
     def __init__(self, version): self.version, self.signature = version, SIGNATURE
     def predict(self, frame):
         if (frame["charges"] > 1e6).any(): raise RuntimeError("the model broke")
@@ -300,12 +302,36 @@ def test_what_cannot_be_logged_is_not_answered(settings):
 
 def test_feedback(settings):
     endpoint, http = client(settings)
-    labels = [{"prediction_id": i, "label": label} for i, label in (("a", "Yes"), ("b", 1), ("c", True))]
+    labels = [{"prediction_id": i, "label": label} for i, label in (("a", "Yes"), ("b", "No"), ("c", "Yes"))]
     good, bad = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}),
                     ("POST", "/feedback", {"json": {"labels": [{"prediction_id": "a"}]}}))
     assert good.json() == {"accepted": 3} and bad.status_code == 422
     endpoint.labels.flush()
-    assert lake.scan(endpoint.labels.table).collect()["label"].to_list() == ["Yes", "1", "true"]
+    assert lake.scan(endpoint.labels.table).collect()["label"].to_list() == ["Yes", "No", "Yes"]
+
+
+@pytest.mark.parametrize("word", ["yes", "Perhaps", 1, True, 1.5, None, ["Yes"], {}])
+def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, word):
+    "Also about an unknown prediction: that may be one of another replica, the word is wrong in any case."
+    endpoint, http = client(settings)
+    labels = [{"prediction_id": "a", "label": "Yes"}, {"prediction_id": "nowhere", "label": word}]
+    refused, = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}))
+    error = refused.json()["error"]
+    assert refused.status_code == 422 and (error["row"], error["column"], error["expected"]) == (1, "label", "No or Yes")
+    assert "is no label of this model, expected No or Yes" in error["message"]
+    endpoint.labels.flush()
+    assert not lake.exists(endpoint.labels.table), "a part of a refused request was kept"
+
+
+def test_labels_of_earlier_versions_may_still_be_reported(settings):
+    endpoint, http = client(settings)
+    endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=("stays", "leaves"))
+    labels = [{"prediction_id": "a", "label": "leaves"}, {"prediction_id": "b", "label": "No"}]
+    good, spec = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}), ("GET", "/openapi.json", {}))
+    assert good.json() == {"accepted": 2}
+    answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert answer["properties"]["predictions"]["items"]["properties"]["prediction"] == {
+        "type": "string", "enum": ["No", "Yes", "stays", "leaves"]}
 
 
 def test_tokens_guard_everything_but_health(tmp_path):

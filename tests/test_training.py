@@ -1,7 +1,10 @@
 "What the training lessons leave out: contracts that must hold for any row, leaks, refusals, and a search on Ray."
+import hashlib
 import json
 import os
+import re
 import sys
+import time
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -20,7 +23,10 @@ from sklearn.svm import LinearSVC
 
 from mlops_nb import training
 from mlops_nb.candidate import dotted, load_pipeline, read, write
+from mlops_nb.evaluation import evaluate
+from mlops_nb.features import check_row_by_row
 from mlops_nb.objective import Objective
+from mlops_nb.serving import protocols
 from mlops_nb.settings import create
 from mlops_nb.signature import Column, Signature
 from mlops_nb.training import Candidate, DataError, TrainingError, fit, folded, scores, search
@@ -92,6 +98,50 @@ def test_a_cell_is_refused_exactly_if_its_column_does_not_accept_it(name, value,
 ])
 def test_the_error_names_the_culprit(row, says):
     with pytest.raises(DataError, match=says): ALL.frame([GOOD, row])
+
+
+@pytest.mark.parametrize(("value", "number"), [
+    (3.0, 3), (-0.0, 0), (1e3, 1000), (2.0**53 - 1, 2**53 - 1), (-(2.0**53) + 1, 1 - 2**53), (2**53 + 1, 2**53 + 1), (2**63 - 1, 2**63 - 1)])
+def test_a_whole_number_written_as_a_float_is_an_integer(value, number):
+    rows = [GOOD, GOOD | {"i": value}, {k: v for k, v in GOOD.items() if k not in "fsdt"} | {"i": value}]
+    assert ALL.columns[0].accepts(value)
+    assert ALL.frame(json.loads(json.dumps(rows)))["i"].to_list() == [1, number, number]
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({"i": 3.5}, "row 1, column 'i': expected an integer of 64 bits, came 3.5"),
+    ({"i": True}, "column 'i': expected an integer of 64 bits, came true"), ({"i": "3.0"}, 'came "3.0"'),
+    ({"i": 2.0**53}, "came 9007199254740992.0, a float too large to stand for one integer: send it without"),
+    ({"i": 1e300}, "a float too large"), ({"i": float("inf")}, "column 'i'"), ({"i": float("nan")}, "column 'i'"),
+    ({"f": 2**53 + 1}, "column 'f': expected a number or null, came 9007199254740993, an integer that no float holds"),
+    ({"f": 10**400}, "an integer that no float holds"), ({"b": 1.0}, "column 'b': expected true or false, came 1.0")])
+def test_what_would_be_rounded_or_is_of_another_kind_is_refused(row, says):
+    with pytest.raises(DataError, match=re.escape(says)): ALL.frame([GOOD, GOOD | row])
+
+
+def test_integers_that_a_float_holds_are_numbers():
+    values = [2**53, -(2**53), 2**60, 2**53 + 2]
+    assert ALL.frame([GOOD | {"f": v} for v in values])["f"].to_list() == [float(v) for v in values]
+
+
+COUNTS = Signature(columns=(Column(name="n", dtype="integer", nullable=True), Column(name="x", dtype="float")))
+
+
+@pytest.mark.parametrize(("n", "numbers"), [
+    (pl.Series([3.0, None, -2.0]), [3, None, -2]), (pl.Series([3.0, float("nan"), 0.0]), [3, None, 0]),
+    (pl.Series([3, 4, 5], dtype=pl.UInt64), [3, 4, 5]), (pl.Series([3, 4, None]).cast(pl.Decimal(10, 2)), [3, 4, None])])
+def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
+    frame = pl.DataFrame({"x": [1, 2, 3]}).with_columns(n=n)
+    assert COUNTS.conform(frame).to_dict(as_series=False) == {"n": numbers, "x": [1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize(("columns", "says"), [
+    ({"n": [1.0, 2.5]}, "row 1, column 'n': expected an integer of 64 bits or null, came dtype Float64 with 2.5"),
+    ({"n": [1.0, 2.0**53]}, "row 1, column 'n'"), ({"n": [1.0, float("inf")]}, "row 1, column 'n'"),
+    ({"n": pl.Series([1, 2**64 - 1], dtype=pl.UInt64)}, "row 1, column 'n'"), ({"n": [True, False]}, "came dtype Boolean"),
+    ({"n": [1, 2], "x": [1, 2**53 + 1]}, "row 1, column 'x': expected a number, came dtype Int64 with 9007199254740993")])
+def test_a_frame_is_not_rounded_either(columns, says):
+    with pytest.raises(DataError, match=re.escape(says)): COUNTS.conform(pl.DataFrame({"x": [0.5, 1.5]} | columns))
 
 
 def test_times_of_several_forms_in_one_request():
@@ -221,6 +271,105 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "model.skops").write_bytes(b"no")
     with pytest.raises(TrainingError, match="is not a skops file"): load_pipeline(tmp_path / "model.skops")
     with pytest.raises(TrainingError, match="is no candidate"): read(tmp_path)
+
+
+# features row by row
+
+BAD_FEATURES = {
+    "sorts": ("frame.sort('x')", "single row|other order|sample of rows"),
+    "centres": ("frame.with_columns(z=pl.col('x') - pl.col('x').mean())", "column 'z' of row"),
+    "ranks": ("frame.with_columns(z=pl.col('x').rank())", "column 'z' of row"),
+    "counts": ("frame.with_columns(z=pl.len().over('c'))", "column 'z' of row"),
+    "shifts": ("frame.with_columns(z=pl.col('x').shift(1))", "column 'z' of row"),
+    "numbers": ("frame.with_row_index('z')", "column 'z' of row"),
+    "reverses": ("frame.reverse()", "column"),
+    "drops": ("frame.drop_nulls()", "makes [0-9]+ rows of 300 in the whole frame"),
+    "fills": ("frame.with_columns(z=pl.col('maybe').fill_null(strategy='forward'))", "column 'z' of row"),
+    "imputes": ("frame.with_columns(z=pl.col('maybe').fill_null(pl.col('maybe').max()))", "column 'z' of row"),
+    "pivots": ("frame.with_columns(frame['c'].to_dummies()) if frame.height else frame", "makes the columns"),
+    "guesses": ("frame.with_columns(z=pl.lit(1 if frame.height else 1.5))", "column 'z' is Int32 in the whole frame"),
+    "draws": ("frame.with_columns(z=pl.Series(np.random.default_rng(0).normal(size=frame.height)))", "column 'z' of row"),
+    "fails": ("frame.with_columns(z=1 / (frame.height != 1))", "fails on a single row: ZeroDivisionError"),
+    "lazy": ("frame.lazy() if frame.height else frame", "makes a LazyFrame of the whole frame"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FEATURES)
+def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, monkeypatch, name):
+    body, says = BAD_FEATURES[name]
+    (tmp_path / "rowpkg.py").write_text(f"import numpy as np\nimport polars as pl\ndef {name}(frame): return {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(training, "_placeable", lambda settings: pytest.fail("the search began"))
+    settings = create(tmp_path / "ws", workspace={"package": "rowpkg"})
+    try:
+        with pytest.raises(TrainingError, match=f"function {name} does not work row by row: .*({says})"):
+            search(table(), OBJECTIVE, [LOGISTIC], trials=1, features=f"rowpkg.{name}", settings=settings)
+        with pytest.raises(TrainingError, match="does not work row by row"):
+            fit(table(), OBJECTIVE, LOGISTIC, features=f"rowpkg.{name}")
+    finally: sys.modules.pop("rowpkg", None)
+
+
+def test_features_of_each_kind_that_work_row_by_row_pass():
+    def good(frame):
+        return frame.with_columns(
+            half=pl.col("x").cast(pl.Float32) / 3, nan=pl.col("x").log(), none=pl.lit(None, pl.Float64), big=pl.col("x").exp() * 1e9,
+            sums=pl.sum_horizontal("x", "maybe"), word=pl.col("c").cast(pl.Categorical), day=pl.date(2026, 1, 1), pair=pl.concat_list("x", "n"))
+    frame = table(70_000)
+    began = time.perf_counter()
+    check_row_by_row(good, Signature.of(frame, ignored=("id", "y")).conform(frame))
+    assert time.perf_counter() - began < 5  # measured 0.3 s on an idle machine
+
+
+def test_a_rare_row_with_a_missing_value_is_tried():
+    frame = table(20_000).with_columns(rare=pl.when(pl.int_range(pl.len()) == 12_345).then(None).otherwise(1.0))
+    broken = lambda f: f.with_columns(z=pl.col("rare").fill_null(pl.col("x").sum()))
+    with pytest.raises(TrainingError, match="column 'z' of row 12345 is"): check_row_by_row(broken, frame)
+
+
+# columns that are not used
+
+def dated() -> pl.DataFrame:
+    return table().with_columns(since=pl.date(2020, 1, 1) + pl.duration(days=pl.col("n")),
+                                seen=pl.lit(datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+def test_a_date_that_the_pipeline_does_not_use_is_not_demanded():
+    fitted = fit(dated(), OBJECTIVE, LOGISTIC)
+    signature = fitted.signature
+    assert {"since", "seen"} & {c.name for c in signature.columns} == set()
+    assert set(signature.unused) == {"since", "seen"} and "a date" in signature.unused["since"]
+    row = dated().drop("id", "y", "since", "seen").row(0, named=True)
+    assert signature.frame([row, row | {"since": "2020-01-05", "seen": None}]).height == 2
+    assert "Not used" in signature._repr_html_() and "since" in protocols.page("m", signature)
+    assert Signature.model_validate_json(signature.model_dump_json()) == signature
+
+
+def test_a_date_that_the_features_use_is_demanded(tmp_path, monkeypatch):
+    (tmp_path / "datepkg.py").write_text(
+        "import polars as pl\nimport polars.selectors as cs\n"
+        "def year(frame): return frame.with_columns(year=pl.col('since').dt.year())\n"
+        "def every(frame): return frame.with_columns(cs.date().dt.year().name.suffix('_year'))\n"
+        "def some(frame): return frame.select('x', 'c')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    demanded = lambda name: fit(dated(), OBJECTIVE, LOGISTIC, features=f"datepkg.{name}").signature
+    try:
+        assert [*demanded("year").unused] == ["seen"] == [*demanded("every").unused]
+        assert [c.name for c in demanded("some").columns] == ["x", "c"]
+        assert demanded("some").unused["flag"] == "the feature function leaves it out"
+    finally: sys.modules.pop("datepkg", None)
+
+
+def test_the_report_names_what_is_not_used():
+    fitted = fit(dated(), OBJECTIVE, LOGISTIC)
+    report = evaluate(dated(), fitted.probability(dated()), OBJECTIVE, pipeline=fitted.pipeline)
+    assert set(report.unused) == {"since", "seen"} and "<li>since: a date: only numbers" in report._repr_html_()
+    assert type(report).from_dict(report.to_dict()).unused == report.unused
+    assert type(report).from_dict({k: v for k, v in report.to_dict().items() if k != "unused"}).unused == {}
+
+
+def test_the_digest_of_a_signature_is_what_it_was():
+    assert ALL.digest == hashlib.sha256(json.dumps({"columns": ALL.model_dump()["columns"], "ignored": ALL.ignored},
+                                                   sort_keys=True).encode()).hexdigest()[:16]
 
 
 # searching

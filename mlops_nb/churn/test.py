@@ -18,11 +18,11 @@ def champions_view(
     champion: str,          # reference of the version in production; no other is compared with
     frame: pl.DataFrame,    # rows of the test split
 ) -> np.ndarray | None:     # probability a row; None where no version is in production
-    "Return what the version in production predicts for these rows."
+    "Return the positive label's probability, as the version in production predicts it."
     if champion != f"{OBJECTIVE.name}@champion":
         raise registry.RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for the gate compares "
                                      "with the version in production")
     version = roles.serving(OBJECTIVE.name, load()).get("champion")
     if version is None: return None
     bundle = registry.resolve(f"{OBJECTIVE.name}/{version}").bundle()
-    return bundle.pipeline.predict_proba(bundle.signature.conform(frame))[:, 1]
+    return bundle.probability(frame, OBJECTIVE.positive)

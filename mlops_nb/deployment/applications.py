@@ -17,7 +17,7 @@ import orjson
 import polars as pl
 
 from .. import cluster, events, registry
-from ..bundle import Bundle
+from ..bundle import Bundle, registered_digest
 from ..serving import Desired, application, prefix
 from ..settings import MlopsError, Settings, load
 
@@ -78,7 +78,9 @@ def scored(
 def run(settings: Settings, model: str, desired: Desired, *, stage: str = "production") -> None:
     "Start an application, or put new replicas beside those of another library."
     from ray import serve
-    library = Bundle(next(iter(desired.bundles.values()))).library
+    version, path = next(iter(desired.bundles.items()))
+    digest = registered_digest(settings, f"{model}/{version}")
+    library = Bundle(path, digest=digest, settings=settings).library
     app = application(settings, model, library=desired.library, path=library,
                       fixed=desired if stage == "staging" else None)
     serve.run(app, name=app_name(model, stage), route_prefix=prefix(model, stage=stage))

@@ -150,7 +150,8 @@ class Handlers:
 
     async def feedback(self, body: bytes, content_type: str) -> bytes:
         "POST /feedback"
-        columns = protocols.read_labels(body, content_type, limit=self.limit)
+        labels = self.versions.traffic.labels
+        columns = protocols.read_labels(body, content_type, limit=self.limit, labels=labels)
         now = [time.time_ns() // 1000] * len(columns["label"])
         try: self.labels.append(columns | {"at": now})
         except OSError as e: raise Refused(503, f"the labels could not be logged: {e}") from e
@@ -172,7 +173,8 @@ def application_of(handlers: Handlers, *, close: Callable = lambda: None) -> Cal
         return orjson.dumps({"status": "ok", "model": model, "versions": desired.versions, "event": desired.event})
     async def openapi(*_):
         return orjson.dumps(protocols.openapi(model, signature(), server=prefix(model, stage=handlers.stage),
-                                              secured=bool(tokens), limit=handlers.limit))
+                                              secured=bool(tokens), limit=handlers.limit,
+                                              labels=handlers.versions.traffic.labels))
     async def docs(*_): return protocols.page(model, signature()).encode()
     return protocols.asgi({
         "/predict": Route("POST", handlers.predict), "/feedback": Route("POST", handlers.feedback),

@@ -11,13 +11,14 @@ __all__ = ['VALUES', 'TYPES', 'PAGE', 'MAX_BODY', 'OPEN', 'logger', 'Refused', '
 import asyncio
 import html
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
 from uuid import uuid4
 
 import orjson
 
+from ..labels import meant
 from ..settings import MlopsError
 from ..signature import Signature
 
@@ -72,8 +73,14 @@ def read_rows(body: bytes, content_type: str, *, limit: int) -> list[dict]:
     return objects(parse(body, content_type, "rows"), "rows", limit=limit)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #450ab0d6
-def read_labels(body: bytes, content_type: str, *, limit: int) -> dict[str, list[str]]:
-    "The columns `prediction_id` and `label` of a feedback request."
+def read_labels(
+    body: bytes,
+    content_type: str,
+    *,
+    limit: int,             # most labels in a request
+    labels: Sequence[str],  # of the model
+) -> dict[str, list[str]]:
+    "Return the columns `prediction_id` and `label`, each label as the model spells it."
     items = objects(parse(body, content_type, "labels"), "labels", limit=limit)
     for i, item in enumerate(items):
         if set(item) != {"prediction_id", "label"}:
@@ -81,11 +88,15 @@ def read_labels(body: bytes, content_type: str, *, limit: int) -> dict[str, list
         if not (isinstance(item["prediction_id"], str) and item["prediction_id"]):
             raise Refused(422, f"row {i}: prediction_id is not a text", row=i, column="prediction_id",
                           expected="string")
-        if not isinstance(item["label"], str | int):
-            raise Refused(422, f"row {i}: label is a {type(item['label']).__name__}, expected a text or a whole number",
-                          row=i, column="label", expected="string")
-    text = lambda v: v if isinstance(v, str) else orjson.dumps(v).decode()
-    return {"prediction_id": [i["prediction_id"] for i in items], "label": [text(i["label"]) for i in items]}
+    return {"prediction_id": [item["prediction_id"] for item in items],
+            "label": [_label(i, item["label"], labels) for i, item in enumerate(items)]}
+
+def _label(row: int, value, labels: Sequence[str]) -> str:
+    "Return the model's label that a reported value means; refuse any other value."
+    if (label := meant(value, labels)) is not None: return label
+    sent, expected = orjson.dumps(value).decode()[:60], " or ".join(labels)
+    raise Refused(422, f"row {row}: {sent} is no label of this model, expected {expected}", row=row,
+                  column="label", expected=expected, came=sent)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #4c0a9dff
 def authorized(header: str, tokens: Iterable[str]) -> bool:
@@ -138,12 +149,15 @@ def openapi(
     server: str,              # path prefix of the application
     secured: bool = False,    # is a bearer token needed?
     limit: int = 10_000,      # rows a request
+    labels: Sequence[str] = (),   # of the model
 ) -> dict:
     "The OpenAPI 3.1 document of one model's endpoint."
     text = {"type": "string"}
-    prediction = {"type": "object", "properties": {"prediction": text, "probability": {"type": "number"},
+    words = text | ({"enum": list(labels)} if labels else {})
+    reported = {"type": ["string", "number", "boolean"], "examples": list(labels)}
+    prediction = {"type": "object", "properties": {"prediction": words, "probability": {"type": "number"},
                                                    "prediction_id": text, "model_version": text}}
-    label = {"type": "object", "properties": {"prediction_id": text, "label": text},
+    label = {"type": "object", "properties": {"prediction_id": text, "label": reported},
              "required": ["prediction_id", "label"]}
     row = listed({"$ref": "#/components/schemas/Row"}, "rows", limit=limit)
     answer = listed(prediction, "predictions")
@@ -181,6 +195,8 @@ def page(name: str, signature: Signature) -> str:
     cells = lambda *values: "<tr>" + "".join(f"<td>{html.escape(str(v))}" for v in values) + "</tr>"
     columns = "".join(cells(c.name, c.dtype, "yes" if c.nullable else "no", ", ".join(map(str, c.categories or ())))
                       for c in signature.columns)
+    columns += "".join(cells(name, "not used", "yes", reason)
+                       for name, reason in signature.unused.items())
     body = orjson.dumps({"rows": [example(signature)]}, option=orjson.OPT_INDENT_2).decode()
     return PAGE.format(title=html.escape(name), digest=html.escape(signature.digest), columns=columns,
                        body=html.escape(body))
