@@ -14,6 +14,7 @@ import polars as pl
 
 from .. import events
 from ..bundle import Bundle
+from ..panics import panics_as_errors
 from . import protocols
 from ..settings import MlopsError, Settings
 
@@ -53,7 +54,8 @@ class Served:
         self.signature, self.pipeline = self.bundle.signature, self.bundle.pipeline
         self.labels = self.bundle.labels  # negative, positive
         self.threshold = self.bundle.objective.decision_threshold
-        try: self.predict(self.signature.frame([protocols.example(self.signature)]))
+        try:
+            with panics_as_errors(): self.predict(self.signature.frame([protocols.example(self.signature)]))
         except Exception as e: raise ServingError(f"version {version} in {path} fails on a row made from its own "
                                                   f"signature: {type(e).__name__}: {e}") from e
 
@@ -103,12 +105,15 @@ class Versions:
         "Serve what should be served; where that fails, go on as before."
         with self.changing:
             try:
-                desired = self.fixed or Desired.newest(self.settings, self.model)
-                if desired and (self.traffic is None or desired != self.traffic.desired):
-                    self.traffic = Traffic(desired, self._load(desired))
-                    self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
+                with panics_as_errors(): self._reconcile()
                 self.problem = None
             except Exception as e: self.problem = f"{type(e).__name__}: {e}"
+
+    def _reconcile(self) -> None:
+        desired = self.fixed or Desired.newest(self.settings, self.model)
+        if desired and (self.traffic is None or desired != self.traffic.desired):
+            self.traffic = Traffic(desired, self._load(desired))
+            self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
 
     def prepare(self, desired: Desired) -> None:
         "Load versions before they get traffic; raises what stands in the way."
