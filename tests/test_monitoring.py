@@ -19,6 +19,7 @@ from mlops_nb.monitoring import check, open_alerts
 from mlops_nb.objective import Objective
 from mlops_nb.profiles import Profile, profile
 from mlops_nb.serving.log import TABLES, PredictionLog
+from mlops_nb.masking import Webhook
 from mlops_nb.settings import create
 from mlops_nb.signature import Signature
 
@@ -375,7 +376,7 @@ def receiver():
 
 def hooked(space, url: str):
     settings = space.settings
-    space.settings = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"webhook": url})})
+    space.settings = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"webhook": Webhook(url)})})
     return space
 
 
