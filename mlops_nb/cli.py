@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .masking import masked
+from .panics import panics_as_errors
 from .settings import MlopsError, Settings, load
 
 # %% ../nbs/19_cli.ipynb #b6452626
@@ -34,12 +36,13 @@ def main() -> None:
     "The console script: one clear sentence for what the user can mend, a traceback only with `--debug`."
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
-    try: app()
+    try:
+        with panics_as_errors(): app()
     except Exception as e:
         if debug: raise
         said = str(e) if isinstance(e, MlopsError) else (
             f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)")
-        _console(stderr=True).print(f"[red]error:[/] {_escape(said)}", highlight=False, soft_wrap=True)
+        _console(stderr=True).print(f"[red]error:[/] {_escape(masked(said))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 # %% ../nbs/19_cli.ipynb #217f6f50
@@ -159,7 +162,7 @@ def _summary(settings: Settings, done) -> None:
                                          "report": e["report"] + _file(settings, e["model"]),
                                          "proposed": e["proposal"]}
     lines["alerts"] = "; ".join(f"{a['kind']} {a['column'] or ''}" for a in now["alerts"]) or "none open"
-    lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {settings.tracking_uri}",
+    lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {masked(settings.tracking_uri)}",
               "stop": "mlops-nb down"}
     _print(lines)
 
@@ -192,7 +195,7 @@ def _curl(settings: Settings, endpoint: dict) -> str:
     from mlops_nb import lake
     table, row = settings.table("_predictions", endpoint["model"]), "{}"
     if lake.exists(table): row = lake.scan(table).select(pl.col("inputs").last()).collect().item() or row
-    token = f" -H 'authorization: Bearer {settings.serve.tokens.split()[0]}'" if settings.serve.tokens else ""
+    token = ' -H "authorization: Bearer $TOKEN"' if settings.serve.tokens else ""
     return (f"curl {endpoint['url']}/predict -H 'content-type: application/json'{token} "
             f"-d {shlex.quote(json.dumps({'rows': [json.loads(row)]}))}")
 

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['EXACT', 'COMPACT_EVERY', 'KEEP_HOURS', 'FIRST', 'LakeError', 'answered', 'exists', 'version', 'scan', 'storable',
            'maintain', 'done', 'commits', 'append', 'Conflict', 'DataFile', 'write', 'files', 'address', 'discard',
-           'written', 'commit']
+           'written', 'commit', 'to_disk', 'sync']
 
 # %% ../nbs/03_lake.ipynb #4f975540
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -245,3 +247,27 @@ def commit(
                                         commit_properties=properties)
     except CommitFailedError as e: raise Conflict(f"{table} changed meanwhile: look at it again") from e
     return next(entry["version"] for entry in commits(table) if entry.get("mark") == mark)
+
+# %% ../nbs/03_lake.ipynb #4d5d40e0
+def to_disk(path: Path) -> None:
+    "Return when a file, or a folder's list of names, is on the disk."
+    descriptor = os.open(path, os.O_RDONLY)
+    try: os.fsync(descriptor)
+    finally: os.close(descriptor)
+
+
+def _log_files(folder: Path) -> list[Path]:
+    "Return the files of a table's log that its newest version needs."
+    by_version = {path: int(path.name[:20]) for path in folder.iterdir() if path.name[:20].isdigit()}
+    checkpoints = [version for path, version in by_version.items() if ".checkpoint" in path.name]
+    return [path for path, version in by_version.items() if version >= max(checkpoints, default=0)]
+
+
+def sync(table: str) -> None:
+    "Return when the newest version of a local table is on the disk, whole."
+    if "://" in table or not exists(table): return
+    root, log = Path(table).absolute(), Path(table).absolute() / "_delta_log"
+    data = [root / file.path for file in files(table)]
+    for path in [*data, *_log_files(log), *{path.parent for path in data}, log, root]: to_disk(path)
+    for folder in root.parents:
+        with suppress(PermissionError): to_disk(folder)

@@ -140,14 +140,23 @@ def notify(model: str, settings: Settings) -> str | None:
     told = {id_ for post in posts if post["error"] is None for id_ in post["alerts"]}
     alerts = [a for a in open_alerts(model, settings=settings) if a["id"] not in told]
     if not alerts: return None
-    error = None
+    error, url = None, settings.alerts.webhook.get_secret_value()
     body = {"workspace": settings.workspace.name, "model": model, "alerts": alerts}
     try:
         for attempt in Retrying(stop=stop_after_attempt(3), wait=wait_random_exponential(0.2, max=2), reraise=True):
-            with attempt: httpx.post(settings.alerts.webhook, json=body, timeout=5).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as e: error = f"{type(e).__name__}: {e}"
+            with attempt: httpx.post(url, json=body, timeout=5).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as e: error = _refusal(e, url)
     events.record(settings.events, "notified", model, by=BY, alerts=[a["id"] for a in alerts], error=error)
     return error
+
+# %% ../nbs/14_monitoring.ipynb #bb835e88
+def _refusal(error: Exception, url: str) -> str:
+    "Return why a post failed, without the address: its path is a secret."
+    import httpx
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTPStatusError: it answered {error.response.status_code} {error.response.reason_phrase}"
+    path = url.partition("://")[2].partition("/")[2]
+    return f"{type(error).__name__}: {error}".replace(url, "the address").replace(path or url, "***")
 
 # %% ../nbs/14_monitoring.ipynb #769bdffe
 @dataclass(frozen=True, repr=False)

@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .masking import Address, Secret, Tokens, Webhook
+
 # %% ../nbs/00_settings.ipynb #5da7d786
 class MlopsError(Exception):
     "Something that the user can mend; the message says how."
@@ -28,7 +30,7 @@ class SettingsError(MlopsError):
 # %% ../nbs/00_settings.ipynb #2b5b88df
 class Section(BaseModel):
     "One section of the file: unknown keys are refused, values are checked."
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 # %% ../nbs/00_settings.ipynb #6a73e088
 class Workspace(Section):
@@ -49,8 +51,8 @@ class ClusterSection(Section):
 # %% ../nbs/00_settings.ipynb #b1d540df
 class Tracking(Section):
     "`[tracking]`: MLflow."
-    uri: str = ""                     # tracking and registry database or server; empty: SQLite in the storage folder
-    artifacts: str = ""               # where files of runs and models go; empty: `artifacts` in the storage
+    uri: Address = Address("")        # tracking and registry database or server; empty: SQLite in the storage folder
+    artifacts: Address = Address("")  # where files of runs and models go; empty: `artifacts` in the storage
     experiment: str = ""              # empty: the workspace's name
 
 # %% ../nbs/00_settings.ipynb #ab63b6c9
@@ -59,15 +61,15 @@ class Serve(Section):
     host: str = "127.0.0.1"                   # interface to listen on
     port: int = Field(8000, ge=1, le=65535)   # one port for every endpoint and page
     replicas: int = Field(1, ge=1)            # processes an endpoint; 2 or more where availability is claimed
-    tokens: str = ""                          # bearer tokens, separated by spaces; empty: none needed, loopback only
+    tokens: Tokens = Tokens("")               # NAME:TOKEN or TOKEN, separated by spaces; empty: none, loopback only
+    hosts: str = ""                           # more names by which clients may ask, separated by spaces
     flush_seconds: float = Field(1.0, gt=0)   # longest time until a logged prediction is in its table, s
     fdatasync: bool = False                   # prediction log survives a power cut, not only a killed process
     max_rows: int = Field(10_000, ge=1)       # rows accepted in one request
 
     def identify(self, token: str) -> str | None:
-        "Return the name of who has this bearer token, or None."
-        entries = (entry.rpartition(":") for entry in self.tokens.split())
-        return next((name or "token" for name, _, known in entries if known == token), None)
+        "Return the name of who has this bearer token, or None; in constant time."
+        return self.tokens.identify(token)
 
 # %% ../nbs/00_settings.ipynb #cf98ba70
 class Monitor(Section):
@@ -78,7 +80,7 @@ class Monitor(Section):
 # %% ../nbs/00_settings.ipynb #cef6e07d
 class Alerts(Section):
     "`[alerts]`: who hears of an alarm."
-    webhook: str = ""                 # address that gets each opened alert as JSON; empty: none
+    webhook: Webhook = Webhook("")    # address that gets each opened alert as JSON; empty: none
 
 # %% ../nbs/00_settings.ipynb #ddff4a2f
 class Deploy(Section):
@@ -101,7 +103,7 @@ class TriggerSection(Section):
     "`[trigger:NAME]`: what a run is started by."
     files: str = ""                             # pattern of files, relative to the workspace
     table: str = ""                             # address of a Delta table; a bare name: a table of the lake
-    database: str = ""                          # sqlite:///PATH or postgresql://…, with `query` and `watermark`
+    database: Address = Address("")             # sqlite:///PATH or postgresql://…, with `query` and `watermark`
     query: str = ""                             # its table, or a SELECT
     watermark: str = ""                         # the column whose greatest value grows with new rows
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
@@ -169,7 +171,8 @@ class Addresses:
 # %% ../nbs/00_settings.ipynb #be222564
 class Settings(Addresses, BaseSettings):
     "A workspace's settings, and the addresses that follow from them."
-    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True,
+                                      hide_input_in_errors=True)
     root: Path                                # the workspace's folder
     workspace: Workspace = Workspace()
     cluster: ClusterSection = ClusterSection()
@@ -188,7 +191,7 @@ class Settings(Addresses, BaseSettings):
     @property
     def tracking_uri(self) -> str:
         "MLflow's tracking and registry database."
-        return self.tracking.uri or f"sqlite:///{self._local()}/mlflow.db"
+        return self.tracking.uri.get_secret_value() or f"sqlite:///{self._local()}/mlflow.db"
 
     def _local(self) -> str:
         return str(self.state) if "://" in self.storage else self.storage
@@ -196,12 +199,17 @@ class Settings(Addresses, BaseSettings):
     @property
     def artifacts_uri(self) -> str:
         "Where MLflow puts files."
-        return self._address(self.tracking.artifacts) if self.tracking.artifacts else f"{self.storage}/artifacts"
+        place = self.tracking.artifacts.get_secret_value()
+        return self._address(place) if place else f"{self.storage}/artifacts"
 
     @property
     def experiment(self) -> str:
         "MLflow experiment of this workspace's runs."
         return self.tracking.experiment or self.workspace.name
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        _unseal(self)
 
 # %% ../nbs/00_settings.ipynb #68354c29
 def find(start: str | Path | None = None) -> Path:
@@ -224,6 +232,30 @@ def load(
         raise SettingsError(f"{root / 'settings.ini'} is not an ini file: {e}") from e
     return _checked(root, {name: dict(file[name]) for name in file.sections()})
 
+# %% ../nbs/00_settings.ipynb #cea6ce4d
+def _unseal(settings: "Settings") -> None:
+    "Put the secrets back that a pickle left out, where the workspace's file has them."
+    sections = settings.__dict__
+    groups = [sections, settings.trigger]
+    if not any(_sealed(section) for group in groups for section in group.values()): return
+    try: fresh = load(settings.root)
+    except SettingsError: return
+    sections |= {name: _unsealed(section, getattr(fresh, name)) for name, section in sections.items() if _sealed(section)}
+    sections["trigger"] = {name: _unsealed(section, fresh.trigger.get(name))
+                           for name, section in settings.trigger.items()}
+
+
+def _sealed(section: Any) -> list[str]:
+    "Return the names of a section's fields whose secrets were left out."
+    return [name for name, value in section if isinstance(value, Secret) and value.sealed] \
+        if isinstance(section, Section) else []
+
+
+def _unsealed(section: Section, fresh: Section | None) -> Section:
+    "Return a section with the secrets of the same section read anew."
+    known = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
+    return section.model_copy(update={n: secret for n, secret in known.items() if secret.opens(getattr(section, n))})
+
 # %% ../nbs/00_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:
     "Settings from what the file says, or one sentence on all that is wrong with it."
@@ -241,6 +273,12 @@ def _grouped(sections: dict) -> dict:
         else: found[section] = values
     return found
 
+# %% ../nbs/00_settings.ipynb #e2f25438
+def _is_secret(model: type[BaseModel] | None, name: str) -> bool:
+    "Return whether a key's value must not be shown."
+    field = getattr(model, "model_fields", {}).get(name)
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Secret)
+
 # %% ../nbs/00_settings.ipynb #4ad4b3a4
 def _explain(error: dict) -> str:
     "One sentence for one thing pydantic refused."
@@ -249,7 +287,9 @@ def _explain(error: dict) -> str:
     if get_origin(model) is dict: section, model, *names = f"{section}:{names[0]}", get_args(model)[1], *names[1:]
     place, name = (f"[{section}] {names[0]}", names[0]) if names else (f"[{section}]", section)
     if error["type"] == "value_error": return f"{place}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] != "extra_forbidden": return f"{place} = {error['input']}: {error['msg'].lower()}"
+    if error["type"] != "extra_forbidden":
+        shown = "" if _is_secret(model, name) else f" = {error['input']}"
+        return f"{place}{shown}: {error['msg'].lower()}"
     known = [k for k in (model if names else Settings).model_fields if k != "root"]
     near = get_close_matches(name, known, n=1)
     return f"{place} is not known here; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}")

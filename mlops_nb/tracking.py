@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from .masking import masked, scrubbed
 from .settings import MlopsError, Settings, load
 
 # %% ../nbs/02_tracking.ipynb #5386eb46
@@ -35,7 +36,8 @@ def client(
         _experiment(found, settings)
         return found
     except Exception as e:
-        raise TrackingError(f"MLflow's database {settings.tracking_uri} cannot be read: {_root(e)}. "
+        uri = settings.tracking_uri
+        raise TrackingError(f"MLflow's database {masked(uri)} cannot be read: {scrubbed(_root(e), uri)}. "
                             "Check [tracking] uri in settings.ini, or move the file away to start a new one") from e
 
 # %% ../nbs/02_tracking.ipynb #b796381f

@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mlops_nb import events, lake, monitoring, window
+from mlops_nb.masking import Webhook
 from mlops_nb.monitoring import check, open_alerts
 from mlops_nb.objective import Objective
 from mlops_nb.profiles import Profile, profile
@@ -424,7 +425,7 @@ def receiver():
 
 def hooked(space, url: str):
     settings = space.settings
-    space.settings = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"webhook": url})})
+    space.settings = settings.model_copy(update={"alerts": settings.alerts.model_copy(update={"webhook": Webhook(url)})})
     return space
 
 

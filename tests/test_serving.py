@@ -1,14 +1,18 @@
 "What a replica promises: nothing acknowledged is lost or doubled, nothing a client sends brings it down."
 import asyncio
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import orjson
@@ -21,8 +25,8 @@ from mlops_nb import lake
 from mlops_nb.serving import Handlers, Request, application_of, protocols
 from mlops_nb.serving.log import PredictionLog, Segment, framed, recover, sound, take_over, write
 from mlops_nb.serving.versions import Desired, Traffic
-from mlops_nb.settings import create
-from mlops_nb.signature import Signature
+from mlops_nb.settings import Serve, create
+from mlops_nb.signature import DataError, Signature
 
 
 @pytest.fixture
@@ -203,7 +207,7 @@ def client(settings, *, shadow=(), token=None):
     endpoint = Handlers(Fixed(settings, shadow), *logs)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     transport = httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False)
-    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://churn", headers=headers)
+    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
 
 
 def ask(client, *requests):
@@ -279,9 +283,9 @@ def test_no_bytes_make_the_parser_do_anything_but_refuse(body):
 def test_one_request_that_breaks_the_model_spares_its_batch(settings):
     endpoint, _ = client(settings)
     served = endpoint.versions.traffic.choose()
-    rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD | {"charges": None}], [GOOD, GOOD]]
+    rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD, GOOD]]
     answers = endpoint.predictor.answer([Request(served, r, 0.0) for r in rows])
-    assert [type(a).__name__ for a in answers] == ["bytes", "RuntimeError", "Refused", "bytes"]
+    assert [type(a).__name__ for a in answers] == ["bytes", "RuntimeError", "bytes"]
     assert endpoint.log.flush() == 3
 
 
@@ -367,3 +371,337 @@ def test_a_shadow_sees_the_traffic_and_answers_none(settings):
 
 def test_an_abandoned_folder_is_nothing_to_take_over(settings):
     assert recover(settings, "never") == 0 and take_over(settings.state / "nowhere", "t", {}) == 0
+
+
+# ---- power cuts, failed writes
+
+class Disk:
+    "What is on the disk: the state in which each file was when it was last synced."
+    def __init__(self, monkeypatch):
+        self.synced, self.unlinked, real_sync, real_unlink = {}, [], os.fsync, os.unlink
+        def fsync(fd):
+            real_sync(fd)
+            self.synced[os.readlink(f"/proc/self/fd/{fd}")] = self.state(fd)
+        def unlink(path, *args, **kwargs):
+            if str(path).endswith(".log"): self.unlinked.append((str(path), self.missing()))
+            real_unlink(path, *args, **kwargs)
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "unlink", unlink)
+        self.table = None
+
+    @staticmethod
+    def state(file) -> tuple:
+        facts = os.stat(file)
+        return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+    def missing(self) -> list[str]:
+        "What of the table's newest version a power cut would take now."
+        root = Path(self.table)
+        commits = sorted((root / "_delta_log").glob("*.json"))
+        actions = [json.loads(line) for commit in commits for line in commit.read_text().splitlines()]
+        gone = {a["remove"]["path"] for a in actions if "remove" in a}
+        data = [root / a["add"]["path"] for a in actions if "add" in a and a["add"]["path"] not in gone]
+        assert data and commits
+        needed = [*commits, *data, root, root / "_delta_log", root.parent, root.parent.parent]
+        return [str(p) for p in needed if self.synced.get(str(p)) != self.state(p)]
+
+
+def test_a_log_is_deleted_only_when_the_table_is_on_the_disk(tmp_path, monkeypatch):
+    settings = create(tmp_path / "workspace", serve={"fdatasync": "true"})
+    disk = Disk(monkeypatch)
+    log = PredictionLog(settings, "churn", "_feedback", rotate=10)
+    disk.table = log.table
+    assert str(log.folder) in disk.synced and str(log.folder.parent) in disk.synced  # the log's own name is kept too
+    for i in range(3):
+        log.append(label(1, first=i))
+        log.flush()
+    log.append(label(1, first=3))
+    log.close()
+    assert len(disk.unlinked) == 4 and kept(log) == ["0", "1", "2", "3"]
+    assert [missing for _, missing in disk.unlinked] == [[], [], [], []]
+
+
+def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.append(label(2))
+    def refuse(table): raise OSError("input/output error")
+    monkeypatch.setattr(lake, "sync", refuse)
+    with pytest.raises(OSError, match="input/output"): log.close()
+    assert [p.suffix for p in log.folder.iterdir()] == [".log"]
+    monkeypatch.undo()
+    assert recover(settings, "churn") == 0 and kept(log) == ["0", "1"] and not list(log.folder.iterdir())
+
+
+def test_a_frame_whose_sync_failed_is_neither_moved_nor_kept(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.sync = True
+    log.append(label(1))
+    moved = []
+    def fail(fd):
+        moved.append(log.flush())   # the mover, between the write and its failure
+        raise OSError("input/output error")
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="input/output"): log.append(label(1, first=1))
+    monkeypatch.undo()
+    assert moved == [1] and kept(log) == ["0"]
+    log.append(label(1, first=2))
+    assert log.flush() == 1 and kept(log) == ["0", "2"]
+    log.close()
+    assert kept(log) == ["0", "2"] and not list(log.folder.iterdir())
+
+
+def test_an_undo_that_fails_is_tried_again_before_anything_is_appended(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback")
+    log.sync = True
+    log.append(label(1))
+    def fail(*args): raise OSError("input/output error")
+    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr(os, "ftruncate", fail)
+    for i in (1, 2):
+        with pytest.raises(OSError): log.append(label(1, first=i))
+    assert log.flush() == 1 and kept(log) == ["0"]
+    monkeypatch.undo()
+    log.append(label(1, first=3))
+    log.close()
+    assert kept(log) == ["0", "3"]
+
+
+def test_a_log_that_cannot_be_moved_stops_no_other(settings):
+    logs = [PredictionLog(settings, "churn", "_feedback") for _ in range(2)]
+    first, second = sorted(logs, key=lambda log: log.segment.path)
+    write(first.segment, b'{"not": "columns"}')
+    second.append(label(1))
+    for log in logs: os.close(log.segment.fd)
+    with pytest.raises(KeyError): recover(settings, "churn")
+    assert kept(first) == ["0"] and [p.name for p in first.folder.iterdir()] == [first.segment.path.name]
+
+
+# ---- panics and errors of a model
+
+def panic(*args, **kwargs): raise pl.exceptions.PanicException("index out of bounds")
+
+
+def test_a_panic_is_a_500_and_spares_the_batch(settings):
+    endpoint, http = client(settings)
+    model = endpoint.versions.traffic.choose()
+    model.predict = lambda frame: panic() if (frame["charges"] > 1e6).any() else (["Yes"] * frame.height, [0.75] * frame.height)
+    requests = [Request(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
+    answers = asyncio.run(endpoint.answer_all(requests))
+    assert [type(a).__name__ for a in answers] == ["bytes", "PanicError", "bytes"]
+    broken, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
+                       ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert (broken.status_code, good.status_code) == (500, 200) and broken.json()["error"]["id"]
+
+
+def test_a_panic_of_the_mover_is_said_and_caught_up_with(settings, monkeypatch):
+    log = PredictionLog(settings, "churn", "_feedback").start()
+    monkeypatch.setattr(lake, "append", panic)
+    log.append(label(1))
+    wait(lambda: log.trouble)
+    assert "index out of bounds" in log.trouble and log.mover.is_alive()
+    monkeypatch.undo()
+    wait(lambda: kept(log))
+    wait(lambda: log.trouble is None)
+    log.close()
+    assert kept(log) == ["0"]
+
+
+def test_a_panic_while_a_version_is_loaded_is_a_problem_not_the_end(settings, monkeypatch):
+    from mlops_nb.serving import versions
+    served = versions.Versions.__new__(versions.Versions)
+    served.settings, served.model, served.fixed, served.library = settings, "churn", None, "l"
+    served.changing, served.loaded, served.traffic, served.problem = threading.Lock(), {}, None, None
+    monkeypatch.setattr(versions.Desired, "newest", panic)
+    served.reconcile()
+    assert "index out of bounds" in served.problem
+
+
+def test_a_panic_in_a_request_is_a_refusal(settings, monkeypatch):
+    monkeypatch.setattr(pl, "from_dicts", panic)
+    with pytest.raises(DataError, match="rows that polars cannot read"): SIGNATURE.frame([GOOD])
+
+
+def test_a_models_own_os_error_is_not_the_logs(settings):
+    endpoint, http = client(settings)
+    def lost(frame): raise FileNotFoundError("embeddings.bin")
+    endpoint.versions.traffic.choose().predict = lost
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert answer.status_code == 500 and "logged" not in answer.text
+
+
+# ---- limits
+
+def test_a_bad_request_never_reaches_the_batch(settings):
+    endpoint, http = client(settings)
+    batches = []
+    async def batch(request):
+        batches.append(request)
+        return (await endpoint.answer_all([request]))[0]
+    endpoint.answer = batch
+    bad, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": "much"}]}}),
+                    ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    assert (bad.status_code, good.status_code, len(batches)) == (422, 200, 1)
+
+
+def test_a_frame_has_a_bounded_number_of_rows(settings):
+    endpoint, _ = client(settings)
+    sizes, model = [], endpoint.versions.traffic.choose()
+    def predict(frame):
+        sizes.append(frame.height)
+        return ["Yes"] * frame.height, [0.75] * frame.height
+    model.predict = predict
+    requests = [Request(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
+    answers = asyncio.run(endpoint.answer_all(requests))
+    assert sizes == [4096, 1, 9000]
+    assert [len(orjson.loads(a)["predictions"]) for a in answers] == [3000, 1000, 96, 1, 9000]
+
+
+def test_rows_that_wait_are_bounded(settings):
+    endpoint, http = client(settings)
+    endpoint.rows, request = endpoint.most_rows, ("POST", "/predict", {"json": {"rows": [GOOD]}})
+    full, = ask(http, request)
+    assert full.status_code == 503 and full.headers["retry-after"] == "1"
+    endpoint.rows = 0
+    _, http = client(settings)
+    assert ask(http, request)[0].status_code == 200 and endpoint.rows == 0
+
+
+MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'{"rows":[' + b"1," * 3_000_000 + b"1]}",
+        "lists": b'{"rows":[' + b"[]," * 3_000_000 + b"[]]}", "keys": b'{"rows":[{' + b'"":1,' * 3_000_000 + b'"":1}]}',
+        "quotes": b'{"rows":[' + b"{}," * 2_000_000 + b'"' + b'\\"' * 4_000_000}
+
+
+@pytest.mark.parametrize("body", MANY)
+def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
+    monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
+    began = time.monotonic()
+    for read in (protocols.read_rows, protocols.read_labels):
+        with pytest.raises(protocols.Refused) as refused: read(MANY[body], "application/json", limit=5)
+        assert refused.value.status == 413
+    assert time.monotonic() - began < 20
+
+
+def test_brackets_in_texts_are_no_rows(settings):
+    text = '{[,\\"' * 3_000
+    rows = protocols.read_rows(orjson.dumps({"rows": [{"text": text}]}), "application/json", limit=5)
+    assert rows == [{"text": text}]
+
+
+@pytest.mark.parametrize("rows", [[{"x" * 1_000_000: 1}], [GOOD | {"tenur" + "e" * 1_000_000: 1}],
+                                  [GOOD | {"contract": 1, "charges": "y" * 1_000_000}],
+                                  [GOOD | {"charges": ["z" * 1_000_000]}], [["q" * 1_000_000]]])
+def test_what_is_echoed_is_cut_and_a_long_name_is_never_compared(settings, rows):
+    _, http = client(settings)
+    began = time.monotonic()
+    answer, = ask(http, ("POST", "/predict", {"json": {"rows": rows}}))
+    assert answer.status_code == 422 and len(answer.content) < 2000 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("request_", [
+    {"json": {"x" * 1_000_000: []}}, {"json": {str(i): i for i in range(100_000)}},
+    {"content": b"{}", "headers": {"content-type": "x" * 50_000}}])
+def test_keys_and_headers_are_echoed_cut(settings, request_):
+    _, http = client(settings)
+    answer, lost = ask(http, ("POST", "/predict", request_), ("GET", "/" + "x" * 50_000, {}))
+    assert answer.status_code in (400, 415) and len(answer.content) < 2000
+    assert lost.status_code == 404 and len(lost.content) < 2000
+
+
+@pytest.mark.parametrize("depth", [5, 900])
+def test_a_deeply_nested_value_is_refused_in_words(settings, depth):
+    _, http = client(settings)
+    nested = b'{"rows":[{"tenure":1,"charges":' + b"[" * depth + b"]" * depth + b',"contract":"a"}]}'
+    answer, = ask(http, ("POST", "/predict", {"content": nested, "headers": JSON}))
+    assert answer.status_code == 422 and answer.json()["error"]["came"] in ("an array of 1", "an array of 0")
+
+
+@pytest.mark.parametrize("labels", [{"prediction_id": "x" * 1_000_000, "label": "a"},
+                                    {"prediction_id": "a", "label": "x" * 1_000_000},
+                                    {"prediction_id": "a", "x" * 1_000_000: 1}])
+def test_long_texts_in_feedback_are_refused(settings, labels):
+    endpoint, http = client(settings)
+    answer, = ask(http, ("POST", "/feedback", {"json": {"labels": [labels]}}))
+    assert answer.status_code == 422 and len(answer.content) < 2000 and endpoint.labels.flush() == 0
+
+
+# ---- browsers
+
+HOSTS = {"localhost": 200, "localhost:8000": 200, "127.0.0.1:9": 200, "[::1]:8000": 200, "LOCALHOST.": 200,
+         "models.example": 200, "models.example:8000": 200, "evil.example": 421, "evil.example:8000": 421,
+         "127.0.0.1.evil.example": 421, "localhost.evil.example": 421, "10.0.0.7": 421, "": 421}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_only_our_names_are_answered(tmp_path, host):
+    settings = create(tmp_path / "named", serve={"hosts": "models.example other.example"})
+    _, http = client(settings)
+    answers = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}, "headers": {"host": host}}),
+                  ("GET", "/healthz", {"headers": {"host": host}}))
+    assert [a.status_code for a in answers] == [HOSTS[host]] * 2
+    assert HOSTS[host] == 200 or "[serve] hosts" in answers[0].json()["error"]["message"]
+
+
+def test_on_every_interface_addresses_and_the_machines_name_count_and_star_is_any():
+    import socket
+
+    from mlops_nb.serving.guard import check_host, host_names
+    open_house, anybody = Serve(host="0.0.0.0", tokens="t"), Serve(hosts="*")
+    for host in ("10.0.0.7:8000", "[fe80::1]:8000", socket.gethostname()):
+        check_host([(b"host", host.encode())], host_names(open_house))
+    with pytest.raises(protocols.Refused): check_host([(b"host", b"evil.example")], host_names(open_house))
+    with pytest.raises(protocols.Refused):
+        check_host([(b"host", b"localhost"), (b"host", b"evil.example")], host_names(Serve()))
+    check_host([(b"host", b"evil.example")], host_names(anybody))
+
+
+def test_every_answer_tells_browsers_what_they_may_do(settings):
+    _, http = client(settings)
+    for answer in ask(http, ("GET", "/docs", {}), ("GET", "/healthz", {}), ("GET", "/nowhere", {}),
+                      ("GET", "/healthz", {"headers": {"host": "evil.example"}})):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "script-src 'sha256-" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+
+
+@contextmanager
+def listening(app):
+    "An ASGI application under a real server; its port."
+    import uvicorn
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
+        thread.start()
+        wait(lambda: server.started)
+        yield taken.getsockname()[1]
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_a_websocket_upgrade_is_a_4xx(settings):
+    endpoint, _ = client(settings)
+    upgrade = ("GET /predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+               "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    with listening(application_of(endpoint)) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+        line.sendall(upgrade.encode())
+        answer = line.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400"), answer
+
+
+def test_the_documentation_works_in_a_browser_under_its_policy(settings, chromium):
+    from playwright.sync_api import sync_playwright
+    endpoint, _ = client(settings)
+    with listening(application_of(endpoint)) as port, sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page, problems = browser.new_page(), []
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "favicon" not in m.text else None)
+        page.goto(f"http://localhost:{port}/docs")
+        assert page.evaluate("getComputedStyle(document.body).maxWidth") == "960px"  # its style is let through
+        page.get_by_role("button", name="POST predict").click()
+        page.locator("#answer", has_text="prediction_id").wait_for()
+        assert page.locator("#answer").text_content().startswith("200")
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')")
+        page.wait_for_timeout(300)
+        assert page.evaluate("window.broken") is None  # a script that came in by markup does not run
+        browser.close()
+    assert all("Content Security Policy" in text or "Failed to load" in text for text in problems), problems

@@ -235,7 +235,7 @@ def test_every_kind_is_looked_at(): assert {*KINDS} == {"files", "table", "datab
 def test_a_run_is_asked_for_over_http(tmp_path):
     settings = create(tmp_path, serve={"tokens": "s3cret"}, **{"trigger:n": {"cron": "0 3 * * *"}})
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
-    client, key = TestClient(pages.asgi(settings)), {"authorization": "Bearer s3cret"}
+    client, key = TestClient(pages.asgi(settings), base_url="http://localhost"), {"authorization": "Bearer s3cret"}
     wanted = {"parameters": {"source": "b.csv"}, "by": "ci", "note": "nightly"}
     assert client.post("/api/runs", json=wanted).status_code == 401
     answer = client.post("/api/runs", json=wanted, headers=key)

@@ -21,11 +21,12 @@ from typing import Any
 
 import polars as pl
 
-from .databases import database_parts, masked
+from .databases import database_parts
 from .dialects import DataError
 from .files import BINARY, JSON, TEXT, FilePart, digest, endings, stamp, store
 from .parts import Part
 from .tables import is_table, table_parts
+from ..masking import masked
 from ..settings import MlopsError
 
 # %% ../../nbs/06b_datasets_sources.ipynb #621c83e4

@@ -51,7 +51,7 @@ def delete(app: str) -> None:
 
 def client(settings: Settings, model: str, stage: str = "production", *, timeout: float = 30) -> httpx.Client:
     "An HTTP client of one endpoint, with the workspace's token."
-    token = next(iter(settings.serve.tokens.split()), None)
+    token = settings.serve.tokens.first
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
     return httpx.Client(base_url=address(settings, model, stage), headers=headers, timeout=timeout)
 

@@ -15,6 +15,7 @@ import polars as pl
 
 from .. import events, roles
 from ..bundle import Bundle, registered_digest
+from ..panics import panics_as_errors
 from . import protocols
 from ..settings import MlopsError, Settings
 
@@ -73,7 +74,8 @@ class Served:
         self.signature, self.pipeline = self.bundle.signature, self.bundle.pipeline
         self.labels = self.bundle.labels  # negative, positive
         self.threshold = self.bundle.objective.decision_threshold
-        try: self.predict(self.signature.frame([protocols.example(self.signature)]))
+        try:
+            with panics_as_errors(): self.predict(self.signature.frame([protocols.example(self.signature)]))
         except Exception as e: raise ServingError(f"version {version} in {path} fails on a row made from its own "
                                                   f"signature: {type(e).__name__}: {e}") from e
 
@@ -130,13 +132,16 @@ class Versions:
         "Serve what should be served; where that fails, go on as before."
         with self.changing:
             try:
-                desired = self.fixed or Desired.newest(self.settings, self.model)
-                if desired and (self.traffic is None or desired != self.traffic.desired):
-                    labels = registered_labels(self.settings, self.model)
-                    self.traffic = Traffic(desired, self._load(desired), labels)
-                    self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
+                with panics_as_errors(): self._reconcile()
                 self.problem = None
             except Exception as e: self.problem = f"{type(e).__name__}: {e}"
+
+    def _reconcile(self) -> None:
+        desired = self.fixed or Desired.newest(self.settings, self.model)
+        if desired and (self.traffic is None or desired != self.traffic.desired):
+            labels = registered_labels(self.settings, self.model)
+            self.traffic = Traffic(desired, self._load(desired), labels)
+            self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
 
     def prepare(self, desired: Desired) -> None:
         "Load versions before they get traffic; raises what stands in the way."

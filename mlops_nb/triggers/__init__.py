@@ -17,6 +17,8 @@ from typing import Any
 import polars as pl
 
 from .. import events
+from ..masking import masked, masked_all
+from ..panics import panics_as_errors
 from ..settings import Settings, TriggerSection, load
 from .sights import KINDS, TriggerError, kind
 from ..workflow.records import Busy, alone, holder
@@ -30,6 +32,9 @@ def request(
     settings: Settings | None = None,              # default: the workspace around the current folder
 ) -> str:                                          # the request's event id
     "Ask for a run; a watch takes it up."
+    for name in [n for n, value in (parameters or {}).items() if masked_all(value) != value]:
+        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit log: name an environment "
+                           "variable instead, as in postgresql://user:$PASSWORD@host/database")
     return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
                          parameters=dict(parameters or {}), note=note)
 
@@ -106,7 +111,8 @@ def pending(
     settings, now = settings or load(), datetime.now(UTC)
     log, found = events.history(settings.events).collect(), []
     for name, section in settings.trigger.items():
-        try: found += _due(name, section, settings, now, log)
+        try:
+            with panics_as_errors(): found += _due(name, section, settings, now, log)
         except Exception as e:
             if on_error is None: raise
             on_error(name, e)
@@ -135,12 +141,13 @@ def fire(
         for d in chosen:
             events.record(settings.events, what, f"trigger:{d.trigger}", by=by, seen=d.seen, reason=d.reason,
                           request=d.request, began=began, **facts)
-    try: done = run(parameters)
+    try:
+        with panics_as_errors(): done = run(parameters)
     except Busy: raise
     except Exception as e:
-        note("trigger_failed", run=getattr(getattr(e, "run", None), "id", None), error=str(e)[:5000])
+        note("trigger_failed", run=getattr(getattr(e, "run", None), "id", None), error=masked(str(e)[:5000]))
         raise
-    note("triggered", run=done.id, parameters=parameters)
+    note("triggered", run=done.id, parameters=masked_all(parameters))
     return done
 
 # %% ../../nbs/16_triggers.ipynb #76c22568
@@ -189,7 +196,8 @@ def watch(
         say(by=by)
         arm(settings, by)
         while not stop.is_set():
-            try: step(settings, run, tell, by)
+            try:
+                with panics_as_errors(): step(settings, run, tell, by)
             except Exception as e: tell("error", str(e))  # the log's store is away: look again
             stop.wait(every)
 
@@ -289,7 +297,7 @@ def _row(name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], 
         from cronsim import CronSim
         following = next(CronSim(section.cron, now))
     elif following is not None: following = max(following, now)
-    return {"trigger": name, "kind": kind(section), "waits_for": str(getattr(section, kind(section))),
+    return {"trigger": name, "kind": kind(section), "waits_for": masked(str(getattr(section, kind(section)))),
             "last": mine.filter(kind="triggered")["at"].max(), "next": following,
             "pending": "; ".join(d.reason for d in due) or None,
             "failed": trouble or (json.loads(failed[0])["error"] if failed else None)}

@@ -64,14 +64,15 @@ def _table(section: TriggerSection, settings: Settings, now: datetime, log: pl.D
 # %% ../../nbs/16a_triggers_sights.ipynb #02df2111
 def _database(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
     "The greatest value of a database's watermark."
+    uri = section.database.get_secret_value()
     source = f"({section.query.rstrip('; ')})" if " " in section.query.strip() else section.query
     try:
-        with closing(connect(section.database, settings.root)) as connection:
+        with closing(connect(uri, settings.root)) as connection:
             mark = next(rows for rows in frames(connection, f'SELECT max(t."{section.watermark}") FROM {source} AS t')
                         if rows.height).item()
     except Exception as e:
         raise TriggerError(f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
-                           f"{said_by(e, section.database)}. Check database, query and watermark in "
+                           f"{said_by(e, uri)}. Check database, query and watermark in "
                            "settings.ini") from None
     return None if mark is None else Sight({"watermark": str(mark)}, f"{section.watermark} has come to {mark}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import tracking
+from ..masking import masked_all
 from ..settings import Settings
 from .files import WorkflowError
 from .stages import RESERVED, Stage, tree
@@ -152,7 +153,7 @@ class Ledger:
         tags = {f"mlops_nb.{k}": str(v) for k, v in facts.items()} | ({"mlflow.parentRunId": parent} if parent else {})
         run_id = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         from mlflow.entities import Param
-        if parameters: self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
+        if parameters: self.client.log_batch(run_id, params=[Param(k, str(masked_all(v))) for k, v in parameters.items()])
         return run_id
 
     def close(self, run_id: str, status: str, outputs: Mapping[str, Any] = {}, *, seconds: float | None = None,
