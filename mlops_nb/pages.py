@@ -154,6 +154,8 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
+    from mlops_nb.workflow.gluing import flaw
+    if wrong := flaw({"by": wanted.by, "note": wanted.note}, "the request"): raise HTTPException(422, wrong)
     try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
     if unknown := [p.message for p in problems if p.notebook == "parameters"]:
@@ -212,7 +214,7 @@ DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API
 <tr><td>GET /api/status<td>run, models, endpoints, alerts: what <code>mlops-nb status --json</code> prints</tr>
 <tr><td>GET /api/triggers<td>what may start a run: last and next time, and what is pending
 <tr><td>POST /api/runs<td>asks for a run: <code>{{"parameters": {{}}, "by": "ann", "note": "why"}}</code>; 202 with the
-id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter</tr>
+id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter, or if another stage gives it</tr>
 <tr><td>GET /monitor/MODEL<td>the latest monitoring report of an endpoint, HTML</tr>
 <tr><td>GET /models/MODEL/docs<td>how to ask an endpoint, by its registered signature</tr></table></body></html>"""
 

@@ -22,11 +22,11 @@ from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_u
 
 from .. import cluster
 from ..settings import Settings, StageSection
-from .checks import mistyped
 from .files import Handler, exists, get, put, read
 from .gluing import placed
 from .records import ENDED, Ledger, Run, StageRun, key
 from .stages import Stage
+from .values import mistyped
 
 # %% ../../nbs/15h_workflow_execution.ipynb #3de9e142
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from typing import Any
 
 from .. import tracking
 from ..settings import Settings
+from .cells import tree
 from .files import WorkflowError
-from .stages import RESERVED, Stage, tree
+from .stages import RESERVED, Stage
 
 # %% ../../nbs/15g_workflow_records.ipynb #4d0ec0a0
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:
