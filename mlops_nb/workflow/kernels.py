@@ -330,10 +330,8 @@ def _run(client, events, i: int, cell) -> bool:
 def _mark(cell, kind: str, message: str) -> None:
     "Give a cell the error output that says how it ended, unless the kernel gave it already."
     from nbformat.v4 import new_output
-    same = [o for o in cell.outputs if o.output_type == "error" and o.ename == kind]
-    error = new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"])
-    if not same: cell.outputs.append(error)
-    elif (kind, message) == ("SystemExit", "None"): same[-1].evalue = "0"  # that of sys.exit(None)
+    if any(o.output_type == "error" and o.ename == kind for o in cell.outputs): return
+    cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"]))
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #006f9403
 def work(nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options) -> Iterator[tuple]:
