@@ -165,9 +165,17 @@ def requested(
     return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
 
 # %% ../nbs/18_pages.ipynb #47bd4120
+def _refused(request: Any, error: Any):   # a `fastapi.Response`
+    "Answer a body that is no request with what is wrong, in ASCII, and without its values."
+    from fastapi import Response
+    detail = [{k: one[k] for k in ("type", "loc", "msg")} for one in error.errors()]
+    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+# %% ../nbs/18_pages.ipynb #223dd783
 def asgi(settings: Settings):    # a `fastapi.FastAPI`
     "The control application."
     from fastapi import Depends, FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse
 
     def guard(request: Request) -> None:
@@ -176,7 +184,8 @@ def asgi(settings: Settings):    # a `fastapi.FastAPI`
         if tokens and not (kind == "Bearer" and any(hmac.compare_digest(given.encode(), t.encode()) for t in tokens)):
             raise HTTPException(401, "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
                                 {"WWW-Authenticate": "Bearer"})
-    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None, openapi_url=None,
+                  exception_handlers={RequestValidationError: _refused})
     guarded = {"dependencies": [Depends(guard)]}
 
     @app.get("/healthz")

@@ -111,7 +111,7 @@ def judged(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> list[Problem]
 def _values(stages: tuple[Stage, ...], given: Mapping) -> list[Problem]:
     "Return given parameters that nobody has, that are no JSON, or of the wrong type."
     names = {p for s in stages for p in s.parameters}
-    printable = lambda name: str(name).encode("utf-8", "backslashreplace").decode()
+    printable = lambda name: str(name)[:100].encode("utf-8", "backslashreplace").decode()
     problems = [Problem("parameters", None, f"no stage has a parameter `{printable(name)}`"
                         + (near(name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"))
                 for name in given if name not in names]

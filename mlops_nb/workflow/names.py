@@ -94,5 +94,5 @@ def _unsure(name: str, bound: bool, annotation: bool, hiding: str | None) -> str
 
 def near(name: str, known: set[str]) -> str:
     "Return the name that was probably meant, as a question."
-    close = get_close_matches(name, sorted(known), n=1)
+    close = get_close_matches(name[:100], sorted(known), n=1)   # the work grows by the square of the length
     return f" (did you mean `{close[0]}`?)" if close else ""
