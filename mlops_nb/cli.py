@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,22 +97,30 @@ def down(workspace: Workspace = None) -> None:
 
 # %% ../nbs/19_cli.ipynb #784cdd05
 def parameters(
-    given: list[str],      # NAME=VALUE
+    given: list[str],            # NAME=VALUE
+    stages: Iterable[Any] = (),  # each a `workflow.Stage`
 ) -> dict[str, Any]:
-    "Parameters from the command line."
-    found = {}
+    "Return the parameters on a command line, each of the type that the stages' parameters of this name have."
+    from mlops_nb.workflow.values import demanded, typed
+    values = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals: raise typer.BadParameter(f"'{text}': expected NAME=VALUE, as in -p trials=8", param_hint="-p")
-        try: found[name] = json.loads(value.lower() if value in ("True", "False") else value)
-        except json.JSONDecodeError: found[name] = value
-    return found
+        if name in values: raise typer.BadParameter(f"'{name}' is given twice", param_hint="-p")
+        kinds = [demanded(stage.parameters[name]) for stage in stages if name in stage.parameters]
+        values[name] = _quoted(value) if value.startswith('"') else typed(value, kinds)
+    return values
+
+def _quoted(text: str) -> str:
+    "Return the text that a JSON text stands for, or what is there if it is none."
+    try: return json.loads(text)
+    except json.JSONDecodeError: return text
 
 # %% ../nbs/19_cli.ipynb #f3e3c610
 def _telling(console) -> tuple[Any, Callable]:
     "A live line, and the function that keeps it up to date with a run."
     live = console.status("checking the notebooks")
-    marks = {"done": "[green]✓[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]"}
+    marks = {"done": "[green]✓[/]", "stopped": "[magenta]■[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]"}
 
     def tell(now) -> None:
         where = f"{now.number}/{now.stages} {now.stage}"
@@ -134,20 +142,38 @@ def run(
     "Run the workflow; stages in which nothing changed are reused."
     from mlops_nb import lineage
     from mlops_nb.workflow import Workflow, WorkflowError
-    given, settings = parameters(p), load(workspace)
+    parameters(p)   # wrong words are said before anything is read
+    settings = load(workspace)
     workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
-    if problems := workflow.check(given, settings):
-        raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
+    given = parameters(p, workflow.stages)
+    problems, warnings = workflow.review(given, settings)
+    if check and as_json: return _checked(problems, warnings)
+    _warn(warnings)
+    if problems: raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
     if check: return _console().print("the workflow can run")
     _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
                             resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
-    if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs})
+    if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
+                             "stages": [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages],
+                             "warnings": [str(warning) for warning in warnings]})
+    for stage in done.stages:
+        if stage.note: typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
     if all(s.state == "reused" for s in done.stages):
         typer.echo("nothing to do: nothing has changed since every stage was run (--force runs them anyway)")
     _summary(settings, done)
+
+# %% ../nbs/19_cli.ipynb #1aa60284
+def _warn(warnings: Iterable[Any]) -> None:
+    "Print warnings, each a line."
+    for warning in warnings: typer.echo(f"warning: {warning}", err=True)
+
+def _checked(problems: list, warnings: list) -> None:
+    "Print what a check found, as JSON; end with status 1 if the workflow cannot run."
+    _say({"can_run": not problems, "problems": list(map(str, problems)), "warnings": list(map(str, warnings))})
+    if problems: raise typer.Exit(1)
 
 # %% ../nbs/19_cli.ipynb #5ee2d5f9
 def _summary(settings: Settings, done) -> None:
@@ -211,11 +237,12 @@ def batch(
 ) -> None:
     "Run a notebook for many sets of parameters."
     from mlops_nb import lineage, workflow
-    settings, sets = load(workspace), workflow.grid(grid)
+    settings, sets = load(workspace), workflow.grid(grid, notebook)
     alone = workflow.Workflow((workflow.Stage.read(notebook),))
     with _bar(len(sets)) as tell:
         done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
                             resolve=lineage.fingerprints(alone, settings), valid=lineage.validity(settings))
+    _warn(done.warnings)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table.drop("error", "notebook"))
     if done.failed:
@@ -228,10 +255,12 @@ def batch(
 def _bar(total: int) -> Iterator[Callable]:
     "A progress bar on the terminal, and the function that moves it."
     from rich.progress import Progress
+
+    from mlops_nb.workflow.records import ENDED
     with Progress(console=_console(stderr=True)) as progress:
         task = progress.add_task("starting", total=total)
         def tell(now) -> None:
-            ended = now.what in ("done", "reused", "failed")
+            ended = now.what in ENDED
             progress.update(task, description=f"{now.stage}: {now.what}", advance=ended)
         yield tell
 

@@ -112,9 +112,10 @@ def _sweeper(folder: str):   # a `subprocess.Popen`
 
 # %% ../nbs/01a_forkserver.ipynb #afe61a67
 def _reap(self: Server) -> None:
-    "Collect children that ended, and tell their drivers."
+    "Collect children that ended, and tell their drivers how."
     with suppress(ChildProcessError):
-        while pid := os.waitpid(-1, os.WNOHANG)[0]: self.forget(pid)
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            self.forget(ended[0], os.waitstatus_to_exitcode(ended[1]))
 
 def _end(self: Server, lease: socket.socket) -> None:
     "The driver let go: kill the kernel and what it started."
@@ -124,10 +125,12 @@ def _end(self: Server, lease: socket.socket) -> None:
         os.waitpid(pid, 0)
         self.forget(pid)
 
-def _forget(self: Server, pid: int) -> None:
-    "A child has ended: nothing of it stays."
+def _forget(self: Server, pid: int, code: int | None = None) -> None:
+    "A child has ended, with this exit code if its driver is to know: nothing of it stays."
     if lease := self.kernels.pop(pid, None):
         self.ready.unregister(lease)
+        with suppress(OSError):
+            if code is not None: lease.sendall(f"{code}\n".encode())
         lease.close()
     if self.spare and self.spare[0] == pid: self.spare = self.spare[1].close()
     rmtree(kernel_folder(self.address, pid), ignore_errors=True)
@@ -308,13 +311,13 @@ class Forked:
         self.lease.settimeout(None)
 
     def poll(self) -> int | None:
-        "None while it runs, 0 afterwards: how it ended is known to its parent only."
+        "Return None while it runs, and 0 afterwards: `status` says how it ended."
         return 0 if self.lease.fileno() < 0 or select.select([self.lease], [], [], 0)[0] else None
 
     def wait(self) -> int: return 0
 
     def status(self) -> int | None:
-        "Wait for a command's exit status; none where a signal ended it."
+        "Wait for the exit code, negative for a signal. Return None if a signal ended a command or the server."
         return int(said) if (said := self.answers.readline()) else None
 
     def send_signal(self, number: int) -> None: os.killpg(self.pid, number)

@@ -182,8 +182,10 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
+    from mlops_nb.workflow.gluing import flaw
     if wanted.by is not None:
         raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, not by what a body says")
+    if wrong := flaw({"note": wanted.note}, "the request"): raise HTTPException(422, wrong)
     try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
     if unknown := [p.message for p in problems if p.notebook == "parameters"]:
@@ -193,18 +195,27 @@ def requested(
     return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
 
 # %% ../nbs/18_pages.ipynb #47bd4120
+def _refused(request: Any, error: Any):   # a `fastapi.Response`
+    "Answer a body that is no request with what is wrong, in ASCII, and without its values."
+    from fastapi import Response
+    detail = [{k: one[k] for k in ("type", "loc", "msg")} for one in error.errors()]
+    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+
+# %% ../nbs/18_pages.ipynb #223dd783
 MAX_BODY = 1 << 20   # bytes of one request
 
 def asgi(settings: Settings) -> Callable:
     "The control application, an ASGI application behind the guard."
     from fastapi import Depends, FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse
 
     def guard(request: Request) -> None:
         if not authorized(request.headers.get("authorization", ""), settings.serve):
             raise HTTPException(401, "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
                                 {"WWW-Authenticate": "Bearer"})
-    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None, openapi_url=None,
+                  exception_handlers={RequestValidationError: _refused})
     guarded = {"dependencies": [Depends(guard)]}
 
     @app.get("/healthz")
@@ -243,7 +254,7 @@ DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API
 <tr><td>GET /api/status<td>run, models, endpoints, alerts: what <code>mlops-nb status --json</code> prints</tr>
 <tr><td>GET /api/triggers<td>what may start a run: last and next time, and what is pending
 <tr><td>POST /api/runs<td>asks for a run: <code>{{"parameters": {{}}, "note": "why"}}</code>, recorded under the token's name; 202 with the
-id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter</tr>
+id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter, or if another stage gives it</tr>
 <tr><td>GET /monitor/MODEL<td>the latest monitoring report of an endpoint, HTML</tr>
 <tr><td>GET /models/MODEL/docs<td>how to ask an endpoint, by its registered signature</tr></table></body></html>"""
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import nbformat
@@ -19,6 +20,7 @@ import pytest
 from conftest import free_port
 
 from mlops_nb import cluster, lake, workflow
+from mlops_nb.cli import parameters
 from mlops_nb.settings import create
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +95,42 @@ def test_a_check_tells_all_and_starts_nothing(tmp_path, apart):
     fails(call("run", "--check", "-w", settings.root, "-p", "rows=many"), "2_no_parameters.ipynb: no code cell",
           "2_does_not_compile.ipynb, cell 3: does not compile", "1_make.ipynb, cell 2: `rows` is 'many', expected int")
     assert not settings.state.exists()
+
+
+def test_a_check_shows_warnings_and_hinders_nothing_by_them(tmp_path, apart):
+    settings = create(tmp_path / "w")
+    (settings.root / "nbs").mkdir()
+    make = nbformat.read(NOTEBOOKS / "1_make.ipynb", as_version=4)
+    make.cells[-1].source += "\nget_ipython().user_ns['later'] = 1\nlater"
+    nbformat.write(make, settings.root / "nbs" / "1_make.ipynb")
+    shutil.copy(settings.root / "nbs" / "1_make.ipynb", settings.root / "nbs" / "1_make-Copy1.ipynb")
+    warnings = ["1_make-Copy1.ipynb: left out", "no cell visibly defines `later`; get_ipython() in cell 3 may"]
+    done = call("run", "--check", "-w", settings.root)
+    assert done.returncode == 0 and "the workflow can run" in done.stdout
+    for warning in warnings: assert f"{warning}" in done.stderr and done.stderr.count("warning: ") == 2
+    done = call("run", "--check", "--json", "-w", settings.root, "-p", "rows=many")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and report["can_run"] is False and "`rows` is 'many'" in report["problems"][0]
+    assert all(said in given for said, given in zip(warnings, report["warnings"], strict=True))
+    (settings.root / "nbs" / "2_broken.ipynb").write_text("")
+    fails(call("run", "--check", "-w", settings.root), "2_broken.ipynb: not a notebook: the file is empty")
+
+
+@pytest.mark.parametrize(("declared", "given", "value"), [
+    ("x = 'a'", "007", "007"), ("x = 'a'", "7", "7"), ("x = 'a'", "true", "true"), ("x = 'a'", "NaN", "NaN"),
+    ("x = 'a'", '"a b"', "a b"), ("x = 1", "7", 7), ("x = 0.5", "7", 7.0), ("x = True", "False", False),
+    ("x: int | None = 1", "null", None), ("x: str | None = 'a'", "None", None), ("x: list[str]", '["7"]', ["7"]),
+    ("x = None", "007", "007"), ("x = None", "7", 7), ("x = None", '"7"', "7"), ("x = None", "NO", "NO"),
+    ("x = None", "True", True), ("x = None", "2026-01-31", "2026-01-31"), ("x = None", "1e999", "1e999"),
+    ("x = None", "Infinity", "Infinity"), ("x = None", '{"a": [1]}', {"a": [1]}), ("x = 1", "many", "many")])
+def test_a_parameter_is_what_its_type_says(declared, given, value):
+    from mlops_nb.workflow.stages import _parameters, parse
+    stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse(declared))})
+    assert repr(parameters([f"x={given}"], [stage])) == repr({"x": value})
+
+
+def test_a_parameter_that_is_given_twice_is_a_mistake():
+    fails(call("run", "-p", "trials=1", "-p", "trials=2"), "'trials' is given twice", code=2)
 
 
 def test_port_in_use(tmp_path, apart):

@@ -246,10 +246,25 @@ def test_a_run_is_asked_for_over_http(tmp_path):
         assert client.post("/api/runs", json=bad, headers=key).status_code == 422
     assert "did you mean `source`" in client.post("/api/runs", json={"parameters": {"sorce": 1}, "by": "ci"},
                                                    headers=key).text
+    for bad in ({"parameters": {"source": "\ud800"}}, {"parameters": {"\ud800": 1}}, {"by": "\ud800"}, {"note": "\ud800"}):
+        answer = client.post("/api/runs", content=json.dumps(wanted | bad),
+                             headers=key | {"content-type": "application/json"})
+        assert answer.status_code == 422 and ("half of a surrogate pair" in answer.text or "ud800" in answer.text), bad
     assert kinds(settings).count("run_requested") == 1
     shown = client.get("/api/triggers", headers=key).json()
     assert shown["watch"] is None and [t["trigger"] for t in shown["triggers"]] == ["n", "manual"]
     assert client.get("/api/triggers").status_code == 401
+
+
+def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
+    settings = create(tmp_path)
+    notebook(tmp_path / "nbs/1_test.ipynb", "rows = 1", "from mlops_nb.workflow import glue\nglue('passed', rows > 1)")
+    notebook(tmp_path / "nbs/2_register.ipynb", "passed = False", "passed")
+    client = TestClient(pages.asgi(settings))
+    answer = client.post("/api/runs", json={"parameters": {"passed": True}, "by": "ci"})
+    assert answer.status_code == 422 and "`passed` cannot be given: stage test glues it" in answer.text
+    assert kinds(settings) == []
+    assert client.post("/api/runs", json={"parameters": {"rows": 2}, "by": "ci"}).status_code == 202
 
 
 # On the cluster

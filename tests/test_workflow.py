@@ -22,11 +22,11 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mlops_nb import events
 from mlops_nb.settings import StageSection, create, load
-from mlops_nb.workflow import Workflow, WorkflowError, glue, kernels, outputs
+from mlops_nb.workflow import Workflow, WorkflowError, glue, grid, kernels, outputs
 from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.gluing import LIMIT, encode
 from mlops_nb.workflow.kernels import drive
@@ -105,7 +105,167 @@ def test_a_circle_is_named(tmp_path):
     flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
     [problem] = flow.check()
     assert "comes later" in problem.message and "circle" in problem.message and problem.cell == 2
-    assert flow.check({"total": 3}) == []
+    [given, still] = flow.check({"total": 3})   # a value does not cut it: `total` is another stage's to give
+    assert "`total` cannot be given: stage count glues it, and cycle takes it" in given.message and still == problem
+
+
+HIDDEN = [("%sql y << select 1", "y"), ("%load_ext memory_profiler", "y"), ("%run other.ipynb", "model"),
+          ("%%memit\ny = 1", "y"), ("%store -r y", "y"), ("exec('y = 1')", "y"), ("globals()['y'] = 1", "y"),
+          ("get_ipython().user_ns['y'] = 1", "y"), ("ip = get_ipython()\nip.push({'y': 1})", "y"),
+          ("import builtins\nbuiltins.y = 1", "y"), ("import sys\nsys.modules['__main__'].y = 1", "y"),
+          ("e = 1\ndef f(): return e\nf()\ndel e",), ("try: f\nexcept NameError as e: pass", "e"),
+          ("def f(x: 'np.ndarray'): return x",)]
+VISIBLE = [("%time df = [1]", "sum(df)"), ("%%bash --out files --err=errors\nls", "files, errors"),
+           ("%%capture --no-stderr cap\n1", "cap.stdout"), ("%%capture out\n%%time\nx = 1", "x, out"),
+           ("files = !ls", "files"), ("!y=1; echo $y", "_exit_code"), ("pip install polars",), ("ls",), ("cd data",),
+           ("from math import *", "sin(1)"), ("if rows:\n    a = 1", "a"), ("from time import time", "time"),
+           ("later  # noqa",), ("_12, _i3, _sh",), ("%load_ext autoreload\n%aimport shop", "shop"),
+           ("with open('a'):\n    %time b = 1", "b")]
+
+
+@pytest.mark.parametrize(("cells", "warnings"), [(c, 1) for c in HIDDEN] + [(c, 0) for c in VISIBLE])
+def test_a_name_that_may_be_defined_is_no_error(tmp_path, cells, warnings):
+    stage(tmp_path, "1_a", "rows = 1", *cells)
+    problems, found = Workflow.discover(tmp_path).review()
+    assert problems == [] and len(found) == warnings and all(p.cell and p.warning for p in found), (problems, found)
+
+
+@pytest.mark.parametrize(("cells", "place"), [
+    (("%matplotlib inline\n%load_ext autoreload", "!ls", "%time total = totl"), (4, "line 1")),
+    (("%%capture out\n%%time\n\ntotal = totl",), (2, "line 4")), (("def f():\n    totl = 1", "f(), totl"), (3, "line 1")),
+    (("%%bash\ntotl=1", "totl"), (3, "line 1"))])
+def test_a_name_that_nothing_could_define_is_an_error(tmp_path, cells, place):
+    stage(tmp_path, "1_a", "rows = 1", *cells)
+    [problem], warnings = Workflow.discover(tmp_path).review()
+    assert (problem.cell, problem.message.split(":")[0]) == place and "nothing defines `totl`" in problem.message
+    assert warnings == []
+
+
+def test_code_that_python_cannot_even_read_is_named(tmp_path):
+    path = stage(tmp_path, "1_a", "", "x = 'half'", "y = 1\0")
+    edit(path, "half", "\\ud800")
+    assert [p.cell for p in Workflow.discover(tmp_path).check()] == [2, 3]
+
+
+# What is no stage
+
+def test_stages_that_cannot_be_read_are_all_named_with_the_reason(tmp_path):
+    stage(tmp_path, "1_a", "")
+    for name, text in {"2_empty": "", "3_merge": '{\n<<<<<<< HEAD\n "cells": [],\n=======\n>>>>>>> x\n}',
+                       "4_other": '{"a": 1}', "5_cell": '{"cells": [{}], "nbformat": 4, "nbformat_minor": 5}',
+                       "6_half": '{"cells": ['}.items(): (tmp_path / f"{name}.ipynb").write_text(text)
+    with pytest.raises(WorkflowError, match="these stages cannot be read") as e: Workflow.discover(tmp_path)
+    assert [p.notebook.partition("_")[0] for p in e.value.problems] == ["2", "3", "4", "5", "6"]
+    for reason in ("2_empty.ipynb: not a notebook: the file is empty", "a merge left its conflict in line 2"):
+        assert reason in str(e.value)
+
+
+OLD = '{"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [], "metadata": {}}]}'
+
+
+def test_what_is_no_stage_hinders_nothing_and_is_named(tmp_path):
+    "Copies and new notebooks beside the stages; broken ones anywhere among the library's."
+    settings = create(tmp_path / "w", workspace={"package": "shop"})
+    nbs = tmp_path / "w" / "nbs"
+    (nbs / ".ipynb_checkpoints").mkdir(parents=True)
+    original = stage(nbs, "2_x", "", "glue('n', 1)")
+    for copy in ("2_x-Copy1", "2_x-Copy2", "2_x (1)", "2_x copy", "2_x-checkpoint"):
+        shutil.copy(original, nbs / f"{copy}.ipynb")
+    for name, text in {"Untitled": "", "conflict": "<<<<<<< HEAD\n", "old": OLD.replace('""', '"default_exp"'),
+                       ".ipynb_checkpoints/2_x-checkpoint": "", "_drafts": ""}.items():
+        (nbs / f"{name}.ipynb").write_text(text)
+    flow = Workflow.discover(nbs)
+    problems, warnings = flow.review({}, settings)
+    assert [s.name for s in flow.stages] == ["x"] and problems == []
+    assert sorted(p.notebook for p in warnings) == sorted(
+        [f"2_x{end}.ipynb" for end in ("-Copy1", "-Copy2", " (1)", " copy", "-checkpoint")]
+        + ["Untitled.ipynb", "conflict.ipynb"])
+    assert "a merge left its conflict in line 1" in next(p.message for p in warnings if p.notebook[0] == "c")
+
+
+def test_a_notebook_that_cannot_be_exported_is_named(tmp_path):
+    settings = create(tmp_path / "w", workspace={"package": "shop"})
+    (tmp_path / "w" / "nbs").mkdir()
+    for name in ("1_price", "cost"):
+        cell = {"cell_type": "code", "input": "#| default_exp price", "language": "python", "outputs": [],
+                "metadata": {"tags": ["parameters"]}}
+        old = json.loads(OLD)
+        old["worksheets"][0]["cells"].append(cell)
+        (tmp_path / "w" / "nbs" / f"{name}.ipynb").write_text(json.dumps(old))
+    problems, warnings = Workflow.discover(tmp_path / "w" / "nbs").review({}, settings)
+    assert [p.notebook for p in problems] == ["1_price.ipynb"] and [p.notebook for p in warnings] == ["cost.ipynb"]
+    assert problems[0].message == ("cannot be exported: has the notebook format 3, too old for nbdev: "
+                                   "save it anew in JupyterLab")
+
+
+# Parameters
+
+def test_what_a_stage_gives_cannot_be_given(tmp_path):
+    stage(tmp_path, "1_test", "rows = 1\nlimit = 3", "glue('passed', True)\nglue('limit', limit)")
+    path = stage(tmp_path, "2_register", "passed = False\nlimit = 2", "glue('model', passed)")
+    flow = Workflow.discover(tmp_path)
+    [problem] = flow.check({"passed": True, "rows": 2})
+    assert problem.notebook == "parameters" and "stage test glues it, and register takes it" in problem.message
+    settings = create(tmp_path / "w")
+    with pytest.raises(WorkflowError, match="`passed` cannot be given"): flow.run({"passed": True}, settings=settings)
+    with pytest.raises(WorkflowError, match="`passed` cannot be given"):
+        flow.run({"passed": True}, settings=settings, first="register")
+    assert not settings.state.exists()
+    assert flow.check({"limit": 4}) == []   # it is a parameter of its giver, too
+    assert Workflow((Stage.read(path),)).check({"passed": True}) == []   # a single notebook takes any value
+
+
+@pytest.mark.parametrize("value", ["a\ud800", ["\udfff"], {"a": "\ud800"}, {"\ud800": 1}])
+def test_half_a_surrogate_pair_is_refused_before_anything_is_written(tmp_path, value):
+    path, settings = stage(tmp_path, "1_a", "x = None", "glue('y', 1)"), create(tmp_path / "w")
+    said = r"U\+D[8F].. at character \d, half of a surrogate pair"
+    [problem] = Workflow.discover(tmp_path).check({"x": value})
+    assert re.search(said, problem.message) and problem.message.encode()
+    with pytest.raises(WorkflowError, match=said): Workflow.discover(tmp_path).run({"x": value}, settings=settings)
+    with pytest.raises(WorkflowError, match=said): workflow_map(path, [{"x": 1}, {"x": value}], settings=settings)
+    with pytest.raises(WorkflowError, match=said): glue("x", value)
+    assert not settings.state.exists()
+    [unknown] = Workflow.discover(tmp_path).check({"\ud800": 1})
+    assert unknown.message.encode() and "no stage has a parameter" in unknown.message
+
+
+GRIDS = [   # the parameter's line, file, content, values
+    ("x = 'a'", "g.csv", 'x\n"007"\n010\nNO\n1e5\n', ["007", "010", "NO", "1e5"]),
+    ("x = None", "g.csv", 'x\n"007"\n010\n7\n', ["007", "010", "7"]),
+    ("x = None", "g.csv", "x\n7\n-1\n0.5\n", [7, -1, 0.5]),
+    ("x = 1", "g.csv", "\ufeffx\n7\n007\n", [7, 7]),
+    ("x = 0.5", "g.csv", "x\n7\n1e5\n", [7.0, 1e5]),
+    ("x = True", "g.csv", "x\nno\n1\nTrue\n", [False, True, True]),
+    ("x: str | None = None", "g.csv", "x\n7\nNO\n", ["7", "NO"]),
+    ("x: list[int] = []", "g.csv", 'x\n"[1, 2]"\n', [[1, 2]]),
+    ("from typing import Literal\nx: Literal['1', '2'] = '1'", "g.csv", "x\n2\n", ["2"]),
+    ("x = None", "g.yaml", "x: [SE, NO, DK, on, y]", ["SE", "NO", "DK", "on", "y"]),
+    ("x = None", "g.yaml", "- x: 2026-01-31\n- x: 12:30:45\n- x: 010\n- x: 1_000\n- x: 0x1F\n- x: '7'",
+     ["2026-01-31", "12:30:45", "010", "1_000", "0x1F", "7"]),
+    ("x = None", "g.yml", "\ufeffx: [7, 0.5, true, null, ~, 1e3]", [7, 0.5, True, None, None, 1000.0]),
+    ("x = 'a'", "g.yaml", "x: [7, 1.0, true, 2026-01-31]", ["7", "1.0", "true", "2026-01-31"]),
+    ("x = 0.5", "g.yaml", "x: [1, .5]", [1.0, 0.5]),
+    ("x: list[str] = []", "g.yaml", "- x: [007, 7]", [["007", "7"]]),
+    ("x = None", "g.yaml", "- x: {a: [NO, 1], b: no}", [{"a": ["NO", 1], "b": "no"}]),
+    ("x = None", "g.json", '\ufeff[{"x": "007"}, {"x": 7}, {"x": [1.5, null]}]', ["007", 7, [1.5, None]])]
+
+
+@pytest.mark.parametrize(("declared", "name", "text", "values"), GRIDS)
+def test_a_grids_values_are_what_the_parameters_types_say(tmp_path, declared, name, text, values):
+    path = stage(tmp_path, "1_a", declared)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    sets = grid(tmp_path / name, path)
+    assert [repr(one) for one in sets] == [repr({"x": value}) for value in values]   # types too
+    assert Workflow.discover(tmp_path).check(sets[0]) == []
+
+
+@pytest.mark.parametrize(("name", "text", "reason"), [
+    ("g.yaml", "x: 1\nx: 2", "the key 'x' stands twice"), ("g.json", '{"x": [1], "x": [2]}', "the key 'x' stands twice"),
+    ("g.json", "[1]", "expected a list of mappings"), ("g.txt", "x", "expected a file ending in"),
+    ("g.csv", "", "cannot be read as .csv")])
+def test_a_grid_that_says_two_things_is_refused(tmp_path, name, text, reason):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(WorkflowError, match=reason): grid(tmp_path / name)
 
 
 def test_magics_shell_and_await_compile():
@@ -286,6 +446,72 @@ def test_the_cell_that_failed_is_the_last(fixture, at, error):
     assert steps[-1] == ("failed", at) and cells[at]["outputs"][-1]["ename"] == error
 
 
+def slow_to_stop(seconds: float) -> str:
+    "Code of a cell that never ends, and that takes an interrupt after some seconds only."
+    handler = f"def stop(*_):\n    time.sleep({seconds})\n    raise KeyboardInterrupt\n"
+    return f"import signal, time\n{handler}signal.signal(signal.SIGINT, stop)\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+def test_what_a_kernel_sends_after_its_cells_time_is_not_in_the_record(monkeypatch, seconds):
+    "Ending the kernel interrupts the cell; its KeyboardInterrupt comes at once, or late. Each message is looked at."
+    recorder = kernels._recorder
+    monkeypatch.setattr(kernels, "_recorder", lambda *given: recorder(*given, every=0))
+    nb = new_notebook(cells=[new_code_cell(slow_to_stop(seconds))])
+    steps = list(drive(nb, env=dict(os.environ), cwd=".", timeout=1))
+    assert steps[-1][:2] == ("failed", 0)
+    assert [o["ename"] for o in steps[-1][2]["outputs"]] == ["CellTimeoutError"]
+    assert "took longer than 1 s" in steps[-1][2]["outputs"][0]["evalue"]
+
+
+ENDINGS = [   # code, type, message
+    ("%sql select 1", "UsageError", "Line magic function `%sql` not found."),
+    ("raise ExceptionGroup('many', [ValueError(1)])", "ExceptionGroup", "many (1 sub-exception)"),
+    ("exit()", "SystemExit", "0"), ("import sys\nsys.exit(None)", "SystemExit", ""),
+    ("import os\nos._exit(3)", "DeadKernelError", "its process exited with status 3"),
+    ("import os\nos.kill(os.getpid(), 9)", "DeadKernelError", "killed by SIGKILL (by the system, if memory ran out)"),
+    ("import os\nos.kill(os.getpid(), 11)", "DeadKernelError", "ended by SIGSEGV (a crash in compiled code)")]
+
+
+@pytest.mark.parametrize(("code", "kind", "message"), ENDINGS)
+def test_a_cell_that_failed_shows_type_and_message(code, kind, message):
+    nb = new_notebook(cells=[new_code_cell(code), new_code_cell("'never'")])
+    *_, (what, i, cell) = drive(nb, env=dict(os.environ), cwd=".")
+    assert (what, i) == ("failed", 0)
+    [error] = [o for o in cell["outputs"] if o["output_type"] == "error"]
+    assert error["ename"] == kind and message in error["evalue"]
+
+
+TEXTS = {"line": lambda n: ["x" * n], "progress": lambda n: ["x" * (n // 2) + "\r" + "y" * (n // 2)],
+         "pieces": lambda n: ["x" * 100] * (n // 100), "returns": lambda n: ["\r" * n], "lines": lambda n: ["a\n" * (n // 2)],
+         "states": lambda n: ["12 %\r" * (n // 5) + "\n"]}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ten_times_the_output_takes_ten_times_the_work(text):
+    def seconds(n: int) -> float:
+        cell = new_code_cell("1", outputs=[new_output("stream", text=t) for t in TEXTS[text](n)])
+        spent = []
+        for _ in range(5):
+            start = time.thread_time()
+            kernels._snapshot(cell)
+            spent.append(time.thread_time() - start)
+        return min(spent)
+    assert seconds(1_000_000) <= 15 * max(seconds(100_000), 0.001)
+
+
+@given(st.text(alphabet="ab\r\n", max_size=12))
+def test_a_line_keeps_its_last_state(text):
+    assert kernels._last_states(text) == re.sub(r"[^\n]*\r(?=[^\n])", "", text)
+
+
+def test_long_coloured_texts_are_cut_on_the_page_only():
+    from mlops_nb.workflow.execution import LONGEST, _shortened
+    nb = new_notebook(cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST)])])
+    [output] = _shortened(nb).cells[0].outputs
+    assert len(output.text) < LONGEST + 100 and "1,000,000 characters are left out here" in output.text
+
+
 def test_a_long_cell_shows_what_it_has_so_far_and_is_ended_with_its_driver():
     nb = nbformat.read(NOTEBOOKS / "hangs.ipynb", as_version=4)
     nb.cells[2].source = "import os\nprint(os.getpid())\n" + nb.cells[2].source
@@ -409,6 +635,74 @@ def test_a_failure_is_told_truthfully(either, tmp_path, fixture, said):
     edit(tmp_path / "2_fails.ipynb", wrong, "1" if wrong[0] != "*" else "")
     mended = Workflow.discover(tmp_path).run(settings=workspace)
     assert [s.state for s in mended.stages] == ["reused", "done", "done"]
+
+
+REASONS = [   # code, what is said of it
+    ("%sql select 1", "cell 2: UsageError: Line magic function `%sql` not found."),
+    ("x = 1\nassert x > 2", "cell 2, line 2: AssertionError without a message, at `assert x > 2`"),
+    ("class Odd(Exception): pass\nraise Odd", "cell 2, line 2: Odd without a message, at `raise Odd`"),
+    ("%%bash\nls /nowhere\nexit 3", "returned non-zero exit status 3.; last on stderr: ls: cannot access '/nowhere'"),
+    ("import sys\nprint('no disk', file=sys.stderr)\nsys.exit(1)", "SystemExit: 1; last on stderr: no disk"),
+    ("import sys\nsys.exit('no data')", "cell 2: SystemExit: no data"),
+    ("import os, sys\nprint('bad', file=sys.stderr, flush=True)\nimport time\ntime.sleep(1)\nos._exit(3)",
+     "cell 2: DeadKernelError: the kernel died while it ran this cell: its process exited with status 3; "
+     "last on stderr: bad")]
+
+
+@pytest.mark.cluster
+def test_a_failure_says_its_reason(workspace, tmp_path):
+    "Each as a stage of its own, side by side."
+    reasons = {}
+    for n, (source, reason) in enumerate(REASONS, 1):
+        reasons[f"{n}_a"] = reason
+        path = stage(tmp_path, f"{n}_a", "", source)
+        batch = workflow_map(path, [{}], settings=workspace)
+        assert reason in batch.stages[0].error and batch.stages[0].error.startswith(f"{n}_a.ipynb, cell 2"), batch
+        assert batch.stages[0].state == "failed"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("end", ["import sys\nsys.exit(0)", "import sys\nsys.exit(None)", "raise SystemExit", "exit()"])
+def test_a_stage_that_ends_itself_has_stopped_and_is_never_reused(workspace, tmp_path, end):
+    stage(tmp_path, "1_a", "", "glue('x', 1)", end, "glue('y', 2)")
+    stage(tmp_path, "2_b", "x: int", "glue('z', x)")
+    said = []
+    run = Workflow.discover(tmp_path).run(settings=workspace, on_event=lambda now: said.append((now.what, now.stage)))
+    assert [s.state for s in run.stages] == ["stopped", "done"] and run.outputs == {"x": 1, "z": 1}
+    assert run.state == "done" and ("stopped", "a") in said
+    assert run.stages[0].note == "cell 3 ended the stage early (sys.exit, status 0)"
+    tags = Ledger(workspace).client.get_run(run.stages[0].id).data.tags
+    assert tags["mlops_nb.state"] == "stopped" and tags["mlops_nb.note"] == run.stages[0].note
+    assert status(run.stages[0].notebook) == ["completed", "completed", "failed", "pending"]
+    again = Workflow.discover(tmp_path).run(settings=workspace)
+    assert [s.state for s in again.stages] == ["stopped", "reused"]
+    later = Workflow.discover(tmp_path).run(settings=workspace, first="b", force=True)
+    assert later.outputs == {"z": 1}   # from the stage that stopped
+
+
+@pytest.mark.cluster
+def test_a_stage_that_ends_itself_before_it_gave_what_is_taken_failed(workspace, tmp_path):
+    stage(tmp_path, "1_a", "", "import sys\nsys.exit()", "glue('x', 1)")
+    stage(tmp_path, "2_b", "x: int", "glue('z', x)")
+    for _ in range(2):
+        with pytest.raises(WorkflowError, match="cell 2 ended the stage early .* without gluing `x`, which b takes") as e:
+            Workflow.discover(tmp_path).run(settings=workspace)
+        assert [s.state for s in e.value.run.stages] == ["failed", "not run"]
+    with pytest.raises(WorkflowError, match="1_a.ipynb, cell 2: SystemExit: 3"):
+        edit(tmp_path / "1_a.ipynb", "sys.exit()", "sys.exit(3)")
+        Workflow.discover(tmp_path).run(settings=workspace)
+
+
+@pytest.mark.cluster
+def test_warnings_are_with_the_run(workspace, tmp_path):
+    path = stage(tmp_path, "1_a", "", "get_ipython().user_ns['y'] = 1", "glue('x', y)")
+    shutil.copy(path, tmp_path / "1_a-Copy1.ipynb")
+    run = Workflow.discover(tmp_path).run(settings=workspace)
+    assert run.outputs == {"x": 1} and "warning: 1_a-Copy1.ipynb: left out" in run._repr_html_()
+    recorded = events.newest(workspace.events, "run_started", f"run:{run.id}")["details"]["warnings"]
+    assert recorded == [str(w) for w in run.warnings] and len(recorded) == 2
+    assert "no cell visibly defines `y`; get_ipython() in cell 2 may" in recorded[1]
+    assert len(workflow_map(path, [{}], settings=workspace).warnings) == 1
 
 
 @pytest.mark.cluster
@@ -559,15 +853,14 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
 
 
 @pytest.mark.cluster
-def test_what_is_given_is_not_waited_for_and_outputs_may_be_many(workspace, tmp_path):
-    "A circle is cut by a value; a stage gives more outputs than MLflow's server takes in one call."
-    flow = workflow(tmp_path, _1_cycle="cycle", _2_count="2_count")
-    stage(tmp_path, "3_many", "total: int", "\n".join(f"glue('x{n}', total + {n})" for n in range(120)))
+def test_outputs_may_be_many_and_a_stage_is_given_what_it_hands_on(workspace, tmp_path):
+    "A stage gives more outputs than MLflow's server takes in one call; a value for it reaches the others through it."
+    stage(tmp_path, "1_hand", "total = 1", "glue('total', total + 1)")
+    stage(tmp_path, "2_many", "total: int", "\n".join(f"glue('x{n}', total + {n})" for n in range(120)))
     flow = Workflow.discover(tmp_path)
     run = flow.run({"total": 3}, settings=workspace)
-    assert run.outputs["table"] == "t@3" and run.outputs["x119"] == 122
-    assert ("count", "cycle", "total") not in run.wires and ("cycle", "count", "table") in run.wires
-    assert [s.state for s in flow.run({"total": 3}, settings=workspace).stages] == ["reused"] * 3
+    assert run.outputs["total"] == 4 and run.outputs["x119"] == 123
+    assert [s.state for s in flow.run({"total": 3}, settings=workspace).stages] == ["reused"] * 2
     assert len(Ledger(workspace).newest(stage="many").outputs) == 120
 
 

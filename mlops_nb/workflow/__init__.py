@@ -21,9 +21,9 @@ from .. import events
 from ..settings import Settings, load
 from . import kernels
 from .batch import Batch, grid, map
-from .checks import check
+from .checks import found, review
 from .execution import Execution, Progress, listener, perform
-from .files import Problem, WorkflowError
+from .files import NotANotebook, Problem, WorkflowError
 from .gluing import glue, outputs
 from .records import Ledger, Run, StageRun, alone, graph
 from .stages import RESERVED, Parameter, Stage, wiring
@@ -44,14 +44,19 @@ def __getattr__(name: str) -> type:
 class Workflow:
     "Stages in the order of their numbers."
     stages: tuple[Stage, ...]
+    left_out: tuple[Problem, ...] = ()   # warnings about notebooks of the folder that are no stages
 
     @classmethod
     def discover(cls, folder: str | Path) -> "Workflow":
         "The workflow in a folder: its notebooks whose names start with a number."
-        found = [p for p in Path(folder).glob("[0-9]*.ipynb")]
-        if not found: raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
-        order = lambda p: (int("".join(c for c in p.stem.partition("_")[0] if c.isdigit())), p.stem)
-        return cls(tuple(Stage.read(p) for p in sorted(found, key=order)))
+        paths, left_out = found(folder)
+        if not paths: raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
+        stages, broken = [], []
+        for path in paths:
+            try: stages.append(Stage.read(path))
+            except NotANotebook as e: broken.append(Problem(path.name, None, e.reason))
+        if broken: raise WorkflowError("these stages cannot be read:", problems=tuple(broken))
+        return cls(tuple(stages), tuple(left_out))
 
     @property
     def wiring(self) -> dict[str, dict[str, str]]:
@@ -64,22 +69,30 @@ class Workflow:
         return [(giver, taker, name) for taker, takes in self.wiring.items() for name, giver in takes.items()]
 
     def check(self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None) -> list[Problem]:
-        "All that is wrong and can be known before anything runs."
-        return check(self.stages, parameters, settings)
+        "Return all that is wrong and can be known before anything runs."
+        return self.review(parameters, settings)[0]
+
+    def review(
+        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None,
+    ) -> tuple[list[Problem], list[Problem]]:
+        "Return what hinders a run, and warnings about what may be wrong."
+        problems = review(self.stages, parameters, settings)
+        warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
+        return [p for p in problems if not p.warning], list(warnings)
 
     def _repr_html_(self) -> str: return graph([StageRun(s.name) for s in self.stages], self.wires)
 
 # %% ../../nbs/15_workflow.ipynb #579f3813
-def _earlier(workflow: Workflow, chosen: list[str], given: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:
-    "The outputs of stages that a run leaves out."
+def _earlier(workflow: Workflow, chosen: list[str], ledger: Ledger) -> dict[str, Any]:
+    "Return the outputs of stages that a run leaves out."
     there = {}
     for taker in chosen:
         for name, giver in workflow.wiring[taker].items():
-            if giver in chosen or name in given: continue
-            last = ledger.newest(stage=giver)
+            if giver in chosen: continue
+            last = ledger.newest(stage=giver, stopped=True)
             if not last or name not in last.outputs:
                 raise WorkflowError(f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
-                                    f"start at {giver}, or give `{name}` as a parameter")
+                                    f"start at {giver}")
             there[name] = last.outputs[name]
     return there
 
@@ -128,7 +141,7 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
     "Record that a run started, and how it ended."
     run, log = execution.run, execution.settings.events
     events.record(log, "run_started", f"run:{run.id}", by=by, stages=[s.name for s in run.stages],
-                  parameters=dict(parameters))
+                  parameters=dict(parameters), warnings=[str(w) for w in run.warnings])
     try:
         yield
         run.state = "done"
@@ -137,7 +150,7 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
         execution.ledger.close(run.id, "FINISHED" if run.state == "done" else "FAILED", run.outputs, state=run.state)
         events.record(log, "run_finished", f"run:{run.id}", by=by, state=run.state, stages=[
             {"name": s.name, "state": s.state, "seconds": round(s.seconds, 2), "id": s.id, "notebook": s.notebook,
-             "reused_from": s.reused_from, "error": s.error} for s in run.stages])
+             "reused_from": s.reused_from, "error": s.error, "note": s.note} for s in run.stages])
 
 # %% ../../nbs/15_workflow.ipynb #e6e6cd54
 def _run(
@@ -155,21 +168,24 @@ def _run(
 ) -> Run:
     "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
     settings, given, by = settings or load(), dict(parameters or {}), by or getpass.getuser()
-    if problems := self.check(given, settings):
+    problems, warnings = self.review(given, settings)
+    if problems:
         raise WorkflowError(f"the workflow cannot run, {len(problems)} to mend:", problems=tuple(problems))
     stages = _between(self, first, last)
     with alone(settings) as say:
         kernels.begin(settings)
         ledger = Ledger(settings)
-        wires = [w for w in self.wires if w[2] not in given]
-        run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=wires)
+        wires = self.wires
+        run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=wires,
+                  warnings=warnings)
         say(run=run.id)
         execution = Execution(settings, run, ledger, on_event or listener(), force, resolve, valid)
         with _recorded(execution, by, given):
-            there = _earlier(self, [s.name for s in stages], given, ledger)
+            there = _earlier(self, [s.name for s in stages], ledger)
             def one(stage: Stage, result: StageRun) -> None:
-                values = {p: v for p, v in (there | given).items() if p in {*self.wiring[stage.name], *given}}
-                values = {p: v for p, v in values.items() if p in stage.parameters}
+                takes = self.wiring[stage.name]
+                values = {p: v for p, v in given.items() if p in stage.parameters and p not in takes}
+                values |= {p: there[p] for p in takes if p in there}
                 perform(execution, stage, result, values | ({RESERVED: run.id} if RESERVED in stage.parameters else {}))
                 there.update(result.outputs)
             _all(execution, _graph(wires, stages, settings), stages, one)

@@ -26,15 +26,23 @@ FILE_LIMIT = 4_000_000   # bytes of a table's Parquet or a figure's PNG: it is k
 def flaw(value: Any, place: str) -> str | None:
     "Where and why a value would not survive JSON, if it would not."
     match value:
-        case None | bool() | str() | int(): return None
+        case None | bool() | int(): return None
+        case str(): return _half_pair(value, place)
         case float(): return None if abs(value) < float("inf") else f"{place} is {value}, which JSON does not have"
         case list(): inner = ((v, f"{place}[{i}]") for i, v in enumerate(value))
         case dict():
             odd = next((k for k in value if not isinstance(k, str)), None)
             if odd is not None: return f"{place} has the key {odd!r}, where JSON has only strings"
-            inner = ((v, f"{place}[{k!r}]") for k, v in value.items())
+            inner = [(k, f"a key of {place}") for k in value] + [(v, f"{place}[{k!r}]") for k, v in value.items()]
         case _: return f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
     return next(filter(None, (flaw(v, p) for v, p in inner)), None)
+
+def _half_pair(text: str, place: str) -> str | None:
+    "Say where a text has half of a surrogate pair, which JSON can spell and no file can hold."
+    try: text.encode()
+    except UnicodeEncodeError as e:
+        return f"{place} has U+{ord(text[e.start]):04X} at character {e.start + 1}, half of a surrogate pair"
+    return None
 
 # %% ../../nbs/15b_workflow_gluing.ipynb #d6a36e8a
 def encode(name: str, value: Any) -> str:
