@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 
 from . import lake
@@ -50,7 +50,7 @@ def record(
 def _swap(log: str, frame: pl.DataFrame, kind: str, subject: str, after: str | None) -> None:
     "Append if the newest event of this kind and subject is `after`, else raise `Conflict`."
     if not lake.exists(log): lake.append(log, frame.clear())
-    table, app = DeltaTable(log), f"{kind} {subject}"
+    table, app = lake.opened(log), f"{kind} {subject}"
     latest = newest(table, kind, subject)
     if (latest and latest["id"]) == after:
         number = Transaction(app, (table.transaction_version(app) or 0) + 1)
@@ -68,7 +68,7 @@ def history(
 ) -> pl.LazyFrame:               # columns as in `SCHEMA`, in order of time
     "The events, oldest first; empty where nothing was ever recorded."
     if isinstance(log, str) and not lake.exists(log): return pl.LazyFrame(schema=SCHEMA)
-    events = pl.scan_delta(log).sort("at")
+    events = (lake.scan(log) if isinstance(log, str) else lake.frame(log)).sort("at")
     if subject is not None: events = events.filter(pl.col("subject") == subject)
     return events if kind is None else events.filter(pl.col("kind") == kind)
 
