@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import Literal
 
 import polars as pl
+import polars.selectors as cs
 from pydantic import BaseModel, ConfigDict
 
 from .settings import MlopsError
@@ -154,7 +155,9 @@ class Signature(BaseModel):
     ) -> "Signature":
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        return cls(columns=[_column(s, categories) for s in frame.drop(apart, strict=False)], ignored=sorted(apart))
+        if wild := [c for c in frame.columns if c.startswith("^") and c.endswith("$")]:
+            raise DataError(None, wild[0], "a name that is not between ^ and $", "one that polars takes for a pattern")
+        return cls(columns=[_column(s, categories) for s in frame.drop(cs.by_name(*apart, require_all=False))], ignored=sorted(apart))
 
     @cached_property
     def digest(self) -> str:
@@ -178,7 +181,7 @@ class Signature(BaseModel):
             if came is None: raise DataError(None, c.name, c.expected, "no such column")
             if came != pl.Null and kind_of(came) not in ({"integer", "float"} if c.dtype == "float" else {c.dtype}):
                 raise DataError(None, c.name, c.expected, f"dtype {came}")
-        return frame.select(pl.col(c.name).cast(DTYPES[c.dtype]) for c in self.columns)
+        return frame.select(cs.by_name(c.name).cast(DTYPES[c.dtype]) for c in self.columns)
 
     def _repr_html_(self) -> str:
         return pl.DataFrame([c.model_dump() for c in self.columns], infer_schema_length=None)._repr_html_()

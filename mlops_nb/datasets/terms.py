@@ -26,7 +26,7 @@ def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
     if not any("expected" in said for said in differences(schema, contract).values()): return schema
     sample = next(iter(part.batches(text=True, rows=1000)))
     known = [c for c in contract.columns if c in sample.columns and sample.schema[c] == pl.String]
-    typed = part.typed(sample.select(known), {c: contract.dtypes[c] for c in known})
+    typed = part.typed(sample[known], {c: contract.dtypes[c] for c in known})
     for c in known:
         if typed[c].count() * 2 > sample[c].count() or not sample[c].count(): schema[c] = contract.dtypes[c]
     return schema
@@ -64,7 +64,7 @@ def with_roles(contract: Contract, key: str | None, time: str | None) -> Contrac
 def _ends(parts: Sequence[Part], contract: Contract, shares: Mapping[str, float]) -> dict[str, datetime | None]:
     "Ends of splits by time such that each has about its share of these rows."
     time = contract.time
-    seen = (profile(rows.select(time)) for part in parts for rows in part.batches({time: contract.dtypes[time]}))
+    seen = (profile(rows[[time]]) for part in parts for rows in part.batches({time: contract.dtypes[time]}))
     sketch = reduce(Profile.merge, seen).view.get_column(time).get_metric("distribution").kll.value
     names, edge, ends = list(shares), 0.0, {}
     for name in names[:-1]:
