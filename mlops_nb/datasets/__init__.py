@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRAY_HOURS', 'read', 'ingest', 'DTYPES', 'PROFILES', 'SPLITS', 'Column', 'Contract', 'DataError', 'DatasetVersion',
-           'Source', 'Splitting', 'conform', 'content_digest', 'diff', 'enforce', 'get', 'infer', 'quarantine', 'split']
+           'Source', 'Splitting', 'conform', 'content_digest', 'diff', 'enforce', 'get', 'infer', 'quarantine',
+           'resplit', 'split']
 
 # %% ../../nbs/06_datasets.ipynb #0696d7fe
 import json
@@ -23,6 +24,7 @@ from .. import lake, profiles
 from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform, enforce, infer,
                                          tightened)
 from .replacing import Change, change
+from .resplitting import resplit
 from .differences import diff
 from .dialects import DataError, Unparsable
 from .parts import Part
@@ -37,7 +39,7 @@ from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "PROFILES", "SPLITS", "Column", "Contract", "DataError", "DatasetVersion", "Source", "Splitting",
-         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "split"]
+         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit", "split"]
 
 # %% ../../nbs/06_datasets.ipynb #b29d2271
 def read(
@@ -189,7 +191,7 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say; fixed
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder

@@ -99,7 +99,7 @@ def places(
 
 # %% ../../nbs/06i_datasets_splits.ipynb #006ef40b
 class Splitting(BaseModel):
-    "How a dataset's rows are divided: chosen with its first version, the same for ever."
+    "How a dataset's rows are divided: chosen with its first version; only `resplit` moves ends."
     model_config = ConfigDict(extra="forbid")
     salt: str                                     # the dataset's name
     by: Literal["key", "group", "time"] = "key"
