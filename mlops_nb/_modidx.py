@@ -268,6 +268,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects.records': ( 'datasets_dialects.html#records',
                                                                                     'mlops_nb/datasets/dialects.py'),
+                                            'mlops_nb.datasets.dialects.refuse_patterns': ( 'datasets_dialects.html#refuse_patterns',
+                                                                                            'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects.separator': ( 'datasets_dialects.html#separator',
                                                                                       'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects.with_comma': ( 'datasets_dialects.html#with_comma',

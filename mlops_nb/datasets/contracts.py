@@ -22,8 +22,8 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from .dialects import DataError
-from ..lake import column, is_pattern, same_name
+from .dialects import DataError, refuse_patterns
+from ..lake import column, same_name
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #958744c6
 DTYPES = {"integer": pl.Int64, "float": pl.Float64, "boolean": pl.Boolean, "string": pl.String,
@@ -79,9 +79,7 @@ def _check_names(names: Iterable[str]) -> None:
         raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it in the source")
     if blank := [repr(c) for c in names if not c.strip() or {"\0", "\1"} & {*c}]:
         raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them in the source")
-    if wild := [repr(c) for c in names if is_pattern(c)]:
-        raise DataError(f"columns {', '.join(wild)}: polars takes a name between ^ and $ for a pattern; rename it in "
-                        "the source")
+    refuse_patterns(names, "the source")
     if clashing := same_name(names):
         raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table does not tell such "
                         "names apart: rename one of them in the source")
@@ -266,6 +264,7 @@ def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
             both = {kind_of(schema[name]), columns[name].dtype}
             columns[name] = Column(dtype="float" if both == {"integer", "float"} else "string",
                                    nullable=columns[name].nullable)
+    _check_names(columns)
     return contract.model_copy(update={"columns": columns, "version": contract.version + 1})
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #98370cdf

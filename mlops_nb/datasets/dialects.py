@@ -6,7 +6,7 @@
 __all__ = ['BOMS', 'SEPARATORS', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'MOMENT', 'COMMA', 'PROVES_COMMA', 'PROVES_POINT', 'LEADING_ZERO',
            'MAX_COLUMNS', 'TRUE', 'FALSE', 'ISO', 'DataError', 'NoRows', 'CutShort', 'Unparsable', 'Dialect',
            'encoding', 'separator', 'records', 'date_formats', 'moments', 'fitting_formats', 'number', 'commas',
-           'detect', 'ragged', 'with_comma', 'parsed']
+           'detect', 'refuse_patterns', 'ragged', 'with_comma', 'parsed']
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #01d970d6
 import codecs
@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from ..lake import column
+from ..lake import column, is_pattern
 from ..settings import MlopsError
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #c7830d33
@@ -199,6 +199,12 @@ def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
     raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote not closed "
                    "there? Mend the line, or set quote=… or separator=…")
 
+def refuse_patterns(names: Iterable[str], name: str) -> None:
+    "Refuse columns of a source whose names polars takes for patterns, even in the methods of a series."
+    if wild := [repr(c) for c in names if is_pattern(c)]:
+        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for a pattern; "
+                        "rename them in the source")
+
 MAX_COLUMNS = 4096
 
 def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[str]:
@@ -218,6 +224,7 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
         raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
                         "in its first line")
+    refuse_patterns(names, name)
     if len(rows) == header: raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
 

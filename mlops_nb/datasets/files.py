@@ -32,7 +32,8 @@ import polars.selectors as cs
 
 from .. import lake
 from .dialects import (
-    SAMPLE_BYTES, SAMPLE_ROWS, CutShort, DataError, Dialect, NoRows, detect, encoding, fitting_formats, ragged, with_comma)
+    SAMPLE_BYTES, SAMPLE_ROWS, CutShort, DataError, Dialect, NoRows, detect, encoding, fitting_formats, ragged,
+    refuse_patterns, with_comma)
 from .parts import WORDS, Part, chunk, convert, gathered, unparsable
 
 # %% ../../nbs/06e_datasets_files.ipynb #4cd41d69
@@ -253,6 +254,7 @@ def _json_schema(path: str, name: str) -> dict:
         schema = pl.concat([schema, pl.DataFrame(schema=found)], how="diagonal_relaxed")
     schema = {c: pl.String() if t == pl.Null else t for c, t in schema.schema.items()}
     words = [c for c, t in schema.items() if t == pl.String]
+    refuse_patterns(schema, name)
     if not schema: raise NoRows(f"{name} has no rows: expected a JSON object a line")
     head = _objects(path, schema=schema).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
     forms = {c: fitting_formats(v) for c in words if len(v := head[c].drop_nulls())}
