@@ -123,7 +123,7 @@ def importance(
 ) -> pl.DataFrame:                           # a row a column, the most important first
     "What the objective's metric loses when a column is shuffled."
     frame, rng = frame.head(most), np.random.default_rng(seed)
-    inputs = frame.select(list(getattr(pipeline, "feature_names_in_", features(frame, objective))))
+    inputs = frame[list(getattr(pipeline, "feature_names_in_", features(frame, objective)))]
     y, given = labels(frame, objective), probability[:len(frame)]
     both = pipeline.predict_proba(inputs)
     positive = int(np.abs(both - given[:, None]).mean(axis=0).argmin())
@@ -199,7 +199,7 @@ def evaluate(
         return Comparison(name=other, value=m.interval(draws[other][metric]), gain=m.interval(gain))
     metrics = {score: m.interval(draws["model"][score]) for score in METRICS}
     calibration, flagged = m.calibration(y, p), p >= threshold
-    groups = m.fairness(frame.select(objective.protected), y, p, threshold)
+    groups = m.fairness(frame[list(objective.protected)], y, p, threshold)
     gaps = m.gaps(groups)
     worst = {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS} if len(gaps) else {}
     error, rivals = m.calibration_error(calibration), (compared(name), compared("the champion"))
@@ -212,7 +212,7 @@ def evaluate(
         calibration=calibration, gains=m.gains(y, p), fairness=groups, gaps=gaps, seed=seed, resamples=RESAMPLES,
         importance=[] if pipeline is None else importance(pipeline, frame, p, objective, seed=seed),
         unused=unused(pipeline, frame, objective),
-        errors=m.errors(frame.select(features(frame, objective)), y, p))
+        errors=m.errors(frame[list(features(frame, objective))], y, p))
 
 # %% ../nbs/09_evaluation.ipynb #b64b4240
 def story(

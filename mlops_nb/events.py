@@ -57,7 +57,7 @@ def _append(log: str, row: dict, after: str | None, among: tuple[str, ...]) -> N
     "Append one event under its subject's next number, or raise `Conflict`."
     if not lake.exists(log):
         lake.append(log, pl.DataFrame(schema=SCHEMA))
-    table = DeltaTable(log)
+    table = lake.opened(log)
     if after is not ANY:
         _compare(table, row["subject"], after, among)
     numbers = _next(table, row["subject"])
@@ -126,7 +126,7 @@ def history(
     "Return the events, oldest first: a subject's by its numbers, those of several by time."
     if isinstance(log, str) and not lake.exists(log):
         return pl.LazyFrame(schema=SCHEMA)
-    events = pl.scan_delta(log)
+    events = lake.scan(log) if isinstance(log, str) else lake.frame(log)
     if "sequence" not in events.collect_schema():
         events = events.with_columns(sequence=pl.lit(None, pl.Int64))
     if subject is not None:

@@ -25,7 +25,7 @@ from .approvals import ApprovalError
 from .bundle import (Bundle, BundleError, fill, installed, known_digests, pins,
                              registered_digest, seal, vouched)
 from .candidate import VERSIONS, load_pipeline
-from .objective import Objective
+from .objective import Objective, ObjectiveError, model_name
 from .roles import ROLES
 from .settings import MlopsError, Settings
 from .settings import load as workspace
@@ -199,7 +199,8 @@ def register(
 ) -> ModelVersion:
     "Make a candidate a version of a model; the same one again gives the version it is already."
     settings = settings or workspace()
-    if not re.fullmatch(r"[\w-]+", name): raise RegistryError(f"model '{name}': expected letters, digits, - and _")
+    try: model_name(name)
+    except ObjectiveError as e: raise RegistryError(str(e)) from e
     if not run_of(candidate_uri): raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
     candidate, report = (tracking.fetch(uri, settings=settings) for uri in (candidate_uri, report_uri))
     _same_objective(json.loads((report / "report.json").read_text(encoding="utf-8")), objective, report_uri)

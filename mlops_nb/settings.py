@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'Section', 'Workspace', 'ClusterSection', 'Tracking', 'Serve', 'Monitor', 'Alerts',
-           'Deploy', 'StageSection', 'TriggerSection', 'Addresses', 'Settings', 'find', 'load', 'create']
+           'Deploy', 'StageSection', 'TriggerSection', 'local', 'sqlite', 'misread', 'Addresses', 'Settings', 'find',
+           'load', 'create']
 
 # %% ../nbs/00_settings.ipynb #23bcec99
+import codecs
 import configparser
 import os
+import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -138,6 +142,26 @@ def _schedule(expression: str) -> None:
         raise ValueError(f"cron = {expression}: {str(e).lower() or 'never due'}; expected five fields, "
                          "as in 30 6 * * 1-5") from e
 
+# %% ../nbs/00_settings.ipynb #f4aa5ba9
+def local(address: str) -> str:
+    "Return a file:// address as a path; any other place as it is."
+    return unquote(urlsplit(address).path) if address.startswith("file:") else address
+
+
+def sqlite(path: str) -> str:
+    "Return the address of an SQLite file as SQLAlchemy takes it."
+    encoded = path.replace("%", "%25").replace("?", "%3F")
+    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # of the first MLflow makes the folder, as spelt
+    return f"{driver}:///{encoded}"
+
+# %% ../nbs/00_settings.ipynb #e5a5a7aa
+def misread(
+    address: str,  # a folder, or a prefix in a bucket
+) -> str:          # empty: none
+    "Return the part of a table's address that deltalake misreads."
+    unsafe = r"%[0-9A-Fa-f]{2}" if "://" in address else r"%[0-9A-Fa-f]{2}|[][^|\\]"
+    return match[0] if (match := re.search(unsafe, address)) else ""
+
 # %% ../nbs/00_settings.ipynb #8354730c
 class Addresses:
     "Where a workspace keeps what it remembers."
@@ -147,6 +171,7 @@ class Addresses:
         return self._address(self.workspace.storage)
 
     def _address(self, place: str) -> str:
+        place = local(place)
         return place.rstrip("/") if "://" in place else str((self.root / place).resolve())
 
     def table(self, *parts: str) -> str:
@@ -188,10 +213,19 @@ class Settings(Addresses, BaseSettings):
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
         return env_settings, init_settings  # the environment wins over the file
 
+    @model_validator(mode="after")
+    def _addresses_are_safe(self):
+        for key, place in (("[workspace] storage", self.storage), ("[tracking] artifacts", self.artifacts_uri)):
+            ends = re.search("[#?]", place) if "://" in place else None
+            if wrong := misread(place) or (ends and ends[0]):
+                raise SettingsError(f"{self.root / 'settings.ini'}: {key} is {place}, and libraries misread "
+                                    f"'{wrong}' in it: rename the folder, or choose another one")
+        return self
+
     @property
     def tracking_uri(self) -> str:
         "MLflow's tracking and registry database."
-        return self.tracking.uri.get_secret_value() or f"sqlite:///{self._local()}/mlflow.db"
+        return self.tracking.uri.get_secret_value() or sqlite(f"{self._local()}/mlflow.db")
 
     def _local(self) -> str:
         return str(self.state) if "://" in self.storage else self.storage
@@ -221,15 +255,22 @@ def find(start: str | Path | None = None) -> Path:
                         "go to a workspace, name one with --workspace, or write a settings.ini (an empty one will do)")
 
 # %% ../nbs/00_settings.ipynb #963f53b5
+def _text(data: bytes) -> str:
+    "Return the text of a file; editors on Windows begin it with a byte order mark."
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+# %% ../nbs/00_settings.ipynb #143e92cd
 def load(
     workspace: str | Path | None = None,  # the workspace's folder or one inside it; default: found as said above
 ) -> Settings:
     "The settings of a workspace, checked."
     root = find(workspace)
-    file = configparser.ConfigParser(interpolation=None)
-    try: file.read(root / "settings.ini", encoding="utf-8")
+    path, file = root / "settings.ini", configparser.ConfigParser(interpolation=None)
+    try: file.read_string(_text(path.read_bytes()), source=str(path))
+    except OSError as e: raise SettingsError(f"{path} cannot be read: {e.strerror}") from e
     except (configparser.Error, UnicodeDecodeError) as e:
-        raise SettingsError(f"{root / 'settings.ini'} is not an ini file: {e}") from e
+        raise SettingsError(f"{path} is not an ini file: {e}") from e
     return _checked(root, {name: dict(file[name]) for name in file.sections()})
 
 # %% ../nbs/00_settings.ipynb #cea6ce4d

@@ -17,6 +17,7 @@ from operator import itemgetter
 from typing import Literal
 
 import polars as pl
+import polars.selectors as cs
 from pydantic import BaseModel, ConfigDict
 
 from .panics import PanicError, panics_as_errors
@@ -213,7 +214,9 @@ class Signature(BaseModel):
     ) -> "Signature":
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        return cls(columns=[_column(s, categories) for s in frame.drop(apart, strict=False)], ignored=sorted(apart))
+        if wild := [c for c in frame.columns if c.startswith("^") and c.endswith("$")]:
+            raise DataError(None, wild[0], "a name that is not between ^ and $", "one that polars takes for a pattern")
+        return cls(columns=[_column(s, categories) for s in frame.drop(cs.by_name(*apart, require_all=False))], ignored=sorted(apart))
 
     def without(
         self,

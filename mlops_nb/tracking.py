@@ -11,10 +11,9 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from .masking import masked, scrubbed
-from .settings import MlopsError, Settings, load
+from .settings import MlopsError, Settings, load, local, sqlite
 
 # %% ../nbs/02_tracking.ipynb #5386eb46
 class TrackingError(MlopsError):
@@ -30,8 +29,7 @@ def client(
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)
     try:
-        if settings.tracking_uri.startswith("sqlite:///"):
-            _create(Path(settings.tracking_uri.removeprefix("sqlite:///")))
+        if settings.tracking_uri.startswith("sqlite"): _create(_file(settings.tracking_uri))
         found = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         _experiment(found, settings)
         return found
@@ -52,6 +50,12 @@ def _mlflow():
     return mlflow
 
 # %% ../nbs/02_tracking.ipynb #f7c7823f
+def _file(uri: str) -> Path:
+    "Return the file of an SQLite address, as SQLAlchemy reads the address."
+    from sqlalchemy.engine import make_url
+    return Path(make_url(uri).database)
+
+# %% ../nbs/02_tracking.ipynb #e125880e
 def _create(path: Path) -> None:
     "MLflow's SQLite database, whole or not at all."
     if path.exists(): return
@@ -62,7 +66,7 @@ def _create(path: Path) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)  # let go when the folder is closed, at the latest by the end of the process
         if path.exists(): return
         fresh.unlink(missing_ok=True)
-        engine = create_sqlalchemy_engine(f"sqlite:///{fresh}")
+        engine = create_sqlalchemy_engine(sqlite(str(fresh)))
         _initialize_tables(engine)
         engine.dispose()
         fresh.replace(path)
@@ -140,16 +144,16 @@ def fetch(
         except Exception as e: raise TrackingError(f"no run {run_id} in MLflow: {_root(e)}") from e
         uri = f"{base}/{path}"
     if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
-        local = Path(unquote(urlparse(uri).path)) if uri.startswith("file:") else Path(uri)
-        if not local.exists(): raise TrackingError(f"nothing at {local}: the files were moved or removed")
-        return local
+        place = Path(local(uri))
+        if not place.exists(): raise TrackingError(f"nothing at {place}: the files were moved or removed")
+        return place
     client(settings)
     return _downloaded(uri)
 
 def _downloaded(uri: str) -> Path:
     "A local copy of what is elsewhere."
-    try: local = Path(_mlflow().artifacts.download_artifacts(uri))
+    try: place = Path(_mlflow().artifacts.download_artifacts(uri))
     except Exception as e: raise TrackingError(f"nothing at {uri}, or it cannot be reached: {_root(e)}") from e
-    if local.is_dir() and not any(local.iterdir()):
+    if place.is_dir() and not any(place.iterdir()):
         raise TrackingError(f"nothing at {uri}: the files were moved or removed")
-    return local
+    return place

@@ -17,7 +17,7 @@ CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "cus
 @pytest.fixture(scope="module")
 def churn(ray_cluster, tmp_path_factory):
     "A workspace in which the workflow has run, with few trials."
-    work = a_copy(tmp_path_factory.mktemp("churn") / "w")
+    work = a_copy(tmp_path_factory.mktemp("churn") / "my project ü#1")  # a name that a URL would cut
     done = call("run", "-w", work, "-p", "trials=3", "-p", "simulate=true", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return load(work)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRAY_HOURS', 'read', 'ingest', 'DTYPES', 'PROFILES', 'SPLITS', 'Column', 'Contract', 'DataError', 'DatasetVersion',
-           'Source', 'Splitting', 'conform', 'content_digest', 'diff', 'enforce', 'get', 'infer', 'quarantine', 'split']
+           'Source', 'Splitting', 'conform', 'content_digest', 'diff', 'enforce', 'get', 'infer', 'quarantine',
+           'resplit', 'split']
 
 # %% ../../nbs/06_datasets.ipynb #0696d7fe
 import json
@@ -23,6 +24,7 @@ from .. import lake, profiles
 from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform, enforce, infer,
                                          tightened)
 from .replacing import Change, change
+from .resplitting import resplit
 from .differences import diff
 from .dialects import DataError, Unparsable
 from .parts import Part
@@ -30,13 +32,14 @@ from .sources import Source
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
 from .staging import QUARANTINE, Chunk, Keys, Plan, Tally, source_of, stage_all, without_doubles
 from .terms import agreed, guessed, new_splitting, same_splits, with_roles
-from .versions import PROFILES, DatasetVersion, committed, get, newest, quarantine, record, taken
+from .versions import (ASIDE, PROFILES, DatasetVersion, committed, dataset_name, get, newest, quarantine,
+                                        read_empty, record, taken)
 from ..profiles import Profile
 from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "PROFILES", "SPLITS", "Column", "Contract", "DataError", "DatasetVersion", "Source", "Splitting",
-         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "split"]
+         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit", "split"]
 
 # %% ../../nbs/06_datasets.ipynb #b29d2271
 def read(
@@ -47,7 +50,9 @@ def read(
 ) -> pl.DataFrame:
     "All rows of a source, as its beginning types them."
     origin = Source(source, (settings or load()).root, dict(options or {}))
-    return pl.concat((rows for part in origin.parts() for rows in part.batches()), how="vertical_relaxed")
+    parts = [part for part in origin.parts() if not part.is_empty()]
+    if not parts: raise DataError(f"{origin} has no rows: expected at least one")
+    return pl.concat((rows for part in parts for rows in part.batches()), how="vertical_relaxed")
 
 # %% ../../nbs/06_datasets.ipynb #7f91635d
 def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
@@ -103,7 +108,6 @@ def _observed(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Pl
 def _bound(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Fail the ingest where too many rows break the contract."
     read, refused = sum(c.read for c in chunks), sum(c.refused for c in chunks)
-    if not read: raise DataError(f"{source} has no rows: expected at least one below the header")
     if refused <= plan.contract.max_rejected * read: return
     rules = sum((c.rules for c in chunks), Counter()).most_common(3)
     raise DataError(f"{refused} of {read} rows of {source} break the contract, more than the "
@@ -120,7 +124,7 @@ def _together(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
             hours = age.total_seconds() / 3600
             raise DataError(f"the newest {contract.time} of {source} is {newest}, {hours:.1f} h ago: "
                             f"the contract allows {contract.fresh_hours:g} h. Is it late? Nothing was written.")
-    if contract.aggregates:
+    if contract.aggregates and chunks:
         whole = reduce(Profile.merge, (Profile.from_bytes(b) for c in chunks for b in (c.profile, c.rest)))
         failed = profiles.check(whole, contract.aggregates).failed
         if failed.height:
@@ -187,28 +191,29 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say; fixed
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder
 ) -> DatasetVersion:
     "What is new in a source as a dataset version: checked, split, profiled, committed once."
     settings = settings or load()
+    name = dataset_name(name, settings)
     last, origin = newest(name, settings), Source(source, settings.root, dict(options or {}))
     if last: same_splits(last, shares, group, ends)
     asked = contract.digest if contract else (last and last.facts["asked"])
     again = last is not None and asked != last.facts["asked"]  # another contract: all rows are judged anew
     known = taken(name, settings) if last else {}
     parts = origin.parts({} if again else {place: part["state"] for place, part in known.items()})
-    if not parts:
-        if last: return last
-        raise DataError(f"{origin} has no rows: expected at least one")
+    full = [part for part in parts if not part.is_empty()]
+    if not full and not last: raise DataError(f"{origin} has no rows: expected at least one")
     contract = contract if contract and (again or not last) else last.contract if last else None
+    if not full and not _replaced(parts, known, contract): return read_empty(last, parts, by)
     observe = contract is None
-    contract = guessed(parts, key=key, time=time) if observe else agreed(parts, with_roles(contract, key, time))
-    splitting = last.splitting if last else new_splitting(name, parts, contract, shares, group, ends)
+    contract = guessed(full, key=key, time=time) if observe else agreed(full, with_roles(contract, key, time))
+    splitting = last.splitting if last else new_splitting(name, full, contract, shares, group, ends)
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
-    plan, chunks = _observed(parts, plan, settings) if observe else (plan, _staged(parts, plan, settings))
+    plan, chunks = _observed(full, plan, settings) if observe else (plan, _staged(full, plan, settings))
     try:
         _bound(chunks, plan, str(origin))
         _together(chunks, plan, str(origin))
@@ -224,7 +229,7 @@ def _plan(name: str, parts: Sequence[Part], contract: Contract, splitting: Split
     "The ingest, under an id that follows from all that decides its result."
     origins = {source_of(p): p.origin for p in parts}
     facts = [name, last and last.version, [*origins], contract.digest, splitting.model_dump(mode="json")]
-    tables = settings.table(name), settings.table(f"{name}__quarantine")
+    tables = settings.table(name), settings.table(f"{name}{ASIDE}")
     return Plan(name, sha256(json.dumps(facts).encode()).hexdigest()[:16], *tables, contract, splitting,
                 datetime.now(UTC), origins, observe)
 

@@ -10,7 +10,7 @@ __all__ = ['DTYPES', 'OWN', 'MOST_CATEGORIES', 'REPEATED', 'UNIQUE', 'kind_of', 
 # %% ../../nbs/06h_datasets_contracts.ipynb #66ed8dbc
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from html import escape
@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import polars as pl
+import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from .dialects import DataError
+from .dialects import DataError, refuse_patterns
+from ..lake import column, same_name
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #958744c6
 DTYPES = {"integer": pl.Int64, "float": pl.Float64, "boolean": pl.Boolean, "string": pl.String,
@@ -71,6 +73,17 @@ class Column(BaseModel):
         return int(value) if self.dtype == "integer" else float(value)
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #7d88dd32
+def _check_names(names: Iterable[str]) -> None:
+    "Refuse columns whose names a table cannot have beside each other, or beside its own."
+    if taken := [c for c in names if c.lower() in (*OWN, "_rules")]:
+        raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it in the source")
+    if blank := [repr(c) for c in names if not c.strip() or {"\0", "\1"} & {*c}]:
+        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them in the source")
+    refuse_patterns(names, "the source")
+    if clashing := same_name(names):
+        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table does not tell such "
+                        "names apart: rename one of them in the source")
+
 def _kept(rule: Any) -> Any:
     "A rule as text."
     return rule.meta.serialize(format="json") if isinstance(rule, pl.Expr) else rule
@@ -99,8 +112,7 @@ class Contract(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> "Contract":
-        if taken := [c for c in self.columns if c in OWN]:
-            raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it in the source")
+        _check_names(self.columns)
         named = {"key": [self.key], "time": [self.time], "aggregates": self.aggregates}
         named |= {f"rule '{name}'": expression(rule).meta.root_names() for name, rule in self.rules.items()}
         for what, columns in named.items():
@@ -252,6 +264,7 @@ def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
             both = {kind_of(schema[name]), columns[name].dtype}
             columns[name] = Column(dtype="float" if both == {"integer", "float"} else "string",
                                    nullable=columns[name].nullable)
+    _check_names(columns)
     return contract.model_copy(update={"columns": columns, "version": contract.version + 1})
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #98370cdf
@@ -261,7 +274,7 @@ def conform(
 ) -> pl.DataFrame:
     "The rows in the contract's columns and types, or an error that names what differs."
     refuse(differences(rows.schema, contract))
-    return rows.select(pl.col(name).cast(dtype) for name, dtype in contract.dtypes.items())
+    return rows.select(column(name).cast(dtype) for name, dtype in contract.dtypes.items())
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #5d78177e
 def _field(name: str, c: Column, required: bool):
@@ -276,11 +289,16 @@ def _field(name: str, c: Column, required: bool):
     return kinds[c.dtype](**options)
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #cb61858c
+def _under(names: Iterable[str]) -> dict[str, str]:
+    "Return the name that dataframely is given for each column; it would have polars take `*` for all columns."
+    return {name: "\1star" if name == "*" else name for name in names}
+
 def _schema(contract: Contract):
     "The contract as a dataframely schema; whether keys are unique is asked of all batches together, elsewhere."
     import dataframely as dy
     needed, columns = (contract.key, contract.time), contract.columns.items()
-    members = {f"column_{i}": _field(name, c, name in needed) for i, (name, c) in enumerate(columns)}
+    under = _under(contract.columns)
+    members = {f"column_{i}": _field(under[name], c, name in needed) for i, (name, c) in enumerate(columns)}
     conditions = map(expression, contract.rules.values())
     members |= {f"rule_{i}": dy.rule()(lambda cls, e=condition: e) for i, condition in enumerate(conditions)}
     return type("Contract", (dy.Schema,), members)
@@ -291,13 +309,18 @@ def check_rows(
     contract: Contract,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:  # accepted rows; rejected ones with a list, `_rules`, of what they broke
     "Divide rows by the rules that look at one row at a time."
-    good, failure = _schema(contract).filter(rows)
+    under = _under(rows.columns)
+    good, failure = _schema(contract).filter(rows.rename(under))
+    names = {safe: name for name, safe in under.items()}
+    good = good.rename(names)
     if good.height == rows.height: return good, rows.clear().with_columns(_rules=pl.lit([], pl.List(pl.String)))
     bad = failure.details()
     own = {f"rule_{i}": name for i, name in enumerate(contract.rules)}
-    rules = [c for c in bad.columns if c not in rows.columns]
-    broken = pl.concat_list(pl.when(pl.col(r) == "invalid").then(pl.lit(own.get(r, r))) for r in rules)
-    return good, bad.select(*rows.columns, _rules=broken.list.drop_nulls())
+    rules = [c for c in bad.columns if c not in names]
+    said = {r: own.get(r) or "|".join([names[r.rpartition("|")[0]], r.rpartition("|")[2]]) for r in rules}
+    broken = pl.concat_list(pl.when(column(r) == "invalid").then(pl.lit(said[r])) for r in rules)
+    bad = bad.select(cs.by_name(*names), _rules=broken.list.drop_nulls())
+    return good, bad.rename(names)
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #6b0f452a
 UNIQUE = "unique"  # the rule of a key: one row each
@@ -312,7 +335,7 @@ def enforce(
     bad = bad.with_columns(pl.col("_rules").list.join(", "))
     if contract.key is None: return good, bad
     first = pl.struct(pl.all()).is_first_distinct()
-    same = pl.struct(pl.all()).n_unique().over(contract.key) == 1
+    same = pl.struct(pl.all()).n_unique().over(column(contract.key)) == 1
     kept = pl.lit(True) if not good.height else first & same
     doubles = good.filter(~kept).with_columns(_rules=pl.lit(f"{contract.key}|{UNIQUE}"))
     return good.filter(kept), pl.concat([bad, doubles])

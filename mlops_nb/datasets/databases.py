@@ -9,6 +9,7 @@ __all__ = ['expanded', 'said_by', 'connect', 'frames', 'tables', 'relation', 'ne
 # %% ../../nbs/06f_datasets_databases.ipynb #ccd5d500
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,10 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
             if odd := [f.name for f in reader.schema if "Interval" in str(f.type)]:
                 raise DataError(f"columns {', '.join(odd)} are intervals: cast them in a query=SELECT … to a "
                                 "number or to text")
+            names = Counter(f.name for f in reader.schema)
+            if twice := [name for name, count in names.items() if count > 1]:
+                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own in a "
+                                "query=SELECT … AS …")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader: yield _plain(pl.DataFrame(rows))
         finally: del reader  # before the cursor is closed
@@ -160,6 +165,9 @@ class QueryPart(Part):
     def scan(self) -> pl.LazyFrame:
         "Its rows, read at once."
         return pl.concat([pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed").lazy()
+
+    def _is_empty(self) -> bool:
+        return not any(f.height for f in self._frames(f"SELECT 1 AS one FROM ({self.sql}) AS s LIMIT 1", 1))
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))

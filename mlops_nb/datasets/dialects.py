@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BOMS', 'SEPARATORS', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'MOMENT', 'COMMA', 'PROVES_COMMA', 'PROVES_POINT', 'LEADING_ZERO',
-           'MAX_COLUMNS', 'TRUE', 'FALSE', 'ISO', 'DataError', 'Unparsable', 'Dialect', 'encoding', 'separator',
-           'records', 'date_formats', 'moments', 'fitting_formats', 'number', 'commas', 'detect', 'ragged',
-           'with_comma', 'parsed']
+           'MAX_COLUMNS', 'TRUE', 'FALSE', 'ISO', 'DataError', 'NoRows', 'CutShort', 'Unparsable', 'Dialect',
+           'encoding', 'separator', 'records', 'date_formats', 'moments', 'fitting_formats', 'number', 'commas',
+           'detect', 'refuse_patterns', 'ragged', 'with_comma', 'parsed']
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #01d970d6
 import codecs
@@ -19,11 +19,18 @@ from typing import Any
 
 import polars as pl
 
+from ..lake import column, is_pattern
 from ..settings import MlopsError
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #c7830d33
 class DataError(MlopsError):
     "The data is not there, or is not what its contract says."
+
+class NoRows(DataError):
+    "A file has no rows: nothing is wrong with it, and nothing can be learnt from it."
+
+class CutShort(DataError):
+    "The beginning of a file that was looked at does not hold a whole row."
 
 class Unparsable(DataError):
     "A value is not of the type that its column was read as."
@@ -57,7 +64,7 @@ def encoding(
     said: str | None = None,     # the setting `encoding`
 ) -> str:
     "The encoding of a text file."
-    if not sample: raise DataError(f"{name} is empty: expected a header and at least one row")
+    if not sample: raise NoRows(f"{name} is empty: expected a header and at least one row")
     try: found = codecs.lookup(said).name if said else BOMS.get(sample[:3]) or BOMS.get(sample[:2]) or "utf-8"
     except LookupError as e:
         raise DataError(f"encoding={said} is not known: expected a name such as utf-8, latin-1 or cp1252") from e
@@ -88,7 +95,7 @@ def separator(
 # %% ../../nbs/06c_datasets_dialects.ipynb #4f1bc46d
 def records(lines: Iterable[str], separator: str, quote: str | None) -> list[list[str]]:
     "Lines as lists of fields."
-    csv.field_size_limit(SAMPLE_BYTES)
+    csv.field_size_limit(2**31 - 1)
     quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
     try: return list(csv.reader(lines, delimiter=separator, **quoting))
     except csv.Error as e: raise DataError(f"its lines cannot be divided into fields: {e}; set quote=…") from e
@@ -123,7 +130,7 @@ def moments(text: pl.Expr, form: str, dtype: pl.DataType) -> pl.Expr:
 def fitting_formats(values: pl.Series, said: str | None = None) -> list[str]:
     "The formats that parse every value of a column."
     forms = dict.fromkeys([*([said] if said else []), *date_formats(values[0])])
-    fits = [f for f in forms if values.to_frame().select(moments(pl.col(values.name), f, pl.Datetime("us")))
+    fits = [f for f in forms if values.to_frame().select(moments(column(values.name), f, pl.Datetime("us")))
             .to_series().null_count() == 0]
     return [said] if said in fits else fits
 
@@ -172,18 +179,32 @@ def detect(
     eol = "\r" if "\r" in text and "\n" not in text else "\n"
     lines = [line + eol for line in text.split(eol)[:None if whole else -1]][:SAMPLE_ROWS + 1]
     while lines and not lines[-1].strip(): lines.pop()
-    if not lines: raise DataError(f"{name} is empty: expected a header and at least one row")
+    _demand_rows(len(lines) > 2 or whole, sample, name)
+    if not lines: raise NoRows(f"{name} is empty: expected a header and at least one row")
     quote = said.get("quote", '"') or None
     mark = said.get("separator") or separator(lines, name, quote)
     rows = records(lines if eol == "\n" else (line[:-1] + "\n" for line in lines), mark, quote)
     if len(rows) > 1 and (not whole or len(lines) > SAMPLE_ROWS): rows.pop()  # it may be cut
     header = said.get("header", True)
+    _demand_rows(len(rows) > header or whole, sample, name)
     names = _names(rows, header, mark, name)
     values = _columns(rows[header:], names, said.get("null_values") or (), name)
     found = {"encoding": code, "separator": mark, "quote": quote, "header": header, "eol": eol}
     return Dialect(**found, nulls=tuple(said.get("null_values") or ()), **_types(values, said, mark))
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #269006de
+def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
+    "Refuse a beginning that is too short to tell how the file is written."
+    if enough: return
+    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote not closed "
+                   "there? Mend the line, or set quote=… or separator=…")
+
+def refuse_patterns(names: Iterable[str], name: str) -> None:
+    "Refuse columns of a source whose names polars takes for patterns, even in the methods of a series."
+    if wild := [repr(c) for c in names if is_pattern(c)]:
+        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for a pattern; "
+                        "rename them in the source")
+
 MAX_COLUMNS = 4096
 
 def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[str]:
@@ -203,7 +224,8 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
         raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
                         "in its first line")
-    if len(rows) == header: raise DataError(f"{name} has a header and no rows: expected at least one row below it")
+    refuse_patterns(names, name)
+    if len(rows) == header: raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #94d623d2
@@ -253,7 +275,7 @@ def parsed(
     dialect: Dialect,
 ) -> pl.Expr:
     "The column's values; null where there is none of the type."
-    text = pl.col(name)
+    text = column(name)
     if dtype == pl.String: return text
     if name in (dialect.unsure or {}) and dtype in (pl.Float64, pl.Int64, pl.Date, pl.Datetime):
         raise DataError(f"column '{name}' could be read in two ways: set {dialect.unsure[name]}")

@@ -40,7 +40,8 @@ def _only(a: "DatasetVersion", b: "DatasetVersion", types: dict[str, pl.DataType
     table = a.settings.table(a.name)
     mine, others = ([f.path for f in lake.files(table, version=v.version)] for v in (a, b))
     paths = [lake.address(table, path) for path in mine if path not in set(others)]
-    return (pl.scan_parquet(paths) if paths else a.scan().clear()).select(pl.col(c).cast(t) for c, t in types.items())
+    rows = lake.file_rows(paths) if paths else a.scan().clear()
+    return rows.select(lake.column(c).cast(t) for c, t in types.items())
 
 # %% ../../nbs/06m_datasets_differences.ipynb #cf5a6bad
 def _marked(rows: pl.DataFrame, key: str | None) -> pl.DataFrame:
@@ -87,9 +88,10 @@ def _having(rows: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
 # %% ../../nbs/06m_datasets_differences.ipynb #ef761758
 def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
     "The values of changed rows that are not the same: row (its key), column, before, after."
-    both = _having(old, key, hashes).join(_having(new, key, hashes), on=key, suffix="\0new").sort(key)
-    text = lambda c: pl.col(c).cast(pl.String)
-    parts = [both.filter(pl.col(c).ne_missing(pl.col(f"{c}\0new"))).select(
+    both = _having(old, key, hashes).join(_having(new, key, hashes), on=lake.column(key), suffix="\0new")
+    both = both.sort(lake.column(key))
+    text = lambda c: lake.column(c).cast(pl.String)
+    parts = [both.filter(lake.column(c).ne_missing(lake.column(f"{c}\0new"))).select(
         row=text(key), column=pl.lit(c), before=text(c), after=text(f"{c}\0new"))
         for c in new.collect_schema() if c != key]
     schema = dict.fromkeys(("row", "column", "before", "after"), pl.String)

@@ -14,11 +14,12 @@ from datetime import datetime
 import polars as pl
 
 from .dialects import DataError, Dialect, Unparsable, parsed
+from ..lake import column
 
 # %% ../../nbs/06d_datasets_parts.ipynb #8f2bcc0a
 def recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
     "A column as another type; null where that would lose something."
-    value = pl.col(name)
+    value = column(name)
     if want == pl.String: return value.cast(pl.String)
     if want == pl.Boolean: return pl.when((value == 0) | (value == 1)).then(value.cast(pl.Boolean))
     if want == pl.Datetime and isinstance(have, pl.Datetime):
@@ -71,6 +72,12 @@ class Part:
     @property
     def dialect(self) -> Dialect | None:
         "How its text is written; none where it is not text."
+
+    def is_empty(self) -> bool:
+        "Has it no rows? That is no error: a later part may have some."
+        with self._explained(): return self._is_empty()
+
+    def _is_empty(self) -> bool: return self.scan().select(pl.len()).collect(engine="streaming").item() == 0
 
     def schema(self) -> pl.Schema:
         "Its columns and their types, as its beginning or its format tells them."

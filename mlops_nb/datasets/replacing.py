@@ -21,22 +21,23 @@ from ..lake import DataFile
 AT_ONCE = 4_000_000  # new keys compared with the table's at a time
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #42e8aa2a
-def _rows(table: str, files: Sequence[DataFile], columns: Sequence[str]) -> pl.LazyFrame:
-    "Some columns of files, with `_file` and `_row`."
-    return pl.concat(pl.scan_parquet(lake.address(table, f.path)).select(columns).with_row_index("_row")
+def _rows(table: str, files: Sequence[DataFile], **columns: str) -> pl.LazyFrame:
+    "Some columns of files, under names of our own, with `_file` and `_row`."
+    named = [lake.column(c).alias(name) for name, c in columns.items()]
+    return pl.concat(lake.file_rows(lake.address(table, f.path)).select(named).with_row_index("_row")
                      .with_columns(_file=pl.lit(f.path)) for f in files)
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #efd21564
 def _pairs(old: Sequence[DataFile], new: Sequence[DataFile], plan: Plan, part: int, parts: int) -> pl.LazyFrame:
     "Rows of one key in the table and in the new files, and whether the new one counts."
     key, when = plan.contract.key, plan.contract.time or "_modified"
-    columns = dict.fromkeys([key, when, "_source"])
     if parts == 1: mine = pl.lit(True)
-    else: mine = plh.col(key).cast(pl.String).nchash.xxh3_64() % parts == part
-    here, there = (_rows(plan.table, files, list(columns)).filter(mine) for files in (old, new))
-    time, source = pl.col(when), pl.col("_source")
-    later, other = pl.col(f"{when}_new"), pl.col("_source_new")
-    both = here.join(there, on=key, suffix="_new")
+    else: mine = plh.col("key").cast(pl.String).nchash.xxh3_64() % parts == part
+    here, there = (_rows(plan.table, files, key=key, time=when, _source="_source").filter(mine)
+                   for files in (old, new))
+    time, source = pl.col("time"), pl.col("_source")
+    later, other = pl.col("time_new"), pl.col("_source_new")
+    both = here.join(there, on="key", suffix="_new")
     return both.select("_file", "_row", "_file_new", "_row_new", "_source",
                        newer=(later > time) | ((later == time) & (other > source)))
 
@@ -68,7 +69,7 @@ def given_by(old: Sequence[DataFile], sources: Collection[str], plan: Plan) -> d
     "The rows of the table that came from certain contents of sources."
     found = {}
     if not sources or not old: return found
-    rows = _rows(plan.table, old, ["_source"]).filter(pl.col("_source").is_in(list(sources)))
+    rows = _rows(plan.table, old, _source="_source").filter(pl.col("_source").is_in(list(sources)))
     _by_file(rows.collect(engine="streaming"), "_file", "_row", found)
     return found
 
@@ -88,15 +89,15 @@ class Change:
 def _fit(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
     "Stored rows in the columns and types of today's contract, or an error: no value is changed by it."
     rows = rows.with_columns(pl.lit(None, t).alias(c) for c, t in plan.schema.items() if c not in rows.columns)
-    return convert(rows.select(plan.schema.names()), plan.contract.dtypes, f"the table of {plan.name}")
+    return convert(rows[plan.schema.names()], plan.contract.dtypes, f"the table of {plan.name}")
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #ed9c584b
 def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
-    stored = pl.read_parquet(lake.address(plan.table, path)).with_row_index("_row")
-    going = pl.concat(numbers) if numbers else stored["_row"].clear()
-    gone = stored["_row"].is_in(going.implode())
-    return stored.filter(~gone).drop("_row"), stored.filter(gone).drop("_row")
+    stored = lake.file_rows(lake.address(plan.table, path)).collect().with_row_index("\1row")
+    going = pl.concat(numbers) if numbers else stored["\1row"].clear()
+    gone = stored["\1row"].is_in(going.implode())
+    return stored.filter(~gone).drop("\1row"), stored.filter(gone).drop("\1row")
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #64fdc9fb
 def change(

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
+from .. import lake
 from .dialects import DataError
 from .splits import row_hashes
 from ..profiles import distinct, frequent, type_of
@@ -57,7 +59,7 @@ class Spill:
             yield tuple(self._scan(name).filter(mine) for name in names)
 
     def _scan(self, name: str) -> pl.LazyFrame:
-        return pl.scan_parquet(self._files[name]) if name in self._files else pl.LazyFrame(schema=self.schema)
+        return lake.file_rows(self._files[name]) if name in self._files else pl.LazyFrame(schema=self.schema)
 
     def __exit__(self, *_) -> None: self._folder.cleanup()
 
@@ -110,8 +112,8 @@ class Leakage:
 # %% ../../nbs/06l_datasets_reports.ipynb #6585c2e0
 def _hashed(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     "How often each combination of values stands in each split; of one column, without missing values."
-    if len(columns) == 1: rows = rows.drop_nulls(columns)
-    hashes = pl.Series("hash", row_hashes(rows.select(columns)))
+    if len(columns) == 1: rows = rows.drop_nulls(cs.by_name(*columns))
+    hashes = pl.Series("hash", row_hashes(rows[list(columns)]))
     return rows.select(hashes, split="_split").group_by("hash", "split").agg(rows=pl.len())
 
 # %% ../../nbs/06l_datasets_reports.ipynb #8dd50bbf
@@ -137,16 +139,16 @@ def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) ->
     "One row of each split for each of these hashes."
     found = []
     for batch in batches(rows) if len(hashes) else ():
-        marked = batch.with_columns(_hash=pl.Series(row_hashes(batch.select(columns))))
-        found.append(marked.filter(pl.col("_hash").is_in(pl.Series(hashes, dtype=pl.UInt64).implode())))
-        found = [pl.concat(found).unique(["_hash", "_split"], keep="first", maintain_order=True)]
+        marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch[list(columns)])))
+        found.append(marked.filter(pl.col("\1hash").is_in(pl.Series(hashes, dtype=pl.UInt64).implode())))
+        found = [pl.concat(found).unique(["\1hash", "_split"], keep="first", maintain_order=True)]
         if found[0].height >= 2 * len(hashes): break
-    return found[0].sort("_hash", "_split").drop("_hash") if found else pl.DataFrame()
+    return found[0].sort("\1hash", "_split").drop("\1hash") if found else pl.DataFrame()
 
 # %% ../../nbs/06l_datasets_reports.ipynb #def35b4a
 def _times(version: "DatasetVersion", time: str, order: Sequence[str]) -> tuple[pl.DataFrame, list[dict]]:
     "The range of each split, and how many rows of an earlier one are later than the start of a later one."
-    rows, when = version.scan(), pl.col(time)
+    rows, when = version.scan(), lake.column(time)
     ranges = rows.group_by(split="_split").agg(first=when.min(), last=when.max(), rows=pl.len())
     ranges = ranges.collect(engine="streaming")
     first = dict(ranges.select("split", "first").iter_rows())
@@ -223,7 +225,7 @@ MISSING, OTHER = "(missing)", "(other)"
 def _named(version: "DatasetVersion", column: str) -> pl.Expr:
     "The category of each row."
     view = version.profile().view.get_column(column)
-    values, kind, other = pl.col(column), view and type_of(view), pl.lit(OTHER)
+    values, kind, other = lake.column(column), view and type_of(view), pl.lit(OTHER)
     if kind is None: raise DataError(f"{column} has no values in {version.ref}'s first split: nothing to compare with")
     fractions = version.contract.columns[column].dtype == "float"
     if kind == "time" or kind == "number" and (fractions or distinct(view) > FEW): return _bins(version, column, view)
@@ -237,7 +239,7 @@ def _named(version: "DatasetVersion", column: str) -> pl.Expr:
 # %% ../../nbs/06l_datasets_reports.ipynb #96c928b9
 def _bins(version: "DatasetVersion", column: str, view: Any) -> pl.Expr:
     "The bin of each row, between deciles of the training split."
-    values, dtype = pl.col(column), version.contract.dtypes[column]
+    values, dtype = lake.column(column), version.contract.dtypes[column]
     if dtype.is_temporal(): values = values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
     elif dtype == pl.Float64: values = values.fill_nan(None)
     sketch = view.get_metric("distribution").kll.value

@@ -19,6 +19,7 @@ import polars as pl
 import polars_hash as plh
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from .. import lake
 from .dialects import DataError
 
 # %% ../../nbs/06i_datasets_splits.ipynb #9274d7e0
@@ -93,12 +94,12 @@ def places(
 ) -> pl.Series:           # uint64, evenly spread
     "Where each row stands between 0 and 2⁶⁴."
     if column is None: return pl.Series(_mixed(row_hashes(rows) ^ _seed(salt)))
-    identity = pl.col(column).cast(pl.String).fill_null("\0")
+    identity = lake.column(column).cast(pl.String).fill_null("\0")
     return rows.select(plh.concat_str(pl.lit(salt), identity, separator="\0").nchash.xxh3_64()).to_series()
 
 # %% ../../nbs/06i_datasets_splits.ipynb #006ef40b
 class Splitting(BaseModel):
-    "How a dataset's rows are divided: chosen with its first version, the same for ever."
+    "How a dataset's rows are divided: chosen with its first version; only `resplit` moves ends."
     model_config = ConfigDict(extra="forbid")
     salt: str                                     # the dataset's name
     by: Literal["key", "group", "time"] = "key"

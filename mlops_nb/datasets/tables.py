@@ -15,7 +15,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import polars as pl
+import polars.selectors as cs
 
+from .. import lake
 from .dialects import DataError
 from .files import store
 from .parts import Part, chunk, convert, gathered
@@ -56,28 +58,28 @@ class TablePart(Part):
 
     def scan(self) -> pl.LazyFrame:
         "Its rows, lazily where they are in files."
-        if self.since is None: return pl.scan_delta(self.address, version=self.version)
+        if self.since is None: return lake.frame(lake.opened(self.address, self.version))
         if self.added: return pl.concat(self._file(*file) for file in self.added)
         return pl.concat([pl.DataFrame(schema=self._schema()), *self._changes()]).lazy()
 
     def _changes(self) -> Iterator[pl.DataFrame]:
-        from deltalake import DeltaTable
-        table, new = DeltaTable(self.address), pl.col("_change_type").is_in(["insert", "update_postimage"])
+        table, new = lake.opened(self.address), pl.col("_change_type").is_in(["insert", "update_postimage"])
         schema = self._schema()
         for version in range(self.since + 1, self.version + 1):
             for rows in table.load_cdf(starting_version=version, ending_version=version):
                 changed = pl.DataFrame(rows).filter(new)
-                yield changed.select(pl.col(c).cast(t) if c in changed.columns else pl.lit(None, t).alias(c)
+                yield changed.select(lake.column(c).cast(t) if c in changed.columns else pl.lit(None, t).alias(c)
                                      for c, t in schema.items())
 
     def _file(self, path: str, partition: str) -> pl.LazyFrame:
         schema, values = self._schema(), json.loads(partition)
         inside = {c: t for c, t in schema.items() if c not in values}
-        rows = pl.scan_parquet(f"{self.address}/{path}", schema=inside, missing_columns="insert",
-                               extra_columns="ignore", glob=False, hive_partitioning=False)
-        return rows.with_columns(pl.lit(v).cast(schema[c]).alias(c) for c, v in values.items()).select(schema.keys())
+        rows = lake.file_rows(f"{self.address}/{path}", schema=inside, missing_columns="insert",
+                              extra_columns="ignore")
+        rows = rows.with_columns(pl.lit(v).cast(schema[c]).alias(c) for c, v in values.items())
+        return rows.select(cs.by_name(*schema))
 
-    def _schema(self) -> pl.Schema: return pl.scan_delta(self.address, version=self.version).collect_schema()
+    def _schema(self) -> pl.Schema: return pl.Schema(lake.opened(self.address, self.version).schema())
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         if self.since is not None and not self.added: frames = self._changes()
@@ -101,11 +103,10 @@ def table_parts(
     "What there is to read of a Delta table."
     if not is_table(address):
         raise DataError(f"no Delta table at {address}: check the path, it should have a _delta_log")
-    from deltalake import DeltaTable
-    newest = DeltaTable(address).version()
+    newest = lake.opened(address).version()
     version, last = said.get("version", newest), since.get(origin, {}).get("version")
     if not 0 <= version <= newest: raise DataError(f"{origin} has versions 0 to {newest}, not {version}")
-    table = DeltaTable(address, version=version)
+    table = lake.opened(address, version)
     if last == version: return []
     data = pl.DataFrame(table.get_add_actions(flatten=True))
     made = datetime.fromtimestamp((_made(address, version) or data["modification_time"].max() or 0) / 1e3, UTC)

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from .. import cluster
+from .. import lake
 from .comparison import DRIFT, Drift, drift, holm, picture, shape
 from .constraints import CHECKS, Checks, ConstraintError, check
 from .sketches import column_profiles, distinct, frequent, type_of, used, without_telemetry
@@ -152,13 +153,14 @@ def profile(
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
     now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
-    columns = dict(zip((column.name for column in order), column_profiles(order), strict=True))
+    unnamed = [column.alias("values") for column in order]  # a series' methods may take its name for a pattern
+    columns = dict(zip((column.name for column in order), column_profiles(unnamed), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
 # %% ../../nbs/05_profiles.ipynb #4b026b3b
 def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
     "A file's rows, not read yet."
-    return pl.scan_parquet(file, storage_options=options, glob=False)
+    return lake.file_rows(file, storage_options=options)
 
 # %% ../../nbs/05_profiles.ipynb #ea40850e
 def _moment(key: object) -> datetime | None:
@@ -172,7 +174,7 @@ def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict |
     if by is None: return {None: profile(_read_file(file, options), at=at).to_bytes()}
     found: dict[Hashable, Profile] = {}
     for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
-        groups = batch.with_columns(by.alias("__group")).partition_by("__group", as_dict=True, include_key=False)
+        groups = batch.with_columns(by.alias("\1group")).partition_by("\1group", as_dict=True, include_key=False)
         for (key,), rows in groups.items():
             part = profile(rows, at=at or _moment(key))
             found[key] = found[key].merge(part) if key in found else part
@@ -219,6 +221,6 @@ def profile_groups(
     settings: Settings | None = None,      # default: the workspace around the current folder
 ) -> dict[Hashable, Profile]:              # by value of the expression
     "The profile of each group of rows in all files together, made on Ray."
-    by = pl.col(by) if isinstance(by, str) else by
+    by = lake.column(by) if isinstance(by, str) else by
     task = lambda file: _of_file(file, by, None, storage_options)
     return _on_ray(task, [str(f) for f in files], settings)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import polars as pl
 
 from .. import lake
 from ..datasets.databases import connect, frames, said_by
+from ..datasets.sources import matching
 from ..settings import MlopsError, Settings, TriggerSection
 
 # %% ../../nbs/16a_triggers_sights.ipynb #e1640c2a
@@ -38,7 +38,7 @@ class Sight:
 def _files(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
     "The files that match a pattern and have settled."
     found = []
-    for path in sorted(glob(str(settings.root / section.files), recursive=True)):
+    for path in sorted(map(str, matching(section.files, settings.root))):
         try: facts = Path(path).stat()
         except FileNotFoundError: continue  # renamed meanwhile
         if Path(path).is_file() and facts.st_ctime <= now.timestamp() - section.settle:
