@@ -155,7 +155,7 @@ LONG = "a,b\n" + "1,2\n" * 300_000   # more than the sample
     ("1,2,3\n", DataError, "line 300,002 of a.csv has 3 fields, expected 2"),
     ("1\n", DataError, "line 300,002 of a.csv has 1 field, expected 2"),
     ("\n1,2\n", DataError, "line 300,002 of a.csv has 1 field"),
-    ('1,"x\n', Unparsable, "column 'b' has '\"x"),
+    ('1,"x\n', DataError, "a.csv has a quote that is not closed"),
 ])
 def test_what_goes_wrong_after_the_sample_is_named(tmp_path, line, error, said):
     write(tmp_path, "a.csv", LONG + line)
