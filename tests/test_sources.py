@@ -3,6 +3,7 @@ import bz2
 import gzip
 import lzma
 import pickle
+import re
 import sqlite3
 import string
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import zipfile
 from contextlib import closing
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
 
 import obstore
 import polars as pl
@@ -103,6 +106,19 @@ def test_text_that_stops_being_utf_8_after_the_sample(tmp_path):
     ("a\n2024-01-01 10:00\n", {}, [datetime(2024, 1, 1, 10)]),
     ("a\n007\n", {}, ["007"]),
     ("a\n99999999999999999999\n", {}, ["99999999999999999999"]),
+    ("a\n+4915112345678\n4915112345679\n", {}, ["+4915112345678", "4915112345679"]),
+    ("a\n9007199254740993\n0.5\n", {}, ["9007199254740993", "0.5"]),     # no float is the first one
+    ("a\n9007199254740992\n0.5\n", {}, [9007199254740992.0, 0.5]),
+    ("a\n1e400\n1\n", {}, ["1e400", "1"]),
+    ("a\n31/12/2023\n31/12/24\n", {}, ["31/12/2023", "31/12/24"]),
+    ("a\n31/12/2023 10:00\n31/12/24 10:00\n", {}, ["31/12/2023 10:00", "31/12/24 10:00"]),
+    ("a\n24-12-31\n", {}, ["24-12-31"]),
+    ("a\n31/12/24\n", {"date_format": "%d/%m/%y"}, [date(2024, 12, 31)]),
+    ("a\n2024-05-01T10:00:00.123456789\n", {}, ["2024-05-01T10:00:00.123456789"]),
+    ("a\n2024-05-01T10:00:00.123456000\n2024-05-01T10:00:00\n", {}, [
+        datetime(2024, 5, 1, 10, 0, 0, 123456), datetime(2024, 5, 1, 10)]),
+    ("a\n7\nNaN\n", {}, [7, None]),
+    ("a\n  7\n 12\n5 \n", {}, [7, 12, 5]),
     ("a\nTRUE\nfalse\n", {}, [True, False]),
     ("a\nNA\n3\n", {"null_values": "NA,-"}, [None, 3]),
     ("7\n8\n", {"header": False}, [7, 8]),
@@ -155,7 +171,7 @@ LONG = "a,b\n" + "1,2\n" * 300_000   # more than the sample
     ("1,2,3\n", DataError, "line 300,002 of a.csv has 3 fields, expected 2"),
     ("1\n", DataError, "line 300,002 of a.csv has 1 field, expected 2"),
     ("\n1,2\n", DataError, "line 300,002 of a.csv has 1 field"),
-    ('1,"x\n', Unparsable, "column 'b' has '\"x"),
+    ('1,"x\n', DataError, "a.csv has a quote that is not closed"),
 ])
 def test_what_goes_wrong_after_the_sample_is_named(tmp_path, line, error, said):
     write(tmp_path, "a.csv", LONG + line)
@@ -170,6 +186,45 @@ def test_what_is_parsed_from_text_is_held_to_its_form(tmp_path, text, value):
     part = only(tmp_path, "a.csv")
     cast = part.typed(rows(part, text=True), part.schema())
     assert cast["a"].null_count() == 1 and cast["a"][-1] is None
+
+
+@pytest.mark.parametrize("first, late", [
+    ("10001", "01234"), ("4915", "+4915"), ("1.5", "007.5"), ("1.5", "9007199254740993"), ("1", "99999999999999999999"),
+    ("1.5", "1e400"), ("31/12/2023", "31/12/24"), ("31/12/2023 10:00", "31/12/24 10:00"), ("2023-12-31", "23-12-31"),
+    ("2024-05-01T10:00:00.5", "2024-05-01T10:00:00.123456789"), ("2024-05-01", "0000-00-00")])
+def test_a_value_after_the_sample_is_never_changed(tmp_path, first, late):
+    write(tmp_path, "a.csv", "a,b\n" + f"{first},x\n" * 12_000 + f"{late},x\n")
+    part = only(tmp_path, "a.csv")
+    with pytest.raises(Unparsable, match=re.escape(f"column 'a' has '{late}'")): rows(part)
+    assert rows(part, text=True)["a"][-1] == late and part.typed(rows(part, text=True), part.schema())["a"][-1] is None
+
+
+def test_large_numbers_of_json_lines_are_never_changed(tmp_path):
+    write(tmp_path, "a.ndjson", '{"a": 9007199254740993}\n{"a": 1.5}\n')
+    with pytest.raises(Unparsable, match="column 'a' has '9007199254740993', expected number"): rows(only(tmp_path, "a.ndjson"))
+    write(tmp_path, "b.ndjson", '{"a": 99999999999999999999}\n{"a": 1}\n')
+    assert rows(only(tmp_path, "b.ndjson"))["a"].to_list() == ["99999999999999999999", "1"]
+
+
+@pytest.mark.parametrize("values, dtype, want, as_wanted", [
+    ([1, 1000], pl.Datetime("ns"), pl.Datetime("us"), None),
+    ([1000, 2000], pl.Datetime("ns", "Europe/Berlin"), pl.Datetime("us"), [
+        datetime(1970, 1, 1, 0, 0, 0, 1), datetime(1970, 1, 1, 0, 0, 0, 2)]),
+    ([2**64 - 1, 5], pl.UInt64, pl.Int64(), None), ([2**53 + 1, 5], pl.Int64, pl.Float64(), None),
+    ([2**53, 5], pl.Int64, pl.Float64(), [2.0**53, 5.0]),
+    ([Decimal(10**19), Decimal(3)], pl.Decimal(38, 0), pl.Int64(), None),
+    ([Decimal("12345678901234567.89")], pl.Decimal(38, 2), pl.Float64(), None),
+    ([Decimal("0.30"), Decimal("12.5")], pl.Decimal(38, 2), pl.Float64(), [0.3, 12.5]),
+    ([3.0, float("nan")], pl.Float64, pl.Int64(), [3, None]), ([3.5], pl.Float64, pl.Int64(), None),
+    ([None, None], pl.Null, pl.Date(), [None, None])])
+def test_typed_values_keep_their_value_or_are_an_error(tmp_path, values, dtype, want, as_wanted):
+    whole = isinstance(dtype, pl.Datetime)
+    pl.DataFrame({"a": pl.Series(values, dtype=pl.Int64).cast(dtype) if whole else pl.Series(values, dtype=dtype)}
+                 ).write_parquet(tmp_path / "a.parquet")
+    part = only(tmp_path, "a.parquet")
+    if as_wanted is None:
+        with pytest.raises(Unparsable, match="column 'a' has"): rows(part, {"a": want})
+    else: assert rows(part, {"a": want})["a"].to_list() == as_wanted
 
 
 def test_short_lines_are_told_from_missing_values_and_from_quoted_lines(tmp_path):
@@ -367,7 +422,7 @@ def test_sqlite(tmp_path):
     fill(tmp_path / "shop.db", "CREATE TABLE orders (id INTEGER, at TEXT, paid INTEGER, note TEXT)",
          "INSERT INTO orders VALUES (1, '2024-05-01 10:00:00', 1, NULL), (2, NULL, 0, NULL)")
     part = only(tmp_path, "sqlite:///shop.db#table=orders")
-    assert part.schema() == {"id": pl.Int64, "at": pl.String, "paid": pl.Int64, "note": pl.String}
+    assert part.schema() == {"id": pl.Int64, "at": pl.String, "paid": pl.Int64, "note": pl.Null}
     dtypes = {"at": pl.Datetime("us"), "paid": pl.Boolean(), "note": pl.String()}
     assert rows(part, dtypes).rows() == [(1, datetime(2024, 5, 1, 10), True, None), (2, None, False, None)]
     assert (part.origin, part.complete) == ("sqlite:///shop.db#table=orders", True)
@@ -407,6 +462,14 @@ def test_a_watermark_divides_reads_without_gap_or_overlap(tmp_path, values, late
     second, = source.parts(since={first.origin: first.state})
     assert rows(second)["v"].to_list() == [3] and not second.complete
     assert source.parts(since={second.origin: second.state}) == []
+
+
+def test_integers_that_a_database_would_round_are_refused(tmp_path):
+    fill(tmp_path / "shop.db", "CREATE TABLE t (id INTEGER, v)", "INSERT INTO t VALUES (1, 9007199254740992), (2, 0.5)")
+    assert rows(only(tmp_path, "sqlite:///shop.db#table=t"))["v"].to_list() == [2.0**53, 0.5]
+    fill(tmp_path / "shop.db", "INSERT INTO t VALUES (3, 9007199254740993)")
+    with pytest.raises(DataError, match="column 'v' has fractions, and whole numbers that would be rounded"):
+        rows(only(tmp_path, "sqlite:///shop.db#table=t"))
 
 
 def test_a_table_without_rows_has_nothing_new(tmp_path):
@@ -466,6 +529,15 @@ def test_postgresql(shop, postgres):
     assert rows(then)["id"].to_list() == [2]
     with pytest.raises(DataError, match="has no table 'nope'"): Source(address + "#table=nope").parts()
     with pytest.raises(DataError, match="relation .nope. does not exist"): Source(address, options={"query": "SELECT * FROM nope"}).parts()
+
+
+def test_a_numeric_that_no_float_holds_is_refused(shop, postgres):
+    shop("CREATE TABLE orders (id numeric(20))")
+    shop("INSERT INTO orders VALUES (9007199254740992), ('NaN'), (NULL)")
+    assert rows(only(Path("."), postgres + "#table=orders"))["id"].to_list() == [2.0**53, None, None]
+    shop("INSERT INTO orders VALUES (9007199254740993)")
+    with pytest.raises(DataError, match="column id has the number 9007199254740993, which a float would round"):
+        Source(postgres + "#table=orders").parts()
 
 
 def test_intervals_are_refused(shop, postgres):

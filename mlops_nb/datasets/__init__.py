@@ -9,6 +9,7 @@ __all__ = ['STRAY_HOURS', 'read', 'ingest', 'DTYPES', 'PROFILES', 'SPLITS', 'Col
 
 # %% ../../nbs/06_datasets.ipynb #0696d7fe
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from .replacing import Change, change
 from .resplitting import resplit
 from .differences import diff
 from .dialects import DataError, Unparsable
+from .evidence import remarks, sentence, widened
 from .parts import Part
 from .sources import Source
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
@@ -52,7 +54,13 @@ def read(
     origin = Source(source, (settings or load()).root, dict(options or {}))
     parts = [part for part in origin.parts() if not part.is_empty()]
     if not parts: raise DataError(f"{origin} has no rows: expected at least one")
-    return pl.concat((rows for part in parts for rows in part.batches()), how="vertical_relaxed")
+    return pl.concat((_untyped(rows, part.schema()) for part in parts for rows in part.batches()),
+                     how="vertical_relaxed")
+
+def _untyped(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    "The rows; a column without values yet has no type, so that it takes that of another part."
+    empty = (c for c, t in schema.items() if t == pl.Null and not rows[c].count())
+    return rows.with_columns(pl.lit(None).alias(c) for c in empty)
 
 # %% ../../nbs/06_datasets.ipynb #7f91635d
 def _staged(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
@@ -80,14 +88,6 @@ def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
     lake.discard(plan.table, [c.file for c in chunks if c.file and c.file.path not in kept])
     lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept])
 
-# %% ../../nbs/06_datasets.ipynb #12b3d942
-def _wider(contract: Contract, error: Unparsable) -> Contract:
-    "The contract with a column of the next wider type: an integer becomes a float, anything else text."
-    old = contract.columns.get(column := getattr(error, "column", None))
-    if old is None or old.dtype == "string": raise error
-    new = old.model_copy(update={"dtype": "float" if old.dtype == "integer" else "string"})
-    return contract.model_copy(update={"columns": contract.columns | {column: new}})
-
 # %% ../../nbs/06_datasets.ipynb #e03b6014
 def _seen(chunks: Sequence[Chunk], plan: Plan) -> dict[str, Seen]:
     "What the values of each column have in common."
@@ -95,14 +95,23 @@ def _seen(chunks: Sequence[Chunk], plan: Plan) -> dict[str, Seen]:
     return {c: reduce(both, (one.seen[c] for one in chunks), Seen()) for c in plan.contract.columns}
 
 # %% ../../nbs/06_datasets.ipynb #d477c12b
-def _observed(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Plan, list[Chunk]]:
-    "Stage the first rows ever, and propose a contract from them; a type guessed too narrowly is widened."
+def _as_typed(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Plan, list[Chunk]]:
+    "Stage the rows. Types that are a guess, and that a value does not keep, are settled by all values."
     while True:
         try: chunks = _staged(parts, plan, settings)
         except Unparsable as e:
-            plan = replace(plan, contract=_wider(plan.contract, e))
+            if not plan.observe and e.column not in plan.contract.undecided: raise
+            contract, notes = widened(parts, plan.contract, observed=plan.observe)
+            if contract.dtypes == plan.contract.dtypes and contract.undecided == plan.contract.undecided: raise
+            plan = replace(plan, contract=contract, notes=(*plan.notes, *notes))
             continue
-        return replace(plan, contract=tightened(plan.contract, _seen(chunks, plan)), observe=False), chunks
+        return (_proposed(parts, plan, chunks) if plan.observe else plan), chunks
+
+def _proposed(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
+    "The plan with the contract that the first rows ever propose, and with notes on their columns."
+    contract = tightened(plan.contract.model_copy(update={"version": 1}), _seen(chunks, plan))
+    notes = {note["column"]: note for note in [*remarks(parts, contract), *plan.notes]}
+    return replace(plan, contract=contract, observe=False, notes=tuple(notes.values()))
 
 # %% ../../nbs/06_datasets.ipynb #57427bb4
 def _bound(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
@@ -147,7 +156,7 @@ def _facts(made: Change, plan: Plan, parts: Sequence[Part], parent: int | None, 
     return {**given, "ingest": plan.ingest, "parent": parent, "at": plan.at.isoformat(),
             "files": {p.origin: p.state.get("digest") or json.dumps(p.state) for p in parts},
             "parts": {p.origin: {"state": p.state, "source": source_of(p)} for p in parts},
-            "contract": plan.contract.model_dump(), "splitting": plan.splitting.model_dump(mode="json"),
+            "notes": list(plan.notes), "contract": plan.contract.model_dump(), "splitting": plan.splitting.model_dump(mode="json"),
             "key": plan.contract.key, "read": read, "accepted": read - rejected, "rejected": rejected,
             "replaced": made.replaced, "late": made.late, "rows": rows,
             "counts": dict(sorted(made.tally.counts.items())), "sum": str(total),
@@ -213,7 +222,8 @@ def ingest(
     contract = guessed(full, key=key, time=time) if observe else agreed(full, with_roles(contract, key, time))
     splitting = last.splitting if last else new_splitting(name, full, contract, shares, group, ends)
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
-    plan, chunks = _observed(full, plan, settings) if observe else (plan, _staged(full, plan, settings))
+    if last and not again: plan = replace(plan, notes=tuple(last.facts.get("notes", ())))
+    plan, chunks = _as_typed(full, plan, settings)
     try:
         _bound(chunks, plan, str(origin))
         _together(chunks, plan, str(origin))
@@ -221,6 +231,7 @@ def ingest(
         version, facts, made = _commit(chunks, plan, parts, given, settings)
     finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
     for table in (plan.table, plan.quarantine): _sweep(table)
+    for note in plan.notes if observe else (): warnings.warn(f"{name}@{version}: {sentence(note)}", stacklevel=2)
     return record(name, version, facts, settings, _merged(name, facts, made, settings))
 
 # %% ../../nbs/06_datasets.ipynb #dbc66419

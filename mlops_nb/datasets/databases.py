@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import polars as pl
 
-from .dialects import DataError, Unparsable
+from .dialects import EXACT, DataError, Unparsable, lost, numbers
 from .parts import Part, convert, gathered
 from .splits import added, digest_of, row_hashes
 from ..masking import masked, scrubbed
@@ -93,9 +93,17 @@ def _plain(frame: pl.DataFrame) -> pl.DataFrame:
     "PostgreSQL's numeric as a float, its JSON as text."
     for column in (c for c in frame if isinstance(c.dtype, pl.BaseExtension)):
         value = column.ext.storage()
-        numeric = "numeric" in str(column.dtype)
-        frame = frame.with_columns(value.cast(pl.Float64) if numeric and value.dtype == pl.String else value)
+        numeric = "numeric" in str(column.dtype) and value.dtype == pl.String
+        frame = frame.with_columns(_as_floats(value) if numeric else value)
     return frame
+
+def _as_floats(values: pl.Series) -> pl.Series:
+    "PostgreSQL's numeric as floats, or an error where one would not hold all digits before the point."
+    floats = numbers(values, pl.Float64())
+    if len(cut := values.filter(lost(values, floats))):
+        raise DataError(f"column {values.name} has the number {cut[0]}, which a float would round: cast the column in "
+                        "a query=SELECT … to bigint or to text")
+    return floats
 
 # %% ../../nbs/06f_datasets_databases.ipynb #5c886e01
 def tables(connection, uri: str) -> list[str]:
@@ -172,9 +180,22 @@ class QueryPart(Part):
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))
         if not self.uri.startswith("sqlite"): return head.schema
-        return {c.name: pl.String() if c.null_count() == len(c) else c.dtype for c in head}
+        return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in head}
+
+    def _refuse_rounding(self) -> None:
+        "Raise `DataError` where SQLite's driver would make floats of integers that no float holds."
+        def mixed(name: str) -> str:
+            column = "s." + '"' + name.replace('"', '""') + '"'
+            return (f"max(typeof({column}) = 'real') AND max(typeof({column}) = 'integer' AND "
+                    f"({column} > {EXACT} OR {column} < -{EXACT}))")
+        columns = list(self.schema())
+        checks = ", ".join(f"{mixed(name)} AS c{i}" for i, name in enumerate(columns))
+        for name, wrong in zip(columns, pl.concat(self._frames(f"SELECT {checks} FROM ({self.sql}) AS s", 1)).row(0)):
+            if wrong: raise DataError(f"{self.origin}: column '{name}' has fractions, and whole numbers that would be "
+                                      "rounded with them: cast the column in a query=SELECT … to text")
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
+        if self.uri.startswith("sqlite"): self._refuse_rounding()
         found = gathered(self._frames(self.sql, rows), rows)
         if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
         else: yield from self._same(found, dtypes)

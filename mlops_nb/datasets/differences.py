@@ -182,7 +182,7 @@ def _table_source() -> type:
 
 # %% ../../nbs/06m_datasets_differences.ipynb #99810ee7
 _TYPES = {"integer": "long", "float": "double", "boolean": "boolean", "string": "string", "date": "datetime",
-          "datetime": "datetime"}  # MLflow's words
+          "datetime": "datetime", "unknown": "string"}  # MLflow's words
 
 # %% ../../nbs/06m_datasets_differences.ipynb #fc8ea359
 def as_mlflow(

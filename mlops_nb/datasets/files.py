@@ -31,9 +31,9 @@ import polars as pl
 import polars.selectors as cs
 
 from .. import lake
-from .dialects import (
+from mlops_nb.datasets.dialects import (
     SAMPLE_BYTES, SAMPLE_ROWS, CutShort, DataError, Dialect, NoRows, detect, encoding, fitting_formats, ragged,
-    refuse_patterns, with_comma)
+    refuse_patterns)
 from .parts import WORDS, Part, chunk, convert, gathered, unparsable
 
 # %% ../../nbs/06e_datasets_files.ipynb #4cd41d69
@@ -175,8 +175,9 @@ class FilePart(Part):
         if ending in BINARY: return BINARY[ending](self.path)
         d = self.dialect
         if not _as_it_is(self.path, packing, d.encoding): return pl.concat(self.batches()).lazy()
-        rows = _scan_text(ending, self.path, d, _native(d, d.schema))
-        return rows.map_batches(lambda frame: convert(frame, d.schema, self.origin, d), schema=pl.Schema(d.schema))
+        rows = _scan_text(ending, self.path, d, _native(d.schema))
+        schema = {c: pl.String() if t == pl.Null else t for c, t in d.schema.items()}
+        return rows.map_batches(lambda frame: convert(frame, schema, self.origin, d), schema=pl.Schema(schema))
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         _unchanged(self.path, self.seen, self.origin)
@@ -186,7 +187,8 @@ class FilePart(Part):
             for frame in gathered(scan.collect_batches(chunk_size=chunk(rows), maintain_order=True), rows):
                 yield convert(frame, dtypes, self.origin)
         else:
-            wanted = self.dialect.schema | {c: t for c, t in dtypes.items() if c in self.dialect.schema}
+            schema = {c: pl.String() if t == pl.Null else t for c, t in self.dialect.schema.items()}
+            wanted = schema | {c: t for c, t in dtypes.items() if c in schema}
             if text: wanted = dict.fromkeys(wanted, pl.String())
             with _readable(self.path, packing, self.dialect.encoding) as path:
                 yield from gathered(_read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows)
@@ -252,22 +254,19 @@ def _json_schema(path: str, name: str) -> dict:
         try: found = _objects(text.encode(), infer_schema_length=None).collect_schema()
         except pl.exceptions.PolarsError as e: raise _not_json(lines["line"], before - lines.height, name, e) from e
         schema = pl.concat([schema, pl.DataFrame(schema=found)], how="diagonal_relaxed")
-    schema = {c: pl.String() if t == pl.Null else t for c, t in schema.schema.items()}
+    schema = {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
     words = [c for c, t in schema.items() if t == pl.String]
     refuse_patterns(schema, name)
     if not schema: raise NoRows(f"{name} has no rows: expected a JSON object a line")
-    head = _objects(path, schema=schema).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
+    head = _objects(path, schema=_native(schema)).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
     forms = {c: fitting_formats(v) for c in words if len(v := head[c].drop_nulls())}
     return schema | {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
                      if len(f) == 1 and f[0].startswith("%Y-")}
 
 # %% ../../nbs/06e_datasets_files.ipynb #ca45a903
-def _native(dialect: Dialect, wanted: Mapping[str, pl.DataType]) -> dict:
+def _native(wanted: Mapping[str, pl.DataType]) -> dict:
     "The types in which polars reads the columns; what it reads as text is parsed later."
-    def reads(c: str, t: pl.DataType) -> bool:
-        if t in (pl.Int64, pl.Float64): return not with_comma(c, dialect) and c not in (dialect.unsure or {})
-        return t not in (pl.Date, pl.Datetime)
-    return {c: t if reads(c, t) else pl.String() for c, t in wanted.items()}
+    return {c: t if t == pl.Boolean or t.is_nested() else pl.String() for c, t in wanted.items()}
 
 def _scan_text(ending: str, path: str, d: Dialect, schema: dict) -> pl.LazyFrame:
     if ending in JSON: return _objects(path, schema=schema)
@@ -277,7 +276,7 @@ def _scan_text(ending: str, path: str, d: Dialect, schema: dict) -> pl.LazyFrame
 # %% ../../nbs/06e_datasets_files.ipynb #afbbce4c
 def _read_text(ending: str, path: str, d: Dialect, wanted: dict, rows: int, name: str) -> Iterator[pl.DataFrame]:
     "Batches of a text file, each column in the type that is wanted."
-    gaps, blank, native = False, 0, _native(d, wanted)
+    gaps, blank, native = False, 0, _native(wanted)
     try:
         for frame in _scan_text(ending, path, d, native).collect_batches(chunk_size=rows, maintain_order=True):
             if ending in TEXT and frame.width > 1:

@@ -21,8 +21,8 @@ import polars as pl
 
 from .. import cluster, lake
 from .contracts import MOST_CATEGORIES, OWN, UNIQUE, Contract, Seen, check_rows, reason
-from .dialects import DataError, Unparsable
-from .parts import Part
+from .dialects import DataError, Unparsable, lost
+from .parts import WORDS, Part, unparsable
 from .splits import Splitting, added, places, row_hashes
 from ..lake import DataFile
 from ..profiles import profile
@@ -52,6 +52,7 @@ class Plan:
     at: datetime
     origins: dict[str, str] = field(default_factory=dict)  # `_source` → where it is
     observe: bool = False  # collect what a proposal for a contract needs
+    notes: tuple[dict, ...] = ()  # on columns that are text because of a few values
 
     @property
     def schema(self) -> pl.Schema: return pl.Schema({**self.contract.dtypes, **OWN})
@@ -104,6 +105,8 @@ def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.Dat
     whys = {rule: reason(rule, plan.contract) for rule in rows["_rules"].explode().unique()}
     said = pl.col("_rules").list.eval(pl.element().replace_strict(whys, return_dtype=pl.String))
     data = pl.exclude("_rules", *OWN)
+    endless = (column for column in rows if column.dtype.is_float() and column.is_infinite().any())
+    rows = rows.with_columns(column.cast(pl.String) for column in endless)  # JSON has no word for it
     return rows.select(pl.struct(data).struct.json_encode().alias("row"), rules=pl.col("_rules").list.join(", "),
                        reason=said.list.join("; "),
                        ingest=pl.lit(plan.ingest), source=pl.lit(origin) if isinstance(origin, str) else origin,
@@ -112,8 +115,10 @@ def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.Dat
 # %% ../../nbs/06j_datasets_staging.ipynb #8cced45c
 def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Rows of text as typed ones, and those (still as text) in which a value is not of its type."
-    typed = part.typed(rows, contract.dtypes)
-    wrong = {c: typed[c].is_null() & rows[c].is_not_null() for c in typed.columns}
+    typed = part.typed(rows, contract.read_types)
+    wrong = {c: lost(rows[c], typed[c]) for c in typed.columns}
+    for c in contract.undecided:
+        if wrong[c].any(): raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
     rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(pl.concat_list(
         pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype")) for c in wrong).list.drop_nulls().alias("_rules"))
     broken = rules["_rules"].list.len() > 0
@@ -184,13 +189,13 @@ def _gathered(batches: Iterable[tuple[Part, pl.DataFrame, bool]]) -> Iterator[li
 # %% ../../nbs/06j_datasets_staging.ipynb #8b2fcedb
 def _read(part: Part, plan: Plan) -> Iterator[tuple[Part, pl.DataFrame, bool]]:
     "A part's batches; from the one with a value that is not of its type on, as text."
-    wanted, passed = plan.contract.dtypes, 0
+    wanted, passed = plan.contract.read_types, 0
     try:
         for rows in part.batches(wanted, rows=BATCH):
             yield part, rows, False
             passed += rows.height
-    except Unparsable:
-        if plan.observe: raise
+    except Unparsable as e:
+        if plan.observe or e.column in plan.contract.undecided: raise
         for rows in part.batches(text=True, rows=BATCH):  # its boundaries may be others
             over, passed = min(passed, rows.height), max(passed - rows.height, 0)
             if over < rows.height: yield part, rows[over:], True

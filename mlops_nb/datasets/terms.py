@@ -12,8 +12,8 @@ from functools import reduce
 
 import polars as pl
 
-from .contracts import Contract, differences, evolved, loose, refuse
-from .dialects import DataError
+from .contracts import Contract, differences, evolved, kind_of, loose, refuse, settled, wider
+from .dialects import DataError, lost
 from .parts import Part
 from .splits import SPLITS, Splitting
 from .versions import DatasetVersion
@@ -21,24 +21,37 @@ from ..profiles import Profile, profile
 
 # %% ../../nbs/06o_datasets_terms.ipynb #71e5d93b
 def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
-    "A part's columns and types; text that is mostly of the contract's type counts as of that type."
+    "A part's columns and types; what is mostly of the contract's type counts as of that type."
     schema = dict(part.schema())
     if not any("expected" in said for said in differences(schema, contract).values()): return schema
     sample = next(iter(part.batches(text=True, rows=1000)))
-    known = [c for c in contract.columns if c in sample.columns and sample.schema[c] == pl.String]
-    typed = part.typed(sample[known], {c: contract.dtypes[c] for c in known})
-    for c in known:
-        if typed[c].count() * 2 > sample[c].count() or not sample[c].count(): schema[c] = contract.dtypes[c]
+    wanted = {c: t for c, t in contract.dtypes.items() if c in sample.columns and _may_be(sample.schema[c], t)}
+    typed = part.typed(sample[list(wanted)], wanted)
+    for c, t in wanted.items():
+        if lost(sample[c], typed[c]).sum() * 2 < sample[c].count() or not sample[c].count(): schema[c] = t
     return schema
+
+def _may_be(have: pl.DataType, want: pl.DataType) -> bool:
+    "Is it worth a look whether values are of another type? Text may be any; floats may be whole, as 3.0 is."
+    return have == pl.String or (have.is_float() and want.is_integer())
 
 # %% ../../nbs/06o_datasets_terms.ipynb #451e54d4
 def agreed(parts: Sequence[Part], contract: Contract) -> Contract:
     "The contract that the parts' columns have a place in, by its policy."
+    contract = settled(contract, _first_types(parts, contract))
     for part in parts:
         columns = _columns(part, contract)
         if contract.on_change == "fail": refuse(differences(columns, contract))
         else: contract = evolved(columns, contract)
     return contract
+
+def _first_types(parts: Sequence[Part], contract: Contract) -> dict[str, str]:
+    "The types that columns without one have in these parts."
+    kinds = dict.fromkeys(contract.undecided, "unknown")
+    for part in parts if kinds else ():
+        schema = part.schema()
+        kinds = {c: wider(kind, kind_of(schema.get(c, pl.Null()))) for c, kind in kinds.items()}
+    return kinds
 
 # %% ../../nbs/06o_datasets_terms.ipynb #0065f7dd
 def guessed(parts: Sequence[Part], **roles: str | None) -> Contract:
@@ -48,7 +61,13 @@ def guessed(parts: Sequence[Part], **roles: str | None) -> Contract:
         schema = part.schema()
         refuse({c: said for c, said in differences(schema, contract).items() if "expected" not in said})
         contract = evolved(schema, contract)
-    return contract.model_copy(update={"version": 1})
+    return _exact_key(parts, contract).model_copy(update={"version": 1})
+
+def _exact_key(parts: Sequence[Part], contract: Contract) -> Contract:
+    "The contract with a key of text where it would be read as floats: 1.10 and 1.1 are two keys."
+    key = contract.key
+    written = key is not None and all(part.dialect is not None for part in parts)
+    return settled(contract, {key: "string"}) if written and contract.columns[key].dtype == "float" else contract
 
 # %% ../../nbs/06o_datasets_terms.ipynb #d2be1629
 def with_roles(contract: Contract, key: str | None, time: str | None) -> Contract:

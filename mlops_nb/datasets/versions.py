@@ -21,6 +21,7 @@ from .. import events, lake
 from . import differences, reports
 from .contracts import Contract
 from .dialects import DataError
+from .evidence import sentence
 from .parts import Part
 from .splits import Splitting
 from .staging import OWN, QUARANTINE, source_of
@@ -66,6 +67,10 @@ class DatasetVersion:
     @property
     def splitting(self) -> Splitting: return Splitting(**self.facts["splitting"])
     @property
+    def notes(self) -> list[str]:
+        "What a reader of its columns should be told: those that are text because of a few values."
+        return [sentence(note) for note in self.facts.get("notes", [])]
+    @property
     def counts(self) -> dict[str, int]: return self.facts["counts"]  # rows a split
     @property
     def parent(self) -> "DatasetVersion | None":
@@ -98,6 +103,7 @@ def _as_html(self: DatasetVersion) -> str:
     f = self.facts
     rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
             "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
+    if self.notes: rows["notes"] = "; ".join(self.notes)
     return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
         f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
 
