@@ -18,8 +18,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from . import measures as m
 from .features import DATE, LEFT_OUT
+from .intervals import FEW, METRICS, Interval, Measured, fewest, measured
 from .labels import spelling
-from .measures import BLUE, GAPS, LOWER, METRICS, RESAMPLES, Interval, dots, picture
+from .measures import BLUE, GAPS, LOWER, dots, picture
 from .objective import Objective, Rule, features, labels
 from .settings import MlopsError
 
@@ -66,13 +67,19 @@ class Report(BaseModel, frozen=True):
     importance: Table                        # what the metric loses without a column
     errors: Table                            # where the log loss is worst
     unused: dict[str, str] = {}              # columns the model does not use, with the reason
-    resamples: int
     seed: int
+    resamples: int = 0                       # of the bootstrap, in reports of earlier versions
+    fewest: int | None = None                # keys (or rows, if none repeats) of the rarer class
 
     @property
     def passed(self) -> bool:
         "Whether every check holds."
         return all(check.passed for check in self.checks)
+
+    @property
+    def few(self) -> bool:
+        "Whether the intervals rest on too few rows to promise more than 90 %."
+        return min(self.positives, self.rows - self.positives, self.fewest or FEW) < FEW
 
     def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
 
@@ -111,6 +118,15 @@ def _compared(objective: Objective, baseline: Comparison | None, champion: Compa
                   passed=other.gain.low > floor) for name, other, floor in least if other]
 
 # %% ../nbs/09_evaluation.ipynb #e85e2eee
+def _sampled(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    "Row numbers of a sample: of each class its share, and 100 rows if it has them."
+    if len(labels) <= most: return np.arange(len(labels))
+    classes = [np.flatnonzero(labels == c) for c in (0, 1)]
+    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2)) for rows in classes]
+    return np.sort(np.concatenate([rng.choice(rows, size, replace=False)
+                                   for rows, size in zip(classes, sizes, strict=True)]))
+
+
 def importance(
     pipeline: object,                        # fitted, with predict_proba of a Polars frame
     frame: pl.DataFrame,                     # the rows that `probability` is about
@@ -118,18 +134,20 @@ def importance(
     objective: Objective,
     *,
     repeats: int = 3,
-    most: int = 5000,                        # rows to use, the first ones
+    most: int = 5000,                        # rows to use: a sample of each class
     seed: int = 0,
 ) -> pl.DataFrame:                           # a row a column, the most important first
     "What the objective's metric loses when a column is shuffled."
-    frame, rng = frame.head(most), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    rows = _sampled(labels(frame, objective), most, rng)
+    frame = frame[rows]
     inputs = frame[list(getattr(pipeline, "feature_names_in_", features(frame, objective)))]
-    y, given = labels(frame, objective), probability[:len(frame)]
+    y, given = labels(frame, objective), probability[rows]
     both = pipeline.predict_proba(inputs)
     positive = int(np.abs(both - given[:, None]).mean(axis=0).argmin())
     if np.abs(both[:, positive] - given).max() > 1e-3:
         raise EvaluationError("expected the pipeline that made the probabilities; it gives others for the same rows")
-    measure = lambda p: m.measurer(y, p)(np.ones(len(y)))[objective.metric]
+    measure = lambda p: measured(y, p).values[objective.metric]
     sign = -1 if objective.metric in LOWER else 1
     def drop(column: str) -> float:
         shuffled = inputs.with_columns(inputs[column].gather(rng.permutation(len(inputs))))
@@ -172,6 +190,22 @@ def _rows(frame: pl.DataFrame | pl.LazyFrame, objective: Objective) -> pl.DataFr
     return frame
 
 # %% ../nbs/09_evaluation.ipynb #8708e884
+def _gain(objective: Objective, name: str, model: Measured, other: Measured | None) -> Comparison | None:
+    "How much better the model is than another prediction."
+    if other is None: return None
+    metric = objective.metric
+    better, worse = (other, model) if metric in LOWER else (model, other)
+    return Comparison(name=name, value=other.interval(metric), gain=better.against(worse, metric))
+
+
+def _together(frame: pl.DataFrame, column: str | None, objective: Objective) -> pl.Series | None:
+    "The column whose equal values mark rows that belong together."
+    if column is not None and column not in frame.columns:
+        raise EvaluationError(f"expected the column {column!r}, by which rows belong together; came {frame.columns}")
+    name = column or objective.key
+    return frame[name] if name in frame.columns else None
+
+
 def evaluate(
     frame: pl.DataFrame | pl.LazyFrame,      # the test split, with target and columns
     probability: np.ndarray,                 # of the positive class, a row each
@@ -181,38 +215,37 @@ def evaluate(
     champion: np.ndarray | None = None,      # probabilities by the model in service
     pipeline: object = None,                 # what made the predictions: measures the importance of its columns
     threshold: float | None = None,          # instead of the objective's
-    seed: int = 0,
+    together: str | None = None,             # rows with one value of this column belong together; default: the key
+    seed: int = 0,                           # of the sample and the shuffling behind the importance
 ) -> Report:
     "Measure predictions on the test split and hold them against the objective, the baseline and the champion."
-    frame, metric = _rows(frame, objective), objective.metric
+    frame = _rows(frame, objective)
     y, threshold = labels(frame, objective), objective.decision_threshold if threshold is None else threshold
-    rule = baseline if isinstance(baseline, Rule) else None
+    rule, keys = baseline if isinstance(baseline, Rule) else None, _together(frame, together, objective)
     name = f"the rule “{rule.name}”" if rule else "the baseline"
-    given = {"model": (probability, True), name: (rule.score(frame) if rule else baseline, metric in LOWER),
+    given = {"model": (probability, True), name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
              "the champion": (champion, True)}
     known = {k: _checked(frame, k, v, unit) for k, (v, unit) in given.items() if v is not None}
-    p = known["model"]
-    draws = m.bootstrap(y, known, threshold=threshold, seed=seed)
-    def compared(other: str) -> Comparison | None:
-        if other not in draws: return None
-        gain = (draws["model"][metric] - draws[other][metric]) * (-1 if metric in LOWER else 1)
-        return Comparison(name=other, value=m.interval(draws[other][metric]), gain=m.interval(gain))
-    metrics = {score: m.interval(draws["model"][score]) for score in METRICS}
-    calibration, flagged = m.calibration(y, p), p >= threshold
-    groups = m.fairness(frame[list(objective.protected)], y, p, threshold)
+    results = {k: measured(y, p, threshold, keys=keys) for k, p in known.items()}
+    p, model = known["model"], results["model"]
+    rivals = [_gain(objective, k, model, results.get(k)) for k in (name, "the champion")]
+    metrics = {metric: model.interval(metric) for metric in METRICS}
+    calibration, flagged = m.calibration(y, p, keys=keys), p >= threshold
+    groups = m.fairness(frame[list(objective.protected)], y, p, threshold, keys=keys)
     gaps = m.gaps(groups)
     worst = {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS} if len(gaps) else {}
-    error, rivals = m.calibration_error(calibration), (compared(name), compared("the champion"))
+    error = m.calibration_error(calibration)
     checks = _accepted(objective, {**metrics, **worst, "calibration_error": error}) + _compared(objective, *rivals)
     confusion = {k: int(v.sum()) for k, v in {"tp": flagged & (y == 1), "fp": flagged & (y == 0),
                                               "fn": ~flagged & (y == 1), "tn": ~flagged & (y == 0)}.items()}
     return Report(
         objective=objective, rows=len(y), positives=int(y.sum()), threshold=threshold, metrics=metrics,
         calibration_error=error, checks=checks, baseline=rivals[0], champion=rivals[1], confusion=confusion,
-        calibration=calibration, gains=m.gains(y, p), fairness=groups, gaps=gaps, seed=seed, resamples=RESAMPLES,
+        calibration=calibration, gains=m.gains(y, p), fairness=groups, gaps=gaps, seed=seed,
+        fewest=fewest(y, keys),
         importance=[] if pipeline is None else importance(pipeline, frame, p, objective, seed=seed),
         unused=unused(pipeline, frame, objective),
-        errors=m.errors(frame[list(features(frame, objective))], y, p))
+        errors=m.errors(frame[list(features(frame, objective))], y, p, keys=keys))
 
 # %% ../nbs/09_evaluation.ipynb #b64b4240
 def story(
@@ -227,6 +260,10 @@ def story(
             f"({report.positives / report.rows:.0%}) are positive ({o.target} = {spelling(o.positive)}).",
             f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
             f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
+    if report.few:
+        said.append(f"These are few rows: {report.fewest or min(report.positives, report.rows - report.positives):,} "
+                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be right only 90 % "
+                    "of the time.")
     if o.costs:
         price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows
         said.append(f"Its mistakes cost {price(c['fp'], c['fn']):.2f} a row; acting on every row would cost "
@@ -350,8 +387,10 @@ ARTICLE = """<style>{{ style|safe }}</style>
 {% endfor %}
 {% for o in (r.baseline, r.champion) if o %}<tr><td>{{ r.objective.metric }} of {{ o.name }}</td><td>{{ o.value }}</td>
 <td>the model gains {{ o.gain }}</td></tr>{% endfor %}</table>
-<footer class="note">Intervals: stratified bootstrap with {{ '{:,}'.format(r.resamples) }} resamples
-(seed {{ r.seed }}), paired between predictions; Wilson's for shares, DeLong's for the AUC of a group.
+<footer class="note">Intervals (95 %): {% if r.resamples %}stratified bootstrap with
+{{ '{:,}'.format(r.resamples) }} resamples (seed {{ r.seed }}), paired between predictions; Wilson's for shares,
+DeLong's for the AUC of a group.{% else %}from influence functions, on the logit or logarithmic scale, paired between
+predictions; Wilson's for shares. Rows of one key count as belonging together.{% endif %}
 Calibration error: root mean square over {{ r.calibration|length }} bins, without the noise in each.</footer>
 </article>"""
 

@@ -20,8 +20,13 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from .association import associated, ranked
+from .datasets import DatasetVersion
+from .datasets.splits import Splitting
+from .folds import FoldError, clusters, folded, rows_of
+from .intervals import METRICS, Interval, measured
 from .labels import labels_of, spelling
-from .measures import GAPS, LOWER, METRICS, Interval, auc, bootstrap, interval, picture
+from .measures import GAPS, LOWER, picture
 from .profiles import holm
 from .settings import MlopsError
 
@@ -173,34 +178,10 @@ class Hypothesis(BaseModel, frozen=True, extra="forbid"):
     expect: Literal["more", "less", "differs"] = "differs"  # of the positive rows, against the others
     min_effect: float = Field(default=0.1, gt=0, lt=1)      # a smaller one would not matter
 
-# %% ../nbs/07_objective.ipynb #9691cf10
-def _ranked(labels: np.ndarray, values: np.ndarray, alpha: float) -> tuple[Interval, float]:
-    "Rank-biserial correlation and the p-value of Mann-Whitney's U."
-    from scipy.stats import mannwhitneyu
-
-    area = auc(labels, values, alpha=alpha)
-    p = mannwhitneyu(values[labels == 1], values[labels == 0], method="asymptotic").pvalue
-    return Interval(value=2 * area.value - 1, low=2 * area.low - 1, high=2 * area.high - 1), float(p)
-
-def _associated(labels: np.ndarray, values: np.ndarray, alpha: float) -> tuple[Interval, float]:
-    "Cramér's V and the p-value of Pearson's chi-square."
-    from scipy.optimize import brentq
-    from scipy.stats import PermutationMethod, chi2_contingency, ncx2
-    from scipy.stats.contingency import crosstab
-
-    table, n = crosstab(values, labels).count, len(labels)
-    found = chi2_contingency(table, correction=False)
-    p, dof = found.pvalue, len(table) - 1                     # against two classes
-    if found.expected_freq.min() < 5:
-        p = chi2_contingency(table, correction=False, method=PermutationMethod(n_resamples=9999, rng=0)).pvalue
-    def bound(level: float) -> float:                         # V at the noncentrality that puts the statistic there
-        off = lambda centre: ncx2.cdf(found.statistic, dof, centre) - level
-        return 0.0 if off(1e-9) < 0 else float(np.sqrt(brentq(off, 1e-9, 10 * found.statistic + 100) / n))
-    value = float(np.sqrt(max(0.0, found.statistic - dof) / n))
-    return Interval(value=value, low=bound(1 - alpha / 2), high=min(1.0, bound(alpha / 2))), float(p)
-
 # %% ../nbs/07_objective.ipynb #392f6a75
-def _measured(train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float) -> dict:
+def _measured(
+    train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float, together: pl.Series | None,
+) -> dict:
     "One hypothesis on the training split: kind, effect, interval, p-value."
     values = evaluated(train, hypothesis.column)
     numeric = values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null) or values.dtype.is_temporal()
@@ -208,21 +189,23 @@ def _measured(train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis,
     if not numeric and hypothesis.expect != "differs":
         raise ObjectiveError(f"{hypothesis.name!r} expects {hypothesis.expect!r} of categories, which have no order; "
                              "say which one you mean: column=pl.col(…) == …")
-    known = values.is_not_null().to_numpy()
-    kept, seen = values.drop_nulls(), positive[known]
+    known = values.is_not_null()
+    kept, seen = values.filter(known), positive[known.to_numpy()]
     effect, p = Interval(value=0, low=-1 if numeric else 0, high=1), 1.0       # nothing known
     if kept.n_unique() > 1 and 0 < seen.sum() < len(seen):
-        effect, p = (_ranked if numeric else _associated)(seen, kept.to_numpy(), alpha)
+        keys = None if together is None or len(together) != len(known) else together.filter(known)
+        effect, p = (ranked if numeric else associated)(seen, kept.to_numpy(), keys=keys, alpha=alpha)
     return {"hypothesis": hypothesis.name, "statement": hypothesis.statement, "expected": hypothesis.expect,
             "measure": "rank-biserial r" if numeric else "Cramér's V", "rows": len(kept), "effect": effect.value,
             "low": effect.low, "high": effect.high, "min_effect": hypothesis.min_effect, "p_value": p}
 
+
 def _verdict(row: dict, alpha: float) -> str:
-    "supported, refuted or undecided, with `effect` turned so that the expected direction is positive."
-    effect, high = {"more": (row["effect"], row["high"]), "less": (-row["effect"], -row["low"]),
-                    "differs": (abs(row["effect"]), max(row["high"], -row["low"]))}[row["expected"]]
-    if row["corrected"] < alpha and effect >= row["min_effect"]: return "supported"
-    return "refuted" if high < row["min_effect"] or (row["corrected"] < alpha and effect < 0) else "undecided"
+    "supported or refuted if the whole interval says so, or else undecided."
+    low, high = {"more": (row["low"], row["high"]), "less": (-row["high"], -row["low"]),
+                 "differs": (max(row["low"], -row["high"]), max(row["high"], -row["low"]))}[row["expected"]]
+    if row["corrected"] < alpha and low >= row["min_effect"]: return "supported"
+    return "refuted" if high < row["min_effect"] else "undecided"
 
 # %% ../nbs/07_objective.ipynb #01ec9179
 COLOURS = {"supported": "#2a7d4f", "refuted": "#b3261e", "undecided": "#7a7a7a"}
@@ -263,18 +246,20 @@ class Verdicts:
 
 # %% ../nbs/07_objective.ipynb #44d834dc
 def test(
-    frame: pl.DataFrame | pl.LazyFrame,      # with target and `_split`; only the training split is read
+    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,   # with target and `_split`; only `train` is read
     hypotheses: Sequence[Hypothesis],        # all that were thought of, not only those that look good
     objective: Objective,
     *,
+    splitting: Splitting | None = None,      # how the frame was divided; default: a version's own, or by key
     alpha: float = 0.05,                     # the chance that any of the verdicts is wrong by luck
 ) -> Verdicts:
     "Test the hypotheses together on the training split."
     if not hypotheses: raise ObjectiveError("expected at least one hypothesis; came none")
     if len({h.name for h in hypotheses}) < len(hypotheses): raise ObjectiveError("two hypotheses have the same name")
+    frame, splitting = rows_of(frame, splitting)
     train = split(frame, "train")
-    positive = labels(train, objective)
-    rows = [_measured(train, positive, h, alpha / len(hypotheses)) for h in hypotheses]
+    positive, together = labels(train, objective), clusters(train, objective.key, splitting)
+    rows = [_measured(train, positive, h, alpha / len(hypotheses), together) for h in hypotheses]
     for row, corrected in zip(rows, holm([r["p_value"] for r in rows]), strict=True):
         row["corrected"] = float(corrected)
         row["verdict"] = _verdict(row, alpha)
@@ -301,20 +286,23 @@ def quick(
     objective: Objective,
     *,
     folds: int = 5,
-) -> np.ndarray:                             # probability of each row, by a model that had not seen it
-    "Out-of-fold predictions of an untuned model."
+    splitting: Splitting | None = None,      # how the dataset was divided; default: by key
+) -> np.ndarray:                             # probability of each row, by a model that had not seen it; or NaN
+    "Out-of-fold predictions of an untuned model. Forward in time, the earliest rows have none: they are NaN."
+    from sklearn.base import clone
     from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from threadpoolctl import threadpool_limits
 
-    words = cs.string() | cs.categorical() | cs.enum()
+    words, y = cs.string() | cs.categorical() | cs.enum(), labels(train, objective)
     table = train[list(features(train, objective))].select(
         words.cast(pl.String).rank("dense"), (cs.numeric() | cs.boolean() | cs.temporal()).to_physical())
+    table, probability = table.cast(pl.Float64).to_numpy(), np.full(len(train), np.nan)
     model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=0)
-    parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     with threadpool_limits(1):               # small table: threads would only wait for each other
-        return cross_val_predict(model, table.cast(pl.Float64).to_numpy(), labels(train, objective), cv=parts,
-                                 method="predict_proba")[:, 1]
+        for learn, score in folded(train, y, objective.key, folds, splitting=splitting):
+            fitted = clone(model).fit(table[learn], y[learn])
+            probability[score] = fitted.predict_proba(table[score])[:, 1]
+    return probability
 
 # %% ../nbs/07_objective.ipynb #8f11a2ff
 @dataclass(frozen=True)
@@ -353,22 +341,29 @@ class Warrant:
 
 # %% ../nbs/07_objective.ipynb #2f102001
 def warranted(
-    frame: pl.DataFrame | pl.LazyFrame,      # with target and `_split`; only the training split is read
+    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,   # with target and `_split`; only `train` is read
     objective: Objective,
     rule: Rule,                              # what would be done without a model
     *,
     folds: int = 5,
+    splitting: Splitting | None = None,      # how the frame was divided; default: a version's own, or by key
     min_gain: float = 0.01,                  # the least gain worth a model's upkeep, in the objective's metric
 ) -> Warrant:
     "Compare a rule with a quick cross-validated model on the training split."
+    frame, splitting = rows_of(frame, splitting)
     train = split(frame, "train")
-    y, scores = labels(train, objective), rule.score(train)
+    scores = rule.score(train)
     if objective.metric in LOWER and not ((0 <= scores) & (scores <= 1)).all():
         raise ObjectiveError(f"{objective.metric} judges probabilities; rule {rule.name!r} gives "
                              f"{scores.min():g} to {scores.max():g}. Scale it, or choose roc_auc")
+    y, together = labels(train, objective), clusters(train, objective.key, splitting)
     if (rare := np.bincount(y).min()) < folds: raise ObjectiveError(f"expected {folds} rows of each class; came {rare}")
-    draws = bootstrap(y, {"rule": scores, "quick model": quick(train, objective, folds=folds)})
-    metric = {name: d[objective.metric] for name, d in draws.items()}
-    sign = -1 if objective.metric in LOWER else 1
-    return Warrant(objective, rule, {name: interval(m) for name, m in metric.items()},
-                   interval(sign * (metric["quick model"] - metric["rule"])), min_gain)
+    try: probability = quick(train, objective, folds=folds, splitting=splitting)
+    except FoldError as e: raise ObjectiveError(str(e)) from e
+    judged = np.isfinite(probability)        # not the earliest rows of a split by time
+    keys = None if together is None else together.filter(judged)
+    by_rule, by_model = (measured(y[judged], p[judged], keys=keys) for p in (scores, probability))
+    metric = objective.metric
+    better, worse = (by_rule, by_model) if metric in LOWER else (by_model, by_rule)
+    values = {"rule": by_rule.interval(metric), "quick model": by_model.interval(metric)}
+    return Warrant(objective, rule, values, better.against(worse, metric), min_gain)

@@ -25,6 +25,10 @@ from . import tracking
 from .candidate import (Candidate, Fitted, TrainingError, build, contract, dotted, fit,
                                 imported, load)
 from .cluster import connect
+from .datasets import DatasetVersion
+from .datasets.splits import Splitting
+from .folds import FoldError, rows_of
+from .folds import folded as divided
 from .objective import Objective, labels, picture, split
 from .settings import Settings
 from .settings import load as workspace
@@ -38,17 +42,13 @@ def folded(
     objective: Objective,
     folds: int,           # how many parts
     seed: int = 0,
+    *,
+    splitting: Splitting | None = None,  # how the dataset was divided; default: by key
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # row numbers to learn from and to score on, a pair a fold
     "The parts of the training split that every trial is judged on."
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    y, keys = labels(frame, objective), frame[objective.key] if objective.key in frame.columns else None
-    smallest = int(min(y.sum(), (1 - y).sum()))
-    if not 2 <= folds <= smallest:
-        raise TrainingError(f"folds={folds}: expected 2 to {smallest}, the number of rows of the rarer label")
-    repeated = keys is not None and keys.n_unique() < len(keys)
-    splitter = (StratifiedGroupKFold if repeated else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(y, y, keys.rank("dense").to_numpy() if repeated else None))
+    y = labels(frame, objective)
+    try: return divided(frame, y, objective.key, folds, splitting=splitting, seed=seed)
+    except FoldError as e: raise TrainingError(str(e)) from e
 
 # %% ../nbs/08_training.ipynb #4d071eed
 def scores(
@@ -232,10 +232,11 @@ def _log(found: Search, settings: Settings) -> None:
 
 # %% ../nbs/08_training.ipynb #ada6c3bc
 def search(
-    frame: pl.DataFrame | pl.LazyFrame,  # a dataset's rows; of those with a `_split` only `train` is used
+    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,  # rows; of those with a `_split` only `train` is used
     objective: Objective,
     candidates: Sequence[Candidate],
     *,
+    splitting: Splitting | None = None,  # how a frame's rows were divided; a version knows its own
     features: Callable | str | None = None,  # exported feature function, or its dotted name
     folds: int = 3,
     trials: int = 24,                    # over all candidates
@@ -249,10 +250,12 @@ def search(
     if not 0 < len(candidates) == len(named) <= trials:
         raise TrainingError(f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
                             f"that differ, and a trial for each; came {[c.name for c in candidates]}")
+    frame, splitting = rows_of(frame, splitting)
     frame = split(frame, "train") if "_split" in frame.lazy().collect_schema() else frame.lazy().collect()
+    parts = folded(frame, objective, folds, seed, splitting=splitting)
     name = dotted(features, settings.workspace.package)
-    shared = {"frame": frame, "objective": objective, "parts": folded(frame, objective, folds, seed), "seed": seed,
-              "features": name, "signature": contract(frame, objective, name, seed=seed)}
+    shared = {"frame": frame, "objective": objective, "parts": parts, "seed": seed, "features": name,
+              "signature": contract(frame, objective, name, seed=seed)}
     for c in candidates: build(c, {}, shared["signature"], shared["features"] and imported(shared["features"]))
     _placeable(settings)
     from ray import tune

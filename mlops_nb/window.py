@@ -158,11 +158,11 @@ def performance(
     name, expected = objective.metric, report.get("metrics", {}).get(objective.metric)
     y = labelled["label"].to_numpy()
     if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS: return []
-    draws = measures.bootstrap(y, {"now": labelled["prediction"].to_numpy()}, resamples=400)["now"][name]
-    now = measures.interval(draws)
-    error = np.hypot(draws[1:].std(), (expected["high"] - expected["low"]) / 3.92)
-    worse = (expected["value"] - now.value) * (-1 if name in LOWER else 1)
-    return [question("performance", name, name, now.value, p=norm.sf(worse / error), reference=expected["value"],
+    now = measures.measured(y, labelled["prediction"].to_numpy()).interval(name)
+    better, worse = (expected, now.model_dump()) if name not in LOWER else (now.model_dump(), expected)
+    between = np.hypot(worse["high"] - worse["value"], better["value"] - better["low"]) / 1.96
+    lost = (better["value"] - worse["value"]) / max(between, 1e-9)      # in standard errors
+    return [question("performance", name, name, now.value, p=norm.sf(lost), reference=expected["value"],
                      message=f"{name} {now} on {len(y)} labelled rows, {expected['value']:.3f} on the test split")]
 
 # %% ../nbs/14a_window.ipynb #85d52e1e
