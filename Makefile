@@ -2,22 +2,39 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
-BIN := .venv/bin
+
+# A Python may be named: `make PYTHON=/path/to/python3.12 …`, or by pyenv's own variable, `PYENV_VERSION=3.12.1 make …`.
+# Otherwise it is the first that works. (pyenv's `python3.12` is there, and fails, where another version is chosen.)
+NAMED := $(filter command environment,$(firstword $(origin PYTHON)))$(PYENV_VERSION)
+ifeq ($(origin PYTHON),undefined)
+FITS := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYENV := $(if $(PYENV_VERSION),"$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(PYENV_VERSION)/bin/python3")
+PYTHON := $(shell for p in $(PYENV) python3.12 python3.11 python3; do "$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
+endif
+
+# A .venv of another Python is left as it is: the one of a named Python stands beside it, as .venv-3.12.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+WANTED := $(if $(NAMED),$(shell "$(PYTHON)" -c '$(VERSION)' 2>/dev/null))
+THERE := $(shell test -x .venv/bin/python && .venv/bin/python -c '$(VERSION)' 2>/dev/null)
+VENV := $(if $(and $(WANTED),$(THERE),$(filter-out $(THERE),$(WANTED))),.venv-$(WANTED),.venv)
+BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export WHYLOGS_NO_ANALYTICS := True
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: setup system demo test chaos check lint export outputs readme lock clean
 
-setup: .venv/installed  ## everything that runs need, in .venv
+setup: $(VENV)/installed  ## everything that runs need, in .venv
 
-.venv/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or 3.12 is needed and neither is on the path: install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; fi
-	$(PYTHON) -m venv .venv
+	if [ -n "$(NAMED)" ] && [ -z "$(filter 3.11 3.12,$(WANTED))" ]; then echo "expected a Python 3.11 or 3.12, as in make PYTHON=/path/to/python3.12; $(PYTHON) $(if $(WANTED),is $(WANTED),does not run)" >&2; exit 1; fi
+	if [ "$(VENV)" != .venv ]; then echo "Python $(WANTED) gets $(VENV), for .venv has Python $(THERE)" >&2; fi
+	$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv $(VENV)
 	# uv itself comes from the lock too: its entry, hashes and all, goes to pip.
-	awk '/^[^ #]/ {on = /^uv==/} on' requirements.lock > .venv/uv.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
+	awk '/^[^ #]/ {on = /^uv==/} on' requirements.lock > $(VENV)/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock
+	export VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 	UV_LINK_MODE=copy $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
@@ -67,4 +84,4 @@ lock:  ## resolve again; every extra and group, both Pythons, no addresses
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

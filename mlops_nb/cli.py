@@ -373,10 +373,11 @@ def monitor(
     from mlops_nb import monitoring
     settings = load(workspace)
     found = monitoring.check(model, settings=settings)
-    if as_json: return _say({"model": model, "rows": found.rows, "quiet": found.quiet, "alerts": found.alerts,
-                             "report": str(found.report)})
-    _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
-            "alerts": "; ".join(a["message"] for a in found.alerts) or "none", "report": found.report})
+    if as_json: return _say({"model": model, "rows": found.rows, "versions": found.versions, "quiet": found.quiet,
+                             "alerts": found.alerts, "report": str(found.report)})
+    alerts = "; ".join(f"{model}/{a['version']}: {a['message']}" for a in found.alerts)
+    _print({"window": f"{found.rows} predictions", "verdict": found.verdict, "alerts": alerts or "none",
+            "report": found.report})
 
 # %% ../nbs/19_cli.ipynb #37fc410a
 def work(

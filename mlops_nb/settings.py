@@ -111,7 +111,7 @@ class TriggerSection(Section):
     query: str = ""                             # its table, or a SELECT
     watermark: str = ""                         # the column whose greatest value grows with new rows
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
-    alert: str = ""                             # an endpoint's name: an alert about it, or a proposal to retrain
+    alert: str = ""                             # an endpoint's name: a proposal to retrain it
     manual: bool = False                        # what a person or a program asks for
     parameters: Json[dict[str, Any]] = Field("{}", validate_default=True)   # given to the run, a JSON object
     missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not

@@ -265,13 +265,145 @@ def test_a_vacuumed_version_only_loses_what_was_late(space):
     assert look(space, 3).rows == 150
 
 
-def test_staging_does_not_count_and_the_busiest_version_is_judged(space):
-    serve(space, people(500, 1, shift=50), hour=0, stage="staging")
+def test_staging_and_shadows_do_not_count_and_each_version_that_answers_is_judged(space):
+    for stage in ("staging", "shadow"): serve(space, people(500, 1, shift=50), hour=0, stage=stage)
     serve(space, people(300, 2), hour=1, version="2")
     serve(space, people(120, 3), hour=1, version="1")
     found = look(space, 3)
-    assert (found.version, found.rows, found.versions) == ("2", 300, {"2": 300, "1": 120}) and found.quiet
-    assert space.asked == ["m/2"]
+    assert {v: j.rows for v, j in found.judged.items()} == {"2": 300, "1": 120}
+    assert (found.version, found.rows, found.versions) == ("2", 420, {"2": 300, "1": 120}) and found.quiet
+    assert space.asked == ["m/2", "m/1"]
+    assert {j.verdict.drift.significance for j in found.judged.values()} == {0.005}  # together 0.01
+
+
+def test_a_shifted_canary_beside_a_quiet_champion_is_an_alarm(space):
+    serve(space, people(800, 1), hour=0, version="1")
+    serve(space, people(150, 2, shift=50), hour=0, version="2")
+    found = look(space, 1)
+    assert not found.quiet and found.rows == 950
+    assert {a["version"] for a in found.alerts} == {"2"}
+    assert ("drift", "age") in {(a["kind"], a["column"]) for a in found.alerts}
+    assert {a["version"] for a in open_alerts("m", settings=space.settings)} == {"2"}
+    event = events.newest(space.settings.events, "monitored", "m")["details"]
+    assert (event["judged"]["1"]["quiet"], event["judged"]["2"]["quiet"]) == (True, False)
+    assert "m/2: " in found._repr_html_() and "m/1: quiet" in found._repr_html_()
+
+
+def test_a_version_with_few_rows_keeps_them_for_its_own_window(space):
+    serve(space, people(300, 1), hour=0, version="1")
+    serve(space, people(60, 2, shift=50), hour=0, version="2")
+    first = look(space, 1)
+    assert (first.rows, first.waiting, first.quiet) == (300, {"2": 60}, True)
+    assert look(space, 2).rows == 0
+    serve(space, people(300, 3), hour=2, version="1")
+    assert look(space, 3).waiting == {"2": 60}
+    serve(space, people(60, 4, shift=50), hour=4, version="2")
+    last = look(space, 5)
+    assert (last.rows, last.version, last.quiet) == (120, "2", False)
+    assert look(space, 6).versions == {}
+
+
+def test_an_alert_is_closed_by_its_own_version_or_when_that_serves_no_more(space):
+    deploy = lambda *versions: events.record(space.settings.events, "deployed", "m", by="ann",
+                                             versions=dict.fromkeys(versions, 100 / len(versions)))
+    deploy("1", "2")
+    serve(space, people(300, 1, shift=9), hour=0, version="1")
+    look(space, 1)
+    before = open_alerts("m", settings=space.settings)
+    assert before and {a["version"] for a in before} == {"1"}
+    serve(space, people(300, 2), hour=2, version="2")
+    assert look(space, 3).quiet and open_alerts("m", settings=space.settings) == before
+    deploy("2")
+    serve(space, people(300, 3), hour=4, version="2")
+    assert look(space, 5).quiet and open_alerts("m", settings=space.settings) == []
+
+
+def test_quiet_looks_at_three_versions_stay_quiet(space):
+    "Every version's window asks as many questions; together they alarm as rarely as one."
+    false = 0
+    for seed in range(25):
+        for version in "123": serve(space, people(150, 3 * seed + int(version)), hour=seed, version=version)
+        false += bool(look(space, seed + 0.5).alerts)
+    assert false <= 2  # of 25 at 1 %: more than 2 have a chance of 0.002
+
+
+def test_rows_that_come_hours_late_are_judged_once(space):
+    serve(space, people(200, 1), hour=10)
+    assert look(space, 11).rows == 200
+    serve(space, people(150, 2), hour=1)    # recovered from a replica that died nine hours before
+    serve(space, people(200, 3), hour=12)
+    assert look(space, 13).rows == 350
+    assert look(space, 14).rows == 0
+    reports = list((Path(space.settings.storage) / "monitoring" / "m").iterdir())
+    assert len(reports) == 2
+
+
+def test_late_rows_alone_make_a_window_of_their_own(space):
+    serve(space, people(200, 1), hour=10)
+    first = look(space, 11)
+    serve(space, people(150, 2), hour=1)
+    serve(space, people(150, 3), hour=1)
+    second = look(space, 12)
+    assert (second.rows, look(space, 13).rows) == (300, 0)
+    assert first.report != second.report and first.report.exists()
+    assert lake.scan(space.settings.table("_profiles")).collect().height == 2
+
+
+def test_upkeep_of_the_table_repeats_and_loses_no_row(space):
+    serve(space, people(200, 1), hour=10)
+    serve(space, people(150, 2), hour=10)
+    assert look(space, 11).rows == 350
+    serve(space, people(120, 3), hour=1)
+    DeltaTable(space.settings.table("_predictions", "m")).optimize.compact()
+    assert look(space, 12).rows == 120
+    assert look(space, 13).rows == 0
+
+
+def test_a_label_that_is_corrected_after_it_was_judged_is_not_judged_again(space):
+    rows = serve(space, people(400, 1), hour=0)
+    tell(space, rows, hour=0)
+    assert look(space, 1).judged["1"].verdict.labelled == 400
+    tell(space, rows[:150].with_columns(y=pl.lit("No")), hour=2)     # corrections
+    more = serve(space, people(200, 2), hour=2)
+    tell(space, more, hour=2)
+    judged = look(space, 3).judged["1"]
+    assert (judged.verdict.labelled, judged.corrections) == (200, 150)
+    event = events.newest(space.settings.events, "monitored", "m")["details"]
+    assert (event["labelled"], event["judged"]["1"]["corrections"]) == (200, 150)
+
+
+def test_a_label_that_is_corrected_before_it_is_judged_counts_once(space):
+    rows = serve(space, people(200, 1), hour=0)
+    tell(space, rows.with_columns(y=pl.lit("No")), hour=0)
+    tell(space, rows, hour=1)
+    judged = look(space, 2).judged["1"]
+    assert (judged.verdict.labelled, judged.corrections) == (200, 0)
+    assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(window.measures.auc(
+        (rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
+
+
+def test_labels_of_a_version_are_not_used_up_by_another(space):
+    ones, twos = (serve(space, people(300, n), hour=0, version=str(n)) for n in (1, 2))
+    look(space, 1)
+    tell(space, ones, hour=2)
+    tell(space, twos, hour=2)
+    serve(space, people(150, 3), hour=2, version="1")
+    assert look(space, 3).judged["1"].verdict.labelled == 300
+    serve(space, people(150, 4), hour=4, version="2")
+    assert look(space, 5).judged["2"].verdict.labelled == 300
+
+
+def test_the_state_of_earlier_releases_is_read(space):
+    rows = serve(space, people(300, 1), hour=0)
+    tell(space, rows, hour=0)
+    mark = {"version": 0, "end": rows["at"].max().isoformat()}
+    old = {"version": 0, "end": (NOON).isoformat()}
+    events.record(space.settings.events, "monitored", "m", by="monitoring", rows=300, version="1", versions={"1": 300},
+                  seen={"_predictions": mark, "_feedback": old}, quiet=True, labelled=300)
+    assert look(space, 1).rows == 0
+    serve(space, people(150, 2), hour=-2)
+    found = look(space, 2)
+    assert found.rows == 150 and found.judged["1"].verdict.labelled == 0
 
 
 def test_labels_of_earlier_windows_count_when_they_come_and_the_last_one_counts(space):
@@ -347,6 +479,21 @@ def test_alerts_open_once_propose_once_and_close(space):
     look(space, 9)
     assert len(open_alerts("m", settings=space.settings)) == len(opened)
     assert kinds(space).count("retraining_proposed") == 2
+
+
+def test_broken_data_proposes_no_retraining(space):
+    "Neither by itself, nor when the same version drifts as well; once it is mended, the drift proposes."
+    half = pl.int_range(pl.len()) % 2 == 0
+    nulls = pl.when(half).then(None).otherwise("lines").alias("lines")
+    serve(space, people(300, 1, shift=9).with_columns(nulls), hour=0)
+    found = {(a["kind"], a["column"]) for a in look(space, 1).alerts}
+    assert {("nulls", "lines"), ("drift", "age")} <= found
+    assert "retraining_proposed" not in kinds(space)
+    serve(space, people(300, 2, shift=9), hour=2)
+    look(space, 3)
+    proposal = events.newest(space.settings.events, "retraining_proposed", "m")["details"]
+    opened = {a["id"]: a["kind"] for a in open_alerts("m", settings=space.settings)}
+    assert {opened[id_] for id_ in proposal["because"]} == {"drift"}
 
 
 def test_a_performance_alert_stays_open_without_labels(space):

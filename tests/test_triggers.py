@@ -129,21 +129,29 @@ def test_missed_ticks_after_downtime(tmp_path, missed, expected):
     assert due(settings) == []  # a hundred and eighty ticks, one run
 
 
-def test_alarms_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_path):
+def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_path):
     settings = made(tmp_path, alert="churn")
     say = lambda kind: events.record(settings.events, kind, "churn", by="test")
-    for kind in ("alert_opened", "retraining_proposed"): say(kind)
+    say("retraining_proposed")
     [found] = triggers.pending(settings)
     assert found.after < datetime.now(UTC)
     triggers.fire(finish, [found], settings=settings)
     assert due(settings) == []
     say("deployed")
-    say("alert_opened")
+    say("retraining_proposed")
     [found] = triggers.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
     assert not triggers.step(settings, fail, lambda what, why: said.append(what)) and said == ["waiting"]
     say("deployed")
+    assert due(settings) == []
+
+
+@pytest.mark.parametrize("kind", ["nulls", "schema", "errors", "range", "unseen", "fairness", "drift"])
+def test_an_alert_alone_starts_no_run(tmp_path, kind):
+    "Only a proposal does, which monitoring makes for drift and performance, and not on broken data."
+    settings = made(tmp_path, alert="churn")
+    events.record(settings.events, "alert_opened", "churn", by="monitoring", alert=kind, column="age", version="1")
     assert due(settings) == []
 
 
