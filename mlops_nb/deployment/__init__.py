@@ -208,6 +208,7 @@ def rollback(
 def _earlier(event: dict, settings: Settings) -> dict | None:
     "Return the `deployed` event that a rollback from this one leads to, or None if there is none."
     id_ = event["details"].get("previous")
+    if id_ is None: return None
     rows = events.history(settings.events, event["subject"], "deployed").filter(id=id_).collect().to_dicts()
     return rows[0] | {"details": orjson.loads(rows[0]["details"])} if rows else None
 
