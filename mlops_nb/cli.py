@@ -285,7 +285,10 @@ def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **w
     from mlops_nb import registry
     settings = load(workspace)
     getattr(registry, verb)(ref, by=by, settings=settings, **why)
-    _console().print(f"{registry.resolve(ref, settings=settings).ref} {done} by {by}")
+    version = registry.resolve(ref, settings=settings)
+    _console().print(f"{version.ref} {done} by {by}")
+    if verb == "reject" and version.aliases:
+        _console().print(f"{version.ref} still serves: mlops-nb rollback {version.name} --note REASON")
 
 @app.command()
 def approve(

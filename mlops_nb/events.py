@@ -77,21 +77,22 @@ def _now() -> int:
 def _next(table: DeltaTable, subject: str) -> dict[str, int]:
     "Return the sequence number and the time (µs since 1970) of a subject's next event."
     number, last = (table.transaction_version(f"{name} {subject}") for name in ("sequence", "at"))
-    if number is None:
-        last = _last_unnumbered(table, subject)
     now = _now()
+    if number is None:
+        last = _last_unnumbered(table, subject, now)
     return {"sequence": (number or 0) + 1, "at": now if last is None else max(now, last + 1)}
 
 # %% ../nbs/04_events.ipynb #dd3827c3
-UNNUMBERED = "unnumbered rows"  # a transaction identifier: the table has rows of an earlier release
+UNNUMBERED = "unnumbered until"  # a transaction identifier: time of the last row without number, µs
 
 def _numbered(table: DeltaTable) -> bool:
     "Return whether the table has the column `sequence`."
     return any(field.name == "sequence" for field in table.schema().fields)
 
-def _last_unnumbered(table: DeltaTable, subject: str) -> int | None:
-    "Return the time of a subject's last row without a number, µs since 1970; None if none."
-    if _numbered(table) and table.transaction_version(UNNUMBERED) is None:
+def _last_unnumbered(table: DeltaTable, subject: str, now: int) -> int | None:
+    "Return the time of a subject's last row without a number, µs; None where that is not after now."
+    end = table.transaction_version(UNNUMBERED)
+    if _numbered(table) and (end is None or end < now):
         return None
     return history(table, subject).select(pl.col("at").max().dt.epoch("us")).collect().item()
 
@@ -99,7 +100,8 @@ def _commit(table: DeltaTable, frame: pl.DataFrame, numbers: dict[str, int]) -> 
     "Append rows and keep these transaction numbers, in one commit; add the column if need be."
     options = {}
     if not _numbered(table):
-        numbers = numbers | {UNNUMBERED: 1}
+        end = history(table).select(pl.col("at").max().dt.epoch("us")).collect().item()
+        numbers = numbers | {UNNUMBERED: end or 0}
         options = {"schema_mode": "merge"}
     transactions = [Transaction(name, number) for name, number in numbers.items()]
     properties = CommitProperties(app_transactions=transactions)

@@ -201,6 +201,7 @@ class _Models(_Runs):
             if event := self.newest(kinds, ref):
                 note = event["details"].get("note") or None
                 node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"], note=note,
+                                      despite=event["details"].get("despite"), user=event["details"].get("user"),
                                       at=event["at"].isoformat())
                 self.graph.link(id, node, how)
 
