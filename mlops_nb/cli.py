@@ -252,7 +252,8 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
              "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
              "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
     if champion: lines |= _champion(champion)
-    for e in now["endpoints"]: lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
+    for e in now["endpoints"]:
+        lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
     lines["alerts"] = "; ".join(f"{a['model']}: {a['message']}" for a in now["alerts"]) or "none open"
     _print(lines)
 
@@ -260,7 +261,8 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
 def _roles(endpoint: dict) -> str:
     "Return which versions an endpoint serves, with role and share."
     names = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
-    shares = [f"{names.get(v, 'version')} {v}: {share:g} %" for v, share in endpoint["versions"].items()]
+    shares = [f"{names.get(v, 'version')} {v}: {share:g} %"
+              for v, share in endpoint["versions"].items()]
     return ", ".join([*shares, *(f"shadow {v}" for v in endpoint["shadow"])]) or "nothing"
 
 # %% ../nbs/19_cli.ipynb #c9984552
@@ -288,7 +290,8 @@ def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **w
     version = registry.resolve(ref, settings=settings)
     _console().print(f"{version.ref} {done} by {by}")
     if verb == "reject" and version.aliases:
-        _console().print(f"{version.ref} still serves: mlops-nb rollback {version.name} --note REASON")
+        _console().print(f"{version.ref} still serves: "
+                         f"mlops-nb rollback {version.name} --note REASON")
 
 @app.command()
 def approve(
