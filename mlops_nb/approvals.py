@@ -94,8 +94,8 @@ def approve(
     failed = failures(report, acceptance(ref, digest, settings))
     before = _undecided(ref, settings)
     if failed and not despite:
-        raise ApprovalError(f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say why: "
-                            f"`mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…")
+        raise ApprovalError(f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say "
+                            f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…")
     why = {"despite": despite, "failed": failed} if failed else {}
     return _record("approved", ref, digest, settings, by=by, note=note, after=before, **why)
 
@@ -109,8 +109,9 @@ def _undecided(ref: str, settings: Settings) -> str | None:
     "Return the id of the version's newest decision, or None; raise if it is a rejection."
     before = decision(ref, settings)
     if before and before["kind"] == "rejected":
-        raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, register a new version: "
-                            "`mlops-nb run`, or `mlops-nb run --from register --force` for the same model")
+        raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, register "
+                            "a new version: `mlops-nb run`, or for the same model `mlops-nb run --from "
+                            "register --force`")
     return before and before["id"]
 
 def _rejected(event: dict) -> str:
@@ -118,9 +119,9 @@ def _rejected(event: dict) -> str:
     note = event["details"].get("note")
     return f"was rejected by {event['by']}" + (f" ({note})" if note else "")
 
-def _record(kind: str, ref: str, digest: str, settings: Settings, *, after: str | None = events.ANY, **facts) -> str:
+def _record(kind: str, ref: str, digest: str, settings: Settings, **facts) -> str:
     "Record a decision with the operating system's user. Return the event's id."
-    return events.record(settings.events, kind, ref, after=after, among=DECISIONS, bundle=digest,
+    return events.record(settings.events, kind, ref, among=DECISIONS, bundle=digest,
                          user=events.user(), **facts)
 
 # %% ../nbs/11b_approvals.ipynb #9eba6c99
@@ -145,14 +146,16 @@ def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings)
     if policy(bundle.objective, settings) != RULE:
         return f"{ref} waits for a person: {command}, then `mlops-nb run` again"
     if before := rejection(bundle.digest, settings):
-        return (f"{ref} has the content of {before['subject']}, which was rejected by {before['by']}: "
-                f"only a person can approve it, {command}")
+        return (f"{ref} has the content of {before['subject']}, which was rejected by "
+                f"{before['by']}: only a person can approve it, {command}")
     if failed := failures(bundle.report, trial):
         return f"{ref} failed: {'; '.join(failed)}. The rule does not approve it"
     if not passed(bundle.report):
-        return f"the test report of {ref} has no checks: the rule does not approve it. Test it, or {command}"
+        return (f"the test report of {ref} has no checks: the rule does not approve it. "
+                f"Test it, or {command}")
     if trial is None:
-        return f"{ref} has no acceptance tests: stage it and run `deployment.accept({ref!r}, …)`, or {command}"
+        return (f"{ref} has no acceptance tests: stage it and run `deployment.accept({ref!r}, …)`, "
+                f"or {command}")
     return None
 
 # %% ../nbs/11b_approvals.ipynb #8620503d

@@ -284,7 +284,8 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
              "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
              "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
     if champion: lines |= _champion(champion)
-    for e in now["endpoints"]: lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
+    for e in now["endpoints"]:
+        lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
     lines["alerts"] = "; ".join(f"{a['model']}: {a['message']}" for a in now["alerts"]) or "none open"
     _print(lines)
 
@@ -292,7 +293,8 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
 def _roles(endpoint: dict) -> str:
     "Return which versions an endpoint serves, with role and share."
     names = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
-    shares = [f"{names.get(v, 'version')} {v}: {share:g} %" for v, share in endpoint["versions"].items()]
+    shares = [f"{names.get(v, 'version')} {v}: {share:g} %"
+              for v, share in endpoint["versions"].items()]
     return ", ".join([*shares, *(f"shadow {v}" for v in endpoint["shadow"])]) or "nothing"
 
 # %% ../nbs/19_cli.ipynb #c9984552
@@ -317,7 +319,11 @@ def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **w
     from mlops_nb import registry
     settings = load(workspace)
     getattr(registry, verb)(ref, by=by, settings=settings, **why)
-    _console().print(f"{registry.resolve(ref, settings=settings).ref} {done} by {by}")
+    version = registry.resolve(ref, settings=settings)
+    _console().print(f"{version.ref} {done} by {by}")
+    if verb == "reject" and version.aliases:
+        _console().print(f"{version.ref} still serves: "
+                         f"mlops-nb rollback {version.name} --note REASON")
 
 @app.command()
 def approve(

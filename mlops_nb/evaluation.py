@@ -73,8 +73,8 @@ class Report(BaseModel, frozen=True):
 
     @property
     def passed(self) -> bool:
-        "Whether every check holds."
-        return all(check.passed for check in self.checks)
+        "Return whether there are checks and all of them hold."
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
     def few(self) -> bool:

@@ -77,21 +77,22 @@ def _now() -> int:
 def _next(table: DeltaTable, subject: str) -> dict[str, int]:
     "Return the sequence number and the time (µs since 1970) of a subject's next event."
     number, last = (table.transaction_version(f"{name} {subject}") for name in ("sequence", "at"))
-    if number is None:
-        last = _last_unnumbered(table, subject)
     now = _now()
+    if number is None:
+        last = _last_unnumbered(table, subject, now)
     return {"sequence": (number or 0) + 1, "at": now if last is None else max(now, last + 1)}
 
 # %% ../nbs/04_events.ipynb #dd3827c3
-UNNUMBERED = "unnumbered rows"  # a transaction identifier: the table has rows of an earlier release
+UNNUMBERED = "unnumbered until"  # transaction identifier: time of the last row without number, µs
 
 def _numbered(table: DeltaTable) -> bool:
     "Return whether the table has the column `sequence`."
     return any(field.name == "sequence" for field in table.schema().fields)
 
-def _last_unnumbered(table: DeltaTable, subject: str) -> int | None:
-    "Return the time of a subject's last row without a number, µs since 1970; None if none."
-    if _numbered(table) and table.transaction_version(UNNUMBERED) is None:
+def _last_unnumbered(table: DeltaTable, subject: str, now: int) -> int | None:
+    "Return the time of a subject's last row without a number, µs; None if that is past."
+    end = table.transaction_version(UNNUMBERED)
+    if _numbered(table) and (end is None or end < now):
         return None
     return history(table, subject).select(pl.col("at").max().dt.epoch("us")).collect().item()
 
@@ -99,7 +100,8 @@ def _commit(table: DeltaTable, frame: pl.DataFrame, numbers: dict[str, int]) -> 
     "Append rows and keep these transaction numbers, in one commit; add the column if need be."
     options = {}
     if not _numbered(table):
-        numbers = numbers | {UNNUMBERED: 1}
+        end = history(table).select(pl.col("at").max().dt.epoch("us")).collect().item()
+        numbers = numbers | {UNNUMBERED: end or 0}
         options = {"schema_mode": "merge"}
     transactions = [Transaction(name, number) for name, number in numbers.items()]
     properties = CommitProperties(app_transactions=transactions)
@@ -115,7 +117,8 @@ def _compare(table: DeltaTable, subject: str, after: str | None, among: tuple[st
     if latest is None:
         raise Conflict(f"{subject} was never {' or '.join(among)}")
     raise Conflict(f"{subject} was {latest['kind']} meanwhile by {latest['by']} at "
-                   f"{latest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and decide again")
+                   f"{latest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and decide "
+                   "again")
 
 # %% ../nbs/04_events.ipynb #a62d0e36
 def history(
@@ -132,7 +135,8 @@ def history(
     if subject is not None:
         events = events.filter(pl.col("subject") == subject)
     if kind is not None:
-        events = events.filter(pl.col("kind").is_in([kind] if isinstance(kind, str) else list(kind)))
+        kinds = [kind] if isinstance(kind, str) else list(kind)
+        events = events.filter(pl.col("kind").is_in(kinds))
     order = ("at", "sequence") if subject is None else ("sequence", "at")  # no number comes first
     return events.select(list(SCHEMA)).sort(order, maintain_order=True)
 

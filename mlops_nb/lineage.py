@@ -200,8 +200,9 @@ class _Models(_Runs):
         for kinds, how in ((("accepted", "failed_acceptance"), "tried by"), (("approved", "rejected"), "decided by")):
             if event := self.newest(kinds, ref):
                 note = event["details"].get("note") or None
-                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"], note=note,
-                                      at=event["at"].isoformat())
+                facts = {key: event["details"].get(key) for key in ("despite", "user")}
+                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"],
+                                      note=note, at=event["at"].isoformat(), **facts)
                 self.graph.link(id, node, how)
 
 # %% ../nbs/17_lineage.ipynb #d47bec1a
@@ -213,7 +214,8 @@ class _Trail(_Models):
         event = self.newest("deployed", name)
         if not event: raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
         id = self.graph.add(f"endpoint:{name}", "endpoint", versions=event["details"]["versions"],
-                            **roles.named(event["details"]), deployed_by=event["by"], at=event["at"].isoformat())
+                            **roles.named(event["details"]), deployed_by=event["by"],
+                            at=event["at"].isoformat())
         for version in event["details"]["versions"]: self.graph.link(id, self.model(f"{name}/{version}"), "serves")
         return id
 

@@ -48,7 +48,8 @@ def _mirror_roles(log: pl.DataFrame, settings: Settings) -> None:
     registered = log.filter(kind="registered")["subject"].str.split("/").list.first()
     for event in newest.filter(pl.col("subject").is_in(registered.implode())).to_dicts():
         if not roles.mirrored(event["subject"], event["id"], settings):
-            with suppress(TrackingError): roles.mirror(event["subject"], settings)  # MLflow is away: later
+            with suppress(TrackingError):  # MLflow is away: later
+                roles.mirror(event["subject"], settings)
 
 # %% ../nbs/18_pages.ipynb #5aaf0df3
 def last_run(log: pl.DataFrame) -> dict | None:
@@ -184,7 +185,8 @@ def requested(
     from mlops_nb.workflow import Workflow, WorkflowError
     from mlops_nb.workflow.gluing import flaw
     if wanted.by is not None:
-        raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, not by what a body says")
+        raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, "
+                                 "not by what a body says")
     if wrong := flaw({"note": wanted.note}, "the request"): raise HTTPException(422, wrong)
     try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
@@ -230,7 +232,8 @@ def asgi(settings: Settings) -> Callable:
 
     @app.post("/api/runs", status_code=202, **guarded)
     def ask(wanted: RunRequest, request: Request) -> dict:
-        return requested(wanted, settings, by=asker(request.headers.get("authorization", ""), settings))
+        by = asker(request.headers.get("authorization", ""), settings)
+        return requested(wanted, settings, by=by)
 
     @app.get("/api/docs", response_class=HTMLResponse, **guarded)
     def docs() -> str: return DOCS
@@ -253,8 +256,9 @@ DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API
 <h1>API</h1><table><tr><th>path<th>answers</tr><tr><td>GET /healthz<td>is the control application alive</tr>
 <tr><td>GET /api/status<td>run, models, endpoints, alerts: what <code>mlops-nb status --json</code> prints</tr>
 <tr><td>GET /api/triggers<td>what may start a run: last and next time, and what is pending
-<tr><td>POST /api/runs<td>asks for a run: <code>{{"parameters": {{}}, "note": "why"}}</code>, recorded under the token's name; 202 with the
-id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter, or if another stage gives it</tr>
+<tr><td>POST /api/runs<td>asks for a run: <code>{{"parameters": {{}}, "note": "why"}}</code>, recorded
+under the token's name; 202 with the id of the request, which is kept until a watch takes it up;
+422 if no stage has such a parameter, or if another stage gives it</tr>
 <tr><td>GET /monitor/MODEL<td>the latest monitoring report of an endpoint, HTML</tr>
 <tr><td>GET /models/MODEL/docs<td>how to ask an endpoint, by its registered signature</tr></table></body></html>"""
 

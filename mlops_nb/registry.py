@@ -168,8 +168,9 @@ def tested(
     "Return a test report that passed, for this objective; raise if it did not pass."
     path = tracking.fetch(report_uri, settings=settings) / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
-    failed = approvals.failed_checks(report) or ([] if approvals.passed(report) else ["it has no checks"])
-    if failed:
+    failed = approvals.failed_checks(report)
+    if not approvals.passed(report):
+        failed = failed or ["it has no checks"]
         raise RegistryError(f"the candidate failed its test, {report_uri}: {'; '.join(failed)}. "
                             "What serves now goes on serving.")
     _same_objective(report, objective, report_uri)
@@ -179,10 +180,11 @@ def _same_objective(report: dict, objective: Objective, report_uri: str) -> None
     "Raise if a report judges by another objective; one that names none is left alone."
     if "objective" not in report:
         return
-    judged, wanted = Objective.model_validate(report["objective"]).model_dump(), objective.model_dump()
+    judged = Objective.model_validate(report["objective"]).model_dump()
+    wanted = objective.model_dump()
     if differing := [name for name in wanted if judged[name] != wanted[name]]:
-        raise RegistryError(f"the report {report_uri} judges by another objective: {', '.join(differing)} differ. "
-                            "Run the test again")
+        raise RegistryError(f"the report {report_uri} judges by another objective: "
+                            f"{', '.join(differing)} differ. Run the test again")
 
 # %% ../nbs/11_registry.ipynb #4c083604
 def register(
@@ -203,7 +205,8 @@ def register(
     except ObjectiveError as e: raise RegistryError(str(e)) from e
     if not run_of(candidate_uri): raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
     candidate, report = (tracking.fetch(uri, settings=settings) for uri in (candidate_uri, report_uri))
-    _same_objective(json.loads((report / "report.json").read_text(encoding="utf-8")), objective, report_uri)
+    report_json = (report / "report.json").read_text(encoding="utf-8")
+    _same_objective(json.loads(report_json), objective, report_uri)
     package = settings.workspace.package
     load_pipeline(candidate / "model.skops", package=package)
     lineage = origin(candidate_uri, report_uri, dataset, settings=settings)
@@ -298,7 +301,8 @@ def approve(
     "Record that a person lets a version go to production. Return the event's id."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
-    return approvals.approve(version.ref, version.bundle(settings), settings, by=by, note=note, despite=despite)
+    return approvals.approve(version.ref, version.bundle(settings), settings, by=by, note=note,
+                             despite=despite)
 
 def approve_by_rule(
     ref: str,                          # a model version
@@ -343,8 +347,8 @@ def set_alias(
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     if alias in ROLES:
-        raise RegistryError(f"{alias} is a role at an endpoint: `mlops-nb deploy {version.ref}` gives it, "
-                            "`mlops-nb rollback` takes it back")
+        raise RegistryError(f"{alias} is a role at an endpoint: `mlops-nb deploy {version.ref}` gives "
+                            "it, `mlops-nb rollback` takes it back")
     client = tracking.client(settings)
     if not remove: client.set_registered_model_alias(version.name, alias, version.version)
     elif alias in version.aliases: client.delete_registered_model_alias(version.name, alias)

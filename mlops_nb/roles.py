@@ -57,7 +57,8 @@ def _mirror(client, name: str, wanted: dict[str, str]) -> None:
     "Set and remove the aliases of one model in MLflow."
     models = client.search_registered_models(f"name = '{name}'")
     present = {role: str(v) for m in models for role, v in m.aliases.items() if role in ROLES}
-    stored = {str(v.version) for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)}
+    versions = client.search_model_versions(f"name = '{name}'", max_results=10_000)
+    stored = {str(v.version) for v in versions}
     wanted = {role: version for role, version in wanted.items() if version in stored}
     for role, version in wanted.items():
         if present.get(role) != version: client.set_registered_model_alias(name, role, version)

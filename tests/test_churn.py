@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from test_cli import ROOT, a_copy, call, fails
 
-from mlops_nb import datasets, events, lake, tracking
+from mlops_nb import datasets, events, lake, registry, tracking
 from mlops_nb.settings import load
 
 CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
@@ -108,12 +108,29 @@ def test_running_again_reuses_what_has_not_changed(churn):
 
 
 def test_a_person_decides(churn):
+    "A rejection is final for the rule, for people, and for the same model under another number, unless a person says so."
     assert call("reject", "churn/1", "--by", "carol", "--note", "not yet", "-w", churn.root).returncode == 0
     fails(call("deploy", "churn/1", "-w", churn.root), "churn/1", "rejected by carol")
-    assert call("approve", "churn/1", "--by", "dave", "-w", churn.root).returncode == 0
-    assert call("deploy", "churn/1", "-w", churn.root).returncode == 0
+    fails(call("approve", "churn/1", "--by", "dave", "-w", churn.root), "rejected by carol (not yet)", "final")
+    again = call("run", "-w", churn.root, "--from", "register", "--to", "register", "--force", timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    with pytest.raises(registry.ApprovalError, match="churn/2 has the content of churn/1.*only a person can approve"):
+        registry.approve_by_rule("churn/2", settings=churn)
+    assert call("approve", "churn/2", "--by", "dave", "-w", churn.root).returncode == 0
+    decision = events.newest(churn.events, "approved", "churn/2")
+    assert (decision["by"], decision["details"]["user"]) == ("dave", events.user())
+    assert call("deploy", "churn/2", "-w", churn.root).returncode == 0
+    assert "champion 2: 100 %" in call("status", "-w", churn.root).stdout
+    fails(call("rollback", "churn", "-w", churn.root), "churn/1 was served before, but carol rejected it since")
     fails(call("approve", "churn/9", "--by", "dave", "-w", churn.root), "churn/9", "churn/1")
     fails(call("rollback", "nothing", "-w", churn.root), "nothing")
+
+
+def test_no_parameter_passes_by_a_person_or_the_gate(churn):
+    for name in ("approval=rule", "passed=true"):
+        fails(call("run", "-w", churn.root, "-p", name), name.partition("=")[0])
+    other = call("run", "-w", churn.root, "-p", "trials=3", "-p", "champion=nobody@champion", "--to", "test", timeout=300)
+    fails(other, "expected churn@champion")
 
 
 def test_pages_in_a_browser(churn, chromium):
@@ -125,9 +142,9 @@ def test_pages_in_a_browser(churn, chromium):
         page.on("pageerror", lambda e: problems.append(str(e)))
         page.on("request", lambda r: problems.append(r.url) if not r.url.startswith((base, "data:")) else None)
         page.goto(f"{base}/")
-        assert page.get_by_role("heading", name="Endpoints").is_visible() and page.get_by_text("churn/1 ★").is_visible()
+        assert page.get_by_role("heading", name="Endpoints").is_visible() and page.get_by_text("churn/2 ★").is_visible()
         page.get_by_role("link", name="report").click()
-        assert "churn/1" in page.locator("header").first.text_content() and page.locator("img, svg").count() > 3
+        assert "churn/" in page.locator("header").first.text_content() and page.locator("img, svg").count() > 3
         page.goto(f"{base}/models/churn/docs")
         assert page.get_by_text("monthly_charges").first.is_visible()
         browser.close()

@@ -11,14 +11,14 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_nb import cluster, deployment, events, lake, registry, tracking
+from mlops_nb import cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
 from mlops_nb.candidate import Candidate, fit
 from mlops_nb.deployment import applications
 from mlops_nb.deployment.acceptance import Acceptance
 from mlops_nb.objective import Objective
 from mlops_nb.profiles import profile
 from mlops_nb.serving import Desired
-from mlops_nb.settings import create
+from mlops_nb.settings import create, load
 
 pytestmark = pytest.mark.cluster
 OBJECTIVE = Objective(name="churn", question="Who will leave?", target="churn", positive="Yes", key="customer_id")
@@ -28,21 +28,24 @@ ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 
 @pytest.fixture(scope="module")
 def shop(ray_cluster, tmp_path_factory):
-    "A workspace whose models are churn/1 and /2 (one library), /3 (another library), /4 (as 1), all approved but 4."
+    """A workspace whose models are churn/1 and /2 (one library), /3 (another library), /4 (as 1), /5 (as 1, without the
+    column tenure and with whole monthly charges), /6 (as 1); all approved but 4."""
     settings = create(tmp_path_factory.mktemp("shop"), workspace={"package": "shop"}, serve={"flush_seconds": "0.2"})
     report = tmp_path_factory.mktemp("report")
     (report / "report.json").write_text('{"passed": true}')
-    for c, code in ((1.0, "X = 1"), (0.001, "X = 1"), (0.1, "X = 2"), (0.5, "X = 1")):
+    other = CUSTOMERS.drop("tenure").with_columns(pl.col("monthly_charges").cast(pl.Int64))
+    for c, code, customers in ((1.0, "X = 1", CUSTOMERS), (0.001, "X = 1", CUSTOMERS), (0.1, "X = 2", CUSTOMERS),
+                               (0.5, "X = 1", CUSTOMERS), (0.4, "X = 1", other), (0.3, "X = 1", CUSTOMERS)):
         (settings.root / "shop").mkdir(exist_ok=True)
         (settings.root / "shop" / "__init__.py").write_text(code)
-        register(settings, c, report)
-    for version in (1, 2, 3): registry.approve(f"churn/{version}", by="alice", settings=settings)
+        register(settings, c, report, customers)
+    for version in (1, 2, 3, 5, 6): registry.approve(f"churn/{version}", by="alice", settings=settings)
     return settings
 
 
-def register(settings, c, report):
+def register(settings, c, report, customers):
     from sklearn.linear_model import LogisticRegression
-    fitted = fit(CUSTOMERS, OBJECTIVE, Candidate("logistic", LogisticRegression(max_iter=200)), {"C": c})
+    fitted = fit(customers, OBJECTIVE, Candidate("logistic", LogisticRegression(max_iter=200)), {"C": c})
     with tracking.start_run(settings, name="train"):
         report_uri = tracking.log_folder(report, "report", settings=settings)
         registry.register("churn", fitted.save(settings), report_uri=report_uri, dataset="churn@1",
@@ -95,6 +98,10 @@ def test_from_staging_to_production(shop):
     failed = set(bad.table.filter(~pl.col("passed"))["check"])
     assert failed == {"parity with the offline pipeline", "latency"} and "✗" in bad._repr_html_()
     assert events.newest(shop.events, "failed_acceptance", "churn/1")["details"]["checks"]
+    with pytest.raises(deployment.DeploymentError, match="failed acceptance tests after alice approved it"):
+        deployment.promote("churn/1", by="bob", settings=shop)
+    with pytest.raises(registry.ApprovalError, match="latency"): registry.approve("churn/1", by="alice", settings=shop)
+    registry.approve("churn/1", by="alice", despite="the test was wrong, on purpose", settings=shop)
     promoted = deployment.promote("churn/1", by="bob", settings=shop)
     assert promoted.ready and promoted.versions == {"1": 100} and "curl" in promoted._repr_html_()
     assert newest(shop)["details"]["because"] == registry.approval("churn/1", settings=shop)["id"]
@@ -106,13 +113,26 @@ def test_from_staging_to_production(shop):
 
 
 def test_without_approval_nothing_is_deployed(shop):
-    before = newest(shop)
-    with pytest.raises(deployment.DeploymentError, match="approve"):
-        deployment.promote("churn/4", by="bob", settings=shop)
+    "Nor a part of the traffic, nor a copy of it: a shadow sees real inputs in the production process."
+    before, ways = newest(shop), ({}, {"canary": 5}, {"shadow": True})
+    for way in ways:
+        with pytest.raises(deployment.DeploymentError, match="churn/4 has no approval: approve it first"):
+            deployment.deploy("churn/4", by="bob", **way, settings=shop)
     registry.reject("churn/4", by="carol", settings=shop)
-    with pytest.raises(deployment.DeploymentError, match="rejected by carol"):
-        deployment.deploy("churn/4", by="bob", canary=5, settings=shop)
+    for way in ways:
+        with pytest.raises(deployment.DeploymentError, match="rejected by carol, and a rejection is final"):
+            deployment.deploy("churn/4", by="bob", **way, settings=shop)
     assert newest(shop) == before
+
+
+def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop, monkeypatch):
+    version = registry.resolve("churn/2", settings=shop)
+    approval = registry.approval("churn/2", settings=shop)
+    monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: approval | {"by": "rule"})
+    assert deployment.approved(version, shop) == approval["id"]
+    monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
+    with pytest.raises(deployment.DeploymentError, match="approved by the rule, but a person has to decide"):
+        deployment.approved(version, load(shop.root))
 
 
 def test_no_request_is_lost_while_versions_change(shop):
@@ -141,6 +161,59 @@ def test_a_rollback_of_a_rollback_goes_further_back(shop):
         deployment.rollback("churn", by="bob", note="too far", settings=shop)
 
 
+def aliases(settings):
+    "What those see who read MLflow."
+    found = tracking.client(settings).get_registered_model("churn").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
+    end = deployment.deploy("churn/2", by="bob", canary=60, settings=shop)
+    assert end.versions == {"1": 40, "2": 60} and (end.champion, end.challenger) == ("1", "2")
+    assert [r["champion"] for r in end.replicas] == ["1"], "documentation and signature are the champion's"
+    assert registry.resolve("churn@champion", settings=shop).ref == "churn/1"
+    assert registry.resolve("churn@challenger", settings=shop).ref == "churn/2"
+    assert aliases(shop) == {"champion": "1", "challenger": "2"}
+    assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
+    shown = pages.page(pages.state(shop))
+    assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
+    assert lineage.champion("churn", shop) == "churn/1"
+    assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
+    with pytest.raises(deployment.DeploymentError, match="churn/1 is the champion already"):
+        deployment.deploy("churn/1", by="bob", canary=10, settings=shop)
+    end = deployment.rollback("churn", by="bob", note="no canary", settings=shop)
+    assert (end.versions, end.champion, end.challenger) == ({"1": 100}, "1", None)
+    assert aliases(shop) == {"champion": "1"}, "no challenger, no alias"
+
+
+def test_an_event_of_an_earlier_release_is_read_by_its_shares():
+    old = {"versions": {"1": 40, "2": 60}, "bundles": {}, "library": ""}
+    assert (Desired.of(old).champion, Desired.of(old).challenger) == ("2", "1")
+    assert Desired.of(old | {"champion": "1", "challenger": "2"}).champion == "1"
+    assert Desired({}, {}).champion is None
+
+
+@pytest.mark.parametrize("way", [{"canary": 10}, {"shadow": True}])
+def test_a_version_with_other_inputs_cannot_stand_beside_the_champion(shop, way):
+    before = newest(shop)
+    says = ("churn/5 cannot stand beside the champion churn/1.*column 'tenure' is unknown to it; "
+            "column 'monthly_charges' is integer in it, float for the champion")
+    with pytest.raises(deployment.DeploymentError, match=says):
+        deployment.deploy("churn/5", by="bob", **way, settings=shop)
+    assert newest(shop) == before
+
+
+def test_a_version_with_other_inputs_can_be_promoted(shop):
+    assert deployment.promote("churn/5", by="bob", settings=shop).versions == {"5": 100}
+    assert deployment.rollback("churn", by="bob", note="back", settings=shop).versions == {"1": 100}
+
+
+@pytest.mark.parametrize("way", [{"canary": 0}, {"canary": 100}, {"canary": 10, "shadow": True}])
+def test_a_share_that_cannot_be_is_refused(shop, way):
+    with pytest.raises(deployment.DeploymentError, match="expected a share of more than 0 and less than 100"):
+        deployment.deploy("churn/2", by="bob", **way, settings=shop)
+
+
 def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypatch):
     before, real = newest(shop), applications.target
     def elsewhere(ref, settings, **state):
@@ -165,6 +238,52 @@ def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
     assert deployment.endpoint("churn", settings=shop).ready
 
 
+@pytest.fixture
+def on_paper(shop, monkeypatch):
+    "Decisions without their consequences: no replica is asked, no alias is set."
+    for module, name in ((deployment, "prepare"), (deployment, "realize"), (deployment, "endpoint"),
+                         (deployment, "unstage"), (roles, "mirror")):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    yield shop
+    monkeypatch.undo()
+    deployment.restore(shop)
+
+
+OPERATIONS = {
+    "promote": lambda settings: deployment.promote("churn/2", by="bob", settings=settings),
+    "canary": lambda settings: deployment.deploy("churn/2", by="bob", canary=10, settings=settings),
+    "shadow": lambda settings: deployment.deploy("churn/2", by="bob", shadow=True, settings=settings),
+    "rollback": lambda settings: deployment.rollback("churn", by="bob", note="x", settings=settings),
+    "undeploy": lambda settings: deployment.undeploy("churn", by="bob", settings=settings)}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_decision_between_any_two_reads_is_not_overwritten(on_paper, monkeypatch, operation):
+    "Carol decides after the first read, after the second, and so on, also within the comparison itself."
+    details = deployed(on_paper, 1)
+    for _ in range(2):
+        events.record(on_paper.events, "deployed", "churn", by="ann", **details, previous=newest(on_paper)["id"])
+    read, reads, present = events.newest, [], newest(on_paper)["details"]
+
+    def overtaken(log, kind, subject):
+        event = read(log, kind, subject)
+        if subject == "churn" and "deployed" in kind:
+            reads.append(event)
+            if len(reads) == nth: events.record(on_paper.events, "deployed", "churn", by="carol", **present)
+        return event
+    monkeypatch.setattr(events, "newest", overtaken)
+    for nth in range(1, 20):
+        reads.clear()
+        try: OPERATIONS[operation](on_paper)
+        except events.Conflict as e: assert "carol" in str(e)
+        latest = read(on_paper.events, "deployed", "churn")
+        if len(reads) < nth: break
+        assert latest["by"] == "carol", f"what was decided after read {nth} was overwritten"
+    assert latest["by"] == "bob" and nth > 2, "without a decision in between, it is decided"
+    monkeypatch.setattr(events, "newest", read)
+    events.record(on_paper.events, "deployed", "churn", by="ann", **details)
+
+
 def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
     real = deployment.prepare
     def meanwhile(model, details):
@@ -174,6 +293,45 @@ def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
     monkeypatch.setattr(deployment, "prepare", meanwhile)
     with pytest.raises(events.Conflict, match="carol"): deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["by"] == "carol"
+
+
+def test_who_waits_for_a_state_that_was_replaced_is_told(shop):
+    "And does not wait for it until the time is out."
+    first = newest(shop)
+    events.record(shop.events, "deployed", "churn", by="carol", **first["details"])
+    with pytest.raises(events.Conflict, match="deployed meanwhile by carol"):
+        deployment.realize(shop, "churn", first["id"])
+    began = time.monotonic()
+    with pytest.raises(events.Conflict, match="deployed meanwhile by carol"):
+        applications.settled(shop, "churn", Desired.of(first["details"], event=first["id"]))
+    assert time.monotonic() - began < 30
+    deployment.restore(shop)
+
+
+def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(shop, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(roles, "mirror", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"): deployment.promote("churn/2", by="bob", settings=shop)
+    assert newest(shop)["details"]["champion"] == "2" and aliases(shop) == {"champion": "1"}
+    assert registry.resolve("churn@champion", settings=shop).ref == "churn/2"
+    deployment.restore(shop)
+    assert aliases(shop) == {"champion": "2"}
+
+
+def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
+    told = []
+
+    def promote(ref):
+        try: deployment.promote(ref, by=ref, settings=shop)
+        except events.Conflict as e: told.append(str(e))
+    threads = [threading.Thread(target=promote, args=(f"churn/{v}",)) for v in (1, 6)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    champion = newest(shop)["details"]["champion"]
+    end = deployment.endpoint("churn", settings=shop)
+    assert champion in ("1", "6") and len(told) <= 1
+    assert (end.versions, end.ready, aliases(shop)) == ({champion: 100}, True, {"champion": champion})
+    deployment.promote("churn/1", by="bob", settings=shop)
 
 
 def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
@@ -218,6 +376,25 @@ def deployed(settings, version):
 def test_a_network_without_tokens_is_refused(tmp_path):
     open_house = create(tmp_path / "open", serve={"host": "0.0.0.0"})
     with pytest.raises(cluster.ClusterError, match="tokens"): deployment.realize(open_house, "churn")
+
+
+def test_a_rollback_brings_no_rejected_version_back(on_paper):
+    "It names the rejection, and the version before."
+    for version in (1, 6, 2):
+        before = newest(on_paper)["id"]
+        events.record(on_paper.events, "deployed", "churn", by="ann", **deployed(on_paper, version), previous=before)
+    present = newest(on_paper)
+    registry.reject("churn/6", by="carol", note="unfair", settings=on_paper)
+    says = "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: `mlops-nb deploy churn/1`"
+    with pytest.raises(deployment.DeploymentError, match=says):
+        deployment.rollback("churn", by="bob", note="slow", settings=on_paper)
+    assert newest(on_paper) == present
+    events.record(on_paper.events, "deployed", "churn", by="ann", **deployed(on_paper, 1))
+
+
+def test_an_acceptance_without_checks_has_not_passed():
+    nothing = pl.DataFrame(schema={"check": pl.String, "passed": pl.Boolean, "found": pl.String, "demanded": pl.String})
+    assert Acceptance("churn/1", nothing).passed is False and "failed" in Acceptance("churn/1", nothing)._repr_html_()
 
 
 def test_an_acceptance_with_one_failure_has_not_passed():

@@ -240,21 +240,26 @@ def test_every_kind_is_looked_at(): assert {*KINDS} == {"files", "table", "datab
 
 # Over HTTP
 
-def test_a_run_is_asked_for_over_http(tmp_path):
-    settings = create(tmp_path, serve={"tokens": "s3cret"}, **{"trigger:n": {"cron": "0 3 * * *"}})
+@pytest.fixture
+def asked(tmp_path):
+    "A workspace whose runs are asked for over HTTP, by who has a token: settings, client, ann's key."
+    settings = create(tmp_path, serve={"tokens": "ann:s3cret ci:0ther"}, **{"trigger:n": {"cron": "0 3 * * *"}})
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
-    client, key = TestClient(pages.asgi(settings), base_url="http://localhost"), {"authorization": "Bearer s3cret"}
-    wanted = {"parameters": {"source": "b.csv"}, "by": "ci", "note": "nightly"}
+    return settings, TestClient(pages.asgi(settings), base_url="http://localhost"), {"authorization": "Bearer s3cret"}
+
+
+def test_a_run_is_asked_for_over_http(asked):
+    settings, client, key = asked
+    wanted = {"parameters": {"source": "b.csv"}, "note": "nightly"}
     assert client.post("/api/runs", json=wanted).status_code == 401
     answer = client.post("/api/runs", json=wanted, headers=key)
     assert answer.status_code == 202 and answer.json()["watch"].startswith("off")
     [found] = triggers.pending(settings)
     assert found.request == answer.json()["id"] and found.parameters == {"source": "b.csv"}
-    for bad in ({"parameters": {"sorce": 1}, "by": "ci"}, {"parameters": [], "by": "ci"}, {"parameters": {}}):
+    for bad in ({"parameters": {"sorce": 1}}, {"parameters": []}, {"params": {}}):
         assert client.post("/api/runs", json=bad, headers=key).status_code == 422
-    assert "did you mean `source`" in client.post("/api/runs", json={"parameters": {"sorce": 1}, "by": "ci"},
-                                                   headers=key).text
-    for bad in ({"parameters": {"source": "\ud800"}}, {"parameters": {"\ud800": 1}}, {"by": "\ud800"}, {"note": "\ud800"}):
+    assert "did you mean `source`" in client.post("/api/runs", json={"parameters": {"sorce": 1}}, headers=key).text
+    for bad in ({"parameters": {"source": "\ud800"}}, {"parameters": {"\ud800": 1}}, {"note": "\ud800"}):
         answer = client.post("/api/runs", content=json.dumps(wanted | bad),
                              headers=key | {"content-type": "application/json"})
         assert answer.status_code == 422 and ("half of a surrogate pair" in answer.text or "ud800" in answer.text), bad
@@ -268,11 +273,30 @@ def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
     settings = create(tmp_path)
     notebook(tmp_path / "nbs/1_test.ipynb", "rows = 1", "from mlops_nb.workflow import glue\nglue('passed', rows > 1)")
     notebook(tmp_path / "nbs/2_register.ipynb", "passed = False", "passed")
-    client = TestClient(pages.asgi(settings))
-    answer = client.post("/api/runs", json={"parameters": {"passed": True}, "by": "ci"})
+    client = TestClient(pages.asgi(settings), base_url="http://localhost")
+    answer = client.post("/api/runs", json={"parameters": {"passed": True}})
     assert answer.status_code == 422 and "`passed` cannot be given: stage test glues it" in answer.text
     assert kinds(settings) == []
-    assert client.post("/api/runs", json={"parameters": {"rows": 2}, "by": "ci"}).status_code == 202
+    assert client.post("/api/runs", json={"parameters": {"rows": 2}}).status_code == 202
+
+
+def test_who_asks_is_known_by_the_token_and_never_by_the_body(asked):
+    settings, client, key = asked
+    answer = client.post("/api/runs", json={"by": "the director"}, headers=key)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422, "expected no `by`: who asks is known by the bearer token, not by what a body says")
+    assert "run_requested" not in kinds(settings)
+    for token in ("s3cret", "0ther"):
+        assert client.post("/api/runs", json={}, headers={"authorization": f"Bearer {token}"}).status_code == 202
+    log = events.history(settings.events, kind="run_requested").collect()
+    assert log["by"].to_list() == ["ann", "ci"]
+
+
+def test_without_tokens_who_asks_is_the_user_of_the_system(tmp_path):
+    settings = create(tmp_path)
+    notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
+    assert TestClient(pages.asgi(settings), base_url="http://localhost").post("/api/runs", json={}).status_code == 202
+    assert events.newest(settings.events, "run_requested", "trigger:manual")["by"] == events.user()
 
 
 # On the cluster

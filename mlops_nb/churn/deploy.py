@@ -16,6 +16,8 @@ def approve(
 ) -> None:
     "Approve by the rule where the objective lets it, or make sure that a person did."
     if not acceptance.passed:
-        raise DeploymentError(f"{model_version} failed its acceptance tests: see the table in this notebook. "
-                              "What serves now goes on serving.")
+        raise DeploymentError(f"{model_version} failed its acceptance tests: see the table in this "
+                              "notebook. What serves now goes on serving. A person can deploy it all "
+                              f"the same: `mlops-nb approve {model_version} --by NAME --despite "
+                              f"REASON`, then `mlops-nb deploy {model_version}`")
     registry.approve_by_rule(model_version)

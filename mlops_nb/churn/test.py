@@ -20,8 +20,8 @@ def champions_view(
 ) -> np.ndarray | None:     # probability a row; None where no version is in production
     "Return the positive label's probability, as the version in production predicts it."
     if champion != f"{OBJECTIVE.name}@champion":
-        raise registry.RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for the gate compares "
-                                     "with the version in production")
+        raise registry.RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for "
+                                     "the gate compares with the version in production")
     version = roles.serving(OBJECTIVE.name, load()).get("champion")
     if version is None: return None
     bundle = registry.resolve(f"{OBJECTIVE.name}/{version}").bundle()

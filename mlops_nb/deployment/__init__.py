@@ -87,14 +87,16 @@ def approved(version: registry.ModelVersion, settings: Settings) -> str:
         raise DeploymentError(f"{version.ref} has no approval: approve it first, {command} or "
                               f"registry.approve({version.ref!r}, by=…)")
     if decision["kind"] == "rejected":
-        raise DeploymentError(f"{version.ref} was rejected by {decision['by']}, and a rejection is final: approve and "
-                              "deploy another version")
-    if decision["by"] == approvals.RULE and approvals.policy(bundle.objective, settings) != approvals.RULE:
-        raise DeploymentError(f"{version.ref} was approved by the rule, but a person has to decide: {command}")
+        raise DeploymentError(f"{version.ref} was rejected by {decision['by']}, and a rejection is "
+                              "final: approve and deploy another version")
+    approver = approvals.policy(bundle.objective, settings)
+    if decision["by"] == approvals.RULE != approver:
+        raise DeploymentError(f"{version.ref} was approved by the rule, but a person has to decide: "
+                              f"{command}")
     trial = approvals.acceptance(version.ref, bundle.digest, settings)
     if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision["at"]:
-        raise DeploymentError(f"{version.ref} failed acceptance tests after {decision['by']} approved it: test it "
-                              f"again, or {command[:-1]} --despite REASON`")
+        raise DeploymentError(f"{version.ref} failed acceptance tests after {decision['by']} approved "
+                              f"it: test it again, or {command[:-1]} --despite REASON`")
     return decision["id"]
 
 # %% ../../nbs/13_deployment.ipynb #495babc4
@@ -132,13 +134,15 @@ def deploy(
     settings = settings or load()
     if canary is None and not shadow: return promote(ref, by=by, settings=settings)
     if canary is not None and (shadow or not 0 < canary < 100):
-        raise DeploymentError(f"canary = {canary:g}{', shadow' if shadow else ''}: expected a share of more than 0 and "
-                              "less than 100 percent, or shadow alone")
+        raise DeploymentError(f"canary = {canary:g}{', shadow' if shadow else ''}: expected a share of "
+                              "more than 0 and less than 100 percent, or shadow alone")
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
     version, new = target(ref, settings)
     approval, champion = approved(version, settings), champion_of(version, new, before)
-    demand_same_inputs(version, registry.resolve(f"{version.name}/{champion}", settings=settings), settings)
-    decide(settings, version.name, beside(new, champion, before, canary), before=before, by=by, because=approval,
+    served = registry.resolve(f"{version.name}/{champion}", settings=settings)
+    demand_same_inputs(version, served, settings)
+    desired = beside(new, champion, before, canary)
+    decide(settings, version.name, desired, before=before, by=by, because=approval,
            previous=before["id"])
     return endpoint(version.name, settings=settings)
 
@@ -160,8 +164,8 @@ def beside(new: Desired, champion: str, before: dict, canary: float | None) -> D
     version, = new.versions
     shares = {champion: 100} if canary is None else {champion: 100 - canary, version: canary}
     bundles = {champion: before["details"]["bundles"][champion]} | new.bundles
-    return Desired(shares, bundles, new.library, (version,) if canary is None else (), champion=champion,
-                   challenger=None if canary is None else version)
+    shadow, challenger = ((version,), None) if canary is None else ((), version)
+    return Desired(shares, bundles, new.library, shadow, champion=champion, challenger=challenger)
 
 # %% ../../nbs/13_deployment.ipynb #1cc4bfa6
 def demand_same_inputs(
@@ -172,17 +176,22 @@ def demand_same_inputs(
     "Raise if a version would refuse rows that the champion takes."
     ours, theirs = (v.bundle(settings).signature for v in (version, champion))
     if differing := differences(theirs, ours):
-        raise DeploymentError(f"{version.ref} cannot stand beside the champion {champion.ref}, for it would refuse "
-                              f"requests made for it: {'; '.join(differing)}. Promote it when the clients are ready")
+        raise DeploymentError(f"{version.ref} cannot stand beside the champion {champion.ref}, for it "
+                              f"would refuse requests made for it: {'; '.join(differing)}. Promote it "
+                              "when the clients are ready")
 
 def differences(champion: Signature, other: Signature) -> list[str]:
     "Return the columns, in words, for which another signature refuses what the champion's takes."
     theirs, ours = ({c.name: c for c in signature.columns} for signature in (champion, other))
-    reasons = [f"column '{name}' is unknown to it" for name in theirs if name not in {*ours, *other.ignored}]
+    taken = {*ours, *other.ignored}
+    reasons = [f"column '{name}' is unknown to it" for name in theirs if name not in taken]
     for name, column in ours.items():
-        if name not in theirs: reasons.append(f"column '{name}' is only in it")
-        elif (wanted := theirs[name].dtype) not in {column.dtype} | ({"integer"} if column.dtype == "float" else set()):
-            reasons.append(f"column '{name}' is {column.dtype} in it, {wanted} for the champion")
+        kinds = {"integer", "float"} if column.dtype == "float" else {column.dtype}
+        if name not in theirs:
+            reasons.append(f"column '{name}' is only in it")
+        elif theirs[name].dtype not in kinds:
+            reasons.append(f"column '{name}' is {column.dtype} in it, {theirs[name].dtype} for the "
+                           "champion")
         elif theirs[name].nullable and not column.nullable:
             reasons.append(f"column '{name}' may be null for the champion only")
     return reasons
@@ -201,39 +210,45 @@ def rollback(
     past = _earlier(now, settings) if now else None
     if past is None: raise DeploymentError(f"{model} has no earlier deployment to go back to")
     _demand_none_rejected(model, past, settings)
-    decide(settings, model, Desired.of(past["details"]), before=now, by=by, note=note, because=now["id"],
-           previous=past["details"].get("previous"))
+    decide(settings, model, Desired.of(past["details"]), before=now, by=by, note=note,
+           because=now["id"], previous=past["details"].get("previous"))
     return endpoint(model, settings=settings)
 
 def _earlier(event: dict, settings: Settings) -> dict | None:
     "Return the `deployed` event that a rollback from this one leads to, or None if there is none."
     id_ = event["details"].get("previous")
-    rows = events.history(settings.events, event["subject"], "deployed").filter(id=id_).collect().to_dicts()
+    if id_ is None: return None
+    log = events.history(settings.events, event["subject"], "deployed")
+    rows = log.filter(id=id_).collect().to_dicts()
     return rows[0] | {"details": orjson.loads(rows[0]["details"])} if rows else None
 
 def _rejection(model: str, details: dict, settings: Settings) -> dict | None:
     "Return the rejection of a version that this state serves, or None if there is none."
-    decisions = (approvals.decision(f"{model}/{v}", settings) for v in (*details["versions"], *details.get("shadow", ())))
+    served = (*details["versions"], *details.get("shadow", ()))
+    decisions = (approvals.decision(f"{model}/{version}", settings) for version in served)
     return next((d for d in decisions if d and d["kind"] == "rejected"), None)
 
 def _demand_none_rejected(model: str, past: dict, settings: Settings) -> None:
     "Raise if an earlier state serves a version that was rejected since; offer the one before it."
     rejection = _rejection(model, past["details"], settings)
     if rejection is None: return
-    before = past
-    while (before := _earlier(before, settings)) and _rejection(model, before["details"], settings): pass
+    before = _earlier(past, settings)
+    while before and _rejection(model, before["details"], settings):
+        before = _earlier(before, settings)
     champion = before and roles.named(before["details"]).get("champion")
-    offer = f"Before it {model}/{champion} was served: `mlops-nb deploy {model}/{champion}`" if champion else (
-        "No version was served before it: promote another one")
-    raise DeploymentError(f"{rejection['subject']} was served before, but {rejection['by']} rejected it since"
-                          f"{': ' + rejection['details']['note'] if rejection['details'].get('note') else ''}. {offer}")
+    ref, note = f"{model}/{champion}", rejection["details"].get("note")
+    offer = (f"Before it {ref} was served: `mlops-nb deploy {ref}`" if champion else
+             "No version was served before it: promote another one")
+    raise DeploymentError(f"{rejection['subject']} was served before, but {rejection['by']} rejected "
+                          f"it since{': ' + note if note else ''}. {offer}")
 
 # %% ../../nbs/13_deployment.ipynb #18636b42
 def undeploy(model: str, *, by: str, note: str = "", settings: Settings | None = None) -> None:
     "Take an endpoint down; `rollback` brings it back."
     settings = settings or load()
     before = events.newest(settings.events, "deployed", model)
-    decide(settings, model, Desired({}, {}), before=before, by=by, note=note, previous=before and before["id"])
+    decide(settings, model, Desired({}, {}), before=before, by=by, note=note,
+           previous=before and before["id"])
 
 def restore(settings: Settings | None = None) -> list[Endpoint]:
     "Bring every deployed endpoint back, as its newest event says; those that are there are left alone."

@@ -118,13 +118,14 @@ def current(settings: Settings, model: str, event: str | None) -> Desired | None
     "Return what an endpoint should serve now; raise `Conflict` if another event than this says so."
     newest = events.newest(settings.events, "deployed", model)
     if event is not None and newest["id"] != event:
-        raise events.Conflict(f"{model} was deployed meanwhile by {newest['by']} at {newest['at']:%Y-%m-%d %H:%M:%S} "
-                              "UTC: look at the present state and decide again")
+        raise events.Conflict(f"{model} was deployed meanwhile by {newest['by']} at "
+                              f"{newest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and "
+                              "decide again")
     if newest is None or not newest["details"]["versions"]: return None
     return Desired.of(newest["details"], event=newest["id"])
 
 def realize(settings: Settings, model: str, event: str | None = None) -> None:
-    "Make an endpoint what its newest `deployed` event says; with `event`, only if that is the newest."
+    "Make an endpoint what its newest event says; raise `Conflict` if `event` is not the newest."
     cluster.serve(settings)
     desired, app = current(settings, model, event), app_name(model)
     if desired is None: return delete(app)
@@ -179,8 +180,8 @@ class Endpoint:
 
     def _repr_html_(self) -> str:
         role = {self.challenger: " (challenger)", self.champion: " (champion)"}
-        shares = ", ".join(f"version {v}{role.get(v, '')}: {s:g} %" for v, s in self.versions.items())
-        shares = shares or "not deployed"
+        parts = (f"version {v}{role.get(v, '')}: {s:g} %" for v, s in self.versions.items())
+        shares = ", ".join(parts) or "not deployed"
         shadow = f"; shadow: {', '.join(self.shadow)}" if self.shadow else ""
         curl = (f"curl {self.url}/predict -H 'content-type: application/json' -d '{{\"rows\": [{{…}}]}}'")
         state = "ready" if self.ready else "not ready"
@@ -198,5 +199,5 @@ def endpoint(
     settings = settings or load()
     desired = (Desired.newest(settings, model) if stage == "production" else staged(settings, model)) or Desired({}, {})
     ready = bool(desired.versions) and answers(settings, model, desired, stage=stage)
-    return Endpoint(model, address(settings, model, stage), desired.versions, desired.shadow, ready, stage, settings,
-                    desired.champion, desired.challenger)
+    return Endpoint(model, address(settings, model, stage), desired.versions, desired.shadow, ready,
+                    stage, settings, desired.champion, desired.challenger)
