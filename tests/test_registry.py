@@ -288,6 +288,27 @@ def test_outside_a_workspace_the_digest_comes_from_the_environment(place, monkey
         Bundle(built.path).pipeline  # noqa: B018
 
 
+def test_a_library_that_others_can_write_to_is_not_used(place):
+    built = place.register().bundle(place.settings)
+    folder = built.library
+    folder.chmod(0o770)
+    with pytest.raises(BundleError, match="was altered, or others can write to it"):
+        resolve("m/1", settings=place.settings).bundle(place.settings).library  # noqa: B018
+    folder.chmod(0o700)
+    (folder / "wspkg/features.py").write_text("changed = True")
+    with pytest.raises(BundleError, match="was altered, or others can write to it"):
+        resolve("m/1", settings=place.settings).bundle(place.settings).library  # noqa: B018
+
+
+def test_the_probability_of_a_label_follows_the_label_not_the_column(place):
+    "A champion may have been trained with the other label as positive."
+    built = place.register().bundle(place.settings)
+    positive = place.fitted.probability(ROWS)
+    assert (built.probability(ROWS, "Yes") == positive).all()
+    assert built.probability(ROWS, "No") == pytest.approx(1 - positive)
+    with pytest.raises(BundleError, match="has the labels No and Yes, expected 1 among them"): built.probability(ROWS, 1)
+
+
 def test_a_bundle_without_code_of_its_own_needs_no_digest(place, tmp_path, monkeypatch):
     with tracking.start_run(place.settings, name="plain"):
         plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression())).save(place.settings)
