@@ -383,6 +383,24 @@ def test_what_was_checked_is_what_is_used(place):
     assert "changed" not in (built.library / "wspkg/features.py").read_text()
 
 
+def test_a_bundle_sealed_again_under_our_hands_is_refused(place, monkeypatch):
+    "Whoever vouched for the first manifest did not vouch for the second."
+    monkeypatch.chdir(place.settings.root)
+    built = Bundle(place.register().bundle(place.settings).path)
+    assert built.trusted
+    (built.path / "lineage.json").write_text('{"package": "evil"}')
+    seal(built.path)
+    with pytest.raises(BundleError, match="lineage.json was changed"): built.verify()
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{", "is not JSON"), ("[]", "has no digest and files"), ('{"digest": "0", "files": []}', "has no digest and files")])
+def test_a_manifest_that_is_none_is_refused_in_words(place, text, says):
+    version = place.register()
+    (version.bundle(place.settings).path / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=says): version.bundle(place.settings).verify()
+
+
 def test_a_replica_loads_what_was_registered(place):
     version = place.register()
     found, state = applications.target(version.ref, place.settings)
