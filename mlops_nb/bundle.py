@@ -191,7 +191,8 @@ class Sealed:
         try: claims = json.loads((self.path / MANIFEST).read_text())
         except ValueError as e:
             raise BundleError(f"bundle {self.path}: {MANIFEST} is not JSON: {e}") from e
-        if isinstance(claims, dict) and claims.keys() >= {"digest", "files"}: return claims
+        files = claims.get("files") if isinstance(claims, dict) else None
+        if isinstance(files, dict) and "digest" in claims: return claims
         raise BundleError(f"bundle {self.path}: {MANIFEST} has no digest and files; "
                           "fetch the bundle again")
 
@@ -219,8 +220,8 @@ class Sealed:
         if wrong: raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again")
 
     def verify(self) -> Self:
-        "Raise if a file was changed, added or removed; costs a pass over the files."
-        for name in ("contents", "manifest"): self.__dict__.pop(name, None)
+        "Read anew; raise if a file was changed, added or removed since the manifest was read."
+        self.__dict__.pop("contents", None)
         _ = self.contents
         return self
 
@@ -381,6 +382,7 @@ def _library(bundle: Bundle) -> Path | None:
 
 def _provide(bundle: Bundle, package: str) -> None:
     "Make the bundle's version of its package the one this process imports, or raise."
+    if bundle.library is None: return  # installed, or else loading says what is missing
     if package not in sys.modules: return sys.path.insert(0, str(bundle.library))
     place = Path(sys.modules[package].__file__).parents[1]
     if library_digest(place, package) != bundle.library_digest:

@@ -154,7 +154,7 @@ def contract(
     function, inputs = features and imported(features), signature.conform(frame)
     outputs(function, signature)
     if function: check_row_by_row(function, inputs, seed=seed)
-    return used_only(signature, function, inputs, seed=seed)
+    return used_only(signature, function, inputs, keep=objective.protected, seed=seed)
 
 def fit(
     frame: pl.DataFrame,                # the rows to learn from

@@ -7,7 +7,7 @@ __all__ = ['WHOLE', 'SAMPLE', 'SINGLE', 'ALONE', 'DATE', 'LEFT_OUT', 'TrainingEr
            'check_row_by_row', 'sampled', 'difference', 'used_only']
 
 # %% ../nbs/08c_features.ipynb #009f32ec
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import polars as pl
@@ -129,13 +129,14 @@ def used_only(
     features: Callable | None,   # frame → frame
     frame: pl.DataFrame,         # the training split, as the signature has it
     *,
+    keep: Iterable[str] = (),    # columns that others need: monitoring judges fairness by them
     seed: int = 0,
 ) -> Signature:
     "Return the signature without the columns that the pipeline does not use."
     reached = set(sum(numbers_and_strings(outputs(features, signature)), []))
     rows, unused = frame[sampled(frame, seed)] if frame.height else frame, {}
     for column in signature.columns:
-        if column.name in reached: continue
+        if column.name in reached or column.name in keep: continue
         if features and _needs(features, rows, column.name, reached): continue
         rows = rows.drop(column.name)
         unused[column.name] = DATE if column.dtype in ("date", "datetime") else LEFT_OUT

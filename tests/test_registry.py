@@ -300,6 +300,27 @@ def test_outside_a_workspace_the_digest_comes_from_the_environment(place, monkey
         Bundle(built.path).pipeline  # noqa: B018
 
 
+def test_a_library_that_others_can_write_to_is_not_used(place):
+    built = place.register().bundle(place.settings)
+    folder = built.library
+    folder.chmod(0o770)
+    with pytest.raises(BundleError, match="was altered, or others can write to it"):
+        resolve("m/1", settings=place.settings).bundle(place.settings).library  # noqa: B018
+    folder.chmod(0o700)
+    (folder / "wspkg/features.py").write_text("changed = True")
+    with pytest.raises(BundleError, match="was altered, or others can write to it"):
+        resolve("m/1", settings=place.settings).bundle(place.settings).library  # noqa: B018
+
+
+def test_the_probability_of_a_label_follows_the_label_not_the_column(place):
+    "A champion may have been trained with the other label as positive."
+    built = place.register().bundle(place.settings)
+    positive = place.fitted.probability(ROWS)
+    assert (built.probability(ROWS, "Yes") == positive).all()
+    assert built.probability(ROWS, "No") == pytest.approx(1 - positive)
+    with pytest.raises(BundleError, match="has the labels No and Yes, expected 1 among them"): built.probability(ROWS, 1)
+
+
 def test_a_bundle_without_code_of_its_own_needs_no_digest(place, tmp_path, monkeypatch):
     with tracking.start_run(place.settings, name="plain"):
         plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression())).save(place.settings)
@@ -372,6 +393,24 @@ def test_what_was_checked_is_what_is_used(place):
     assert (built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == place.fitted.probability(ROWS)).all()
     assert built.objective == OBJECTIVE and built.labels == ("No", "Yes")
     assert "changed" not in (built.library / "wspkg/features.py").read_text()
+
+
+def test_a_bundle_sealed_again_under_our_hands_is_refused(place, monkeypatch):
+    "Whoever vouched for the first manifest did not vouch for the second."
+    monkeypatch.chdir(place.settings.root)
+    built = Bundle(place.register().bundle(place.settings).path)
+    assert built.trusted
+    (built.path / "lineage.json").write_text('{"package": "evil"}')
+    seal(built.path)
+    with pytest.raises(BundleError, match="lineage.json was changed"): built.verify()
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("{", "is not JSON"), ("[]", "has no digest and files"), ('{"digest": "0", "files": []}', "has no digest and files")])
+def test_a_manifest_that_is_none_is_refused_in_words(place, text, says):
+    version = place.register()
+    (version.bundle(place.settings).path / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=says): version.bundle(place.settings).verify()
 
 
 def test_a_replica_loads_what_was_registered(place):

@@ -359,6 +359,16 @@ def test_a_date_that_the_features_use_is_demanded(tmp_path, monkeypatch):
     finally: sys.modules.pop("datepkg", None)
 
 
+def test_a_protected_column_is_demanded_though_the_model_does_not_see_it(tmp_path, monkeypatch):
+    (tmp_path / "fairpkg.py").write_text("def blind(frame): return frame.drop('flag')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    protecting = OBJECTIVE.model_copy(update={"protected": ("flag",)})
+    try:
+        blind, fair = (fit(table(), o, LOGISTIC, features="fairpkg.blind").signature for o in (OBJECTIVE, protecting))
+    finally: sys.modules.pop("fairpkg", None)
+    assert list(blind.unused) == ["flag"] and fair.unused == {}
+
+
 def test_the_report_names_what_is_not_used():
     fitted = fit(dated(), OBJECTIVE, LOGISTIC)
     report = evaluate(dated(), fitted.probability(dated()), OBJECTIVE, pipeline=fitted.pipeline)
