@@ -1246,6 +1246,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.settings.StageSection': ('settings.html#stagesection', 'mlops_nb/settings.py'),
                                    'mlops_nb.settings.Tracking': ('settings.html#tracking', 'mlops_nb/settings.py'),
                                    'mlops_nb.settings.TriggerSection': ('settings.html#triggersection', 'mlops_nb/settings.py'),
+                                   'mlops_nb.settings.TriggerSection._masked': ( 'settings.html#triggersection._masked',
+                                                                                 'mlops_nb/settings.py'),
                                    'mlops_nb.settings.TriggerSection._one_source': ( 'settings.html#triggersection._one_source',
                                                                                      'mlops_nb/settings.py'),
                                    'mlops_nb.settings.TriggerSection.rest': ('settings.html#triggersection.rest', 'mlops_nb/settings.py'),

@@ -24,6 +24,7 @@ import polars as pl
 
 from . import tracking
 from .objective import Objective, labels
+from .panics import panics_as_errors
 from .settings import MlopsError, Settings
 from .settings import load as workspace
 from .signature import Signature, kind_of
@@ -106,7 +107,8 @@ def build(
 def _outputs(features: Callable | None, signature: Signature) -> pl.Schema:
     "The columns that a feature function makes of a signature's."
     if features is None: return signature.schema()
-    try: return features(signature.frame([])).schema
+    try:
+        with panics_as_errors(): return features(signature.frame([])).schema
     except Exception as e:
         raise TrainingError(f"feature function {features.__qualname__} fails on a frame without rows: "
                             f"{type(e).__name__}: {e}; it should work row by row") from e

@@ -65,7 +65,8 @@ class Secret(SecretStr):
     sealed = False
 
     def __reduce__(self) -> tuple:
-        return (type(self)._seal, (str(self),)) if self._display() != self._secret_value else (type(self), (str(self),))
+        hides = self.sealed or self._display() != self._secret_value
+        return (type(self)._seal if hides else type(self)), (str(self),)
 
     @classmethod
     def _seal(cls, display: str) -> "Secret":

@@ -14,10 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .masking import Address, Secret, Tokens, Webhook
+from .masking import Address, Secret, Tokens, Webhook, masked_all
 
 # %% ../nbs/00_settings.ipynb #5da7d786
 class MlopsError(Exception):
@@ -104,7 +104,7 @@ class TriggerSection(Section):
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
     alert: str = ""                             # an endpoint's name: an alert about it, or a proposal to retrain
     manual: bool = False                        # what a person or a program asks for
-    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True)   # given to the run, a JSON object
+    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True, repr=False)   # given to the run, a JSON object
     missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
     cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
     settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s
@@ -118,6 +118,9 @@ class TriggerSection(Section):
             raise ValueError("database needs query (a table or a SELECT) and watermark (a column that grows)")
         if self.cron: _schedule(self.cron)
         return self
+
+    @field_serializer("parameters")
+    def _masked(self, parameters: dict[str, Any]) -> dict[str, Any]: return masked_all(parameters)
 
     @property
     def rest(self) -> float:

@@ -15,11 +15,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mlops_nb import events, lake, monitoring, window
+from mlops_nb.masking import Webhook
 from mlops_nb.monitoring import check, open_alerts
 from mlops_nb.objective import Objective
 from mlops_nb.profiles import Profile, profile
 from mlops_nb.serving.log import TABLES, PredictionLog
-from mlops_nb.masking import Webhook
 from mlops_nb.settings import create
 from mlops_nb.signature import Signature
 

@@ -14,6 +14,7 @@ from datetime import datetime
 import polars as pl
 
 from .dialects import DataError, Dialect, Unparsable, parsed
+from ..panics import panics_as_errors
 
 # %% ../../nbs/06d_datasets_parts.ipynb #8f2bcc0a
 def recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
@@ -92,7 +93,8 @@ class Part:
 
     @contextmanager
     def _explained(self):
-        try: yield
+        try:
+            with panics_as_errors(): yield
         except DataError: raise
         except Exception as e: raise self._error(e) from e
 
