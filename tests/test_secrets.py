@@ -63,13 +63,22 @@ def test_pickled_settings_hold_no_secret_and_open_again_by_the_file(secretive):
     assert again.trigger["shop"].database.get_secret_value().endswith("hunter2@127.0.0.1:9/shop")
 
 
+def test_what_serve_keeps_of_an_application_has_no_secret(secretive):
+    from ray import cloudpickle
+
+    from mlops_nb.serving import application
+    kept = application(secretive, "churn", library="l")._bound_deployment
+    data = cloudpickle.dumps((kept.init_args, kept.init_kwargs, kept._deployment_config, kept._replica_config))
+    assert b"churn" in data and not [s for s in ("s3cret", "t0ken", "hunter2", "T0B0") if s.encode() in data]
+
+
 def test_without_the_file_tokens_are_still_checked_and_nothing_else_is_known(secretive):
     data = pickle.dumps(secretive)
     (secretive.root / "settings.ini").rename(secretive.root / "moved.ini")
     again = pickle.loads(pickle.dumps(pickle.loads(data)))  # also twice
     assert again.serve.identify("s3cret") == "alice" and again.serve.identify("guess") is None
     assert again.serve.tokens and not shown(repr(again.serve))
-    for use in (lambda: again.tracking_uri, lambda: again.serve.tokens.first, lambda: again.alerts.webhook.get_secret_value()):
+    for use in (lambda: again.tracking_uri, lambda: again.serve.tokens.first, again.alerts.webhook.get_secret_value):
         with pytest.raises(SealedError, match="without its secret"): use()
 
 
