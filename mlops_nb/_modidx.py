@@ -1286,6 +1286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.signature._column': ('signature.html#_column', 'mlops_nb/signature.py'),
                                     'mlops_nb.signature._columns': ('signature.html#_columns', 'mlops_nb/signature.py'),
                                     'mlops_nb.signature._culprit': ('signature.html#_culprit', 'mlops_nb/signature.py'),
+                                    'mlops_nb.signature._has_length': ('signature.html#_has_length', 'mlops_nb/signature.py'),
                                     'mlops_nb.signature._in_range': ('signature.html#_in_range', 'mlops_nb/signature.py'),
                                     'mlops_nb.signature._short': ('signature.html#_short', 'mlops_nb/signature.py'),
                                     'mlops_nb.signature._times': ('signature.html#_times', 'mlops_nb/signature.py'),

@@ -237,21 +237,23 @@ def _unseal(settings: "Settings") -> None:
     if not any(_sealed(section) for group in groups for section in group.values()): return
     try: fresh = load(settings.root)
     except SettingsError: return
-    sections |= {name: _unsealed(section, getattr(fresh, name)) for name, section in sections.items() if _sealed(section)}
+    sections |= {name: _unsealed(section, getattr(fresh, name))
+                 for name, section in sections.items() if _sealed(section)}
     sections["trigger"] = {name: _unsealed(section, fresh.trigger.get(name))
                            for name, section in settings.trigger.items()}
 
 
 def _sealed(section: Any) -> list[str]:
     "Return the names of a section's fields whose secrets were left out."
-    return [name for name, value in section if isinstance(value, Secret) and value.sealed] \
-        if isinstance(section, Section) else []
+    if not isinstance(section, Section): return []
+    return [name for name, value in section if isinstance(value, Secret) and value.sealed]
 
 
 def _unsealed(section: Section, fresh: Section | None) -> Section:
     "Return a section with the secrets of the same section read anew."
-    known = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
-    return section.model_copy(update={n: secret for n, secret in known.items() if secret.opens(getattr(section, n))})
+    candidates = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
+    same = {n: secret for n, secret in candidates.items() if secret.opens(getattr(section, n))}
+    return section.model_copy(update=same)
 
 # %% ../nbs/00_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:
@@ -274,7 +276,7 @@ def _grouped(sections: dict) -> dict:
 def _is_secret(model: type[BaseModel] | None, name: str) -> bool:
     "Return whether a key's value must not be shown."
     field = getattr(model, "model_fields", {}).get(name)
-    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Secret)
+    return isinstance(getattr(field, "annotation", None), type) and issubclass(field.annotation, Secret)
 
 # %% ../nbs/00_settings.ipynb #4ad4b3a4
 def _explain(error: dict) -> str:
