@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import polars as pl
 
+from .panics import panics_as_errors
 from .settings import MlopsError
 from .signature import Signature, kind_of
 
@@ -25,7 +26,8 @@ def outputs(
 ) -> pl.Schema:
     "Return the columns that a feature function makes of a signature's."
     if features is None: return signature.schema()
-    try: return features(signature.frame([])).schema
+    try:
+        with panics_as_errors(): return features(signature.frame([])).schema
     except Exception as e:
         raise TrainingError(f"feature function {features.__qualname__} fails on a frame without "
                             f"rows: {type(e).__name__}: {e}; it should work row by row") from e
@@ -76,7 +78,8 @@ def sampled(frame: pl.DataFrame, seed: int) -> np.ndarray:
 # %% ../nbs/08c_features.ipynb #02a8a0c6
 def _tried(features: Callable, frame: pl.DataFrame, way: str, schema: pl.Schema) -> pl.DataFrame:
     "Return what a function makes of rows; raise where its shape is not that of no rows."
-    try: result = features(frame)
+    try:
+        with panics_as_errors(): result = features(frame)
     except Exception as e:
         raise _dependent(features, f"it fails on {way}: {type(e).__name__}: {e}") from e
     kind = type(result).__name__
@@ -144,7 +147,8 @@ def used_only(
 
 def _needs(features: Callable, rows: pl.DataFrame, name: str, reached: set[str]) -> bool:
     "Return whether a function fails or gives something else without a column."
-    try: without = features(rows.drop(name))
+    try:
+        with panics_as_errors(): without = features(rows.drop(name))
     except Exception: return True
     if not reached <= set(without.columns): return True
     names = sorted(reached)

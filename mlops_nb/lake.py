@@ -363,9 +363,9 @@ def to_disk(path: Path) -> None:
 
 def _log_files(folder: Path) -> list[Path]:
     "Return the files of a table's log that its newest version needs."
-    by_version = {path: int(path.name[:20]) for path in folder.iterdir() if path.name[:20].isdigit()}
-    checkpoints = [version for path, version in by_version.items() if ".checkpoint" in path.name]
-    return [path for path, version in by_version.items() if version >= max(checkpoints, default=0)]
+    versions = {path: int(path.name[:20]) for path in folder.iterdir() if path.name[:20].isdigit()}
+    checkpoints = [version for path, version in versions.items() if ".checkpoint" in path.name]
+    return [path for path, version in versions.items() if version >= max(checkpoints, default=0)]
 
 
 def sync(table: str) -> None:

@@ -18,9 +18,10 @@ from pydantic import SecretStr
 
 # %% ../nbs/00a_masking.ipynb #af46e9e4
 PASSWORD = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>.+)(?=@)", re.S)    # in an address
-QUOTED = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")            # in a text around it
+QUOTED = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")   # in a text around it
 ADDRESS = re.compile(r"[\w+.-]+(:[\w+.-]+)*://")
-SECRET = re.compile(r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))=([^&#\s]+)", re.I)
+SECRET = re.compile(r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))"
+                    r"=([^&#\s]+)", re.I)
 
 
 def masked(text: str) -> str:
@@ -65,7 +66,8 @@ class Secret(SecretStr):
     sealed = False
 
     def __reduce__(self) -> tuple:
-        return (type(self)._seal, (str(self),)) if self._display() != self._secret_value else (type(self), (str(self),))
+        hides = self.sealed or self._display() != self._secret_value
+        return (type(self)._seal if hides else type(self)), (str(self),)
 
     @classmethod
     def _seal(cls, display: str) -> "Secret":
@@ -76,8 +78,8 @@ class Secret(SecretStr):
     def get_secret_value(self) -> str:
         "Return the value itself; raises `SealedError` where only its masked form is here."
         if self.sealed:
-            raise SealedError(f"{self} came from another process without its secret: settings.ini of the workspace "
-                              "is not readable here, or says something else")
+            raise SealedError(f"{self} came from another process without its secret: settings.ini "
+                              "of the workspace is not readable here, or says something else")
         return self._secret_value
 
     def opens(self, sealed: "Secret") -> bool:
@@ -91,7 +93,9 @@ class Secret(SecretStr):
         return self
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and compare_digest(self._secret_value.encode(), other._secret_value.encode())
+        if type(other) is not type(self):
+            return False
+        return compare_digest(self._secret_value.encode(), other._secret_value.encode())
 
     __hash__ = SecretStr.__hash__
 
@@ -117,26 +121,27 @@ def _entry(text: str) -> tuple[str, str]:
     if not colon:
         return f"token-{hashlib.sha256(token.encode()).hexdigest()[:6]}", token
     if not token or not re.fullmatch(r"[\w.@+-]+", name):
-        raise ValueError("expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a colon, but not a "
-                         "name of letters, digits and . @ + - _ before it and a token after it")
+        raise ValueError("expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a colon, "
+                         "but not a name of letters, digits and . @ + - _ before it and a token after it")
     return name, token
 
 # %% ../nbs/00a_masking.ipynb #a1272b63
 class Tokens(Secret):
-    "Bearer tokens, separated by spaces, each with or without the name of who has it: `alice:TOKEN`."
+    "Bearer tokens, separated by spaces, each with or without a name: `alice:TOKEN`."
 
     def __init__(self, secret_value: str):
         super().__init__(secret_value)
-        self._salt, self._entries = secrets.token_bytes(16), [_entry(text) for text in secret_value.split()]
+        self._salt = secrets.token_bytes(16)
+        self._entries = [_entry(text) for text in secret_value.split()]
         self._hashes = [(name, self._hash(token)) for name, token in self._entries]
         if len({digest for _, digest in self._hashes}) < len(self._hashes):
-            raise ValueError("the same token is there twice: give each person or program one of their own")
+            raise ValueError("the same token is there twice: give each person or program its own")
 
     def _hash(self, token: str) -> bytes:
         return hashlib.sha256(self._salt + token.encode("utf-8", "surrogatepass")).digest()
 
     def identify(self, token: str) -> str | None:
-        "Return the name of who has this token, or None; it takes as long for a nearly right one as for a wrong one."
+        "Return the name of who has this token, or None; in constant time."
         digest = self._hash(token)
         names = [name for name, known in self._hashes if compare_digest(digest, known)]
         return names[0] if names else None
@@ -147,13 +152,15 @@ class Tokens(Secret):
     @classmethod
     def _seal(cls, salt: bytes, hashes: list[tuple[str, bytes]]) -> "Tokens":
         sealed = cls("")
-        sealed._secret_value, sealed._salt, sealed._hashes, sealed.sealed = "*" * 10, salt, hashes, True
+        sealed._secret_value, sealed.sealed = "*" * 10, True
+        sealed._salt, sealed._hashes = salt, hashes
         return sealed
 
     def opens(self, sealed: "Tokens") -> bool:
         "Return whether these are the tokens that another process sealed."
         names = [sealed.identify(token) for _, token in self._entries]
-        return not self.sealed and names == [name for name, _ in self._hashes] == [name for name, _ in sealed._hashes]
+        ours, theirs = [[name for name, _ in tokens._hashes] for tokens in (self, sealed)]
+        return not self.sealed and names == ours == theirs
 
     @property
     def first(self) -> str | None:

@@ -128,9 +128,10 @@ def _refusal(error: Exception, url: str) -> str:
     "Return why a post failed, without the address: its path is a secret."
     import httpx
     if isinstance(error, httpx.HTTPStatusError):
-        return f"HTTPStatusError: it answered {error.response.status_code} {error.response.reason_phrase}"
-    path = url.partition("://")[2].partition("/")[2]
-    return f"{type(error).__name__}: {error}".replace(url, "the address").replace(path or url, "***")
+        answer = error.response
+        return f"HTTPStatusError: it answered {answer.status_code} {answer.reason_phrase}"
+    path, text = url.partition("://")[2].partition("/")[2], f"{type(error).__name__}: {error}"
+    return text.replace(url, "the address").replace(path or url, "***")
 
 # %% ../nbs/14_monitoring.ipynb #769bdffe
 @dataclass(frozen=True)

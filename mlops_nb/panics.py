@@ -27,5 +27,4 @@ def panics_as_errors() -> Iterator[None]:
     except BaseException as e:
         if not is_panic(e):
             raise
-        library = type(e).__module__.partition(".")[0]
-        raise PanicError(f"{library if library != 'pyo3_runtime' else 'a library'} panicked: {e}") from e
+        raise PanicError(f"a library written in Rust panicked: {e}") from e

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .masking import Address, Secret, Tokens, Webhook
+from .masking import Address, Secret, Tokens, Webhook, masked_all
 
 # %% ../nbs/00_settings.ipynb #5da7d786
 class MlopsError(Exception):
@@ -113,7 +113,7 @@ class TriggerSection(Section):
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
     alert: str = ""                             # an endpoint's name: a proposal to retrain it
     manual: bool = False                        # what a person or a program asks for
-    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True)   # given to the run, a JSON object
+    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True, repr=False)   # given to the run, a JSON object
     missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
     cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
     settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s
@@ -127,6 +127,9 @@ class TriggerSection(Section):
             raise ValueError("database needs query (a table or a SELECT) and watermark (a column that grows)")
         if self.cron: _schedule(self.cron)
         return self
+
+    @field_serializer("parameters")
+    def _masked(self, parameters: dict[str, Any]) -> dict[str, Any]: return masked_all(parameters)
 
     @property
     def rest(self) -> float:
@@ -281,21 +284,23 @@ def _unseal(settings: "Settings") -> None:
     if not any(_sealed(section) for group in groups for section in group.values()): return
     try: fresh = load(settings.root)
     except SettingsError: return
-    sections |= {name: _unsealed(section, getattr(fresh, name)) for name, section in sections.items() if _sealed(section)}
+    sections |= {name: _unsealed(section, getattr(fresh, name))
+                 for name, section in sections.items() if _sealed(section)}
     sections["trigger"] = {name: _unsealed(section, fresh.trigger.get(name))
                            for name, section in settings.trigger.items()}
 
 
 def _sealed(section: Any) -> list[str]:
     "Return the names of a section's fields whose secrets were left out."
-    return [name for name, value in section if isinstance(value, Secret) and value.sealed] \
-        if isinstance(section, Section) else []
+    if not isinstance(section, Section): return []
+    return [name for name, value in section if isinstance(value, Secret) and value.sealed]
 
 
 def _unsealed(section: Section, fresh: Section | None) -> Section:
     "Return a section with the secrets of the same section read anew."
-    known = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
-    return section.model_copy(update={n: secret for n, secret in known.items() if secret.opens(getattr(section, n))})
+    candidates = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
+    same = {n: secret for n, secret in candidates.items() if secret.opens(getattr(section, n))}
+    return section.model_copy(update=same)
 
 # %% ../nbs/00_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:
@@ -318,7 +323,7 @@ def _grouped(sections: dict) -> dict:
 def _is_secret(model: type[BaseModel] | None, name: str) -> bool:
     "Return whether a key's value must not be shown."
     field = getattr(model, "model_fields", {}).get(name)
-    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Secret)
+    return isinstance(getattr(field, "annotation", None), type) and issubclass(field.annotation, Secret)
 
 # %% ../nbs/00_settings.ipynb #4ad4b3a4
 def _explain(error: dict) -> str:

@@ -186,15 +186,18 @@ def _came(column: Column, value) -> str:
 
 def _unknown(row: int, name: str, reader: Reader) -> DataError:
     "Return the error for a name that the signature does not have."
-    near = get_close_matches(name, reader.names, n=1) if len(name) <= LONGEST_NAME else []  # its cost is quadratic
+    near = []
+    if len(name) <= LONGEST_NAME: near = get_close_matches(name, reader.names, n=1)
     expected = f"'{near[0]}'" if near else f"only {cut(', '.join(reader.names), 600)}"
     return DataError(row, cut(name), expected, "an unknown column")
 
 def _short(value) -> str:
     "Return a value as it came, cut to 60 characters; of what is nested or long only what it is."
-    if isinstance(value, dict | list) and (len(value) > 5 or any(isinstance(v, dict | list | str) for v in value)):
+    if isinstance(value, dict | list) and (len(value) > 5 or any(map(_has_length, value))):
         return f"an {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
-    return cut(json.dumps(value[:60] + "…" if isinstance(value, str) and len(value) > 60 else value, default=str))
+    return cut(json.dumps(cut(value) if isinstance(value, str) else value, default=str))
+
+def _has_length(value) -> bool: return isinstance(value, dict | list | str)
 
 # %% ../nbs/08a_signature.ipynb #aca3073c
 class Signature(BaseModel):

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -149,3 +151,23 @@ def chromium():
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not found: pytest.skip("chromium is not installed: apt-get install chromium")
     return found
+
+
+@pytest.fixture
+def listening():
+    "A function that puts an ASGI application under a real server, as a context; it gives the port."
+    import uvicorn
+
+    @contextlib.contextmanager
+    def serving(app):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+            thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
+            thread.start()
+            while not server.started and thread.is_alive(): time.sleep(0.01)
+            try: yield taken.getsockname()[1]
+            finally:
+                server.should_exit = True
+                thread.join(10)
+    return serving

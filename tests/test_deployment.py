@@ -1,6 +1,7 @@
 "Deployment on a real Ray head over real HTTP: what is promised while versions change, and when something fails."
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -110,6 +111,20 @@ def test_from_staging_to_production(shop):
     assert stages == ["staging"], "promotion itself must not predict in production"
     with pytest.raises(deployment.DeploymentError, match="stage it first"):
         deployment.accept("churn/2", CUSTOMERS, settings=shop)
+
+
+def test_a_live_endpoint_answers_only_for_our_names_and_has_no_websocket(shop):
+    url, port = deployment.endpoint("churn", settings=shop).url, shop.serve.port
+    with httpx.Client() as http:
+        answers = [http.get(f"{url}/healthz", headers={"host": host}) for host in
+                   (f"localhost:{port}", "evil.example", f"evil.example:{port}")]
+    assert [a.status_code for a in answers] == [200, 421, 421]
+    assert "frame-ancestors 'none'" in answers[0].headers["content-security-policy"]
+    upgrade = ("GET /models/churn/predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+               "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+        line.sendall(upgrade.encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 4")
 
 
 def test_without_approval_nothing_is_deployed(shop):

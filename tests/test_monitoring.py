@@ -608,3 +608,27 @@ def test_the_page_escapes_what_customers_sent(space):
     found = look(space, 1)
     assert not found.quiet and "<script>alert" not in found.report.read_text() + found._repr_html_()
     assert "&lt;script&gt;" in found.report.read_text()
+
+
+def test_pages_and_reports_work_in_a_browser_under_their_policy(space, chromium, listening):
+    from playwright.sync_api import sync_playwright
+
+    from mlops_nb import pages
+    serve(space, people(300, 1, shift=9), hour=0)
+    assert look(space, 1).alerts
+    with listening(pages.asgi(space.settings)) as port, sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page, problems = browser.new_page(), []
+        page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
+        for path in ("/", "/monitor/", "/monitor/m", "/api/docs"):
+            assert page.goto(f"http://localhost:{port}{path}").status == 200
+            assert page.evaluate("[...document.styleSheets].some(s => s.cssRules.length)"), path  # its style is let through
+        page.goto(f"http://localhost:{port}/monitor/m")
+        pictures = page.evaluate("[...document.images].map(i => i.naturalWidth)")
+        assert all(pictures) and (pictures or page.locator("svg").count())
+        page.goto("about:blank")
+        page.set_content(f"<iframe src='http://localhost:{port}/'></iframe>")
+        page.wait_for_timeout(500)
+        assert page.frames[-1].url.startswith("chrome-error")  # no other page may show it in a frame
+        browser.close()
+    assert not [text for text in problems if "frame-ancestors" not in text], problems

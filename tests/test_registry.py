@@ -266,8 +266,8 @@ def test_the_code_of_a_resealed_bundle_never_runs(place, attacked, monkeypatch, 
     outside.mkdir()
     monkeypatch.chdir(place.settings.root if inside else outside)
     loaded = []
-    for name, load in LOADS.items():
-        try: load(place, attacked)
+    for name, way in LOADS.items():
+        try: way(place, attacked)
         except (BundleError, ServingError): pass
         else: loaded.append(name)
         assert not attacked.mark.exists() and "evil" not in sys.modules and sys.path == path, name

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from mlops_nb.serving import Handlers, Request, application_of, protocols
 from mlops_nb.serving.log import PredictionLog, Segment, framed, recover, sound, take_over, write
 from mlops_nb.serving.versions import Desired, Traffic
 from mlops_nb.settings import Serve, create
-from mlops_nb.signature import DataError, Signature
+from mlops_nb.signature import DataError, Signature, plainly_fits
 
 
 @pytest.fixture
@@ -531,6 +530,18 @@ def test_a_models_own_os_error_is_not_the_logs(settings):
 
 # ---- limits
 
+CELLS = st.none() | st.booleans() | st.text(max_size=3) | st.integers(-2**65, 2**65) | st.floats() | st.just([1])
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["tenure", "charges", "contract", "other"]), CELLS) |
+                st.fixed_dictionaries({"tenure": st.integers(-2**63, 2**63) | st.none(), "charges": st.floats(),
+                                       "contract": st.text(max_size=3)}), min_size=1, max_size=3))
+def test_rows_that_plainly_fit_make_a_frame(rows):
+    if plainly_fits(SIGNATURE, rows): assert SIGNATURE.frame(rows).height == len(rows)
+    plain = [r for r in rows if set(r) >= {"charges", "contract"}]
+    assert plainly_fits(SIGNATURE, [GOOD]) and (plain or not plainly_fits(SIGNATURE, rows))
+
+
 def test_a_bad_request_never_reaches_the_batch(settings):
     endpoint, http = client(settings)
     batches = []
@@ -663,22 +674,7 @@ def test_every_answer_tells_browsers_what_they_may_do(settings):
         assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
 
 
-@contextmanager
-def listening(app):
-    "An ASGI application under a real server; its port."
-    import uvicorn
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
-        thread.start()
-        wait(lambda: server.started)
-        yield taken.getsockname()[1]
-        server.should_exit = True
-        thread.join(10)
-
-
-def test_a_websocket_upgrade_is_a_4xx(settings):
+def test_a_websocket_upgrade_is_a_4xx(settings, listening):
     endpoint, _ = client(settings)
     upgrade = ("GET /predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
@@ -688,7 +684,7 @@ def test_a_websocket_upgrade_is_a_4xx(settings):
     assert answer.startswith(b"HTTP/1.1 400"), answer
 
 
-def test_the_documentation_works_in_a_browser_under_its_policy(settings, chromium):
+def test_the_documentation_works_in_a_browser_under_its_policy(settings, chromium, listening):
     from playwright.sync_api import sync_playwright
     endpoint, _ = client(settings)
     with listening(application_of(endpoint)) as port, sync_playwright() as p:

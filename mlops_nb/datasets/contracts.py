@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 from .dialects import DataError, refuse_patterns
 from .parts import convert, without_nan
 from ..lake import column, same_name
+from ..panics import panics_as_errors
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #958744c6
 DTYPES = {"integer": pl.Int64, "float": pl.Float64, "boolean": pl.Boolean, "string": pl.String,
@@ -101,7 +102,9 @@ def _kept(rule: Any) -> Any:
 # %% ../../nbs/06h_datasets_contracts.ipynb #ad2d67c6
 def expression(rule: str) -> pl.Expr:
     "A rule's text as an expression."
-    try: return pl.Expr.deserialize(StringIO(rule), format="json") if rule.startswith("{") else pl.sql_expr(rule)
+    try:
+        with panics_as_errors():
+            return pl.Expr.deserialize(StringIO(rule), format="json") if rule.startswith("{") else pl.sql_expr(rule)
     except Exception as e:  # polars raises many kinds
         raise DataError(f"rule {rule!r} cannot be read: expected an SQL condition such as 'total >= monthly', "
                         f"or a polars expression ({str(e).splitlines()[0]})") from e

@@ -15,6 +15,7 @@ import polars as pl
 
 from .dialects import EXACT, DataError, Dialect, Unparsable, lost, parsed
 from ..lake import column
+from ..panics import panics_as_errors
 
 # %% ../../nbs/06d_datasets_parts.ipynb #8f2bcc0a
 def recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
@@ -115,7 +116,8 @@ class Part:
 
     @contextmanager
     def _explained(self):
-        try: yield
+        try:
+            with panics_as_errors(): yield
         except DataError: raise
         except Exception as e: raise self._error(e) from e
 

@@ -27,6 +27,7 @@ from .files import BINARY, JSON, TEXT, FilePart, digest, endings, stamp, store
 from .parts import Part
 from .tables import is_table, table_parts
 from ..masking import masked
+from ..panics import panics_as_errors
 from ..settings import MlopsError, local
 
 # %% ../../nbs/06b_datasets_sources.ipynb #621c83e4
@@ -207,9 +208,11 @@ class Source(Address):
         since: Mapping[str, dict] | None = None,   # origin → state remembered from an earlier ingest
     ) -> list[Part]:                               # in a fixed order
         "What is there now and was not then, also parts without rows."
-        try: return self._parts(Path(self.root), dict(since or {}))
+        try:
+            with panics_as_errors(): return self._parts(Path(self.root), dict(since or {}))
         except MlopsError: raise
-        except Exception as e: raise DataError(f"{self} cannot be looked at: {str(e).splitlines()[0][:300]}") from e
+        except Exception as e:
+            raise DataError(f"{self} cannot be looked at: {masked(str(e)).splitlines()[0][:300]}") from e
 
     def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
         kind = self.kind

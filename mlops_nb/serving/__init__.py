@@ -97,11 +97,11 @@ class Predictor:
         return answers
 
     def answer_group(self, requests: list[Request]) -> list[bytes | Exception]:
-        "The same for one frame; if the prediction fails, each request is tried alone to spare the others."
+        "The same for one frame; if it fails, each request is tried alone to spare the others."
         try:
             with panics_as_errors():
-                served = requests[0].served
-                return self.predict(served, framed(served.signature, [row for r in requests for row in r.rows]), requests)
+                served, rows = requests[0].served, [row for r in requests for row in r.rows]
+                return self.predict(served, framed(served.signature, rows), requests)
         except Unlogged as e: return [e] * len(requests)
         except Exception as e:
             return [e] if len(requests) == 1 else [self.answer_group([r])[0] for r in requests]
@@ -150,7 +150,8 @@ class Handlers:
         self.stage, self.limit = ("staging" if versions.fixed else "production"), versions.settings.serve.max_rows
         self.predictor, self.answer = Predictor(log, self.stage), batched(self.answer_all)
         self.shadows, self.waiting = ThreadPoolExecutor(1), Semaphore(64)
-        self.rows, self.most_rows = 0, 10 * max(self.limit, BATCH_ROWS)   # in this process now, and at most
+        self.rows = 0                                        # that wait for their answer
+        self.most_rows = 10 * max(self.limit, BATCH_ROWS)    # that may
 
     async def answer_all(self, requests: list[Request]) -> list[bytes | Exception]:
         "The batch that Serve collects."
@@ -163,10 +164,10 @@ class Handlers:
 
     @contextmanager
     def admitted(self, rows: int) -> Iterator[None]:
-        "Count a request's rows while it waits for its answer; refuse it where too many wait already."
+        "Count a request's rows while it waits; refuse it where too many wait already."
         if self.rows and self.rows + rows > self.most_rows:
-            raise Refused(503, f"{self.rows} rows wait for their predictions, and at most {self.most_rows} may: try again "
-                               "in a moment")
+            raise Refused(503, f"{self.rows} rows wait for their predictions, and at most "
+                               f"{self.most_rows} may: try again in a moment")
         self.rows += rows
         try: yield
         finally: self.rows -= rows

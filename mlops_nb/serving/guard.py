@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 ANY_INTERFACE = {"0.0.0.0", "::", ""}
 
 def host_names(serve: Serve) -> frozenset[str]:
-    "Return the names that requests may ask for, in lower case; `*` for any, `ip` for every address."
+    "Return the names that requests may ask for; `*` for any, `ip` for every address."
     names = {"localhost", "127.0.0.1", "::1", serve.host, *serve.hosts.split()}
     if serve.host in ANY_INTERFACE:
         names |= {gethostname(), "ip"}
@@ -113,5 +113,6 @@ def guarded(
             with panics_as_errors(): await app(scope, receive, send)
         except PanicError:
             logger.exception("%s %s", scope["method"], scope["path"])
-            await respond(scope, send, 500, Refused(500, "a library failed; the log of the replica has the details").body)
+            failed = Refused(500, "a library failed; the log of the replica has the details")
+            await respond(scope, send, failed.status, failed.body)
     return guard

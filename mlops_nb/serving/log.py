@@ -76,7 +76,7 @@ class Segment:
         fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         hidden.rename(path)
-        for place in (folder, *folder.parents[:4]): lake.to_disk(place)  # the workspace's folder is the last of them
+        for place in (folder, *folder.parents[:4]): lake.to_disk(place)  # up to the workspace
         return cls(path, fd, moved=0)
 
     @classmethod
@@ -129,7 +129,7 @@ def move(segment: Segment, table: str, schema: dict) -> int:
 
 # %% ../../nbs/12a_serving_log.ipynb #4317bc60
 def take_over(folder: Path, table: str, schema: dict) -> int:
-    "Move every log in the folder that nobody owns any more; the number of rows. One that fails stops no other."
+    "Move every log that nobody owns any more; the number of rows. One that fails stops no other."
     count, errors = 0, []
     for path in sorted(folder.glob("*.log")):
         if not (segment := Segment.adopt(path)): continue

@@ -54,12 +54,13 @@ NESTED = 1000         # objects beyond one a row that are let through, to be jud
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.S)
 
 def countable(body: bytes, limit: int) -> None:
-    "Refuse a JSON text of far more objects than `limit`, or of too many values, before it is parsed."
+    "Refuse a JSON text of far too many objects or values before it is parsed."
     for text in (lambda: body, lambda: TEXT.sub(b"", body)):
         json = text()
         objects, lists, values = json.count(b"{"), json.count(b"["), json.count(b",")
         if objects <= limit + NESTED and lists <= MAX_LISTS and values <= MAX_VALUES: return
-    raise Refused(413, f"more than {limit} rows or {MAX_VALUES} values in one request: send several requests")
+    raise Refused(413, f"more than {limit} rows or {MAX_VALUES} values in one request: "
+                       "send several requests")
 
 # %% ../../nbs/12b_serving_protocols.ipynb #ae9d8a61
 def names_of(item: dict) -> str:
@@ -140,7 +141,8 @@ def bounded(
     for name, values in columns.items():
         for i, value in enumerate(values):
             if isinstance(value, str) and len(value) > most:
-                raise Refused(422, f"row {i}: {name} has {len(value)} characters, at most {most} are kept", row=i, column=name)
+                raise Refused(422, f"row {i}: {name} has {len(value)} characters, at most {most} are kept",
+                              row=i, column=name)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #4c0a9dff
 def bearer(

@@ -33,8 +33,9 @@ def request(
 ) -> str:                                          # the request's event id
     "Ask for a run; a watch takes it up."
     for name in [n for n, value in (parameters or {}).items() if masked_all(value) != value]:
-        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit log: name an environment "
-                           "variable instead, as in postgresql://user:$PASSWORD@host/database")
+        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit log: "
+                           "name an environment variable instead, as in "
+                           "postgresql://user:$PASSWORD@host/database")
     return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
                          parameters=dict(parameters or {}), note=note)
 
