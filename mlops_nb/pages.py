@@ -154,8 +154,6 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
-    from mlops_nb.workflow.gluing import flaw
-    if wrong := flaw({"by": wanted.by, "note": wanted.note}, "the request"): raise HTTPException(422, wrong)
     try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
     if unknown := [p.message for p in problems if p.notebook == "parameters"]:
