@@ -99,20 +99,9 @@ def parameters(
     stages: Iterable[Any] = (),  # each a `workflow.Stage`
 ) -> dict[str, Any]:
     "Return the parameters on a command line, each of the type that the stages' parameters of this name have."
-    from mlops_nb.workflow.values import demanded, typed
-    values = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals: raise typer.BadParameter(f"'{text}': expected NAME=VALUE, as in -p trials=8", param_hint="-p")
-        if name in values: raise typer.BadParameter(f"'{name}' is given twice", param_hint="-p")
-        kinds = [demanded(stage.parameters[name]) for stage in stages if name in stage.parameters]
-        values[name] = _quoted(value) if value.startswith('"') else typed(value, kinds)
-    return values
-
-def _quoted(text: str) -> str:
-    "Return the text that a JSON text stands for, or what is there if it is none."
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    from mlops_nb.workflow.values import spelled
+    try: return spelled(given, stages)
+    except ValueError as e: raise typer.BadParameter(str(e), param_hint="-p") from None
 
 # %% ../nbs/19_cli.ipynb #f3e3c610
 def _telling(console) -> tuple[Any, Callable]:

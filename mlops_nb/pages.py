@@ -158,7 +158,8 @@ def requested(
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
     if unknown := [p.message for p in problems if p.notebook == "parameters"]:
         raise HTTPException(422, "; ".join(unknown))
-    id_ = triggers.request(wanted.parameters, by=wanted.by, note=wanted.note, settings=settings)
+    try: id_ = triggers.request(wanted.parameters, by=wanted.by, note=wanted.note, settings=settings)
+    except triggers.TriggerError as e: raise HTTPException(422, str(e)) from e
     on = triggers.watching(settings)
     return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
 
@@ -221,7 +222,8 @@ DOCS = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>API
 <tr><td>GET /api/status<td>run, models, endpoints, alerts: what <code>mlops-nb status --json</code> prints</tr>
 <tr><td>GET /api/triggers<td>what may start a run: last and next time, and what is pending
 <tr><td>POST /api/runs<td>asks for a run: <code>{{"parameters": {{}}, "by": "ann", "note": "why"}}</code>; 202 with the
-id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter, or if another stage gives it</tr>
+id of the request, which is kept until a watch takes it up; 422 if no stage has such a parameter, or if
+another stage gives it</tr>
 <tr><td>GET /monitor/MODEL<td>the latest monitoring report of an endpoint, HTML</tr>
 <tr><td>GET /models/MODEL/docs<td>how to ask an endpoint, by its registered signature</tr></table></body></html>"""
 

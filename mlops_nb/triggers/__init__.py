@@ -19,6 +19,7 @@ import polars as pl
 from .. import events
 from ..settings import Settings, TriggerSection, load
 from .sights import KINDS, TriggerError, kind
+from ..workflow.gluing import flaw
 from ..workflow.records import Busy, alone, holder
 
 # %% ../../nbs/16_triggers.ipynb #ba6e9d3f
@@ -30,6 +31,8 @@ def request(
     settings: Settings | None = None,              # default: the workspace around the current folder
 ) -> str:                                          # the request's event id
     "Ask for a run; a watch takes it up."
+    if wrong := flaw({"parameters": dict(parameters or {}), "by": by, "note": note}, "the request"):
+        raise TriggerError(f"{wrong}: give None, bool, int, float, str, lists or dicts")
     return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
                          parameters=dict(parameters or {}), note=note)
 
