@@ -98,7 +98,7 @@ def parameters(
     given: list[str],            # NAME=VALUE
     stages: Iterable[Any] = (),  # each a `workflow.Stage`
 ) -> dict[str, Any]:
-    "Return the parameters on a command line, each of the type that the stages' parameters of this name have."
+    "Return the parameters on a command line, each of the type that the stages ask for."
     from mlops_nb.workflow.values import spelled
     try: return spelled(given, stages)
     except ValueError as e: raise typer.BadParameter(str(e), param_hint="-p") from None
@@ -107,7 +107,7 @@ def parameters(
 def _telling(console) -> tuple[Any, Callable]:
     "A live line, and the function that keeps it up to date with a run."
     live = console.status("checking the notebooks")
-    marks = {"done": "[green]✓[/]", "stopped": "[magenta]■[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]"}
+    marks = {"done": "[green]✓[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]", "stopped": "■"}
 
     def tell(now) -> None:
         where = f"{now.number}/{now.stages} {now.stage}"
@@ -143,9 +143,9 @@ def run(
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
                             resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+    states = [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages]
     if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
-                             "stages": [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages],
-                             "warnings": [str(warning) for warning in warnings]})
+                             "stages": states, "warnings": list(map(str, warnings))})
     for stage in done.stages:
         if stage.note: typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
     if all(s.state == "reused" for s in done.stages):
@@ -159,7 +159,8 @@ def _warn(warnings: Iterable[Any]) -> None:
 
 def _checked(problems: list, warnings: list) -> None:
     "Print what a check found, as JSON; end with status 1 if the workflow cannot run."
-    _say({"can_run": not problems, "problems": list(map(str, problems)), "warnings": list(map(str, warnings))})
+    _say({"can_run": not problems, "problems": list(map(str, problems)),
+          "warnings": list(map(str, warnings))})
     if problems: raise typer.Exit(1)
 
 # %% ../nbs/19_cli.ipynb #5ee2d5f9

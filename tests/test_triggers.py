@@ -1,8 +1,8 @@
 "Triggers: what is due, one run for all of it, and every file's rows exactly once, whatever is killed."
 import json
-import re
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess

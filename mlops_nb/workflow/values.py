@@ -49,7 +49,8 @@ def mistyped(
         try: TypeAdapter(kind).validate_python(values[name], strict=True)
         except ValidationError as e:
             wanted = stage.parameters[name].annotation or kind.__name__
-            problems[name] = f"`{name}` is {brief(values[name])}, expected {wanted}: {e.errors()[0]['msg'].lower()}"
+            reason = e.errors()[0]["msg"].lower()
+            problems[name] = f"`{name}` is {brief(values[name])}, expected {wanted}: {reason}"
         except PydanticUserError: continue
     return problems
 
@@ -58,9 +59,9 @@ _JSON_START = re.compile(r'[-\d\["{]|true$|false$|null$')
 _BOOLEANS = {"True": True, "False": False}   # as Python writes them
 
 def literal(text: str) -> Any:
-    "Return the JSON value that a text is, or the boolean as Python writes it. Raise `ValueError` if it is neither."
+    "Return the value that JSON or, for booleans, Python spells so; raise `ValueError` if none."
     if text in _BOOLEANS: return _BOOLEANS[text]
-    if not _JSON_START.match(text): raise ValueError(f"{text!r} is no JSON")   # NaN and Infinity too
+    if not _JSON_START.match(text): raise ValueError(f"{text!r} is no JSON")   # NaN, Infinity
     return json.loads(text)
 
 # %% ../../nbs/15l_workflow_values.ipynb #79bb331c
@@ -85,11 +86,12 @@ def typed(
     text: str,
     kinds: Sequence[Any],   # the types of the parameters of this name, as `demanded` gives them
 ) -> Any:
-    "Return the value that a text stands for; where no reading has the type, the text, to be refused by `mistyped`."
+    "Return the value that a text stands for; the text, for `mistyped` to refuse, if none has the type."
     wanted = [kind for kind in kinds if kind is not None]
     if not wanted: return untyped(text)
     for value in _readings(text, wanted):
-        if flaw(value, "it") is None and all(accepts(kind, value) for kind in wanted): return _as(wanted[0], value)
+        if flaw(value, "it") is None and all(accepts(kind, value) for kind in wanted):
+            return _as(wanted[0], value)
     return text
 
 def untyped(text: str) -> Any:
