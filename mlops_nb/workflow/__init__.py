@@ -81,6 +81,8 @@ class Workflow:
         warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
         return [p for p in problems if not p.warning], list(warnings)
 
+    def __repr__(self) -> str: return f"Workflow({', '.join(s.name for s in self.stages)})"
+
     def _repr_html_(self) -> str: return graph([StageRun(s.name) for s in self.stages], self.wires)
 
 # %% ../../nbs/15_workflow.ipynb #579f3813
