@@ -1320,6 +1320,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlops_nb.workflow.checks._cycle': ('workflow_checks.html#_cycle', 'mlops_nb/workflow/checks.py'),
                                           'mlops_nb.workflow.checks._doubles': ( 'workflow_checks.html#_doubles',
                                                                                  'mlops_nb/workflow/checks.py'),
+                                          'mlops_nb.workflow.checks._exports': ( 'workflow_checks.html#_exports',
+                                                                                 'mlops_nb/workflow/checks.py'),
                                           'mlops_nb.workflow.checks._gates': ('workflow_checks.html#_gates', 'mlops_nb/workflow/checks.py'),
                                           'mlops_nb.workflow.checks._late': ('workflow_checks.html#_late', 'mlops_nb/workflow/checks.py'),
                                           'mlops_nb.workflow.checks._sections': ( 'workflow_checks.html#_sections',

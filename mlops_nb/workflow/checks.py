@@ -47,16 +47,22 @@ def unexported(
 def _late(path: Path, settings: Settings) -> list[Path]:
     "Return the modules that a notebook exports and that are not so in the library."
     from nbdev.export import nb_export
+    with tempfile.TemporaryDirectory() as folder:
+        lib = Path(folder) / settings.workspace.package
+        try: nb_export(path, lib_path=lib)
+        except Exception:
+            if _exports(path): raise
+        modules = [m.relative_to(folder) for m in lib.rglob("*.py")]
+        return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
+
+def _exports(path: Path) -> bool:
+    "Does a notebook export a module? Raise `NotANotebook` if nbdev cannot know."
     nb = read(path)
-    if "default_exp" not in "".join(c.source for c in nb.cells): return []
+    if not any("default_exp" in cell.source for cell in nb.cells): return False
     if (old := nb.metadata.get("orig_nbformat", 4)) < 4:
         raise NotANotebook(str(path), f"has the notebook format {old}, too old for nbdev: "
                            "save it anew in JupyterLab")
-    with tempfile.TemporaryDirectory() as folder:
-        lib = Path(folder) / settings.workspace.package
-        nb_export(path, lib_path=lib)
-        modules = [m.relative_to(folder) for m in lib.rglob("*.py")]
-        return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
+    return True
 
 def _body(module: Path) -> list[str]:
     "Return a module's lines without nbdev's own remarks."
