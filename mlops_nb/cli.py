@@ -100,27 +100,16 @@ def parameters(
     given: list[str],            # NAME=VALUE
     stages: Iterable[Any] = (),  # each a `workflow.Stage`
 ) -> dict[str, Any]:
-    "Return the parameters on a command line, each of the type that the stages' parameters of this name have."
-    from mlops_nb.workflow.values import demanded, typed
-    values = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals: raise typer.BadParameter(f"'{text}': expected NAME=VALUE, as in -p trials=8", param_hint="-p")
-        if name in values: raise typer.BadParameter(f"'{name}' is given twice", param_hint="-p")
-        kinds = [demanded(stage.parameters[name]) for stage in stages if name in stage.parameters]
-        values[name] = _quoted(value) if value.startswith('"') else typed(value, kinds)
-    return values
-
-def _quoted(text: str) -> str:
-    "Return the text that a JSON text stands for, or what is there if it is none."
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    "Return the parameters on a command line, each of the type that the stages ask for."
+    from mlops_nb.workflow.values import spelled
+    try: return spelled(given, stages)
+    except ValueError as e: raise typer.BadParameter(str(e), param_hint="-p") from None
 
 # %% ../nbs/19_cli.ipynb #f3e3c610
 def _telling(console) -> tuple[Any, Callable]:
     "A live line, and the function that keeps it up to date with a run."
     live = console.status("checking the notebooks")
-    marks = {"done": "[green]✓[/]", "stopped": "[magenta]■[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]"}
+    marks = {"done": "[green]✓[/]", "reused": "[blue]=[/]", "failed": "[red]✗[/]", "stopped": "■"}
 
     def tell(now) -> None:
         where = f"{now.number}/{now.stages} {now.stage}"
@@ -156,9 +145,9 @@ def run(
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
                             resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+    states = [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages]
     if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
-                             "stages": [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages],
-                             "warnings": [str(warning) for warning in warnings]})
+                             "stages": states, "warnings": list(map(str, warnings))})
     for stage in done.stages:
         if stage.note: typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
     if all(s.state == "reused" for s in done.stages):
@@ -172,7 +161,8 @@ def _warn(warnings: Iterable[Any]) -> None:
 
 def _checked(problems: list, warnings: list) -> None:
     "Print what a check found, as JSON; end with status 1 if the workflow cannot run."
-    _say({"can_run": not problems, "problems": list(map(str, problems)), "warnings": list(map(str, warnings))})
+    _say({"can_run": not problems, "problems": list(map(str, problems)),
+          "warnings": list(map(str, warnings))})
     if problems: raise typer.Exit(1)
 
 # %% ../nbs/19_cli.ipynb #5ee2d5f9

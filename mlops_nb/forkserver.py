@@ -317,7 +317,7 @@ class Forked:
     def wait(self) -> int: return 0
 
     def status(self) -> int | None:
-        "Wait for the exit code, negative for a signal. Return None if a signal ended a command or the server."
+        "Wait for the exit code, negative for a signal; None if one ended a command or the server."
         return int(said) if (said := self.answers.readline()) else None
 
     def send_signal(self, number: int) -> None: os.killpg(self.pid, number)

@@ -169,7 +169,8 @@ class _Runs(_Data):
         id = self.graph.add(f"run:{run_id}", "run", by=by, state=state, at=started and started["at"].isoformat())
         for event in self.log.filter(kind="run_finished").to_dicts():
             stages = json.loads(event["details"]).get("stages", [])
-            mine = next((s for s in stages if s.get("id") == run_id and s.get("state") in ("done", "stopped")), None)
+            own = (s for s in stages if s.get("state") in ("done", "stopped"))
+            mine = next((s for s in own if s.get("id") == run_id), None)
             if mine: self.graph.link(id, self.run(event["subject"].removeprefix("run:")), f"stage {mine['name']} of")
         return id
 

@@ -183,16 +183,15 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
-    from mlops_nb.workflow.gluing import flaw
     if wanted.by is not None:
         raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, "
                                  "not by what a body says")
-    if wrong := flaw({"note": wanted.note}, "the request"): raise HTTPException(422, wrong)
     try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
     if unknown := [p.message for p in problems if p.notebook == "parameters"]:
         raise HTTPException(422, "; ".join(unknown))
-    id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
+    try: id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
+    except triggers.TriggerError as e: raise HTTPException(422, str(e)) from e
     on = triggers.watching(settings)
     return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
 

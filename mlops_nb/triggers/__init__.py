@@ -21,6 +21,7 @@ from ..masking import masked, masked_all
 from ..panics import panics_as_errors
 from ..settings import Settings, TriggerSection, load
 from .sights import KINDS, TriggerError, kind
+from ..workflow.gluing import flaw
 from ..workflow.records import Busy, alone, holder
 
 # %% ../../nbs/16_triggers.ipynb #ba6e9d3f
@@ -32,6 +33,8 @@ def request(
     settings: Settings | None = None,              # default: the workspace around the current folder
 ) -> str:                                          # the request's event id
     "Ask for a run; a watch takes it up."
+    if wrong := flaw({"parameters": dict(parameters or {}), "by": by, "note": note}, "the request"):
+        raise TriggerError(f"{wrong}: give None, bool, int, float, str, lists or dicts")
     for name in [n for n, value in (parameters or {}).items() if masked_all(value) != value]:
         raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit log: "
                            "name an environment variable instead, as in "

@@ -21,7 +21,7 @@ from .. import events
 from ..settings import Settings, load
 from . import kernels
 from .batch import Batch, grid, map
-from .checks import found, review
+from .checks import numbered, review
 from .execution import Execution, Progress, listener, perform
 from .files import NotANotebook, Problem, WorkflowError
 from .gluing import glue, outputs
@@ -49,8 +49,9 @@ class Workflow:
     @classmethod
     def discover(cls, folder: str | Path) -> "Workflow":
         "The workflow in a folder: its notebooks whose names start with a number."
-        paths, left_out = found(folder)
-        if not paths: raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
+        paths, left_out = numbered(folder)
+        if not paths:
+            raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
         stages, broken = [], []
         for path in paths:
             try: stages.append(Stage.read(path))
@@ -79,6 +80,8 @@ class Workflow:
         problems = review(self.stages, parameters, settings)
         warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
         return [p for p in problems if not p.warning], list(warnings)
+
+    def __repr__(self) -> str: return f"Workflow({', '.join(s.name for s in self.stages)})"
 
     def _repr_html_(self) -> str: return graph([StageRun(s.name) for s in self.stages], self.wires)
 
@@ -176,15 +179,16 @@ def _run(
         kernels.begin(settings)
         ledger = Ledger(settings)
         wires = self.wires
-        run = Run(ledger.open("workflow", kind="workflow", by=by), [StageRun(s.name) for s in stages], wires=wires,
-                  warnings=warnings)
+        id_ = ledger.open("workflow", kind="workflow", by=by)
+        run = Run(id_, [StageRun(s.name) for s in stages], wires=wires, warnings=warnings)
         say(run=run.id)
         execution = Execution(settings, run, ledger, on_event or listener(), force, resolve, valid)
         with _recorded(execution, by, given):
             there = _earlier(self, [s.name for s in stages], ledger)
             def one(stage: Stage, result: StageRun) -> None:
                 takes = self.wiring[stage.name]
-                values = {p: v for p, v in given.items() if p in stage.parameters and p not in takes}
+                own = stage.parameters.keys() - takes.keys()
+                values = {p: v for p, v in given.items() if p in own}
                 values |= {p: there[p] for p in takes if p in there}
                 perform(execution, stage, result, values | ({RESERVED: run.id} if RESERVED in stage.parameters else {}))
                 there.update(result.outputs)

@@ -47,23 +47,29 @@ def grid(
         values = [v if isinstance(v, list) else [v] for v in listed.values()]
         listed = [dict(zip(listed, chosen, strict=True)) for chosen in itertools.product(*values)]
     if listed and isinstance(listed, list) and all(isinstance(one, dict) for one in listed):
-        return _typed(listed, Stage.read(notebook).parameters if notebook else {}, path.suffix.lower() == ".csv")
-    raise WorkflowError(f"{file}: expected a list of mappings, or one mapping of lists; got {str(listed)[:80]}")
+        parameters = Stage.read(notebook).parameters if notebook else {}
+        return _typed(listed, parameters, path.suffix.lower() == ".csv")
+    raise WorkflowError(f"{file}: expected a list of mappings, or one mapping of lists; "
+                        f"got {str(listed)[:80]}")
 
 # %% ../../nbs/15i_workflow_batch.ipynb #1db7713b
 class Plain(str):
     "A text that may stand for a value of another type."
     __slots__ = ()
 
-def _typed(sets: list[dict], parameters: Mapping[str, Parameter], columns: bool) -> list[dict[str, Any]]:
-    "Return sets in which every `Plain` is what its parameter's type says; without a type, one rule a column if so asked."
+def _typed(
+    sets: list[dict],
+    parameters: Mapping[str, Parameter],
+    columns: bool,                         # without a type: one type for all values of a name
+) -> list[dict[str, Any]]:
+    "Return sets in which every `Plain` is what its parameter's type says."
     kinds = {name: demanded(parameter) for name, parameter in parameters.items()}
     texts = set()
     for name in {name for one in sets for name in one if columns and kinds.get(name) is None}:
         cells = [one[name] for one in sets if isinstance(one.get(name), Plain)]
         if any(isinstance(untyped(cell), str) for cell in cells): texts.add(name)
-    return [{str(name): str(value) if name in texts and value is not None else _value(value, kinds.get(name))
-             for name, value in one.items()} for one in sets]
+    kinds |= dict.fromkeys(texts, str)
+    return [{str(name): _value(value, kinds.get(name)) for name, value in one.items()} for one in sets]
 
 def _value(value: Any, kind: Any) -> Any:
     "Return a value without `Plain`, of a type if it has that."
@@ -114,7 +120,8 @@ def _csv(path: Path) -> list[dict]:
     "Return a row a set, each cell a `Plain`; an empty one is None."
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     rows = pl.read_csv(data, infer_schema=False).to_dicts()
-    return [{name: None if cell is None else Plain(cell) for name, cell in row.items()} for row in rows]
+    plain = lambda cell: None if cell is None else Plain(cell)
+    return [{name: plain(cell) for name, cell in row.items()} for row in rows]
 
 _READERS = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".csv": _csv}
 
@@ -143,13 +150,14 @@ class Batch(Run):
 
 # %% ../../nbs/15i_workflow_batch.ipynb #0b6ab6b0
 def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
-    "Return warnings; raise with all that is wrong with any of the sets, what is wrong with all of them once."
+    "Return warnings; raise with all that is wrong with the sets, what is wrong with all of them once."
     sets_by_problem, own = {}, review((stage,), sets[0])
     for n, given in enumerate(sets, 1):
         for problem in judged((stage,), given): sets_by_problem.setdefault(problem, []).append(n)
     problems = [p for p in own if not p.warning and p not in sets_by_problem]
-    problems += [p if len(ns) == len(sets) else Problem(f"set {', '.join(str(n) for n in ns[:5])}", None, str(p))
-                 for p, ns in sets_by_problem.items()]
+    for problem, ns in sets_by_problem.items():
+        place = f"set {', '.join(str(n) for n in ns[:5])}"
+        problems.append(problem if len(ns) == len(sets) else Problem(place, None, str(problem)))
     if problems: raise WorkflowError(f"the batch cannot run, {len(problems)} to mend:", problems=tuple(problems))
     return [p for p in own if p.warning]
 

@@ -35,9 +35,13 @@ class _Inline(ast.NodeTransformer):
         return body or node
 
 # %% ../../nbs/15j_workflow_cells.ipynb #488249a2
-AUTOMAGIC = frozenset("""cat cd clear conda config cp env hist history ldir less lf lk ll load_ext ls lsmagic lx mamba
-    man matplotlib micromamba mkdir more mv pip pwd rm rmdir run time timeit uv who who_ls whos""".split())
-_ONE_LINE = re.compile(r"\s*(\w+)(?:[ \t]+(?![=<>!|&^+*/%,.\[(]|-\s|(?:if|in|is|and|or|not|for)\b)[^\n]*)?\s*")
+AUTOMAGIC = frozenset("""
+    cat cd clear conda config cp env hist history ldir less lf lk ll load_ext ls lsmagic lx
+    mamba man matplotlib micromamba mkdir more mv pip pwd rm rmdir run time timeit uv who who_ls
+    whos
+""".split())
+_OPERATOR = r"[=<>!|&^+*/%,.\[(]|-\s|(?:if|in|is|and|or|not|for)\b"
+_ONE_LINE = re.compile(rf"\s*(\w+)(?:[ \t]+(?!{_OPERATOR})[^\n]*)?\s*")
 
 def _translated(source: str) -> str:
     "Translate what only IPython understands."
@@ -54,27 +58,34 @@ def parse(source: str) -> ast.Module:
     return _Inline().visit(module)
 
 def _compiled(source: str) -> ast.Module:
-    compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)  # finds more than the parser does
+    # finds more than the parser does
+    compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)
     return tree(source)
 
 # %% ../../nbs/15j_workflow_cells.ipynb #8306662a
-PLAIN = frozenset("""! HTML SVG aimport alias autoawait autoreload autosave bash bookmark capture cat cd clear colors conda
-    config cp dhist dirs doctest_mode env file gui hist history html javascript js latex ldir less lf lk ll ls lsmagic
-    lx magic mamba man markdown matplotlib micromamba mkdir more mv notebook page pdb pdef pdoc perl pfile pinfo pinfo2
-    pip popd pprint precision psearch psource pushd pwd pycat pypy python python2 python3 quickref rehashx reset rm
-    rmdir ruby save script set_env sh svg sx system tb time timeit unload_ext uv who who_ls whos writefile xdel
-    xmode""".split())
+PLAIN = frozenset("""
+    ! HTML SVG aimport alias autoawait autoreload autosave bash bookmark capture cat cd clear
+    colors conda config cp dhist dirs doctest_mode env file gui hist history html javascript js
+    latex ldir less lf lk ll ls lsmagic lx magic mamba man markdown matplotlib micromamba mkdir
+    more mv notebook page pdb pdef pdoc perl pfile pinfo pinfo2 pip popd pprint precision
+    psearch psource pushd pwd pycat pypy python python2 python3 quickref rehashx reset rm rmdir
+    ruby save script set_env sh svg sx system tb time timeit unload_ext uv who who_ls whos
+    writefile xdel xmode
+""".split())
+
+_BINDING = re.compile(r"^\s*%%?(?:capture|aimport|bash|script|sh|perl|ruby|python\d?|pypy)\b(.*)$",
+                      re.MULTILINE)
 
 def words(source: str) -> set[str]:
     "Return the names that stand in the lines of a cell's magics, which these magics may bind."
-    lines = re.findall(r"^\s*%%?(?:capture|aimport|bash|script|sh|perl|ruby|python\d?|pypy)\b(.*)$", source, re.MULTILINE)
-    return {name for line in lines for name in re.findall(r"[^\W\d]\w*", line)}
+    return {name for line in _BINDING.findall(source) for name in re.findall(r"[^\W\d]\w*", line)}
 
 # %% ../../nbs/15j_workflow_cells.ipynb #9607f610
 def magic(call: ast.AST) -> str | None:
-    "Return the magic, as `%name`, that a call runs, or `!` for a shell line. Return None for other code."
+    "Return the magic, as `%name`, that a call runs, `!` for a shell line, None for other code."
     match call:
-        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name("get_ipython"), args=[]), attr=method), args=args):
+        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name("get_ipython"), args=[]),
+                                         attr=method), args=args):
             line = args[0].value if args and isinstance(args[0], ast.Constant) else None
             if method in ("system", "getoutput"): return "!"
             if method == "run_line_magic" and isinstance(line, str): return f"%{line}"
@@ -95,6 +106,8 @@ def hidden(module: ast.Module) -> Iterator[str]:
             case ast.Name("get_ipython") if node not in known: yield "get_ipython()"
             case ast.Name("__builtins__"): yield "__builtins__"
             case ast.Call(func=ast.Name("exec")): yield "exec()"
-            case ast.Call(func=ast.Name("globals" | "locals" | "vars" as name), args=[]): yield f"{name}()"
+            case ast.Call(func=ast.Name("globals" | "locals" | "vars" as name), args=[]):
+                yield f"{name}()"
             case ast.Subscript(slice=ast.Constant("__main__")): yield "__main__"
-            case ast.Import(names=names) if {n.name for n in names} & {"builtins", "__main__"}: yield "import builtins"
+            case ast.Import(names=names):
+                yield from (f"import {n.name}" for n in names if n.name in ("builtins", "__main__"))

@@ -161,7 +161,7 @@ def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dic
 # %% ../../nbs/15h_workflow_execution.ipynb #68d19476
 def _cell_number(stage: Stage, values: Mapping[str, Any], at: int) -> int:
     "Return the author's number of a cell, from its place in the executed notebook."
-    return at + (at < stage.tagged[0] or not values)  # papermill adds a cell with the values after the tagged one
+    return at + (at < stage.tagged[0] or not values)  # papermill adds a cell after the tagged one
 
 def _failed_cell(nb: Mapping) -> int | None:
     "Return the place of the cell that papermill has marked, from 0; None if there is none."
@@ -181,26 +181,35 @@ def _missing(run: Run, stage: Stage, result: StageRun) -> str | None:
     return next((f"{start} without gluing {output}" for output in owed), None)
 
 # %% ../../nbs/15h_workflow_execution.ipynb #b0f36859
-QUIET = ("CalledProcessError", "DeadKernelError", "SystemExit")  # errors whose reason is on standard error
-MESSAGE = 2_000                                                  # characters of an error's message that are kept
+QUIET = ("CalledProcessError", "DeadKernelError", "SystemExit")  # their reason is on standard error
+MESSAGE = 2_000   # characters of an error's message that are kept
 
-def _reason(stage: Stage, values: Mapping[str, Any], error: Exception, notebook: str | None = None) -> str:
-    "Say why a stage failed, in one sentence; `notebook` is the executed copy."
+def _reason(
+    stage: Stage,
+    values: Mapping[str, Any],
+    error: Exception,
+    notebook: str | None = None,   # address of the executed copy
+) -> str:
+    "Say why a stage failed, in one sentence."
     if (at := getattr(error, "cell_index", None)) is None:
         return f"{stage.path.name}: {type(error).__name__}: {str(error) or 'without a message'}"
-    plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
-    lines = (int(n) for i, n in re.findall(r"Cell In\[(\d+)\], line (\d+)", plain) if int(i) == error.exec_count)
-    line = next(lines, None)
+    line = _line(error)
     where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}" + (f", line {line}" if line else "")
-    message = f"{error.ename}: {error.evalue}"
-    if not error.evalue.strip():
+    message, silent = f"{error.ename}: {error.evalue}", not error.evalue.strip()
+    if silent:
         code = error.source.splitlines()[line - 1].strip() if line else ""
         message = f"{error.ename} without a message" + (f", at `{code}`" if code else "")
-    last = _last_error_line(notebook) if error.ename in QUIET or not error.evalue.strip() else ""
+    last = _last_error_line(notebook) if silent or error.ename in QUIET else ""
     return f"{where}: {message[:MESSAGE]}" + (f"; last on stderr: {last[:MESSAGE]}" if last else "")
 
+def _line(error: Exception) -> int | None:
+    "Return the line of its cell that raised one of papermill's errors, from 1."
+    plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+    places = re.findall(r"Cell In\[(\d+)\], line (\d+)", plain)
+    return next((int(line) for count, line in places if int(count) == error.exec_count), None)
+
 def _last_error_line(notebook: str | None) -> str:
-    "Return the last line that the cell that failed wrote to standard error before its end, or nothing."
+    "Return what the cell that failed wrote last to standard error before its end, one line."
     if not notebook or not exists(notebook): return ""
     nb = read(notebook)
     if (at := _failed_cell(nb)) is None: return ""
@@ -210,7 +219,7 @@ def _last_error_line(notebook: str | None) -> str:
 
 # %% ../../nbs/15h_workflow_execution.ipynb #139e9fc0
 _page = Lock()
-LONGEST = 200_000  # characters of one text on a page: colours cost nbconvert time by the square of its length
+LONGEST = 200_000  # characters of a text on a page: with colours, time grows by their square
 
 @cache
 def _exporter():
@@ -220,17 +229,19 @@ def _exporter():
 # %% ../../nbs/15h_workflow_execution.ipynb #0986651c
 def _shortened(nb: Mapping) -> Mapping:
     "Cut the long texts of a notebook, for its page."
-    for output in (o for c in nb["cells"] for o in c.get("outputs", ()) if o.output_type == "stream"):
-        if len(output.text) <= LONGEST: continue
-        left_out = f"{len(output.text) - LONGEST:,} characters are left out here: they are in the notebook"
-        output.text = f"{output.text[:LONGEST // 2]}\n… {left_out} …\n{output.text[-LONGEST // 2:]}"
+    for output in (o for c in nb["cells"] for o in c.get("outputs", ())):
+        if output.output_type != "stream" or len(output.text) <= LONGEST: continue
+        left_out = f"{len(output.text) - LONGEST:,} characters are left out here"
+        start, end = output.text[:LONGEST // 2], output.text[-LONGEST // 2:]
+        output.text = f"{start}\n… {left_out}: they are in the notebook …\n{end}"
     return nb
 
 def _keep(execution: Execution, result: StageRun) -> None:
     "Put the executed notebook and its page with the stage's MLflow run, and close that."
     _publish(execution, result)
     texts = {"error": result.error and result.error[:5000], "note": result.note}
-    execution.ledger.close(result.id, "FAILED" if result.state == "failed" else "FINISHED", result.outputs,
+    status = "FAILED" if result.state == "failed" else "FINISHED"
+    execution.ledger.close(result.id, status, result.outputs,
                            seconds=result.seconds, state=result.state, notebook=result.notebook,
                            attempts=result.attempts, **{k: v for k, v in texts.items() if v})
 

@@ -93,8 +93,10 @@ def read(address: str | Path) -> nbformat.NotebookNode:
     try: nb = nbformat.reads(data.decode(), as_version=4)
     except Exception as e: raise NotANotebook(str(address), _unreadable(data, e)) from e
     cells = nb.get("cells")
-    if isinstance(cells, list) and all({"cell_type", "source"} <= set(cell) for cell in cells): return nb
-    raise NotANotebook(str(address), "not a notebook: expected JSON with `cells`, each with `cell_type` and `source`")
+    expected = {"cell_type", "source"}
+    if isinstance(cells, list) and all(expected <= set(cell) for cell in cells): return nb
+    raise NotANotebook(str(address), "not a notebook: expected JSON with `cells`, each with "
+                       "`cell_type` and `source`")
 
 def _unreadable(data: bytes, error: Exception) -> str:
     "Say why data cannot be read as a notebook, and what to do."
@@ -102,7 +104,7 @@ def _unreadable(data: bytes, error: Exception) -> str:
     lines = data.splitlines()
     conflict = next((n for n, line in enumerate(lines, 1) if line.startswith(b"<<<<<<< ")), None)
     if conflict: return f"not a notebook: a merge left its conflict in line {conflict}; resolve it"
-    return f"not a notebook: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return f"not a notebook: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 # %% ../../nbs/15a_workflow_files.ipynb #736cca3b
 class Handler:

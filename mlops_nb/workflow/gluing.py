@@ -33,7 +33,8 @@ def flaw(value: Any, place: str) -> str | None:
         case dict():
             odd = next((k for k in value if not isinstance(k, str)), None)
             if odd is not None: return f"{place} has the key {odd!r}, where JSON has only strings"
-            inner = [(k, f"a key of {place}") for k in value] + [(v, f"{place}[{k!r}]") for k, v in value.items()]
+            inner = [(k, f"a key of {place}") for k in value]
+            inner += [(v, f"{place}[{k!r}]") for k, v in value.items()]
         case _: return f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
     return next(filter(None, (flaw(v, p) for v, p in inner)), None)
 
@@ -41,7 +42,8 @@ def _half_pair(text: str, place: str) -> str | None:
     "Say where a text has half of a surrogate pair, which JSON can spell and no file can hold."
     try: text.encode()
     except UnicodeEncodeError as e:
-        return f"{place} has U+{ord(text[e.start]):04X} at character {e.start + 1}, half of a surrogate pair"
+        half = f"U+{ord(text[e.start]):04X} at character {e.start + 1}"
+        return f"{place} has {half}, half of a surrogate pair"
     return None
 
 # %% ../../nbs/15b_workflow_gluing.ipynb #d6a36e8a

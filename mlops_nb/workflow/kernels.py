@@ -245,7 +245,8 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
             if self.closed: return None
             try: return super().process_message(msg, cell, cell_index)
             finally:
-                if time.monotonic() > self.next_copy and events.empty(): self.send({cell_index, *self.changed})
+                if time.monotonic() > self.next_copy and events.empty():
+                    self.send({cell_index, *self.changed})
 
         def _update_display_id(self, display_id, msg):
             super()._update_display_id(display_id, msg)
@@ -269,20 +270,23 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #f2e70190
 def _snapshot(cell) -> dict:
-    "Copy a cell: consecutive text of a stream is one output, a line written over keeps its last state."
+    "Copy a cell: texts of a stream become one output, a line written over keeps its last state."
     cell = deepcopy(cell)
     if cell.cell_type != "code": return cell
     stream = lambda item: item[1].name if item[1].output_type == "stream" else item[0]
-    outputs = [[output for _, output in group] for _, group in groupby(enumerate(cell.outputs), stream)]
-    for first, *others in outputs:
-        if first.output_type == "stream": first.text = _last_states("".join(o.text for o in (first, *others)))
+    groups = (group for _, group in groupby(enumerate(cell.outputs), stream))
+    outputs = [[output for _, output in group] for group in groups]
+    for texts in outputs:
+        if texts[0].output_type != "stream": continue
+        texts[0].text = _last_states("".join(output.text for output in texts))
     cell.outputs = [first for first, *_ in outputs]
     return cell
 
 def _last_states(text: str) -> str:
     "Return each line from its last carriage return on, as a terminal shows it in the end."
     if "\r" not in text: return text
-    return "\n".join(line[line.rfind("\r", 0, max(len(line) - 1, 0)) + 1:] for line in text.split("\n"))
+    start = lambda line: line.rfind("\r", 0, max(len(line) - 1, 0)) + 1
+    return "\n".join(line[start(line):] for line in text.split("\n"))
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #217a606b
 def _death(process) -> str:   # of a kernel that is gone: a `Popen` or a `Forked`
@@ -292,8 +296,8 @@ def _death(process) -> str:   # of a kernel that is gone: a `Popen` or a `Forked
     if code is None: return start + "it was killed (by the system, if memory ran out) or it crashed"
     if code >= 0: return f"{start}its process exited with status {code}"
     name = signal.Signals(-code).name
-    return start + ("it was killed by SIGKILL (by the system, if memory ran out)" if name == "SIGKILL" else
-                    f"it was ended by {name}" + " (a crash in compiled code)" * (name in CRASHES))
+    if name == "SIGKILL": return f"{start}it was killed by SIGKILL (by the system, if memory ran out)"
+    return f"{start}it was ended by {name}" + " (a crash in compiled code)" * (name in CRASHES)
 
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")
 
@@ -304,7 +308,8 @@ def _error(client, error: Exception, seconds: float | None) -> tuple[str, str]:
     kind = type(error).__name__
     if isinstance(error, CellExecutionError): return error.ename, error.evalue
     if isinstance(error, DeadKernelError): return kind, _death(client.km.provisioner.process)
-    if "IOPub" in str(error): return kind, f"the cell ended; its output did not within {client.iopub_timeout} s"
+    if "IOPub" in str(error):
+        return kind, f"the cell ended; its output did not within {client.iopub_timeout} s"
     if time.monotonic() - client.began > (client.limit or float("inf")):
         return kind, f"the notebook took longer than {client.limit:g} s"
     return kind, f"the cell took longer than {seconds:g} s"
@@ -320,7 +325,8 @@ def _run(client, events, i: int, cell) -> bool:
         client.execute_cell(cell, i)
         payload = client.reply.get("content", {}).get("payload", ())
         if any(part["source"] == "ask_exit" for part in payload): ending = "SystemExit", "0"
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as e: ending = _error(client, e, seconds)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
+        ending = _error(client, e, seconds)
     client.closed = True
     if ending: _mark(cell, *ending)
     client.send(client.changed - {i})
@@ -331,7 +337,8 @@ def _mark(cell, kind: str, message: str) -> None:
     "Give a cell the error output that says how it ended, unless the kernel gave it already."
     from nbformat.v4 import new_output
     if any(o.output_type == "error" and o.ename == kind for o in cell.outputs): return
-    cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=[f"{kind}: {message}"]))
+    text = [f"{kind}: {message}"]
+    cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=text))
 
 # %% ../../nbs/15e_workflow_kernels.ipynb #006f9403
 def work(nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options) -> Iterator[tuple]:

@@ -18,8 +18,8 @@ from .cells import hidden, parse, words
 from .stages import Notebook
 
 # %% ../../nbs/15k_workflow_names.ipynb #53a954bf
-IPYTHON = {"display", "get_ipython", "In", "Out", "exit", "quit", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh",
-           "_dh", "_sh", "_exit_code", "__IPYTHON__"}   # there without being defined
+IPYTHON = {"display", "get_ipython", "In", "Out", "exit", "quit", "_", "__", "___", "_i", "_ii",
+           "_iii", "_ih", "_oh", "_dh", "_sh", "_exit_code", "__IPYTHON__"}   # there without being defined
 
 @dataclass(frozen=True)
 class Undefined:
@@ -32,7 +32,7 @@ class Undefined:
 
 # %% ../../nbs/15k_workflow_names.ipynb #4c18eb6d
 def _checked(module: ast.Module, known: set[str]) -> tuple[list, set[str], set[int]]:
-    "Return pyflakes' messages on undefined names, all names ever bound, and the messages' ids that are unsure."
+    "Return pyflakes' messages on undefined names, all names ever bound, ids of those on annotations."
     from pyflakes.checker import Checker, ModuleScope
     from pyflakes.messages import UndefinedName
     bound, annotations = set(), []
@@ -52,7 +52,7 @@ def _checked(module: ast.Module, known: set[str]) -> tuple[list, set[str], set[i
 
 # %% ../../nbs/15k_workflow_names.ipynb #094dd38b
 def _whole(notebook: Notebook) -> tuple[ast.Module, list[tuple[int, int]]]:
-    "Return all cells as one module, and for each of its lines the cell and the lines before that cell."
+    "Return all cells as one module, and for each line its cell and the lines before that cell."
     whole, lines = ast.Module([], []), []
     for i in notebook.trees:
         cell = ast.increment_lineno(parse(notebook.code[i]), len(lines))
@@ -64,8 +64,9 @@ def _whole(notebook: Notebook) -> tuple[ast.Module, list[tuple[int, int]]]:
 def _hidden(notebook: Notebook) -> str | None:
     "Say what may define any name without showing it, or None."
     places = (f"{what} in cell {i}" for i, cell in notebook.trees.items() for what in hidden(cell))
-    startup = Path(os.environ.get("IPYTHONDIR", "~/.ipython")).expanduser() / "profile_default" / "startup"
-    files = (f"IPython's startup file {f.name}" for f in sorted(startup.glob("*.*py")))
+    home = Path(os.environ.get("IPYTHONDIR", "~/.ipython")).expanduser()
+    startup = sorted(home.glob("profile_default/startup/*.*py"))
+    files = (f"IPython's startup file {file.name}" for file in startup)
     return next(places, None) or next(files, None)
 
 # %% ../../nbs/15k_workflow_names.ipynb #3bdcd75d
@@ -80,19 +81,20 @@ def undefined(notebook: Notebook) -> Iterator[Undefined]:
     for (at, name), annotation in sorted(places.items()):
         cell, before = lines[at - 1]
         code = notebook.code[cell].splitlines()[at - before - 1]
-        if re.fullmatch(r"_i?\d+", name) or re.search(r"#\s*noqa(?!:)|#\s*noqa:.*F821", code): continue
+        if re.fullmatch(r"_i?\d+", name): continue
+        if re.search(r"#\s*noqa(?!:)|#\s*noqa:.*F821", code): continue
         unsure = _unsure(name, name in bound, annotation, hiding)
         what = unsure or f"nothing defines `{name}`" + near(name, (known | bound) - {name})
         yield Undefined(cell, at - before, name, bool(unsure), f"line {at - before}: {what}")
 
 def _unsure(name: str, bound: bool, annotation: bool, hiding: str | None) -> str | None:
     "Say why a name that seems to be undefined may be defined. Return None if it cannot be."
-    if bound: return f"`{name}` may not be defined here: it is deleted elsewhere, or ends with its `except`"
+    if bound: return f"`{name}` may not be defined here: a `del` or the end of an `except` removes it"
     if annotation: return f"nothing defines `{name}`, which stands in an annotation"
     if hiding: return f"no cell visibly defines `{name}`; {hiding} may"
     return None
 
 def near(name: str, known: set[str]) -> str:
     "Return the name that was probably meant, as a question."
-    close = get_close_matches(name[:100], sorted(known), n=1)   # the work grows by the square of the length
+    close = get_close_matches(name[:100], sorted(known), n=1)   # the work grows by the length squared
     return f" (did you mean `{close[0]}`?)" if close else ""

@@ -97,7 +97,8 @@ class StageRun:
 ENDED = ("done", "stopped", "reused", "failed")  # states that do not change any more
 
 # %% ../../nbs/15g_workflow_records.ipynb #8c6187d2
-COLOURS = {"done": "#2e7d32", "stopped": "#6a1b9a", "reused": "#1565c0", "failed": "#c62828", "running": "#ef6c00"}
+COLOURS = {"done": "#2e7d32", "stopped": "#6a1b9a", "reused": "#1565c0", "failed": "#c62828",
+           "running": "#ef6c00"}
 
 def graph(
     stages: list[StageRun],
@@ -131,7 +132,7 @@ class Run:
     stages: list[StageRun]
     state: str = "running"          # or done, failed
     wires: list[tuple[str, str, str]] = field(default_factory=list, repr=False)  # giver, taker, name
-    warnings: list[Any] = field(default_factory=list, repr=False)   # each a `Problem` that hindered nothing
+    warnings: list[Any] = field(default_factory=list, repr=False)   # each a `Problem`
 
     @property
     def outputs(self) -> dict[str, Any]:
@@ -139,13 +140,14 @@ class Run:
         return {name: value for stage in self.stages for name, value in stage.outputs.items()}
 
     def _repr_html_(self) -> str:
+        given = lambda s: "; ".join(f"{k} = {str(v)[:80]}" for k, v in s.outputs.items())
         rows = "".join(f"<tr><td>{escape(s.name)}</td><td style='color:{COLOURS.get(s.state, '#777')}'>{s.state}"
                        f"{f' from {s.reused_from[:8]}' if s.reused_from else ''}</td><td>{s.seconds:.1f}</td><td>"
-                       f"{escape(s.error or s.note or '; '.join(f'{k} = {str(v)[:80]}' for k, v in s.outputs.items()))}</td></tr>"
+                       f"{escape(s.error or s.note or given(s))}</td></tr>"
                        for s in self.stages)
         return (f"<p>run <code>{self.id}</code>: <b>{self.state}</b></p>{graph(self.stages, self.wires)}"
                 f"<table><tr><th>stage</th><th>state</th><th>s</th><th>outputs</th></tr>{rows}</table>"
-                + "".join(f"<p>warning: {escape(str(warning))}</p>" for warning in self.warnings))
+                + "".join(f"<p>warning: {escape(str(w))}</p>" for w in self.warnings))
 
 # %% ../../nbs/15g_workflow_records.ipynb #8b07cd80
 class Ledger:
@@ -177,16 +179,17 @@ class Ledger:
         for place, text in texts.items(): self.client.log_text(run_id, text, place)
 
     def newest(self, *, stopped: bool = False, **facts: str) -> StageRun | None:
-        "Return the newest stage with these facts that was done, or, if `stopped`, that stopped early."
-        runs = [run for state in ("done", "stopped")[:1 + stopped] for run in self._search(state=state, **facts)]
+        "Return the newest stage with these facts that was done, or, if `stopped`, stopped early."
+        states = ("done", "stopped") if stopped else ("done",)
+        runs = [run for state in states for run in self._search(state=state, **facts)]
         newest = max(runs, key=lambda run: run.info.start_time, default=None)
         return _stage_run(newest) if newest else None
 
     def _search(self, **facts: str) -> list:
         "Return the newest MLflow run with these facts, in a list, or an empty one."
         conditions = " and ".join(f"tags.`mlops_nb.{k}` = {_quoted(v)}" for k, v in facts.items())
-        latest = ["attributes.start_time DESC"]
-        return list(self.client.search_runs([self.experiment], conditions, max_results=1, order_by=latest))
+        order = {"max_results": 1, "order_by": ["attributes.start_time DESC"]}
+        return list(self.client.search_runs([self.experiment], conditions, **order))
 
 # %% ../../nbs/15g_workflow_records.ipynb #52cbb2f1
 def _quoted(value: str) -> str:

@@ -46,7 +46,8 @@ class Notebook:
         "The notebook in a file."
         cells = {i: c for i, c in enumerate(read(path).cells, 1) if c.cell_type == "code"}
         tags = {i: tuple(c.get("metadata", {}).get("tags") or ()) for i, c in cells.items()}
-        return cls(Path(path).resolve(), {i: c.source for i, c in cells.items()}, {i: t for i, t in tags.items() if t})
+        code = {i: c.source for i, c in cells.items()}
+        return cls(Path(path).resolve(), code, {i: t for i, t in tags.items() if t})
 
     @cached_property
     def parsed(self) -> dict[int, ast.Module | SyntaxError]:
@@ -61,7 +62,8 @@ class Notebook:
 def _attempt(source: str) -> ast.Module | SyntaxError:
     try: return parse(source)
     except SyntaxError as e: return e
-    except (ValueError, RecursionError) as e: return SyntaxError(str(e), ("<cell>", 1, 1, source[:80]))
+    except (ValueError, RecursionError) as e:   # null bytes, half a surrogate pair; deep nesting
+        return SyntaxError(str(e), ("<cell>", 1, 1, source[:80]))
 
 # %% ../../nbs/15c_workflow_stages.ipynb #128909e8
 def _glued(notebook: Notebook) -> Iterator[tuple[int, str | None]]:
