@@ -201,6 +201,9 @@ class Settings(Addresses, BaseSettings):
 
     @model_validator(mode="after")
     def _addresses_are_safe(self):
+        if os.pathsep in str(self.root):
+            raise SettingsError(f"a workspace cannot be at {self.root}: '{os.pathsep}' divides Python's import paths; "
+                                "rename the folder")
         for key, place in (("[workspace] storage", self.storage), ("[tracking] artifacts", self.artifacts_uri)):
             ends = re.search("[#?]", place) if "://" in place else None
             if wrong := misread(place) or (ends and ends[0]):

@@ -11,6 +11,7 @@ from pathlib import Path
 import obstore
 import polars as pl
 import pytest
+from test_workflow import good
 
 from mlops_nb import datasets, events, lake, objective, registry, tracking
 from mlops_nb.datasets import files
@@ -62,6 +63,23 @@ def test_mlflow_keeps_its_database_and_files_in_a_folder_of_any_name(tmp_path, n
     assert [p.name for p in kept.iterdir()] == ["r.json"] and kept.is_relative_to(workspace.root / "storage" / "artifacts")
     assert (workspace.root / "storage" / "mlflow.db").stat().st_size > 100_000
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["{project} is it? 100%*", "k=1 &x"])
+def test_a_workflow_runs_in_a_folder_of_any_name(ray_cluster, tmp_path, name):
+    workspace = create(tmp_path / name, workspace={"name": tmp_path.name})
+    run = good(workspace.root).run({"rows": 4}, settings=workspace)
+    assert [(s.name, s.state) for s in run.stages] == [("make", "done"), ("count", "done"), ("watch", "done")]
+    assert {Path(s.notebook).parent.parent for s in run.stages} == {Path(workspace.runs)}
+    assert all(Path(s.notebook).is_file() for s in run.stages)
+    again = good(workspace.root).run({"rows": 4}, settings=workspace)
+    assert [s.state for s in again.stages] == ["reused", "reused", "done"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_divides_import_paths_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="':' divides Python's import paths"): create(tmp_path / "a:b")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name, part", [("a%20b", "%20"), ("a[1]", "["), ("a^b", "^"), ("a|b", "|")])
@@ -214,7 +232,7 @@ def test_a_query_without_rows_is_read(tmp_path):
 def test_a_first_ingest_without_rows_is_one_sentence(tmp_path, name):
     workspace = create(tmp_path)
     (tmp_path / name).write_bytes(EMPTY[name])
-    with pytest.raises(datasets.DataError, match=f"{name} has no rows: expected at least one"):
+    with pytest.raises(datasets.DataError, match=f"{name} (is empty|has a header and no rows): expected"):
         datasets.ingest("d", name, settings=workspace)
     assert not lake.exists(workspace.table("d")) and not lake.exists(workspace.events)
     with pytest.raises(datasets.DataError, match="has no rows"): datasets.read(name, settings=workspace)

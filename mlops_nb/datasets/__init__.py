@@ -26,7 +26,7 @@ from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform
 from .replacing import Change, change
 from .resplitting import resplit
 from .differences import diff
-from .dialects import DataError, Unparsable
+from .dialects import DataError, NoRows, Unparsable
 from .parts import Part
 from .sources import Source
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
@@ -206,7 +206,7 @@ def ingest(
     known = taken(name, settings) if last else {}
     parts = origin.parts({} if again else {place: part["state"] for place, part in known.items()})
     full = [part for part in parts if not part.is_empty()]
-    if not full and not last: raise DataError(f"{origin} has no rows: expected at least one")
+    if not full and not last: raise _nothing(origin, parts)
     contract = contract if contract and (again or not last) else last.contract if last else None
     if not full and not _replaced(parts, known, contract): return read_empty(last, parts, by)
     observe = contract is None
@@ -224,6 +224,13 @@ def ingest(
     return record(name, version, facts, settings, _merged(name, facts, made, settings))
 
 # %% ../../nbs/06_datasets.ipynb #dbc66419
+def _nothing(origin: Source, parts: Sequence[Part]) -> DataError:
+    "Return the error about a source in which there are no rows to begin with."
+    try: parts[0].schema()  # a text file says in which way it is empty
+    except NoRows as e: return e
+    except (DataError, IndexError): pass
+    return DataError(f"{origin} has no rows: expected at least one")
+
 def _plan(name: str, parts: Sequence[Part], contract: Contract, splitting: Splitting, observe: bool,
           last: DatasetVersion | None, settings: Settings) -> Plan:
     "The ingest, under an id that follows from all that decides its result."
