@@ -32,14 +32,15 @@ from .sources import Source
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
 from .staging import QUARANTINE, Chunk, Keys, Plan, Tally, source_of, stage_all, without_doubles
 from .terms import agreed, guessed, new_splitting, same_splits, with_roles
-from .versions import (ASIDE, PROFILES, DatasetVersion, committed, dataset_name, get, newest, quarantine,
-                                        read_empty, record, taken)
+from .versions import (ASIDE, PROFILES, DatasetVersion, committed, dataset_name, get,
+                                        newest, quarantine, read_empty, record, taken)
 from ..profiles import Profile
 from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "PROFILES", "SPLITS", "Column", "Contract", "DataError", "DatasetVersion", "Source", "Splitting",
-         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit", "split"]
+         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit",
+         "split"]
 
 # %% ../../nbs/06_datasets.ipynb #b29d2271
 def read(
@@ -191,7 +192,7 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say; fixed
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, fixed
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder
@@ -210,10 +211,12 @@ def ingest(
     contract = contract if contract and (again or not last) else last.contract if last else None
     if not full and not _replaced(parts, known, contract): return read_empty(last, parts, by)
     observe = contract is None
-    contract = guessed(full, key=key, time=time) if observe else agreed(full, with_roles(contract, key, time))
+    if observe: contract = guessed(full, key=key, time=time)
+    else: contract = agreed(full, with_roles(contract, key, time))
     splitting = last.splitting if last else new_splitting(name, full, contract, shares, group, ends)
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
-    plan, chunks = _observed(full, plan, settings) if observe else (plan, _staged(full, plan, settings))
+    if observe: plan, chunks = _observed(full, plan, settings)
+    else: chunks = _staged(full, plan, settings)
     try:
         _bound(chunks, plan, str(origin))
         _together(chunks, plan, str(origin))
