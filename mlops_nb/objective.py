@@ -43,9 +43,9 @@ def model_name(
     name: str,   # as `Objective.name` or `register` is given it
 ) -> str:        # the same
     "Return a model's name, or raise `ObjectiveError` for one that cannot be part of an address."
-    if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name): return name
+    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name): return name
     raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, digits, "
-                         "_ and -, a letter or digit first, for it becomes part of web addresses")
+                         "_ and -, no - first, for it becomes part of web addresses")
 
 class Objective(BaseModel, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve."
