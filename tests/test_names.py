@@ -394,6 +394,7 @@ def test_a_dataset_is_named_by_a_word_of_any_language(tmp_path, name):
     ref = datasets.ingest(name, "d.csv", settings=workspace).ref
     assert datasets.get(f"dataset:{name}@0", settings=workspace).ref == datasets.get(name, settings=workspace).ref == ref
     assert trace(f"dataset:{ref}", settings=workspace).root == f"dataset:{ref}"
+    assert rows(datasets.get(ref, settings=workspace)) == [(1,)]
     assert datasets.quarantine(name, settings=workspace).collect().height == 0
 
 

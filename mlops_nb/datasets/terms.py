@@ -98,7 +98,7 @@ def same_splits(last: DatasetVersion, shares: dict | None, group: str | None, en
         value = Splitting(salt="", by="time", column="t", ends=dict(value)).ends if what == "ends" and value else value
         if value is not None and value != getattr(has, what):
             said = has.model_dump(exclude_none=True)
-            other = "ingest into a dataset of another name"
-            if what == "ends" and has.by == "time": other = "move the ends by datasets.resplit"
-            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: an "
-                            f"ingest never changes a row's split. Leave it out, or {other}.")
+            advice = "a row never changes its split. Ingest into a dataset of another name."
+            if what == "ends" and has.by == "time":
+                advice = "no ingest moves ends. Leave them out, or move the ends by datasets.resplit."
+            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: {advice}")
