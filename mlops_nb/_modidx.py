@@ -312,6 +312,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects._types': ( 'datasets_dialects.html#_types',
                                                                                    'mlops_nb/datasets/dialects.py'),
+                                            'mlops_nb.datasets.dialects._whole_records': ( 'datasets_dialects.html#_whole_records',
+                                                                                           'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects.almost': ( 'datasets_dialects.html#almost',
                                                                                    'mlops_nb/datasets/dialects.py'),
                                             'mlops_nb.datasets.dialects.commas': ( 'datasets_dialects.html#commas',

@@ -178,7 +178,8 @@ def _summary(settings: Settings, done) -> None:
                                          "report": e["report"] + _file(settings, e["model"]),
                                          "proposed": e["proposal"]}
     lines["alerts"] = "; ".join(f"{a['kind']} {a['column'] or ''}" for a in now["alerts"]) or "none open"
-    lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {masked(settings.tracking_uri)}",
+    database = shlex.quote(masked(settings.tracking_uri))
+    lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {database}",
               "stop": "mlops-nb down"}
     _print(lines)
 

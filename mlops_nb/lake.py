@@ -50,7 +50,7 @@ def _url(table: str) -> str:
     if not mark: place = str(Path(table).absolute())
     if wrong := misread(table if mark else place):
         raise LakeError(f"no table can be at {table}: deltalake misreads '{wrong}' in an address. "
-                        "Rename the folder, or set [workspace] storage in settings.ini to another one")
+                        "Rename the folder, or set [workspace] storage in settings.ini to another")
     return f"{scheme}://{quote(place)}" if mark else Path(place).as_uri()
 
 # %% ../nbs/03_lake.ipynb #559076ab
@@ -96,9 +96,9 @@ def version(table: str) -> int | None:
     return opened(table).version() if exists(table) else None
 
 # %% ../nbs/03_lake.ipynb #24d75644
-CASTS = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast", missing_struct_fields="insert",
-                           extra_struct_fields="ignore",
-                           datetime_cast=["nanosecond-downcast", "convert-timezone"])  # of files older than the schema
+CASTS = pl.ScanCastOptions(
+    integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"],
+    missing_struct_fields="insert", extra_struct_fields="ignore")  # of files older than the schema
 
 def file_rows(
     paths: str | list[str],       # addresses of Parquet files, as they are: no patterns
@@ -115,8 +115,8 @@ def frame(table: DeltaTable) -> pl.LazyFrame:
     if more or protocol.min_reader_version == 2: return _special(table, more)
     if table.metadata().partition_columns: return _partitioned(table, schema)
     root, true_root = table.table_uri.removeprefix("file://"), _place(table.table_uri)
-    paths = [true_root + p.removeprefix(root) if p.startswith(root) else p for p in table.file_uris()]
-    return _files(paths, schema)
+    inside = lambda path: true_root + path.removeprefix(root) if path.startswith(root) else path
+    return _files([inside(path) for path in table.file_uris()], schema)
 
 # %% ../nbs/03_lake.ipynb #a0a53033
 def _files(paths: list[str], schema: pl.Schema) -> pl.LazyFrame:
@@ -141,8 +141,9 @@ def _partitioned(table: DeltaTable, schema: pl.Schema) -> pl.LazyFrame:
 def _special(table: DeltaTable, features: set[str]) -> pl.LazyFrame:
     "Return the rows of a table that needs more of its reader than files, as polars reads them."
     if "%" not in table.table_uri: return pl.scan_delta(table)
-    raise LakeError(f"{_place(table.table_uri)} has {', '.join(sorted(features)) or 'column mapping'}, which polars "
-                    "reads only under a path of ASCII letters and digits: copy the table there")
+    what = ", ".join(sorted(features)) or "column mapping"
+    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path of ASCII "
+                    "letters and digits: copy the table there")
 
 # %% ../nbs/03_lake.ipynb #e4bdf7fb
 def scan(
@@ -172,10 +173,11 @@ def storable(dtype: pl.DataType) -> bool:
 def _demand(schema: pl.Schema, wanted: pl.Schema | None, table: str) -> None:
     "Refuse rows that Delta, or this table, would not keep as they are."
     if clashing := same_name(schema):
-        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta does not tell "
-                        "names apart that differ only in case. Rename one of them")
+        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta does "
+                        "not tell names apart that differ only in case. Rename one of them")
     if nameless := [repr(c) for c in schema if "\0" in c]:
-        raise LakeError(f"columns {', '.join(nameless)} have a NUL character in their name: rename them")
+        raise LakeError(f"columns {', '.join(nameless)} have a NUL character in their name: rename "
+                        "them")
     if wrong := {c: t for c, t in schema.items() if not storable(t)}:
         raise LakeError(f"columns {wrong} cannot be stored as they are in {table}: cast them "
                         "(categories to String, unsigned to signed integers, times to Datetime('us', 'UTC'))")
@@ -223,7 +225,8 @@ def commits(
     "What is known of a table's last commits, each under its own version."
     newest, store = opened(table).version(), _store(table)
     with ThreadPoolExecutor(8) as pool:
-        known = pool.map(lambda version: _commit_info(store, version), range(newest, max(newest - limit, -1), -1))
+        numbers = range(newest, max(newest - limit, -1), -1)
+        known = pool.map(lambda version: _commit_info(store, version), numbers)
         return [info for info in known if info]
 
 

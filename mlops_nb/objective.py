@@ -50,9 +50,9 @@ def model_name(
     name: str,   # as `Objective.name` or `register` is given it
 ) -> str:        # the same
     "Return a model's name, or raise `ObjectiveError` for one that cannot be part of an address."
-    if re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name): return name
-    raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, digits, _ and -, "
-                         "a letter or digit first, for it becomes part of web addresses")
+    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name): return name
+    raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, digits, "
+                         "_ and -, no - first, for it becomes part of web addresses")
 
 class Objective(BaseModel, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve."
@@ -165,7 +165,8 @@ def evaluated(
     formula = expression
     try:
         written = expression.startswith("{")
-        formula = pl.Expr.deserialize(io.StringIO(expression), format="json") if written else cs.by_name(expression)
+        if written: formula = pl.Expr.deserialize(io.StringIO(expression), format="json")
+        else: formula = cs.by_name(expression)
         return frame.select(formula).to_series()
     except pl.exceptions.PolarsError as e: raise ObjectiveError(f"{formula} does not fit the table: {e}") from e
 

@@ -154,7 +154,7 @@ def local(address: str) -> str:
 def sqlite(path: str) -> str:
     "Return the address of an SQLite file as SQLAlchemy takes it."
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # of the first MLflow makes the folder, as spelt
+    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # of the first MLflow makes the folder
     return f"{driver}:///{encoded}"
 
 # %% ../nbs/00_settings.ipynb #e5a5a7aa
@@ -218,11 +218,15 @@ class Settings(Addresses, BaseSettings):
 
     @model_validator(mode="after")
     def _addresses_are_safe(self):
-        for key, place in (("[workspace] storage", self.storage), ("[tracking] artifacts", self.artifacts_uri)):
+        if os.pathsep in str(self.root):
+            raise SettingsError(f"a workspace cannot be at {self.root}: '{os.pathsep}' divides Python's "
+                                "import paths; rename the folder")
+        places = {"[workspace] storage": self.storage, "[tracking] artifacts": self.artifacts_uri}
+        for key, place in places.items():
             ends = re.search("[#?]", place) if "://" in place else None
             if wrong := misread(place) or (ends and ends[0]):
-                raise SettingsError(f"{self.root / 'settings.ini'}: {key} is {place}, and libraries misread "
-                                    f"'{wrong}' in it: rename the folder, or choose another one")
+                raise SettingsError(f"{self.root / 'settings.ini'}: {key} is {place}, and libraries "
+                                    f"misread '{wrong}' in it: rename the folder, or choose another one")
         return self
 
     @property

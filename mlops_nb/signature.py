@@ -218,8 +218,10 @@ class Signature(BaseModel):
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
         if wild := [c for c in frame.columns if c.startswith("^") and c.endswith("$")]:
-            raise DataError(None, wild[0], "a name that is not between ^ and $", "one that polars takes for a pattern")
-        return cls(columns=[_column(s, categories) for s in frame.drop(cs.by_name(*apart, require_all=False))], ignored=sorted(apart))
+            raise DataError(None, wild[0], "a name that is not between ^ and $",
+                            "one that polars takes for a pattern")
+        seen = frame.drop(cs.by_name(*apart, require_all=False))
+        return cls(columns=[_column(s, categories) for s in seen], ignored=sorted(apart))
 
     def without(
         self,

@@ -145,8 +145,8 @@ def fetch(
         uri = f"{base}/{path}"
     if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
         place = Path(local(uri))
-        if not place.exists(): raise TrackingError(f"nothing at {place}: the files were moved or removed")
-        return place
+        if place.exists(): return place
+        raise TrackingError(f"nothing at {place}: the files were moved or removed")
     client(settings)
     return _downloaded(uri)
 

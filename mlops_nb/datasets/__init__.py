@@ -27,21 +27,22 @@ from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform
 from .replacing import Change, change
 from .resplitting import resplit
 from .differences import diff
-from .dialects import DataError, Unparsable
+from .dialects import DataError, NoRows, Unparsable
 from .evidence import remarks, sentence, widened
 from .parts import Part
 from .sources import Source
 from .splits import SPLITS, Splitting, content_digest, digest_of, split
 from .staging import QUARANTINE, Chunk, Keys, Plan, Tally, source_of, stage_all, without_doubles
 from .terms import agreed, guessed, new_splitting, same_splits, with_roles
-from .versions import (ASIDE, PROFILES, DatasetVersion, committed, dataset_name, get, newest, quarantine,
-                                        read_empty, record, taken)
+from .versions import (ASIDE, PROFILES, DatasetVersion, committed, dataset_name, get,
+                                        newest, quarantine, read_empty, record, taken)
 from ..profiles import Profile
 from ..settings import Settings, load
 
 # %% ../../nbs/06_datasets.ipynb #435a4af9
 _all_ = ["DTYPES", "PROFILES", "SPLITS", "Column", "Contract", "DataError", "DatasetVersion", "Source", "Splitting",
-         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit", "split"]
+         "conform", "content_digest", "diff", "enforce", "get", "infer", "quarantine", "resplit",
+         "split"]
 
 # %% ../../nbs/06_datasets.ipynb #b29d2271
 def read(
@@ -200,7 +201,7 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, or as shares say; fixed
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, fixed
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder
@@ -215,11 +216,12 @@ def ingest(
     known = taken(name, settings) if last else {}
     parts = origin.parts({} if again else {place: part["state"] for place, part in known.items()})
     full = [part for part in parts if not part.is_empty()]
-    if not full and not last: raise DataError(f"{origin} has no rows: expected at least one")
+    if not full and not last: raise _nothing(origin, parts)
     contract = contract if contract and (again or not last) else last.contract if last else None
     if not full and not _replaced(parts, known, contract): return read_empty(last, parts, by)
     observe = contract is None
-    contract = guessed(full, key=key, time=time) if observe else agreed(full, with_roles(contract, key, time))
+    if observe: contract = guessed(full, key=key, time=time)
+    else: contract = agreed(full, with_roles(contract, key, time))
     splitting = last.splitting if last else new_splitting(name, full, contract, shares, group, ends)
     plan = _plan(name, parts, contract, splitting, observe, last, settings)
     if last and not again: plan = replace(plan, notes=tuple(last.facts.get("notes", ())))
@@ -235,6 +237,13 @@ def ingest(
     return record(name, version, facts, settings, _merged(name, facts, made, settings))
 
 # %% ../../nbs/06_datasets.ipynb #dbc66419
+def _nothing(origin: Source, parts: Sequence[Part]) -> DataError:
+    "Return the error about a source in which there are no rows to begin with."
+    try: parts[0].schema()  # a text file says in which way it is empty
+    except NoRows as e: return e
+    except (DataError, IndexError): pass
+    return DataError(f"{origin} has no rows: expected at least one")
+
 def _plan(name: str, parts: Sequence[Part], contract: Contract, splitting: Splitting, observe: bool,
           last: DatasetVersion | None, settings: Settings) -> Plan:
     "The ingest, under an id that follows from all that decides its result."

@@ -87,13 +87,15 @@ class Column(BaseModel):
 def _check_names(names: Iterable[str]) -> None:
     "Refuse columns whose names a table cannot have beside each other, or beside its own."
     if taken := [c for c in names if c.lower() in (*OWN, "_rules")]:
-        raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it in the source")
+        raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it "
+                        "in the source")
     if blank := [repr(c) for c in names if not c.strip() or {"\0", "\1"} & {*c}]:
-        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them in the source")
+        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them in "
+                        "the source")
     refuse_patterns(names, "the source")
     if clashing := same_name(names):
-        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table does not tell such "
-                        "names apart: rename one of them in the source")
+        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table does "
+                        "not tell such names apart: rename one of them in the source")
 
 def _kept(rule: Any) -> Any:
     "A rule as text."
@@ -320,7 +322,7 @@ def _field(name: str, c: Column, required: bool):
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #cb61858c
 def _under(names: Iterable[str]) -> dict[str, str]:
-    "Return the name that dataframely is given for each column; it would have polars take `*` for all columns."
+    "Return the name that dataframely is given for each column: `*` would be all of them."
     return {name: "\1star" if name == "*" else name for name in names}
 
 def _schema(contract: Contract):
@@ -328,7 +330,8 @@ def _schema(contract: Contract):
     import dataframely as dy
     needed, columns = (contract.key, contract.time), contract.columns.items()
     under = _under(contract.columns)
-    members = {f"column_{i}": _field(under[name], c, name in needed) for i, (name, c) in enumerate(columns)}
+    members = {f"column_{i}": _field(under[name], c, name in needed)
+               for i, (name, c) in enumerate(columns)}
     conditions = map(expression, contract.rules.values())
     members |= {f"rule_{i}": dy.rule()(lambda cls, e=condition: e) for i, condition in enumerate(conditions)}
     return type("Contract", (dy.Schema,), members)
@@ -347,8 +350,9 @@ def check_rows(
     bad = failure.details()
     own = {f"rule_{i}": name for i, name in enumerate(contract.rules)}
     rules = [c for c in bad.columns if c not in names]
-    said = {r: own.get(r) or "|".join([names[r.rpartition("|")[0]], r.rpartition("|")[2]]) for r in rules}
-    broken = pl.concat_list(pl.when(column(r) == "invalid").then(pl.lit(said[r])) for r in rules)
+    parts = {r: r.rpartition("|") for r in rules}
+    real = {r: own.get(r) or f"{names[parts[r][0]]}|{parts[r][2]}" for r in rules}
+    broken = pl.concat_list(pl.when(column(r) == "invalid").then(pl.lit(real[r])) for r in rules)
     bad = bad.select(cs.by_name(*names), _rules=broken.list.drop_nulls())
     return good, bad.rename(names)
 

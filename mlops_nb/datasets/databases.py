@@ -83,8 +83,8 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
                                 "number or to text")
             names = Counter(f.name for f in reader.schema)
             if twice := [name for name, count in names.items() if count > 1]:
-                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own in a "
-                                "query=SELECT … AS …")
+                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own in "
+                                "a query=SELECT … AS …")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader: yield _plain(pl.DataFrame(rows))
         finally: del reader  # before the cursor is closed
@@ -175,7 +175,8 @@ class QueryPart(Part):
         return pl.concat([pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed").lazy()
 
     def _is_empty(self) -> bool:
-        return not any(f.height for f in self._frames(f"SELECT 1 AS one FROM ({self.sql}) AS s LIMIT 1", 1))
+        first = self._frames(f"SELECT 1 AS one FROM ({self.sql}) AS s LIMIT 1", 1)
+        return not any(frame.height for frame in first)
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))

@@ -157,7 +157,8 @@ def _read_times(text: pl.Series, form: str) -> pl.Series:
 def fitting_formats(values: pl.Series, said: str | None = None) -> list[str]:
     "The formats that parse every value of a column."
     forms = dict.fromkeys([*([said] if said else []), *date_formats(values[0])])
-    fits = [f for f in forms if values.to_frame().select(moments(column(values.name), f, pl.Datetime("us")))
+    text = column(values.name)
+    fits = [f for f in forms if values.to_frame().select(moments(text, f, pl.Datetime("us")))
             .to_series().null_count() == 0]
     return [said] if said in fits else fits
 
@@ -243,15 +244,15 @@ def detect(
     code = encoding(sample, name, said.get("encoding"))
     text = codecs.getincrementaldecoder(code)().decode(sample).removeprefix("\ufeff")
     eol = "\r" if "\r" in text and "\n" not in text else "\n"
-    lines = [line + eol for line in text.split(eol)[:None if whole else -1]][:SAMPLE_ROWS + 1]
+    lines = [line + eol for line in text.split(eol)[:None if whole else -1]]
     while lines and not lines[-1].strip(): lines.pop()
     _demand_rows(len(lines) > 2 or whole, sample, name)
     if not lines: raise NoRows(f"{name} is empty: expected a header and at least one row")
     quote = said.get("quote", '"') or None
-    mark = said.get("separator") or separator(lines, name, quote)
-    rows = records(lines if eol == "\n" else (line[:-1] + "\n" for line in lines), mark, quote)
-    if len(rows) > 1 and (not whole or len(lines) > SAMPLE_ROWS): rows.pop()  # it may be cut
+    mark = said.get("separator") or separator(lines[:SAMPLE_ROWS + 1], name, quote)
     header = said.get("header", True)
+    lines = [line[:-1] + "\n" for line in lines]
+    rows = _whole_records(lines, mark, quote, whole, least=header + 1)
     _demand_rows(len(rows) > header or whole, sample, name)
     names = _names(rows, header, mark, name)
     values = _columns(rows[header:], names, said.get("null_values") or (), name)
@@ -259,17 +260,26 @@ def detect(
     return Dialect(**found, nulls=tuple(said.get("null_values") or ()), **_types(values, said, mark))
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #269006de
+def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
+                   least: int) -> list[list[str]]:
+    "Return the records of some lines, of all lines if those hold too few; never one that may be cut."
+    for some in (lines[:SAMPLE_ROWS + 1], lines):
+        rows = records(some, mark, quote)
+        if len(rows) > 1 and (not whole or len(some) < len(lines)): rows.pop()
+        if len(rows) >= least: break
+    return rows
+
 def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
     "Refuse a beginning that is too short to tell how the file is written."
     if enough: return
-    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote not closed "
-                   "there? Mend the line, or set quote=… or separator=…")
+    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote "
+                   "not closed there? Mend the line, or set quote=… or separator=…")
 
 def refuse_patterns(names: Iterable[str], name: str) -> None:
-    "Refuse columns of a source whose names polars takes for patterns, even in the methods of a series."
+    "Refuse columns whose names polars takes for patterns, even in the methods of a series."
     if wild := [repr(c) for c in names if is_pattern(c)]:
-        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for a pattern; "
-                        "rename them in the source")
+        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for "
+                        "a pattern; rename them in the source")
 
 MAX_COLUMNS = 4096
 

@@ -88,8 +88,8 @@ def _having(rows: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
 # %% ../../nbs/06m_datasets_differences.ipynb #ef761758
 def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
     "The values of changed rows that are not the same: row (its key), column, before, after."
-    both = _having(old, key, hashes).join(_having(new, key, hashes), on=lake.column(key), suffix="\0new")
-    both = both.sort(lake.column(key))
+    before, after = _having(old, key, hashes), _having(new, key, hashes)
+    both = before.join(after, on=lake.column(key), suffix="\0new").sort(lake.column(key))
     text = lambda c: lake.column(c).cast(pl.String)
     parts = [both.filter(lake.column(c).ne_missing(lake.column(f"{c}\0new"))).select(
         row=text(key), column=pl.lit(c), before=text(c), after=text(f"{c}\0new"))

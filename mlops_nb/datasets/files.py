@@ -146,7 +146,7 @@ class FilePart(Part):
         if ending in TEXT: return self._detected(TEXT[ending] | self.options, packing)
         sample, _ = _sample(self.path, packing)
         code = encoding(sample, self.origin, self.options.get("encoding"))
-        if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # polars takes the mark for a part of line 1
+        if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
         with _readable(self.path, packing, code) as path:
             return Dialect(_json_schema(path, self.origin), encoding=code)
 
@@ -218,8 +218,9 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
     if _as_it_is(path, packing, code):
         yield path
         return
-    if packing == ".zst": raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a pattern: "
-                                          "unpack it, and set encoding=… where it needs one")
+    if packing == ".zst":
+        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a pattern: "
+                        "unpack it, and set encoding=… where it needs one")
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         plain = Path(folder) / "plain"
         with opened(path, packing) as stream, plain.open("wb") as out:
@@ -238,11 +239,13 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
         try: row = json.loads(line, parse_constant=_no_constant)
         except ValueError as e:
             place = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
-            return DataError(f"line {number:,} of {name} is not JSON: {getattr(e, 'msg', e)}{place}")
+            reason = getattr(e, "msg", e)
+            return DataError(f"line {number:,} of {name} is not JSON: {reason}{place}")
         if not isinstance(row, dict):
-            return DataError(f"line {number:,} of {name} is '{line[:60]}': expected a JSON object, as in "
-                             '{"id": 1}')
-    return DataError(f"{name} cannot be read: {str(error).splitlines()[0]}. Expected a JSON object a line")
+            return DataError(f"line {number:,} of {name} is '{line[:60]}': expected a JSON object, "
+                             'as in {"id": 1}')
+    reason = str(error).splitlines()[0]
+    return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
 
 def _json_schema(path: str, name: str) -> dict:
     "Columns and types of JSON lines, from all of them, a stretch at a time."
@@ -252,7 +255,8 @@ def _json_schema(path: str, name: str) -> dict:
         before += lines.height
         if not text: continue
         try: found = _objects(text.encode(), infer_schema_length=None).collect_schema()
-        except pl.exceptions.PolarsError as e: raise _not_json(lines["line"], before - lines.height, name, e) from e
+        except pl.exceptions.PolarsError as e:
+            raise _not_json(lines["line"], before - lines.height, name, e) from e
         schema = pl.concat([schema, pl.DataFrame(schema=found)], how="diagonal_relaxed")
     schema = {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
     words = [c for c, t in schema.items() if t == pl.String]

@@ -24,8 +24,8 @@ AT_ONCE = 4_000_000  # new keys compared with the table's at a time
 def _rows(table: str, files: Sequence[DataFile], **columns: str) -> pl.LazyFrame:
     "Some columns of files, under names of our own, with `_file` and `_row`."
     named = [lake.column(c).alias(name) for name, c in columns.items()]
-    return pl.concat(lake.file_rows(lake.address(table, f.path)).select(named).with_row_index("_row")
-                     .with_columns(_file=pl.lit(f.path)) for f in files)
+    return pl.concat(lake.file_rows(lake.address(table, f.path)).select(named)
+                     .with_row_index("_row").with_columns(_file=pl.lit(f.path)) for f in files)
 
 # %% ../../nbs/06k_datasets_replacing.ipynb #efd21564
 def _pairs(old: Sequence[DataFile], new: Sequence[DataFile], plan: Plan, part: int, parts: int) -> pl.LazyFrame:

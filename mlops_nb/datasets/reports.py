@@ -59,7 +59,8 @@ class Spill:
             yield tuple(self._scan(name).filter(mine) for name in names)
 
     def _scan(self, name: str) -> pl.LazyFrame:
-        return lake.file_rows(self._files[name]) if name in self._files else pl.LazyFrame(schema=self.schema)
+        if name in self._files: return lake.file_rows(self._files[name])
+        return pl.LazyFrame(schema=self.schema)
 
     def __exit__(self, *_) -> None: self._folder.cleanup()
 
@@ -140,7 +141,8 @@ def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) ->
     found = []
     for batch in batches(rows) if len(hashes) else ():
         marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch[list(columns)])))
-        found.append(marked.filter(pl.col("\1hash").is_in(pl.Series(hashes, dtype=pl.UInt64).implode())))
+        wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
+        found.append(marked.filter(pl.col("\1hash").is_in(wanted)))
         found = [pl.concat(found).unique(["\1hash", "_split"], keep="first", maintain_order=True)]
         if found[0].height >= 2 * len(hashes): break
     return found[0].sort("\1hash", "_split").drop("\1hash") if found else pl.DataFrame()

@@ -82,7 +82,7 @@ def checked(options: Mapping[str, Any], kind: str, uri: str) -> dict[str, Any]:
 KNOWN = (*TEXT, *JSON, *BINARY)
 
 def matching(place: str, root: Path) -> list[Path]:
-    "Return the files and folders that a pattern matches; folders that are there under its very words are no pattern."
+    "Return what a pattern matches; a folder that is there under the very word is no pattern."
     words = Path(place).parts
     while len(words) > 1 and (root / words[0]).is_dir(): root, words = root / words[0], words[1:]
     return [root / path for path in glob(str(Path(*words)), root_dir=root, recursive=True)]

@@ -120,7 +120,8 @@ def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataF
     for c in contract.undecided:
         if wrong[c].any(): raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
     rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(pl.concat_list(
-        pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype")) for c in wrong).list.drop_nulls().alias("_rules"))
+        pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype"))
+        for c in wrong).list.drop_nulls().alias("_rules"))
     broken = rules["_rules"].list.len() > 0
     return typed.filter(~broken), rows.with_columns(rules["_rules"]).filter(broken)
 
@@ -130,7 +131,8 @@ def _divided(rows: pl.DataFrame, part: Part, text: bool, plan: Plan) -> tuple[pl
     absent = [c for c in plan.contract.columns if c not in rows.columns]
     rows = rows.with_columns(pl.lit(None, pl.String if text else plan.contract.dtypes[c]).alias(c) for c in absent)
     rows, broken = _typed(rows, part, plan.contract) if text else (rows, rows.clear())
-    good, bad = check_rows(rows.select(lake.column(c).cast(t) for c, t in plan.contract.dtypes.items()), plan.contract)
+    rows = rows.select(lake.column(c).cast(t) for c, t in plan.contract.dtypes.items())
+    good, bad = check_rows(rows, plan.contract)
     origin = {"_ingested_at": plan.at, "_source": source_of(part), "_modified": part.modified}
     aside = [quarantined(b, part.origin, plan) for b in (broken, bad) if b.height]
     return good.with_columns(pl.lit(v).alias(c) for c, v in origin.items()), aside
@@ -143,7 +145,7 @@ def chunk(
     "Check, split, fingerprint and profile rows, and write them."
     divided = [_divided(rows, part, text, plan) for part, rows, text in batches]
     good, bad = pl.concat(g for g, _ in divided), [b for _, some in divided for b in some]
-    split = plan.splitting.assign(good[list(plan.contract.columns)])  # of the data, whenever it came
+    split = plan.splitting.assign(good[[*plan.contract.columns]])  # of the data, whenever it came
     good = good.with_columns(split).select(lake.column(c).cast(t) for c, t in plan.schema.items())
     seen = {c: Seen() for c in plan.contract.columns} if plan.observe else {}
     for name, found in seen.items(): found.see(good[name], MOST_CATEGORIES)
@@ -268,8 +270,9 @@ def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[in
         if not len(hits): continue
         rows = lake.file_rows(path).collect()[hits]
         content = pl.Series(row_hashes(rows[list(plan.contract.columns)]))
-        found.append(rows.select(lake.column(key).alias("_key"), "_source", row=pl.Series(hits).cast(pl.Int64),
-                                 chunk=pl.lit(i, pl.Int32), content=content))
+        found.append(rows.select(
+            lake.column(key).alias("_key"), "_source", row=pl.Series(hits).cast(pl.Int64),
+            chunk=pl.lit(i, pl.Int32), content=content))
     doubles = pl.concat(found).sort("_source", "chunk", "row")
     many, same = pl.len().over("_key") > 1, pl.col("content").n_unique().over("_key") == 1
     aside = doubles.filter(many & ~(same & pl.int_range(pl.len()).over("_key").eq(0)))
@@ -282,7 +285,8 @@ def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> l
     rule, after = f"{plan.contract.key}|{UNIQUE}", list(chunks)
     for i, rows in _verdicts(chunks, twice, plan).items():
         one = chunks[i]
-        stored = lake.file_rows(lake.address(plan.table, one.file.path)).collect().with_row_index("\1row")
+        stored = lake.file_rows(lake.address(plan.table, one.file.path)).collect()
+        stored = stored.with_row_index("\1row")
         hit = stored["\1row"].is_in(rows["row"].implode())
         aside, kept = (stored.filter(which).drop("\1row") for which in (hit, ~hit))
         bad = quarantined(aside.with_columns(_rules=pl.lit([rule])), pl.col("_source").replace(plan.origins), plan)

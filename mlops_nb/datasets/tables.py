@@ -63,7 +63,8 @@ class TablePart(Part):
         return pl.concat([pl.DataFrame(schema=self._schema()), *self._changes()]).lazy()
 
     def _changes(self) -> Iterator[pl.DataFrame]:
-        table, new = lake.opened(self.address), pl.col("_change_type").is_in(["insert", "update_postimage"])
+        table = lake.opened(self.address)
+        new = pl.col("_change_type").is_in(["insert", "update_postimage"])
         schema = self._schema()
         for version in range(self.since + 1, self.version + 1):
             for rows in table.load_cdf(starting_version=version, ending_version=version):
@@ -79,7 +80,8 @@ class TablePart(Part):
         rows = rows.with_columns(pl.lit(v).cast(schema[c]).alias(c) for c, v in values.items())
         return rows.select(cs.by_name(*schema))
 
-    def _schema(self) -> pl.Schema: return pl.Schema(lake.opened(self.address, self.version).schema())
+    def _schema(self) -> pl.Schema:
+        return pl.Schema(lake.opened(self.address, self.version).schema())
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         if self.since is not None and not self.added: frames = self._changes()

@@ -80,8 +80,9 @@ def with_roles(contract: Contract, key: str | None, time: str | None) -> Contrac
     return contract
 
 # %% ../../nbs/06o_datasets_terms.ipynb #c0bae964
-def ends_by_shares(times: Profile, column: str, shares: Mapping[str, float]) -> dict[str, datetime | None]:
-    "Return ends of splits by time such that each has about its share of the rows that were profiled."
+def ends_by_shares(times: Profile, column: str,
+                   shares: Mapping[str, float]) -> dict[str, datetime | None]:
+    "Return ends of splits by time such that each has about its share of the profiled rows."
     sketch = times.view.get_column(column).get_metric("distribution").kll.value
     names, edge, ends = list(shares), 0.0, {}
     for name in names[:-1]:
@@ -116,7 +117,7 @@ def same_splits(last: DatasetVersion, shares: dict | None, group: str | None, en
         value = Splitting(salt="", by="time", column="t", ends=dict(value)).ends if what == "ends" and value else value
         if value is not None and value != getattr(has, what):
             said = has.model_dump(exclude_none=True)
-            other = "ingest into a dataset of another name"
-            if what == "ends" and has.by == "time": other = "move the ends by datasets.resplit"
-            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: an ingest never "
-                            f"changes a row's split. Leave it out, or {other}.")
+            advice = "a row never changes its split. Ingest into a dataset of another name."
+            if what == "ends" and has.by == "time":
+                advice = "no ingest moves ends. Leave them out, or move the ends by datasets.resplit."
+            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: {advice}")

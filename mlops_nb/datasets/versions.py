@@ -39,14 +39,15 @@ READ_EMPTY = "read_empty"  # the event: parts of a source were read and had no r
 LONGEST_NAME = 100         # characters
 
 def dataset_name(name: str, settings: Settings) -> str:
-    "Return a dataset's name as it is stored, or raise `DataError` for one that cannot be a table's."
+    "Return a dataset's name as it is stored; raises `DataError` for one that cannot be a table's."
     name = unicodedata.normalize("NFC", name)
     letters = all(c.isalnum() or c in "_-" or unicodedata.category(c) in ("Mn", "Mc") for c in name)
-    if name[:1].isalnum() and letters and len(name) <= LONGEST_NAME and not name.endswith(ASIDE): return name
+    short = len(name) <= LONGEST_NAME and not name.endswith(ASIDE)
+    if name[:1].isalnum() and letters and short: return name
     harmless = re.fullmatch(r"[^@/:\\\0._][^@/:\\\0]*", name) and not name.endswith(ASIDE)
     if harmless and lake.exists(settings.table(name)): return name  # made before names were checked
-    raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most {LONGEST_NAME} letters, digits, "
-                    f"_ and -, a letter or digit first, and no {ASIDE} at the end")
+    raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most {LONGEST_NAME} "
+                    f"letters, digits, _ and -, a letter or digit first, and no {ASIDE} at the end")
 
 @dataclass(frozen=True)
 class DatasetVersion:
@@ -121,11 +122,12 @@ def recorded(name: str, settings: Settings) -> pl.DataFrame:
         pl.col("subject").str.split("@").list.last().cast(pl.Int64))
 
 # %% ../../nbs/06n_datasets_versions.ipynb #ed993912
-def read_empty(version: DatasetVersion | None, parts: Sequence[Part], by: str) -> DatasetVersion | None:
-    "Record that parts of a source were read and had no rows. Return the version, which stays the newest."
+def read_empty(version: DatasetVersion, parts: Sequence[Part], by: str) -> DatasetVersion:
+    "Record that parts of a source were read and had no rows. Return the version, still the newest."
     facts = {p.origin: {"state": p.state, "source": source_of(p)} for p in parts}
     if facts:
-        events.record(version.settings.events, READ_EMPTY, version.name, by=by, version=version.version, parts=facts)
+        events.record(version.settings.events, READ_EMPTY, version.name, by=by,
+                      version=version.version, parts=facts)
     return version
 
 def get(

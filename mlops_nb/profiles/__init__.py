@@ -153,7 +153,7 @@ def profile(
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
     now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
-    unnamed = [column.alias("values") for column in order]  # a series' methods may take its name for a pattern
+    unnamed = [column.alias("values") for column in order]  # its methods may take a name for a pattern
     columns = dict(zip((column.name for column in order), column_profiles(unnamed), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 
@@ -174,7 +174,8 @@ def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict |
     if by is None: return {None: profile(_read_file(file, options), at=at).to_bytes()}
     found: dict[Hashable, Profile] = {}
     for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
-        groups = batch.with_columns(by.alias("\1group")).partition_by("\1group", as_dict=True, include_key=False)
+        marked = batch.with_columns(by.alias("\1group"))
+        groups = marked.partition_by("\1group", as_dict=True, include_key=False)
         for (key,), rows in groups.items():
             part = profile(rows, at=at or _moment(key))
             found[key] = found[key].merge(part) if key in found else part
