@@ -28,7 +28,7 @@ from typing import BinaryIO
 import polars as pl
 
 from .dialects import (
-    SAMPLE_BYTES, SAMPLE_ROWS, DataError, Dialect, detect, encoding, fitting_formats, ragged)
+    SAMPLE_BYTES, SAMPLE_ROWS, DataError, Dialect, almost, detect, encoding, fitting_formats, ragged)
 from .parts import WORDS, Part, chunk, convert, gathered, unparsable
 
 # %% ../../nbs/06e_datasets_files.ipynb #4cd41d69
@@ -129,7 +129,9 @@ class FilePart(Part):
         sample, whole = _sample(self.path, packing)
         if ending in TEXT: return detect(sample, self.origin, TEXT[ending] | self.options, whole=whole)
         code = encoding(sample, self.origin, self.options.get("encoding"))
-        with _readable(self.path, packing, code) as path: return Dialect(_json_schema(path), encoding=code)
+        with _readable(self.path, packing, code) as path:
+            schema, nearly = _json_schema(path)
+        return Dialect(schema, encoding=code, nearly=nearly, json=True)
 
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
@@ -143,7 +145,8 @@ class FilePart(Part):
         if packing not in ("", ".gz", ".zst") or d.encoding != "utf-8": return pl.concat(self.batches()).lazy()
         rows = _scan_text(ending, self.path, d, _native(d.schema))
         schema = {c: pl.String() if t == pl.Null else t for c, t in d.schema.items()}
-        return rows.map_batches(lambda frame: convert(frame, schema, self.origin, d), schema=pl.Schema(schema))
+        typed = lambda frame: convert(frame, schema, self.origin, d)
+        return rows.map_batches(typed, schema=pl.Schema(schema))
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         _unchanged(self.path, self.seen, self.origin)
@@ -190,8 +193,8 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
         yield str(plain)
 
 # %% ../../nbs/06e_datasets_files.ipynb #6a10b536
-def _json_schema(path: str) -> dict:
-    "Columns and types of JSON lines, from all of them, a stretch at a time."
+def _json_schema(path: str) -> tuple[dict, dict]:
+    "Columns and types of JSON lines, from all of them; the types of almost all values of texts."
     schema = pl.DataFrame()
     for lines in pl.scan_lines(path).collect_batches(chunk_size=50_000):
         if not (text := "\n".join(line for line in lines["line"] if line and line.strip())): continue
@@ -201,9 +204,13 @@ def _json_schema(path: str) -> dict:
     words = [c for c, t in schema.items() if t == pl.String]
     if not schema: raise DataError(f"{path} has no rows: expected a JSON object a line")
     head = pl.scan_ndjson(path, schema=_native(schema)).select(words).head(SAMPLE_ROWS).collect()
-    forms = {c: fitting_formats(v) for c in words if len(v := head[c].drop_nulls())}
-    return schema | {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
-                     if len(f) == 1 and f[0].startswith("%Y-")}
+    texts = {c: values for c in words if len(values := head[c].drop_nulls())}
+    forms = {c: fitting_formats(values) for c, values in texts.items()}
+    schema |= {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
+               if len(f) == 1 and f[0].startswith("%Y-")}
+    nearly = {c: most[0] for c, values in texts.items()
+              if schema[c] == pl.String and (most := almost(values)) and not most[1]}
+    return schema, nearly
 
 # %% ../../nbs/06e_datasets_files.ipynb #ca45a903
 def _native(wanted: Mapping[str, pl.DataType]) -> dict:
