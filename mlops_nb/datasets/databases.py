@@ -184,18 +184,8 @@ class QueryPart(Part):
         if not self.uri.startswith("sqlite"): return head.schema
         return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in head}
 
-    def _refuse_rounding(self) -> None:
-        "Raise `DataError` where SQLite's driver would round integers, for it makes floats of them."
-        columns = list(self.schema())
-        checks = ", ".join(f"{_rounded(name)} AS c{i}" for i, name in enumerate(columns))
-        answer = pl.concat(self._frames(f"SELECT {checks} FROM ({self.sql}) AS s", 1)).row(0)
-        wrong = [name for name, rounded in zip(columns, answer) if rounded]
-        if not wrong: return
-        raise DataError(f"{self.origin}: column '{wrong[0]}' has fractions, and whole numbers that "
-                        "would be rounded with them: cast it in a query=SELECT … to text")
-
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        if self.uri.startswith("sqlite"): self._refuse_rounding()
+        if self.uri.startswith("sqlite"): _refuse_rounding(self)
         found = gathered(self._frames(self.sql, rows), rows)
         if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
         else: yield from self._same(found, dtypes)
@@ -218,6 +208,16 @@ class QueryPart(Part):
                          "the database answers")
 
 # %% ../../nbs/06f_datasets_databases.ipynb #bc0bf138
+def _refuse_rounding(part: QueryPart) -> None:
+    "Raise `DataError` where SQLite's driver would round integers, for it makes floats of them."
+    columns = list(part.schema())
+    checks = ", ".join(f"{_rounded(name)} AS c{i}" for i, name in enumerate(columns))
+    answer = pl.concat(part._frames(f"SELECT {checks} FROM ({part.sql}) AS s", 1)).row(0)
+    wrong = [name for name, rounded in zip(columns, answer) if rounded]
+    if not wrong: return
+    raise DataError(f"{part.origin}: column '{wrong[0]}' has fractions, and whole numbers that "
+                    "would be rounded with them: cast it in a query=SELECT … to text")
+
 def _rounded(name: str) -> str:
     "SQL that says whether a column has fractions, and integers that are no floats."
     column = 's."' + name.replace('"', '""') + '"'

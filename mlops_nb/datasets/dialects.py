@@ -53,6 +53,11 @@ class Dialect:
     nearly: dict[str, pl.DataType] | None = None  # columns of text → the type of almost all values
     json: bool = False                      # JSON lines, which no option describes
 
+    @property
+    def read_types(self) -> dict[str, pl.DataType]:
+        "The types to read the columns in: text where there are no values yet."
+        return {c: pl.String() if t == pl.Null else t for c, t in self.schema.items()}
+
 # %% ../../nbs/06c_datasets_dialects.ipynb #96da2b7c
 BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 

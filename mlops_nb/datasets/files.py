@@ -129,9 +129,7 @@ class FilePart(Part):
         sample, whole = _sample(self.path, packing)
         if ending in TEXT: return detect(sample, self.origin, TEXT[ending] | self.options, whole=whole)
         code = encoding(sample, self.origin, self.options.get("encoding"))
-        with _readable(self.path, packing, code) as path:
-            schema, nearly = _json_schema(path)
-        return Dialect(schema, encoding=code, nearly=nearly, json=True)
+        with _readable(self.path, packing, code) as path: return _json_dialect(path, code)
 
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
@@ -144,9 +142,8 @@ class FilePart(Part):
         d = self.dialect
         if packing not in ("", ".gz", ".zst") or d.encoding != "utf-8": return pl.concat(self.batches()).lazy()
         rows = _scan_text(ending, self.path, d, _native(d.schema))
-        schema = {c: pl.String() if t == pl.Null else t for c, t in d.schema.items()}
-        typed = lambda frame: convert(frame, schema, self.origin, d)
-        return rows.map_batches(typed, schema=pl.Schema(schema))
+        typed = lambda frame: convert(frame, d.read_types, self.origin, d)
+        return rows.map_batches(typed, schema=pl.Schema(d.read_types))
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         _unchanged(self.path, self.seen, self.origin)
@@ -156,8 +153,7 @@ class FilePart(Part):
             for frame in gathered(scan.collect_batches(chunk_size=chunk(rows), maintain_order=True), rows):
                 yield convert(frame, dtypes, self.origin)
         else:
-            schema = {c: pl.String() if t == pl.Null else t for c, t in self.dialect.schema.items()}
-            wanted = schema | {c: t for c, t in dtypes.items() if c in schema}
+            wanted = {c: dtypes.get(c, t) for c, t in self.dialect.read_types.items()}
             if text: wanted = dict.fromkeys(wanted, pl.String())
             with _readable(self.path, packing, self.dialect.encoding) as path:
                 yield from gathered(_read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows)
@@ -193,8 +189,8 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
         yield str(plain)
 
 # %% ../../nbs/06e_datasets_files.ipynb #6a10b536
-def _json_schema(path: str) -> tuple[dict, dict]:
-    "Columns and types of JSON lines, from all of them; the types of almost all values of texts."
+def _json_dialect(path: str, code: str) -> Dialect:
+    "Columns and types of JSON lines, from all of them, a stretch at a time."
     schema = pl.DataFrame()
     for lines in pl.scan_lines(path).collect_batches(chunk_size=50_000):
         if not (text := "\n".join(line for line in lines["line"] if line and line.strip())): continue
@@ -210,7 +206,7 @@ def _json_schema(path: str) -> tuple[dict, dict]:
                if len(f) == 1 and f[0].startswith("%Y-")}
     nearly = {c: most[0] for c, values in texts.items()
               if schema[c] == pl.String and (most := almost(values)) and not most[1]}
-    return schema, nearly
+    return Dialect(schema, encoding=code, nearly=nearly, json=True)
 
 # %% ../../nbs/06e_datasets_files.ipynb #ca45a903
 def _native(wanted: Mapping[str, pl.DataType]) -> dict:
