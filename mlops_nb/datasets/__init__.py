@@ -97,13 +97,13 @@ def _seen(chunks: Sequence[Chunk], plan: Plan) -> dict[str, Seen]:
 
 # %% ../../nbs/06_datasets.ipynb #d477c12b
 def _as_typed(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Plan, list[Chunk]]:
-    "Stage the rows. Types that are a guess, and that a value does not keep, are settled by all values."
+    "Stage the rows. Where a type is a guess that a value does not keep, all values settle it."
     while True:
         try: chunks = _staged(parts, plan, settings)
         except Unparsable as e:
             if not plan.observe and e.column not in plan.contract.undecided: raise
             contract, notes = widened(parts, plan.contract, observed=plan.observe)
-            if contract.dtypes == plan.contract.dtypes and contract.undecided == plan.contract.undecided: raise
+            if contract == plan.contract: raise
             plan = replace(plan, contract=contract, notes=(*plan.notes, *notes))
             continue
         return (_proposed(parts, plan, chunks) if plan.observe else plan), chunks
@@ -157,7 +157,8 @@ def _facts(made: Change, plan: Plan, parts: Sequence[Part], parent: int | None, 
     return {**given, "ingest": plan.ingest, "parent": parent, "at": plan.at.isoformat(),
             "files": {p.origin: p.state.get("digest") or json.dumps(p.state) for p in parts},
             "parts": {p.origin: {"state": p.state, "source": source_of(p)} for p in parts},
-            "notes": list(plan.notes), "contract": plan.contract.model_dump(), "splitting": plan.splitting.model_dump(mode="json"),
+            "notes": list(plan.notes), "contract": plan.contract.model_dump(),
+            "splitting": plan.splitting.model_dump(mode="json"),
             "key": plan.contract.key, "read": read, "accepted": read - rejected, "rejected": rejected,
             "replaced": made.replaced, "late": made.late, "rows": rows,
             "counts": dict(sorted(made.tally.counts.items())), "sum": str(total),
@@ -233,7 +234,8 @@ def ingest(
         version, facts, made = _commit(chunks, plan, parts, given, settings)
     finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
     for table in (plan.table, plan.quarantine): _sweep(table)
-    for note in plan.notes if observe else (): warnings.warn(f"{name}@{version}: {sentence(note)}", stacklevel=2)
+    for note in plan.notes if observe else ():
+        warnings.warn(f"{name}@{version}: {sentence(note)}", stacklevel=2)
     return record(name, version, facts, settings, _merged(name, facts, made, settings))
 
 # %% ../../nbs/06_datasets.ipynb #dbc66419

@@ -30,7 +30,7 @@ from ..panics import panics_as_errors
 # %% ../../nbs/06h_datasets_contracts.ipynb #958744c6
 DTYPES = {"integer": pl.Int64, "float": pl.Float64, "boolean": pl.Boolean, "string": pl.String,
           "date": pl.Date, "datetime": pl.Datetime("us"),
-          "unknown": pl.String}  # a column without values so far: the first ones that come settle its type
+          "unknown": pl.String}  # no values so far: the first ones that come settle the type
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #f77c1610
 OWN = {"_split": pl.String, "_ingested_at": pl.Datetime("us", "UTC"), "_source": pl.String,
@@ -53,7 +53,8 @@ def wider(one: str, other: str) -> str:
     "The narrowest type that holds the values of both."
     kinds = {one, other} - {"unknown"}
     if len(kinds) < 2: return kinds.pop() if kinds else "unknown"
-    return "float" if kinds == {"integer", "float"} else "datetime" if kinds == {"date", "datetime"} else "string"
+    if kinds == {"integer", "float"}: return "float"
+    return "datetime" if kinds == {"date", "datetime"} else "string"
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #c68f9a3f
 class Column(BaseModel):
@@ -215,7 +216,8 @@ def tightened(contract: Contract, seen: Mapping[str, Seen]) -> Contract:
         role, often = name in (contract.key, contract.time), found.there >= REPEATED * len(found.texts or ())
         texts = sorted(found.texts) if found.texts and often and not role else None
         low = 0.0 if c.dtype in ("integer", "float") and (found.least or 0) >= 0 else None
-        return Column(dtype=c.dtype, nullable=found.missing > 0 or c.dtype == "unknown", min=low, categories=texts)
+        nullable = found.missing > 0 or c.dtype == "unknown"
+        return Column(dtype=c.dtype, nullable=nullable, min=low, categories=texts)
     return contract.model_copy(update={"columns": {name: column(name, c) for name, c in contract.columns.items()}})
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #d70a09b3
@@ -261,9 +263,12 @@ def differences(schema: Mapping[str, pl.DataType], contract: Contract) -> dict[s
         elif name not in wanted: found[name] = f"new column {name}"
         elif schema[name] != pl.Null:
             came, asked = kind_of(schema[name]), wanted[name].dtype
-            if asked not in (came, "unknown") and (came, asked) not in (("integer", "float"), ("date", "datetime")):
-                found[name] = f"{name} is {came}, expected {asked}"
+            if not _has_a_place(came, asked): found[name] = f"{name} is {came}, expected {asked}"
     return found
+
+def _has_a_place(kind: str, wanted: str) -> bool:
+    "May values of a type stand in a column of another? Text takes only text."
+    return wanted in (kind, "unknown") or (wanted != "string" and wider(kind, wanted) == wanted)
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #f7627e6c
 def refuse(found: Mapping[str, str]) -> None:
@@ -276,11 +281,12 @@ def refuse(found: Mapping[str, str]) -> None:
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #605a67c0
 def settled(contract: Contract, kinds: Mapping[str, str]) -> Contract:
-    "The contract's next version, with the types of columns that had none, or too narrow ones; itself if nothing is new."
-    changed = {c: kind for c, kind in kinds.items() if kind != contract.columns[c].dtype}
+    "The contract's next version, with other types of some columns; itself if none is new."
+    old = contract.columns
+    changed = {c: kind for c, kind in kinds.items() if kind != old[c].dtype}
     if not changed: return contract
-    columns = {c: contract.columns[c].model_copy(update={"dtype": kind}) for c, kind in changed.items()}
-    return contract.model_copy(update={"columns": contract.columns | columns, "version": contract.version + 1})
+    new = {c: old[c].model_copy(update={"dtype": kind}) for c, kind in changed.items()}
+    return contract.model_copy(update={"columns": old | new, "version": contract.version + 1})
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #10ab28ce
 def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
@@ -304,7 +310,7 @@ def conform(
     rows: pl.DataFrame,   # rows of a source
     contract: Contract,
 ) -> pl.DataFrame:
-    "The rows in the contract's columns and types, or an error that names what differs, or would be lost."
+    "The rows in the contract's columns and types, or an error that names what would be lost."
     refuse(differences(rows.schema, contract))
     return convert(rows[list(contract.columns)], contract.dtypes, "the rows")
 
@@ -312,8 +318,8 @@ def conform(
 def _field(name: str, c: Column, required: bool):
     "A column as dataframely has it, under any name: also one that its schemas have for something else."
     import dataframely as dy
-    kinds = {"integer": dy.Int64, "float": dy.Float64, "boolean": dy.Bool, "string": dy.String, "date": dy.Date, "unknown": dy.String,
-             "datetime": lambda **o: dy.Datetime(time_unit="us", **o)}
+    kinds = {"integer": dy.Int64, "float": dy.Float64, "boolean": dy.Bool, "string": dy.String, "date": dy.Date,
+             "unknown": dy.String, "datetime": lambda **o: dy.Datetime(time_unit="us", **o)}
     options = {"nullable": c.nullable and not required, "alias": name}
     options |= {k: c.limit(v) for k, v in {"min": c.min, "max": c.max}.items() if v is not None}
     if c.pattern is not None: options["regex"] = c.pattern
@@ -377,8 +383,9 @@ def enforce(
 # %% ../../nbs/06h_datasets_contracts.ipynb #f7159c8a
 SPELLINGS = {"integer": "an integer of 64 bits, written without leading zeros or a plus sign",
              "float": "a number that a float holds, written without leading zeros",
-             "date": "a date, written as the others, its year in four digits",
-             "datetime": "a time of whole microseconds, written as the others, its year in four digits"}
+             "date": "a date, written as the others, with a year of four digits",
+             "datetime": "a time, written as the others, of whole microseconds",
+             "boolean": "true or false"}
 
 def reason(rule: str, contract: Contract) -> str:
     "What a rule asks, in words."
@@ -390,5 +397,6 @@ def reason(rule: str, contract: Contract) -> str:
     shown = ", ".join((c.categories or [])[:10]) + (", …" if len(c.categories or []) > 10 else "")
     return f"{name} " + {"nullability": "must be there", "min": f"must be at least {c.min}",
                          "max": f"must be at most {c.max}", "regex": f"must match {c.pattern}",
-                         "check__category": f"must be one of {shown}", "dtype": f"must be {SPELLINGS.get(c.dtype, f'of type {c.dtype}')}", "inf": "must be finite",
+                         "check__category": f"must be one of {shown}", "inf": "must be finite",
+                         "dtype": f"must be {SPELLINGS.get(c.dtype, c.dtype)}",
                          UNIQUE: "must be unique: another row of this ingest has it"}.get(what, f"breaks {what}")

@@ -98,11 +98,11 @@ def _plain(frame: pl.DataFrame) -> pl.DataFrame:
     return frame
 
 def _as_floats(values: pl.Series) -> pl.Series:
-    "PostgreSQL's numeric as floats, or an error where one would not hold all digits before the point."
+    "PostgreSQL's numeric as floats, or an error where one would round whole numbers."
     floats = numbers(values, pl.Float64())
     if len(cut := values.filter(lost(values, floats))):
-        raise DataError(f"column {values.name} has the number {cut[0]}, which a float would round: cast the column in "
-                        "a query=SELECT … to bigint or to text")
+        raise DataError(f"column {values.name} has the number {cut[0]}, which a float would round: "
+                        "cast the column in a query=SELECT … to bigint or to text")
     return floats
 
 # %% ../../nbs/06f_datasets_databases.ipynb #5c886e01
@@ -183,20 +183,8 @@ class QueryPart(Part):
         if not self.uri.startswith("sqlite"): return head.schema
         return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in head}
 
-    def _refuse_rounding(self) -> None:
-        "Raise `DataError` where SQLite's driver would make floats of integers that no float holds."
-        def mixed(name: str) -> str:
-            column = "s." + '"' + name.replace('"', '""') + '"'
-            return (f"max(typeof({column}) = 'real') AND max(typeof({column}) = 'integer' AND "
-                    f"({column} > {EXACT} OR {column} < -{EXACT}))")
-        columns = list(self.schema())
-        checks = ", ".join(f"{mixed(name)} AS c{i}" for i, name in enumerate(columns))
-        for name, wrong in zip(columns, pl.concat(self._frames(f"SELECT {checks} FROM ({self.sql}) AS s", 1)).row(0)):
-            if wrong: raise DataError(f"{self.origin}: column '{name}' has fractions, and whole numbers that would be "
-                                      "rounded with them: cast the column in a query=SELECT … to text")
-
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        if self.uri.startswith("sqlite"): self._refuse_rounding()
+        if self.uri.startswith("sqlite"): _refuse_rounding(self)
         found = gathered(self._frames(self.sql, rows), rows)
         if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
         else: yield from self._same(found, dtypes)
@@ -217,6 +205,23 @@ class QueryPart(Part):
                               "rows before it: mend the value, or cast the column in a query=SELECT …", column)
         return DataError(f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when "
                          "the database answers")
+
+# %% ../../nbs/06f_datasets_databases.ipynb #bc0bf138
+def _refuse_rounding(part: QueryPart) -> None:
+    "Raise `DataError` where SQLite's driver would round integers, for it makes floats of them."
+    columns = list(part.schema())
+    checks = ", ".join(f"{_rounded(name)} AS c{i}" for i, name in enumerate(columns))
+    answer = pl.concat(part._frames(f"SELECT {checks} FROM ({part.sql}) AS s", 1)).row(0)
+    wrong = [name for name, rounded in zip(columns, answer) if rounded]
+    if not wrong: return
+    raise DataError(f"{part.origin}: column '{wrong[0]}' has fractions, and whole numbers that "
+                    "would be rounded with them: cast it in a query=SELECT … to text")
+
+def _rounded(name: str) -> str:
+    "SQL that says whether a column has fractions, and integers that are no floats."
+    column = 's."' + name.replace('"', '""') + '"'
+    large = f"({column} > {EXACT} OR {column} < -{EXACT})"
+    return f"max(typeof({column}) = 'real') AND max(typeof({column}) = 'integer' AND {large})"
 
 # %% ../../nbs/06f_datasets_databases.ipynb #a19dca38
 def database_parts(

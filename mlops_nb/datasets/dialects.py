@@ -58,7 +58,13 @@ class Dialect:
     formats: dict[str, str] | None = None   # of the dates and times, by column
     commas: frozenset[str] = frozenset()    # columns with numbers written 1.234,56
     unsure: dict[str, str] | None = None    # columns that could be read in two ways → the option that decides
-    nearly: dict[str, pl.DataType] | None = None  # columns of text → the type of all but a few of their values
+    nearly: dict[str, pl.DataType] | None = None  # columns of text → the type of almost all values
+    json: bool = False                      # JSON lines, which no option describes
+
+    @property
+    def read_types(self) -> dict[str, pl.DataType]:
+        "The types to read the columns in: text where there are no values yet."
+        return {c: pl.String() if t == pl.Null else t for c, t in self.schema.items()}
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #96da2b7c
 BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -145,8 +151,12 @@ def _times(text: pl.Series, form: str) -> pl.Series:
     others = times.is_null() & text.is_not_null()
     if not others.any(): return times
     rest = text.filter(others)
-    exact = ~rest.str.contains(r"\.\d{6}\d*[1-9]")
-    return times.scatter(others.arg_true(), _read_times(rest, form).zip_with(exact, pl.repeat(None, len(rest), eager=True)))
+    too_fine = rest.str.contains(r"\.\d{6}\d*[1-9]")
+    return times.scatter(others.arg_true(), _without(_read_times(rest, form), too_fine))
+
+def _without(values: pl.Series, wrong: pl.Series) -> pl.Series:
+    "The values, with null where they are wrong."
+    return values.zip_with(~wrong, values.clear(len(values)))
 
 def _read_times(text: pl.Series, form: str) -> pl.Series:
     "Text as times, those with an offset in UTC."
@@ -177,10 +187,11 @@ def numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
         text = text.str.strip_chars(" \t")
         if dtype == pl.Int64: text = text.str.replace(r"^(-?\d+)\.0*$", "$1")
         values = text.cast(dtype, strict=False)
-    if dtype == pl.Float64: values = values.fill_nan(None)
-    wrong = _inexact(text, values) if dtype == pl.Float64 else pl.repeat(False, len(text), eager=True)
-    if (text < "1").any(): wrong = wrong | text.str.contains(CODE)  # others do not begin with 0 or +
-    return values.zip_with(wrong.not_(), values.clear(len(values))) if wrong.any() else values
+    if dtype == pl.Float64:
+        values = values.fill_nan(None)
+        values = _without(values, _inexact(text, values))
+    if not (text < "1").any(): return values  # none begins with 0 or +
+    return _without(values, text.str.contains(CODE))
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #78229aee
 def _inexact(text: pl.Series, values: pl.Series) -> pl.Series:
@@ -191,7 +202,7 @@ def _inexact(text: pl.Series, values: pl.Series) -> pl.Series:
     return large.scatter(large.arg_true(), [not _as_written(*pair) for pair in pairs])
 
 def _as_written(text: str, value: float) -> bool:
-    "Is a large float what was written: all its digits, or the fewest that tell it from other floats?"
+    "Is a large float what was written: all its digits, or the fewest that stand for it?"
     if not isfinite(value): return "inf" in text.lower()      # 1e400 is no infinity
     if "e" in text.lower(): return True
     whole = re.fullmatch(r"([+-]?\d{1,400})(?:\.0*)?", text)
@@ -323,7 +334,8 @@ def ragged(where: str, came: int, wanted: int) -> str:
 def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
     "The type of each column, and how its values are written."
     comma, doubtful = commas(columns, said.get("decimal_comma", None if mark != "," else False))
-    schema, formats, unsure, nearly = {}, {}, dict.fromkeys(doubtful, "decimal_comma=true or decimal_comma=false"), {}
+    unsure = dict.fromkeys(doubtful, "decimal_comma=true or decimal_comma=false")
+    schema, formats, nearly = {}, {}, {}
     for name, values in columns.items():
         schema[name] = pl.String()
         if name in comma: schema[name] = pl.Float64()
@@ -334,8 +346,11 @@ def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
         elif len(fits := fitting_formats(values, said.get("date_format"))) == 1:
             formats[name], schema[name] = fits[0], _kind(fits[0])
         elif fits: unsure[name] = " or ".join(f"date_format={f}" for f in fits)
-        elif most := almost(values, said.get("date_format")): nearly[name], formats = most[0], formats | most[1]
-    return {"schema": schema, "formats": formats, "commas": frozenset(comma), "unsure": unsure, "nearly": nearly}
+        elif most := almost(values, said.get("date_format")):
+            nearly[name] = most[0]
+            formats |= most[1]
+    return {"schema": schema, "formats": formats, "commas": frozenset(comma), "unsure": unsure,
+            "nearly": nearly}
 
 def _kind(form: str) -> pl.DataType:
     "The type of what a format writes."
@@ -346,18 +361,29 @@ TRUE, FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 # %% ../../nbs/06c_datasets_dialects.ipynb #73bc6fea
 FEW = 0.1  # share of values up to which they are the exception
 
-def almost(values: pl.Series, said: str | None = None) -> tuple[pl.DataType, dict[str, str]] | None:
-    "The type of all but a few values, and the format of dates by column; none if there is no such type."
-    def few(odd: pl.Series) -> bool: return 0 < odd.sum() <= FEW * len(values)
-    if few(~values.is_in(TRUE + FALSE)): return pl.Boolean(), {}
+def almost(
+    values: pl.Series,               # of a column, without the missing ones
+    date_format: str | None = None,  # the setting of that name
+) -> tuple[pl.DataType, dict[str, str]] | None:  # the type; the format of dates, by column
+    "The type of all but a few values, or None if there is no such type."
+    if _few(~values.is_in(TRUE + FALSE)): return pl.Boolean(), {}
     for dtype in (pl.Int64(), pl.Float64()):
         odd = lost(values, numbers(values, dtype))
-        if few(odd): return None if values.filter(odd).str.contains(r"^[+-]?\d+$").any() else (dtype, {})
-    shapes = values.filter(values.str.contains(r"^\d")).head(20)
-    forms = dict.fromkeys([*([said] if said else []), *(form for value in shapes for form in date_formats(value))])
-    fits = [form for form in forms if few(lost(values, values.to_frame().select(
-        moments(pl.col(values.name), form, pl.Datetime("us"))).to_series()))]
+        if not _few(odd): continue
+        codes = values.filter(odd).str.contains(r"^[+-]?\d+$").any()
+        return None if codes else (dtype, {})
+    first = values.filter(values.str.contains(r"^\d")).head(20)
+    forms = [date_format] if date_format else []
+    for value in first: forms += date_formats(value)
+    fits = [form for form in dict.fromkeys(forms) if _few(_not_of_form(values, form))]
     return (_kind(fits[0]), {values.name: fits[0]}) if len(fits) == 1 else None
+
+def _few(odd: pl.Series) -> bool: return 0 < odd.sum() <= FEW * len(odd)
+
+def _not_of_form(values: pl.Series, form: str) -> pl.Series:
+    "Which values are no dates or times of a format."
+    times = values.to_frame().select(moments(pl.col(values.name), form, pl.Datetime("us")))
+    return lost(values, times.to_series())
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #85d61226
 def with_comma(name: str, dialect: Dialect) -> bool:

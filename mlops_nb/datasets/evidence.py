@@ -28,18 +28,21 @@ class Evidence:
     row: int = 0          # of the first, counted from 1
     source: str = ""      # that has it
     temporal: bool = False  # it is a date or a time, not text
+    json: bool = False    # the source is JSON lines
 
-    def see(self, odd: pl.Series, present: int, before: int, source: str) -> None:
-        "Take in a batch: its odd values, how many are not missing, and how many rows came before."
+    def see(self, odd: pl.Series, present: int, before: int, part: Part) -> None:
+        "Take in a batch: its odd values, how many are not missing, how many rows came before."
         self.there += present
         values = odd.drop_nulls()
         if not len(values): return
         if not self.odd:
-            self.row, self.source = before + odd.is_not_null().arg_true()[0] + 1, source
+            self.row, self.source = before + odd.is_not_null().arg_true()[0] + 1, part.origin
             self.temporal = odd.dtype.is_temporal()
+            self.json = part.dialect is not None and part.dialect.json
         self.odd += len(values)
-        if len(self.words) <= MOST_WORDS:
-            self.words |= dict.fromkeys(values.unique(maintain_order=True).head(MOST_WORDS + 1).cast(pl.String))
+        if len(self.words) > MOST_WORDS: return
+        some = values.unique(maintain_order=True).head(MOST_WORDS + 1)
+        self.words |= dict.fromkeys(some.cast(pl.String))
 
 # %% ../../nbs/06p_datasets_evidence.ipynb #de5c511e
 INCLUDES = {"float": {"float", "integer"}, "datetime": {"datetime", "date"}}
@@ -52,7 +55,8 @@ def _odd(part: Part, values: pl.Series, kind: str) -> tuple[pl.Series, int]:
     try: typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
     except DataError: return values, values.count()
     gone = lost(values, typed)
-    if spelled and kind == "integer": gone = gone | values.str.contains(".", literal=True)  # 3.0 speaks for a float
+    if spelled and kind == "integer":  # 3.0 speaks for a float
+        gone = gone | values.str.contains(".", literal=True)
     return values.zip_with(gone, values.clear(len(values))), (typed.is_not_null() | gone).sum()
 
 def evidence(
@@ -65,7 +69,8 @@ def evidence(
         before = 0
         for rows in part.batches(text=True):
             for c in result.keys() & set(rows.columns):
-                for kind, one in result[c].items(): one.see(*_odd(part, rows[c], kind), before, part.origin)
+                for kind, one in result[c].items():
+                    one.see(*_odd(part, rows[c], kind), before, part)
             before += rows.height
     return result
 
@@ -75,9 +80,10 @@ ANY = ("boolean", "integer", "float", "date", "datetime")
 def _possible(contract: Contract, observed: bool) -> dict[str, tuple[str, ...]]:
     "The types that columns could have, the narrowest first."
     kinds = dict.fromkeys(contract.undecided, ANY)
-    if observed: kinds |= {name: ("integer", "float") if c.dtype == "integer" else (c.dtype,)
-                           for name, c in contract.columns.items() if c.dtype not in ("string", "unknown")}
-    if contract.key in kinds: kinds[contract.key] = tuple(k for k in kinds[contract.key] if k != "float")
+    for name, column in contract.columns.items() if observed else ():
+        if column.dtype == "integer": kinds[name] = ("integer", "float")
+        elif column.dtype not in ("string", "unknown"): kinds[name] = (column.dtype,)
+    if key := kinds.get(contract.key): kinds[contract.key] = tuple(k for k in key if k != "float")
     return kinds
 
 def _kept_by(one: Evidence, kind: str, name: str) -> bool:
@@ -105,35 +111,36 @@ def widened(
     return settled(contract, kinds), notes
 
 # %% ../../nbs/06p_datasets_evidence.ipynb #797f924f
+AS = {"boolean": "true or false", "integer": "written as an integer",
+      "float": "written as a number", "date": "written as a date", "datetime": "written as a time"}
+
 def note(name: str, kind: str, one: Evidence) -> dict:
     "What is remembered of a column that is text because of a few values."
-    return {"column": name, "type": kind, "odd": one.odd, "there": one.there, "values": [*one.words],
-            "row": one.row, "source": one.source}
-
-AS = {"boolean": "true or false", "integer": "written as an integer", "float": "written as a number",
-      "date": "written as a date", "datetime": "written as a time"}
+    settable = not one.json and len(one.words) <= MOST_WORDS and not any(
+        re.search("[1-9]", word) for word in one.words)
+    return {"column": name, "type": kind, "odd": one.odd, "there": one.there, "row": one.row,
+            "source": one.source, "first": next(iter(one.words))[:80],
+            "null_values": [*one.words] if settable else []}
 
 def sentence(note: Mapping) -> str:
     "A note in words."
-    if "option" in note:
-        return f"column '{note['column']}' is text, for it could be read in two ways: set {note['option']}"
-    first, words = note["values"][0], note["values"]
-    text = (f"column '{note['column']}' is text: {note['odd']:,} of {note['there']:,} values "
-            f"{'is' if note['odd'] == 1 else 'are'} not {AS[note['type']]}, the first '{first[:80]}' in row "
-            f"{note['row']:,} of {note['source']}")
-    if len(words) > MOST_WORDS or any(re.search("[1-9]", word) for word in words): return text
-    them = "it" if note["odd"] == 1 else "them"
-    return f"{text}; options={{'null_values': {words}}} makes {them} missing"
+    text = f"column '{note['column']}' is text"
+    if "option" in note: return f"{text}, for it could be read in two ways: set {note['option']}"
+    are, them = ("is", "it") if note["odd"] == 1 else ("are", "them")
+    text += f": {note['odd']:,} of {note['there']:,} values {are} not {AS[note['type']]}, "
+    text += f"the first '{note['first']}' in row {note['row']:,} of {note['source']}"
+    if not note["null_values"]: return text
+    return f"{text}; options={{'null_values': {note['null_values']}}} makes {them} missing"
 
 # %% ../../nbs/06p_datasets_evidence.ipynb #20f34936
 def _supposed(part: Part, name: str) -> str | None:
-    "The type that a text file's column has, but for a few values; none if it is text, or not of a text file."
+    "The type of a text file's column, but for a few values, or None if it is text."
     if part.dialect is None or name not in part.dialect.schema: return None
     dtype = (part.dialect.nearly or {}).get(name, part.dialect.schema[name])
     return None if dtype in (pl.String, pl.Null) or dtype.is_nested() else kind_of(dtype)
 
 def remarks(parts: Sequence[Part], contract: Contract) -> list[dict]:
-    "Notes on columns that are text because of a few values, or because of an option that is not set."
+    "Notes on columns that are text because of a few values, or of an option that is not set."
     text = [name for name, c in contract.columns.items() if c.dtype == "string"]
     kinds = {name: {kind for part in parts if (kind := _supposed(part, name))} for name in text}
     kinds = {name: some for name, some in kinds.items() if some}

@@ -31,9 +31,9 @@ import polars as pl
 import polars.selectors as cs
 
 from .. import lake
-from mlops_nb.datasets.dialects import (
-    SAMPLE_BYTES, SAMPLE_ROWS, CutShort, DataError, Dialect, NoRows, detect, encoding, fitting_formats, ragged,
-    refuse_patterns)
+from .dialects import (
+    SAMPLE_BYTES, SAMPLE_ROWS, CutShort, DataError, Dialect, NoRows, almost, detect, encoding,
+    fitting_formats, ragged, refuse_patterns)
 from .parts import WORDS, Part, chunk, convert, gathered, unparsable
 
 # %% ../../nbs/06e_datasets_files.ipynb #4cd41d69
@@ -148,7 +148,7 @@ class FilePart(Part):
         code = encoding(sample, self.origin, self.options.get("encoding"))
         if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
         with _readable(self.path, packing, code) as path:
-            return Dialect(_json_schema(path, self.origin), encoding=code)
+            return _json_dialect(path, self.origin, code)
 
     def _detected(self, options: dict, packing: str) -> Dialect:
         "Return how a text file is written, from as much of its beginning as holds whole rows."
@@ -176,8 +176,8 @@ class FilePart(Part):
         d = self.dialect
         if not _as_it_is(self.path, packing, d.encoding): return pl.concat(self.batches()).lazy()
         rows = _scan_text(ending, self.path, d, _native(d.schema))
-        schema = {c: pl.String() if t == pl.Null else t for c, t in d.schema.items()}
-        return rows.map_batches(lambda frame: convert(frame, schema, self.origin, d), schema=pl.Schema(schema))
+        typed = lambda frame: convert(frame, d.read_types, self.origin, d)
+        return rows.map_batches(typed, schema=pl.Schema(d.read_types))
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         _unchanged(self.path, self.seen, self.origin)
@@ -187,8 +187,7 @@ class FilePart(Part):
             for frame in gathered(scan.collect_batches(chunk_size=chunk(rows), maintain_order=True), rows):
                 yield convert(frame, dtypes, self.origin)
         else:
-            schema = {c: pl.String() if t == pl.Null else t for c, t in self.dialect.schema.items()}
-            wanted = schema | {c: t for c, t in dtypes.items() if c in schema}
+            wanted = {c: dtypes.get(c, t) for c, t in self.dialect.read_types.items()}
             if text: wanted = dict.fromkeys(wanted, pl.String())
             with _readable(self.path, packing, self.dialect.encoding) as path:
                 yield from gathered(_read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows)
@@ -247,7 +246,7 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
     reason = str(error).splitlines()[0]
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
 
-def _json_schema(path: str, name: str) -> dict:
+def _json_dialect(path: str, name: str, code: str) -> Dialect:
     "Columns and types of JSON lines, from all of them, a stretch at a time."
     schema, before = pl.DataFrame(), 0
     for lines in _lines(path).collect_batches(chunk_size=50_000, maintain_order=True):
@@ -263,9 +262,13 @@ def _json_schema(path: str, name: str) -> dict:
     refuse_patterns(schema, name)
     if not schema: raise NoRows(f"{name} has no rows: expected a JSON object a line")
     head = _objects(path, schema=_native(schema)).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
-    forms = {c: fitting_formats(v) for c in words if len(v := head[c].drop_nulls())}
-    return schema | {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
-                     if len(f) == 1 and f[0].startswith("%Y-")}
+    texts = {c: values for c in words if len(values := head[c].drop_nulls())}
+    forms = {c: fitting_formats(values) for c, values in texts.items()}
+    schema |= {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
+               if len(f) == 1 and f[0].startswith("%Y-")}
+    nearly = {c: most[0] for c, values in texts.items()
+              if schema[c] == pl.String and (most := almost(values)) and not most[1]}
+    return Dialect(schema, encoding=code, nearly=nearly, json=True)
 
 # %% ../../nbs/06e_datasets_files.ipynb #ca45a903
 def _native(wanted: Mapping[str, pl.DataType]) -> dict:

@@ -29,7 +29,8 @@ def recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
     exact = have in (pl.Boolean, pl.Float32, pl.Date) or not have.is_numeric()
     if exact and not want.is_integer(): return new
     same = new.cast(have, strict=False) == value
-    return pl.when(same | (value.abs() < EXACT) if have.is_decimal() and want.is_float() else same).then(new)
+    if have.is_decimal() and want.is_float(): same = same | (value.abs() < EXACT)
+    return pl.when(same).then(new)
 
 # %% ../../nbs/06d_datasets_parts.ipynb #ee97807d
 def _moment(value: pl.Expr, have: pl.Datetime, want: pl.Datetime) -> pl.Expr:
@@ -51,7 +52,8 @@ def convert(
     "The frame in the types that are wanted."
     dialect = dialect or Dialect({})
     late = {c: t for c, t in wanted.items() if c in frame.schema and frame.schema[c] != t}
-    try: new = frame.with_columns(_as(c, frame.schema[c], t, dialect).alias(c) for c, t in late.items())
+    new_columns = [_as(c, frame.schema[c], t, dialect).alias(c) for c, t in late.items()]
+    try: new = frame.with_columns(new_columns)
     except pl.exceptions.PolarsError as e:
         raise Unparsable(f"{name}: {frame.schema} cannot be read as {late}: {e}. Take the columns' own types") from e
     for c, t in late.items() if strict else ():

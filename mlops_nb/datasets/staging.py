@@ -105,8 +105,8 @@ def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.Dat
     whys = {rule: reason(rule, plan.contract) for rule in rows["_rules"].explode().unique()}
     said = pl.col("_rules").list.eval(pl.element().replace_strict(whys, return_dtype=pl.String))
     data = pl.exclude("_rules", *OWN)
-    endless = (column for column in rows if column.dtype.is_float() and column.is_infinite().any())
-    rows = rows.with_columns(column.cast(pl.String) for column in endless)  # JSON has no word for it
+    endless = (c for c in rows if c.dtype.is_float() and c.is_infinite().any())
+    rows = rows.with_columns(c.cast(pl.String) for c in endless)  # JSON has no word for it
     return rows.select(pl.struct(data).struct.json_encode().alias("row"), rules=pl.col("_rules").list.join(", "),
                        reason=said.list.join("; "),
                        ingest=pl.lit(plan.ingest), source=pl.lit(origin) if isinstance(origin, str) else origin,
@@ -118,7 +118,8 @@ def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataF
     typed = part.typed(rows, contract.read_types)
     wrong = {c: lost(rows[c], typed[c]) for c in typed.columns}
     for c in contract.undecided:
-        if wrong[c].any(): raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
+        if not wrong[c].any(): continue
+        raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
     rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(pl.concat_list(
         pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype"))
         for c in wrong).list.drop_nulls().alias("_rules"))

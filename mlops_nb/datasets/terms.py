@@ -25,14 +25,16 @@ def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
     schema = dict(part.schema())
     if not any("expected" in said for said in differences(schema, contract).values()): return schema
     sample = next(iter(part.batches(text=True, rows=1000)))
-    wanted = {c: t for c, t in contract.dtypes.items() if c in sample.columns and _may_be(sample.schema[c], t)}
+    shared = [c for c in contract.columns if c in sample.columns]
+    wanted = {c: t for c in shared if _may_be(sample.schema[c], t := contract.dtypes[c])}
     typed = part.typed(sample[list(wanted)], wanted)
     for c, t in wanted.items():
-        if lost(sample[c], typed[c]).sum() * 2 < sample[c].count() or not sample[c].count(): schema[c] = t
+        odd, there = lost(sample[c], typed[c]).sum(), sample[c].count()
+        if odd * 2 < there or not there: schema[c] = t
     return schema
 
 def _may_be(have: pl.DataType, want: pl.DataType) -> bool:
-    "Is it worth a look whether values are of another type? Text may be any; floats may be whole, as 3.0 is."
+    "May some values be of another type? Text may be any; floats may be whole, as 3.0 is."
     return have == pl.String or (have.is_float() and want.is_integer())
 
 # %% ../../nbs/06o_datasets_terms.ipynb #451e54d4
@@ -66,8 +68,9 @@ def guessed(parts: Sequence[Part], **roles: str | None) -> Contract:
 def _exact_key(parts: Sequence[Part], contract: Contract) -> Contract:
     "The contract with a key of text where it would be read as floats: 1.10 and 1.1 are two keys."
     key = contract.key
-    written = key is not None and all(part.dialect is not None for part in parts)
-    return settled(contract, {key: "string"}) if written and contract.columns[key].dtype == "float" else contract
+    if key is None or contract.columns[key].dtype != "float": return contract
+    if any(part.dialect is None for part in parts): return contract
+    return settled(contract, {key: "string"})
 
 # %% ../../nbs/06o_datasets_terms.ipynb #d2be1629
 def with_roles(contract: Contract, key: str | None, time: str | None) -> Contract:

@@ -68,10 +68,6 @@ class DatasetVersion:
     @property
     def splitting(self) -> Splitting: return Splitting(**self.facts["splitting"])
     @property
-    def notes(self) -> list[str]:
-        "What a reader of its columns should be told: those that are text because of a few values."
-        return [sentence(note) for note in self.facts.get("notes", [])]
-    @property
     def counts(self) -> dict[str, int]: return self.facts["counts"]  # rows a split
     @property
     def parent(self) -> "DatasetVersion | None":
@@ -108,8 +104,13 @@ def _as_html(self: DatasetVersion) -> str:
     return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
         f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
 
+def _notes(self: DatasetVersion) -> list[str]:
+    "What a reader should be told: which columns are text because of a few values."
+    return [sentence(note) for note in self.facts.get("notes", [])]
+
 
 DatasetVersion._repr_html_ = _as_html
+DatasetVersion.notes = property(_notes)
 DatasetVersion.leakage = reports.leakage      # what its splits give away of each other
 DatasetVersion.balance = reports.balance      # a column's values in each split
 DatasetVersion.log_input = differences.log_input  # tell MLflow that a run uses it
