@@ -77,7 +77,7 @@ def simulate(quick: bool) -> tuple[dict[str, list[float]], dict[str, list[float]
     many, few, wrong = {}, {}, {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         rates = [pool.submit(coverage, population, draws) for population in populations]
-        errors = [pool.submit(verdicts, kind, keys, draws // 2) for kind, keys in tests]
+        errors = [pool.submit(verdicts, kind, keys, draws // 4) for kind, keys in tests]
         edge = pool.submit(areas, draws)
         for population, rate in zip(populations, rates, strict=True):
             group = few if population.rows * population.prevalence < FEW else many
@@ -100,7 +100,7 @@ def lines(quick: bool) -> list[dict]:
     rows += [{"name": f"{name}, widest", "ratio": max(r), "target": -wide} for name, r in many.items()]
     for name, r in wrong.items():
         may = 0.025 if name.startswith("gate") else 0.05
-        rows.append({"name": name, "ratio": max(r), "target": -(may + margin(may, draws // (1 if may < 0.05 else 2)))})
+        rows.append({"name": name, "ratio": max(r), "target": -(may + margin(may, draws // (1 if may < 0.05 else 4)))})
     rows.append({"name": "intervals, fewer rows", "ratio": min(map(min, few.values())), "target": 0.9 - slack})
     rows.append({"name": "intervals", "ratio": min(map(min, many.values())), "target": 0.93 - slack})
     return rows
