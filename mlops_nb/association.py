@@ -109,6 +109,26 @@ def _bound(statistic: float, dof: int, level: float) -> float:
     return 0.0 if off(1e-9) < 0 else float(brentq(off, 1e-9, 10 * statistic + 100))
 
 
+def _spread(rows: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    "The influence on V², times n, of a row of each category that is negative, or positive."
+    rate, all_ = positives / rows, positives.sum() / rows.sum()
+    noise, labels = all_ * (1 - all_), np.array([[0.0], [1.0]])
+    square = (rows * (rate - all_) ** 2).sum() / rows.sum() / noise
+    own = (rate - all_) ** 2 + 2 * (rate - all_) * (labels - rate)
+    return (own - square * (1 - 2 * all_) * (labels - all_)) / noise - square
+
+
+def _error(labels: np.ndarray, values: np.ndarray, keys: np.ndarray | None, counts: tuple) -> float:
+    "The standard error of V²."
+    rows, positives = counts
+    influence = _spread(rows, positives)
+    if keys is None:
+        squares = positives * influence[1] ** 2 + (rows - positives) * influence[0] ** 2
+        return np.sqrt(squares.sum()) / len(labels)
+    place = np.unique(values, return_inverse=True)[1]
+    return np.sqrt((np.bincount(keys, influence[labels, place]) ** 2).sum()) / len(labels)
+
+
 def associated(
     labels: np.ndarray,                      # zeros and ones, both present
     values: np.ndarray,                      # categories, two or more
@@ -117,7 +137,7 @@ def associated(
     alpha: float = 0.05,                     # one minus the confidence of the interval
 ) -> tuple[Interval, float]:
     "Cramér's V, 0 to 1, and the p-value of no association."
-    from scipy.stats import f
+    from scipy.stats import f, norm
 
     numbers, (rows, positives) = codes(keys), _counts(labels, values).T
     n, dof, statistic = len(labels), len(rows) - 1, float(_statistic(rows, positives))
@@ -127,4 +147,7 @@ def associated(
     statistic /= design
     low, high = (_bound(statistic, dof, level) for level in (1 - alpha / 2, alpha / 2))
     value, low, high = (min(1.0, np.sqrt(v * design / n)) for v in (max(0.0, statistic - dof), low, high))
+    if value > 0:
+        half = norm.isf(alpha / 2) * _error(labels, values, numbers, (rows, positives)) / (2 * value)
+        low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value))), p

@@ -51,6 +51,7 @@ def _forward(times: pl.Series, folds: int) -> list[Fold]:
     "Folds forward in time: each learns from everything before the rows that it is scored on."
     from sklearn.model_selection import TimeSeriesSplit
 
+    if folds < 2: raise FoldError(f"folds={folds}: expected 2 or more")
     if times.null_count(): raise FoldError(f"{times.null_count()} rows have no {times.name}: it decides their fold")
     moment = times.rank("dense").to_numpy().astype(int) - 1
     if (different := int(moment.max()) + 1) <= folds:
@@ -83,7 +84,6 @@ def folded(
     seed: int = 0,
 ) -> list[Fold]:
     "The folds of a training split, by key, by group or forward in time, as the dataset was split."
-    if folds < 2: raise FoldError(f"folds={folds}: expected 2 or more")
     if splitting and splitting.by == "time": parts = _forward(_column(frame, splitting.column, "time"), folds)
     else: parts = _divided(labels, clusters(frame, key, splitting), folds, seed)
     for number, pair in enumerate(parts, 1):

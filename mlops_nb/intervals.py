@@ -235,7 +235,7 @@ class Measured:
             counts = [max(1, m.decisions[metric][1].sum()) for m in (self, other)]
             variance += sum((0.5 / rows) ** 2 for rows in counts)
         if metric == "roc_auc" and min(self._classes()) < 20:
-            variance += (0.5 / min(self._classes())) ** 2
+            variance += (0.25 / min(self._classes())) ** 2
         half = t.isf(alpha / 2, freedom) * np.sqrt(variance)
         return Interval(value=value, low=value - half, high=value + half)
 

@@ -156,6 +156,7 @@ def errors(
     losses, numbers = log_losses(labels, probability), codes(keys)
     base = pl.DataFrame({"y": labels, "p": probability, "loss": losses})
     groups = {name: segments(columns[name]) for name in columns.columns if not columns.schema[name].is_nested()}
+    if not groups: return pl.DataFrame()
     tables = [base.with_columns(segment=segment).group_by("segment").agg(
         column=pl.lit(name), rows=pl.len(), predicted=pl.col("p").mean(), observed=pl.col("y").mean(),
         log_loss=pl.col("loss").mean()) for name, segment in groups.items()]

@@ -159,9 +159,9 @@ def performance(
     y = labelled["label"].to_numpy()
     if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS: return []
     now = measures.measured(y, labelled["prediction"].to_numpy()).interval(name)
-    better, worse = (expected, now.model_dump()) if name not in LOWER else (now.model_dump(), expected)
-    between = np.hypot(worse["high"] - worse["value"], better["value"] - better["low"]) / 1.96
-    lost = (better["value"] - worse["value"]) / max(between, 1e-9)      # in standard errors
+    upper, lower = (expected, now.model_dump()) if name not in LOWER else (now.model_dump(), expected)
+    error = np.hypot(upper["value"] - upper["low"], lower["high"] - lower["value"]) / 1.96
+    lost = (upper["value"] - lower["value"]) / max(error, 1e-9)         # in standard errors
     return [question("performance", name, name, now.value, p=norm.sf(lost), reference=expected["value"],
                      message=f"{name} {now} on {len(y)} labelled rows, {expected['value']:.3f} on the test split")]
 

@@ -5,72 +5,9 @@ from datetime import date
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from sklearn import metrics as sk
 
 from mlops_nb import measures as m
-
-rows = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 3)), min_size=4, max_size=40).map(
-    lambda r: [(0, 1, 1), (1, 5, 1), *r])
-
-
-@given(rows, st.integers(0, 6))
-@settings(max_examples=150, deadline=None)
-def test_metrics_are_scikit_learns_with_ties_and_weights(rows, at):
-    y, p, w = (np.array(v) for v in zip(*rows, strict=True))
-    p, w, t, hat = p / 6, w.astype(float), at / 6, (p / 6 >= at / 6).astype(int)
-    found, kw = m.measurer(y, p, t)(w), {"sample_weight": w}
-    expected = {
-        "roc_auc": sk.roc_auc_score(y, p, **kw), "average_precision": sk.average_precision_score(y, p, **kw),
-        "brier": sk.brier_score_loss(y, p, **kw), "log_loss": np.average(
-            -np.log(np.clip(np.where(y == 1, p, 1 - p), 1e-15, 1)), weights=w),
-        "accuracy": sk.accuracy_score(y, hat, **kw), "precision": sk.precision_score(y, hat, zero_division=0, **kw),
-        "recall": sk.recall_score(y, hat, **kw), "f1": sk.f1_score(y, hat, **kw)}
-    assert list(found) == list(m.METRICS)
-    assert found == pytest.approx(expected)
-
-
-@given(rows)
-@settings(max_examples=50, deadline=None)
-def test_auc_has_delongs_variance(rows):
-    y, x, _ = (np.array(v) for v in zip(*rows, strict=True))
-    ones, zeros = x[y == 1], x[y == 0]
-    wins = (ones[:, None] > zeros) + 0.5 * (ones[:, None] == zeros)
-    found = m.auc(y, x)
-    assert found.value == pytest.approx(wins.mean())
-    if min(wins.shape) < 2: assert (found.low, found.high) == (0, 1)
-    else:
-        sd = np.sqrt(wins.mean(axis=1).var(ddof=1) / len(ones) + wins.mean(axis=0).var(ddof=1) / len(zeros))
-        assert found.low == pytest.approx(max(0, wins.mean() - 1.959964 * sd), abs=1e-6)
-
-
-def test_bootstrap_agrees_with_delong_and_is_paired():
-    rng = np.random.default_rng(1)
-    y = rng.integers(0, 2, 600)
-    a, b = y + rng.normal(0, 1.5, 600), y + rng.normal(0, 1.5, 600)
-    draws = m.bootstrap(y, {"a": a, "b": b, "again": a})
-    found, exact = m.interval(draws["a"]["roc_auc"]), m.auc(y, a)
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.006)
-    assert m.interval(draws["a"]["roc_auc"] - draws["again"]["roc_auc"]) == m.Interval(value=0, low=0, high=0)
-    assert m.bootstrap(y, {"a": a}, resamples=5)["a"].equals(m.bootstrap(y, {"a": a}, resamples=5)["a"])
-
-
-def test_intervals_of_the_bootstrap_cover_the_truth():
-    rng, hits = np.random.default_rng(3), 0
-    for _ in range(60):                                           # AUC of normals one apart: Phi(1 / sqrt 2) = 0.7602
-        y = np.repeat([0, 1], 100)
-        found = m.interval(m.bootstrap(y, {"x": y + rng.normal(size=200)}, resamples=200)["x"]["roc_auc"])
-        hits += found.low <= 0.7602 <= found.high
-    assert 51 <= hits
-
-
-@pytest.mark.parametrize(("hits", "n", "low", "high"), [
-    (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634)])
-def test_wilson(hits, n, low, high):
-    found = m.share(hits, n)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize("n", [300, 3000])
@@ -82,6 +19,33 @@ def test_a_small_test_set_is_not_blamed_for_its_noise(n):
     assert np.median(found) < 0.02                                # plain root mean square: 0.07 on 300 rows
     p = rng.beta(1, 3, n)
     assert m.calibration_error(m.calibration((rng.random(n) < p).astype(int), np.clip(p + 0.15, 0, 1))) > 0.08
+
+
+@pytest.mark.parametrize("share", [0.3, 0.05])
+def test_rows_of_equal_probability_are_one_bin_whatever_their_order(share):
+    y = (np.arange(1000) < 1000 * share).astype(int)              # sorted by label
+    table = m.calibration(y, np.full(1000, share))
+    assert table["rows"].to_list() == [1000] and m.calibration_error(table) == 0          # was 0.46 for 0.3
+    p = np.repeat([0.1, 0.3, 0.8], [300, 400, 300])
+    y = np.concatenate([np.arange(300) < 30, np.arange(400) < 120, np.arange(300) < 240]).astype(int)
+    shuffled = np.random.default_rng(0).permutation(1000)
+    assert m.calibration_error(m.calibration(y, p)) == m.calibration_error(m.calibration(y[shuffled], p[shuffled])) == 0
+    assert m.calibration(y, p).equals(m.calibration(y[shuffled], p[shuffled]))
+
+
+def test_rows_of_one_key_are_not_taken_for_noise_free():
+    rng, eight = np.random.default_rng(0), np.repeat(np.arange(100), 8)
+    found = []
+    for _ in range(60):
+        p = rng.beta(1, 3, 100)
+        y = (rng.random(100) < p).astype(int)
+        found.append(m.calibration_error(m.calibration(y[eight], p[eight], keys=eight)))
+    assert np.median(found) < 0.05                                # without keys 0.12
+
+
+def test_gains_do_not_depend_on_the_order_of_equal_rows():
+    y = (np.arange(100) < 20).astype(int)
+    assert m.gains(y, np.full(100, 0.2))["lift"].to_list() == pytest.approx([1.0] * 10)   # was 5 for the first tenth
 
 
 def test_gains_end_with_everything_and_start_with_the_best():
@@ -115,6 +79,18 @@ def test_a_gap_counts_only_numbers_that_rest_on_rows_enough():
     worst = {r["measure"]: (r["gap"], r["lowest"], r["highest"]) for r in found.to_dicts()}
     assert worst["tpr"] == (1, "b", "a") and worst["selection_rate"] == (1, "b", "a")
     assert m.gaps(m.fairness(group.head(100), y[:100], p[:100], 0.5)).is_empty()
+
+
+def test_repeated_rows_make_no_group_surer():
+    rng, eight = np.random.default_rng(0), np.repeat(np.arange(200), 8)
+    y, p, group = rng.integers(0, 2, 200), rng.random(200), pl.DataFrame({"g": ["a", "b"] * 100})
+    once = m.fairness(group, y, p, 0.5)
+    again = m.fairness(group[eight], y[eight], p[eight], 0.5, keys=eight)
+    widths = [(t["high"] - t["low"]).to_numpy() for t in (once, again)]
+    assert widths[1] / widths[0] == pytest.approx(np.ones(8), abs=0.05)
+    losses = [m.errors(group, y, p), m.errors(group[eight], y[eight], p[eight], keys=eight)]
+    widths = [(t["high"] - t["low"]).to_numpy() for t in losses]
+    assert widths[1] / widths[0] == pytest.approx(np.ones(2), abs=0.05)
 
 
 def test_errors_find_the_planted_segment():

@@ -134,6 +134,41 @@ def test_verdicts_where_the_truth_is_known(column, expect, verdict_):
     assert found["low"] <= found["effect"] <= found["high"]
 
 
+@pytest.mark.parametrize(("kind", "expect"), [("number", "more"), ("number", "differs"), ("category", "differs")])
+def test_an_effect_at_the_boundary_is_called_wrongly_no_more_often_than_alpha(kind, expect):
+    "The effect is exactly `min_effect`: by the point estimate, half of these were supported."
+    step = 0.1 * np.sqrt(0.3 * 0.7)                               # of the rate, in each half: Cramér's V is 0.1
+    shift = np.sqrt(2) * 0.125661                                 # of normals: a rank-biserial correlation of 0.1
+    called = {"supported": 0, "refuted": 0, "undecided": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        group = rng.integers(0, 2, 800)
+        y = rng.random(800) < (0.3 if kind == "number" else 0.3 + step * (2 * group - 1))
+        x = rng.normal(size=800) + shift * y if kind == "number" else np.array(["a", "b"])[group]
+        frame = pl.DataFrame({"id": range(800), "x": x, "y": np.where(y, "yes", "no"), "_split": ["train"] * 800})
+        called[verdict(frame, column="x", expect=expect)["verdict"]] += 1
+    assert called["supported"] + called["refuted"] <= 20, called  # 10 expected at 5 %, 20 by chance in 1 of 400
+
+
+@pytest.mark.parametrize("column", ["x", "k"])
+def test_repeated_rows_of_a_key_support_nothing(column):
+    "Noise, eight rows a key: each key's rows are alike in everything. Without keys about half were significant."
+    wrong = 0
+    for seed in range(60):
+        frame = table(60, seed, x=lambda r, y: r.normal(size=len(y)), k=lambda r, y: r.choice(["a", "b", "c"], len(y)))
+        wrong += verdict(pl.concat([frame] * 8), column=column)["p_value"] < 0.05
+    assert wrong <= 9                                             # 3 expected
+
+
+def test_a_million_rows_and_a_rare_category_take_seconds():
+    import time
+    rare = lambda r, y: np.where(np.arange(len(y)) < 3, "rare", r.choice(["a", "b"], len(y)))
+    frame, start = table(1_000_000, k=rare), time.perf_counter()
+    found = verdict(frame, column="k")
+    assert found["verdict"] == "refuted" and 0.001 < found["p_value"]
+    assert time.perf_counter() - start < 60                       # seconds alone; permutations of all rows took hours
+
+
 def test_few_rows_decide_nothing():
     frame = table(30, x=lambda r, y: 0.3 * y + r.normal(size=len(y)))
     assert verdict(frame, column="x", expect="more")["verdict"] == "undecided"
@@ -216,6 +251,34 @@ def test_warranted_only_by_a_gain_that_is_sure():
     found = o.warranted(frame, objective, strong)
     assert not found.warranted and "not surely" in found.reason and "not warranted" in found._repr_html_()
     assert not o.warranted(frame, objective, weak, min_gain=0.3).warranted
+
+
+def noise(keys=60, rows=8):
+    "Numbers that are alike within a key, and a label of the key that has nothing to do with them."
+    frame = table(keys, a=lambda r, y: r.normal(size=len(y)), b=lambda r, y: r.normal(size=len(y)))
+    return pl.concat([frame] * rows).with_columns(day=pl.int_range(pl.len()) % 97)
+
+
+def test_rows_that_repeat_a_key_teach_the_quick_model_nothing_of_each_other():
+    from sklearn.metrics import roc_auc_score
+    frame = noise()
+    y = (frame["y"] == "yes").to_numpy()
+    assert roc_auc_score(y, o.quick(frame.drop("day"), objective)) < 0.75     # was 0.999: noise learnt by heart
+    assert not o.warranted(frame.drop("day"), objective, o.Rule(name="a", expression="a")).warranted
+
+
+@pytest.mark.parametrize(("by", "column"), [("group", "g"), ("time", "day")])
+def test_the_quick_model_follows_the_split(by, column, monkeypatch):
+    from mlops_nb.datasets.splits import Splitting
+    frame = signal(600).with_columns(g=pl.int_range(600) // 10, day=pl.int_range(600) // 6)
+    learnt, fold = [], o.folded
+    monkeypatch.setattr(o, "folded", lambda *a, **k: learnt.extend(fold(*a, **k)) or learnt)
+    splitting = Splitting(salt="s", by=by, column=column, ends={"train": None} if by == "time" else None)
+    o.warranted(frame, objective, o.Rule(name="a", expression="a"), splitting=splitting)
+    assert len(learnt) == 5
+    for learn, score in learnt:
+        if by == "group": assert not set(frame["g"][learn]) & set(frame["g"][score])
+        else: assert frame["day"][learn].max() < frame["day"][score].min()
 
 
 def test_a_loss_is_gained_by_being_lower():

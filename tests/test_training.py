@@ -23,6 +23,8 @@ from sklearn.svm import LinearSVC
 
 from mlops_nb import training
 from mlops_nb.candidate import dotted, load_pipeline, read, write
+from mlops_nb.datasets import DatasetVersion
+from mlops_nb.datasets.splits import Splitting
 from mlops_nb.evaluation import evaluate
 from mlops_nb.features import check_row_by_row
 from mlops_nb.objective import Objective
@@ -390,6 +392,59 @@ def test_folds_are_the_same_for_every_trial_and_keep_keys_together():
     for (learnt, scored), (learnt2, scored2) in zip(parts, again, strict=True):
         assert (learnt == learnt2).all() and (scored == scored2).all()
         assert not set(frame["id"][learnt]) & set(frame["id"][scored])
+
+
+BY_GROUP = Splitting(salt="s", by="group", column="c")
+BY_TIME = Splitting(salt="s", by="time", column="day", ends={"train": datetime(2026, 3, 1), "test": None})
+
+
+def dated(n: int = 300) -> pl.DataFrame:
+    "Rows in no order of time, several a day."
+    days = np.random.default_rng(5).integers(0, 40, n)
+    return table(n).with_columns(day=pl.Series([date(2026, 1, 1)] * n) + pl.duration(days=pl.Series(days)))
+
+
+def test_folds_keep_groups_together_where_the_split_did():
+    frame = table(600).with_columns(c=pl.col("n").cast(pl.String))
+    parts = folded(frame, OBJECTIVE, 3, splitting=BY_GROUP)
+    assert all(not set(frame["c"][learnt]) & set(frame["c"][scored]) for learnt, scored in parts)
+    assert sorted(row for _, scored in parts for row in scored) == list(range(600))
+
+
+def test_folds_go_forward_in_time_where_the_split_did():
+    frame = dated()
+    parts = folded(frame, OBJECTIVE, 3, splitting=BY_TIME)
+    assert len(parts) == 3
+    for learnt, scored in parts:
+        first = frame["day"][scored].min()
+        assert frame["day"][learnt].max() < first
+        assert len(learnt) == (frame["day"] < first).sum()        # all earlier rows
+
+
+@pytest.mark.parametrize(("splitting", "frame", "says"), [
+    (BY_TIME, dated().drop("day"), "split by time, with the column 'day'"),
+    (BY_TIME, dated().with_columns(day=pl.lit(None, dtype=pl.Date)), "300 rows have no day"),
+    (BY_TIME, dated().with_columns(day=pl.lit(date(2026, 1, 1))), "at least 4 different times in 'day'; came 1"),
+    (BY_GROUP, table().drop("c"), "split by group"),
+    (BY_TIME, dated().sort("y", "day").with_columns(day=pl.int_range(300)), "rows of one label only")])
+def test_folds_that_cannot_be_say_why(splitting, frame, says):
+    with pytest.raises(TrainingError, match=says): folded(frame, OBJECTIVE, 3, splitting=splitting)
+
+
+def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
+    early = pl.col("day") < date(2026, 2, 1)
+    rows = dated().with_columns(_split=pl.when(early).then(pl.lit("train")).otherwise(pl.lit("test")))
+    settings, seen = create(tmp_path / "ws"), {}
+    version = DatasetVersion("d", 1, {"splitting": BY_TIME.model_dump()}, settings)
+    monkeypatch.setattr(DatasetVersion, "scan", lambda self, split: rows.filter(_split=split).drop("_split").lazy())
+
+    def stop(trainable, *args, **options): raise KeyboardInterrupt
+    monkeypatch.setattr(training, "_placeable", lambda settings: None)
+    monkeypatch.setattr(training, "_tune", stop)
+    real = training.folded
+    monkeypatch.setattr(training, "folded", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k))
+    with pytest.raises(KeyboardInterrupt): search(version, OBJECTIVE, [LOGISTIC], trials=1, settings=settings)
+    assert seen["splitting"] == BY_TIME and seen["frame"].height == rows.filter(_split="train").height
 
 
 def test_scores_learn_nothing_from_the_fold_they_score():
