@@ -143,22 +143,8 @@ class FilePart(Part):
         "How its text is written, found out from its beginning; none where the format says it."
         ending, packing = endings(self.path)
         if ending in BINARY: return None
-        if ending in TEXT: return self._detected(TEXT[ending] | self.options, packing)
-        sample, _ = _sample(self.path, packing)
-        code = encoding(sample, self.origin, self.options.get("encoding"))
-        if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
-        with _readable(self.path, packing, code) as path:
-            return Dialect(_json_schema(path, self.origin), encoding=code)
-
-    def _detected(self, options: dict, packing: str) -> Dialect:
-        "Return how a text file is written, from as much of its beginning as holds whole rows."
-        size = SAMPLE_BYTES
-        while True:
-            sample, whole = _sample(self.path, packing, size)
-            try: return detect(sample, self.origin, options, whole=whole)
-            except CutShort:
-                if size >= LARGEST_SAMPLE: raise
-                size *= 4
+        if ending in TEXT: return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
+        return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
     def _is_empty(self) -> bool:
         if not self.size: return True
@@ -200,6 +186,16 @@ def _unchanged(path: str, seen: tuple, name: str) -> None:
                                     "it when it is whole, then ingest it again")
 
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # a row that is longer is a quote that was not closed
+
+def _detected(path: str, packing: str, name: str, options: dict) -> Dialect:
+    "Return how a text file is written, from as much of its beginning as holds whole rows."
+    size = SAMPLE_BYTES
+    while True:
+        sample, whole = _sample(path, packing, size)
+        try: return detect(sample, name, options, whole=whole)
+        except CutShort:
+            if size >= LARGEST_SAMPLE: raise
+            size *= 4
 
 def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, bool]:
     "The beginning of a file, and whether it is all."
@@ -244,6 +240,14 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
                              'as in {"id": 1}')
     reason = str(error).splitlines()[0]
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
+
+# %% ../../nbs/06e_datasets_files.ipynb #08288637
+def _json_dialect(path: str, packing: str, name: str, said: str | None) -> Dialect:
+    "Return how JSON lines are written."
+    code = encoding(sample := _sample(path, packing)[0], name, said)
+    if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
+    with _readable(path, packing, code) as plain:
+        return Dialect(_json_schema(plain, name), encoding=code)
 
 def _json_schema(path: str, name: str) -> dict:
     "Columns and types of JSON lines, from all of them, a stretch at a time."
