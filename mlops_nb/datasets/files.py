@@ -132,6 +132,8 @@ def endings(path: str) -> tuple[str, str]:   # as in (".csv", ".gz"); two empty 
 
 # %% ../../nbs/06e_datasets_files.ipynb #7e26e1f1
 @dataclass(frozen=True)
+
+# %% ../../nbs/06e_datasets_files.ipynb #e9152ba6
 class FilePart(Part):
     "A file, read in batches."
     path: str = ""                                # absolute, or s3://…
