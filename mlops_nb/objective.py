@@ -54,6 +54,7 @@ def model_name(
     raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, digits, "
                          "_ and -, no - first, for it becomes part of web addresses")
 
+# %% ../nbs/07_objective.ipynb #608e77f9
 class Objective(BaseModel, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve."
     name: str                                        # of the model it leads to

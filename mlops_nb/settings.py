@@ -197,6 +197,20 @@ class Addresses:
         return self.root / ".mlops_nb"
 
 # %% ../nbs/00_settings.ipynb #be222564
+def _check_addresses(settings: "Settings") -> "Settings":
+    "Return the settings, or raise `SettingsError` for a place that a library misreads."
+    if os.pathsep in str(settings.root):
+        raise SettingsError(f"a workspace cannot be at {settings.root}: '{os.pathsep}' divides Python's "
+                            "import paths; rename the folder")
+    places = {"[workspace] storage": settings.storage, "[tracking] artifacts": settings.artifacts_uri}
+    for key, place in places.items():
+        ends = re.search("[#?]", place) if "://" in place else None
+        if wrong := misread(place) or (ends and ends[0]):
+            raise SettingsError(f"{settings.root / 'settings.ini'}: {key} is {place}, and libraries misread "
+                                f"'{wrong}' in it: rename the folder, or choose another one")
+    return settings
+
+# %% ../nbs/00_settings.ipynb #93f594fd
 class Settings(Addresses, BaseSettings):
     "A workspace's settings, and the addresses that follow from them."
     model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True,
@@ -217,17 +231,7 @@ class Settings(Addresses, BaseSettings):
         return env_settings, init_settings  # the environment wins over the file
 
     @model_validator(mode="after")
-    def _addresses_are_safe(self):
-        if os.pathsep in str(self.root):
-            raise SettingsError(f"a workspace cannot be at {self.root}: '{os.pathsep}' divides Python's "
-                                "import paths; rename the folder")
-        places = {"[workspace] storage": self.storage, "[tracking] artifacts": self.artifacts_uri}
-        for key, place in places.items():
-            ends = re.search("[#?]", place) if "://" in place else None
-            if wrong := misread(place) or (ends and ends[0]):
-                raise SettingsError(f"{self.root / 'settings.ini'}: {key} is {place}, and libraries "
-                                    f"misread '{wrong}' in it: rename the folder, or choose another one")
-        return self
+    def _usable(self): return _check_addresses(self)
 
     @property
     def tracking_uri(self) -> str:

@@ -217,11 +217,7 @@ class Signature(BaseModel):
     ) -> "Signature":
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        if wild := [c for c in frame.columns if c.startswith("^") and c.endswith("$")]:
-            raise DataError(None, wild[0], "a name that is not between ^ and $",
-                            "one that polars takes for a pattern")
-        seen = frame.drop(cs.by_name(*apart, require_all=False))
-        return cls(columns=[_column(s, categories) for s in seen], ignored=sorted(apart))
+        return cls(columns=[_column(s, categories) for s in _seen(frame, apart)], ignored=sorted(apart))
 
     def without(
         self,
@@ -283,6 +279,13 @@ def conformed(
     raise DataError(row, column.name, column.expected, f"dtype {values.dtype} with {values[row]}")
 
 # %% ../nbs/08a_signature.ipynb #7f6cecb2
+def _seen(frame: pl.DataFrame, apart: set[str]) -> pl.DataFrame:
+    "Return the columns that a model sees; their names must not be patterns to polars."
+    if wild := [c for c in frame.columns if c.startswith("^") and c.endswith("$")]:
+        raise DataError(None, wild[0], "a name that is not between ^ and $",
+                        "one that polars takes for a pattern")
+    return frame.drop(cs.by_name(*apart, require_all=False))
+
 def _column(values: pl.Series, most: int) -> Column:
     "One column's part of the contract."
     dtype = kind_of(values.dtype)

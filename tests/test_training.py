@@ -330,17 +330,17 @@ def test_a_rare_row_with_a_missing_value_is_tried():
 
 # columns that are not used
 
-def dated() -> pl.DataFrame:
+def with_dates() -> pl.DataFrame:
     return table().with_columns(since=pl.date(2020, 1, 1) + pl.duration(days=pl.col("n")),
                                 seen=pl.lit(datetime(2026, 1, 1, tzinfo=UTC)))
 
 
 def test_a_date_that_the_pipeline_does_not_use_is_not_demanded():
-    fitted = fit(dated(), OBJECTIVE, LOGISTIC)
+    fitted = fit(with_dates(), OBJECTIVE, LOGISTIC)
     signature = fitted.signature
     assert {"since", "seen"} & {c.name for c in signature.columns} == set()
     assert set(signature.unused) == {"since", "seen"} and "a date" in signature.unused["since"]
-    row = dated().drop("id", "y", "since", "seen").row(0, named=True)
+    row = with_dates().drop("id", "y", "since", "seen").row(0, named=True)
     assert signature.frame([row, row | {"since": "2020-01-05", "seen": None}]).height == 2
     assert "Not used" in signature._repr_html_() and "since" in protocols.page("m", signature)
     assert Signature.model_validate_json(signature.model_dump_json()) == signature
@@ -353,7 +353,7 @@ def test_a_date_that_the_features_use_is_demanded(tmp_path, monkeypatch):
         "def every(frame): return frame.with_columns(cs.date().dt.year().name.suffix('_year'))\n"
         "def some(frame): return frame.select('x', 'c')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    demanded = lambda name: fit(dated(), OBJECTIVE, LOGISTIC, features=f"datepkg.{name}").signature
+    demanded = lambda name: fit(with_dates(), OBJECTIVE, LOGISTIC, features=f"datepkg.{name}").signature
     try:
         assert [*demanded("year").unused] == ["seen"] == [*demanded("every").unused]
         assert [c.name for c in demanded("some").columns] == ["x", "c"]
@@ -372,8 +372,8 @@ def test_a_protected_column_is_demanded_though_the_model_does_not_see_it(tmp_pat
 
 
 def test_the_report_names_what_is_not_used():
-    fitted = fit(dated(), OBJECTIVE, LOGISTIC)
-    report = evaluate(dated(), fitted.probability(dated()), OBJECTIVE, pipeline=fitted.pipeline)
+    fitted = fit(with_dates(), OBJECTIVE, LOGISTIC)
+    report = evaluate(with_dates(), fitted.probability(with_dates()), OBJECTIVE, pipeline=fitted.pipeline)
     assert set(report.unused) == {"since", "seen"} and "<li>since: a date: only numbers" in report._repr_html_()
     assert type(report).from_dict(report.to_dict()).unused == report.unused
     assert type(report).from_dict({k: v for k, v in report.to_dict().items() if k != "unused"}).unused == {}

@@ -175,8 +175,7 @@ class QueryPart(Part):
         return pl.concat([pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed").lazy()
 
     def _is_empty(self) -> bool:
-        first = self._frames(f"SELECT 1 AS one FROM ({self.sql}) AS s LIMIT 1", 1)
-        return not any(frame.height for frame in first)
+        return not any(map(len, self._frames(f"SELECT 1 FROM ({self.sql}) AS s LIMIT 1", 1)))
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))

@@ -143,27 +143,10 @@ class FilePart(Part):
         "How its text is written, found out from its beginning; none where the format says it."
         ending, packing = endings(self.path)
         if ending in BINARY: return None
-        if ending in TEXT: return self._detected(TEXT[ending] | self.options, packing)
-        sample, _ = _sample(self.path, packing)
-        code = encoding(sample, self.origin, self.options.get("encoding"))
-        if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
-        with _readable(self.path, packing, code) as path:
-            return _json_dialect(path, self.origin, code)
+        if ending in TEXT: return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
+        return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
-    def _detected(self, options: dict, packing: str) -> Dialect:
-        "Return how a text file is written, from as much of its beginning as holds whole rows."
-        size = SAMPLE_BYTES
-        while True:
-            sample, whole = _sample(self.path, packing, size)
-            try: return detect(sample, self.origin, options, whole=whole)
-            except CutShort:
-                if size >= LARGEST_SAMPLE: raise
-                size *= 4
-
-    def _is_empty(self) -> bool:
-        if not self.size: return True
-        try: return self.dialect is None and super()._is_empty()
-        except NoRows: return True
+    def _is_empty(self) -> bool: return not self.size or _lacks_rows(self)
 
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
@@ -201,6 +184,21 @@ def _unchanged(path: str, seen: tuple, name: str) -> None:
                                     "it when it is whole, then ingest it again")
 
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # a row that is longer is a quote that was not closed
+
+def _lacks_rows(part: FilePart) -> bool:
+    "Has a file that is not of zero bytes no rows?"
+    try: return part.dialect is None and Part._is_empty(part)
+    except NoRows: return True
+
+def _detected(path: str, packing: str, name: str, options: dict) -> Dialect:
+    "Return how a text file is written, from as much of its beginning as holds whole rows."
+    size = SAMPLE_BYTES
+    while True:
+        sample, whole = _sample(path, packing, size)
+        try: return detect(sample, name, options, whole=whole)
+        except CutShort:
+            if size >= LARGEST_SAMPLE: raise
+            size *= 4
 
 def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, bool]:
     "The beginning of a file, and whether it is all."
@@ -246,21 +244,34 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
     reason = str(error).splitlines()[0]
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
 
-def _json_dialect(path: str, name: str, code: str) -> Dialect:
+# %% ../../nbs/06e_datasets_files.ipynb #08288637
+def _json_dialect(path: str, packing: str, name: str, said: str | None) -> Dialect:
+    "Return how JSON lines are written."
+    code = encoding(sample := _sample(path, packing)[0], name, said)
+    if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
+    with _readable(path, packing, code) as plain:
+        schema, nearly = _json_types(plain, name)
+    return Dialect(schema, encoding=code, nearly=nearly, json=True)
+
+def _json_schema(path: str, name: str) -> dict:
     "Columns and types of JSON lines, from all of them, a stretch at a time."
     schema, before = pl.DataFrame(), 0
     for lines in _lines(path).collect_batches(chunk_size=50_000, maintain_order=True):
         text = "\n".join(line for line in lines["line"] if line and line.strip())
         before += lines.height
         if not text: continue
-        try: found = _objects(text.encode(), infer_schema_length=None).collect_schema()
+        try: part = _objects(text.encode(), infer_schema_length=None).collect_schema()
         except pl.exceptions.PolarsError as e:
             raise _not_json(lines["line"], before - lines.height, name, e) from e
-        schema = pl.concat([schema, pl.DataFrame(schema=found)], how="diagonal_relaxed")
-    schema = {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
+        schema = pl.concat([schema, pl.DataFrame(schema=part)], how="diagonal_relaxed")
+    refuse_patterns(schema.columns, name)
+    if not schema.width: raise NoRows(f"{name} has no rows: expected a JSON object a line")
+    return {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
+
+def _json_types(path: str, name: str) -> tuple[dict, dict]:
+    "Return the columns' types, texts that are dates among them; and columns that are nearly of a type."
+    schema = _json_schema(path, name)
     words = [c for c, t in schema.items() if t == pl.String]
-    refuse_patterns(schema, name)
-    if not schema: raise NoRows(f"{name} has no rows: expected a JSON object a line")
     head = _objects(path, schema=_native(schema)).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
     texts = {c: values for c in words if len(values := head[c].drop_nulls())}
     forms = {c: fitting_formats(values) for c, values in texts.items()}
@@ -268,7 +279,7 @@ def _json_dialect(path: str, name: str, code: str) -> Dialect:
                if len(f) == 1 and f[0].startswith("%Y-")}
     nearly = {c: most[0] for c, values in texts.items()
               if schema[c] == pl.String and (most := almost(values)) and not most[1]}
-    return Dialect(schema, encoding=code, nearly=nearly, json=True)
+    return schema, nearly
 
 # %% ../../nbs/06e_datasets_files.ipynb #ca45a903
 def _native(wanted: Mapping[str, pl.DataType]) -> dict:

@@ -96,9 +96,7 @@ class Part:
         "Has it no rows? That is no error: a later part may have some."
         with self._explained(): return self._is_empty()
 
-    def _is_empty(self) -> bool:
-        return self.scan().select(pl.len()).collect(engine="streaming").item() == 0
-
+    def _is_empty(self) -> bool: return self.scan().select(pl.len()).collect().item() == 0
     def schema(self) -> pl.Schema:
         "Its columns and their types, as its beginning or its format tells them."
         with self._explained(): return pl.Schema(self._schema())

@@ -66,7 +66,8 @@ def _facts(version: DatasetVersion, how: Splitting, tally: Tally, ingest: str, b
     moved = {what: s.model_dump(mode="json")["ends"] for what, s in
              (("ends_before", version.splitting), ("ends_after", how))}
     return {**version.facts, "ingest": ingest, "parent": version.version,
-            "at": datetime.now(UTC).isoformat(), "files": {}, "parts": {}, "splitting": how.model_dump(mode="json"), "by": by,
+            "at": datetime.now(UTC).isoformat(), "files": {}, "parts": {},
+            "splitting": how.model_dump(mode="json"), "by": by,
             "read": 0, "accepted": 0, "rejected": 0, "replaced": 0, "late": 0, "rows": tally.rows,
             "counts": dict(sorted(tally.counts.items())), "sum": str(tally.total),
             "digest": digest_of(columns, tally.rows, tally.total), "moved": moved}

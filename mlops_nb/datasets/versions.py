@@ -49,6 +49,7 @@ def dataset_name(name: str, settings: Settings) -> str:
     raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most {LONGEST_NAME} "
                     f"letters, digits, _ and -, a letter or digit first, and no {ASIDE} at the end")
 
+# %% ../../nbs/06n_datasets_versions.ipynb #89bc8593
 @dataclass(frozen=True)
 class DatasetVersion:
     "One version of a dataset: rows that never change, and what is known of them."
