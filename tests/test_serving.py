@@ -283,7 +283,7 @@ def test_one_request_that_breaks_the_model_spares_its_batch(settings):
     endpoint, _ = client(settings)
     served = endpoint.versions.traffic.choose()
     rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD, GOOD]]
-    answers = endpoint.predictor.answer([Request(served, r, 0.0) for r in rows])
+    answers = asyncio.run(endpoint.predictor.answer([Request(served, r, 0.0) for r in rows]))
     assert [type(a).__name__ for a in answers] == ["bytes", "RuntimeError", "bytes"]
     assert endpoint.log.flush() == 3
 
@@ -485,7 +485,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
     model = endpoint.versions.traffic.choose()
     model.predict = lambda frame: panic() if (frame["charges"] > 1e6).any() else (["Yes"] * frame.height, [0.75] * frame.height)
     requests = [Request(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
-    answers = asyncio.run(endpoint.answer_all(requests))
+    answers = asyncio.run(endpoint.predictor.answer(requests))
     assert [type(a).__name__ for a in answers] == ["bytes", "PanicError", "bytes"]
     broken, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
                        ("POST", "/predict", {"json": {"rows": [GOOD]}}))
@@ -547,7 +547,7 @@ def test_a_bad_request_never_reaches_the_batch(settings):
     batches = []
     async def batch(request):
         batches.append(request)
-        return (await endpoint.answer_all([request]))[0]
+        return (await endpoint.predictor.answer([request]))[0]
     endpoint.answer = batch
     bad, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": "much"}]}}),
                     ("POST", "/predict", {"json": {"rows": [GOOD]}}))
@@ -562,19 +562,19 @@ def test_a_frame_has_a_bounded_number_of_rows(settings):
         return ["Yes"] * frame.height, [0.75] * frame.height
     model.predict = predict
     requests = [Request(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
-    answers = asyncio.run(endpoint.answer_all(requests))
+    answers = asyncio.run(endpoint.predictor.answer(requests))
     assert sizes == [4096, 1, 9000]
     assert [len(orjson.loads(a)["predictions"]) for a in answers] == [3000, 1000, 96, 1, 9000]
 
 
 def test_rows_that_wait_are_bounded(settings):
     endpoint, http = client(settings)
-    endpoint.rows, request = endpoint.most_rows, ("POST", "/predict", {"json": {"rows": [GOOD]}})
+    endpoint.queue.rows, request = endpoint.queue.most, ("POST", "/predict", {"json": {"rows": [GOOD]}})
     full, = ask(http, request)
     assert full.status_code == 503 and full.headers["retry-after"] == "1"
-    endpoint.rows = 0
+    endpoint.queue.rows = 0
     _, http = client(settings)
-    assert ask(http, request)[0].status_code == 200 and endpoint.rows == 0
+    assert ask(http, request)[0].status_code == 200 and endpoint.queue.rows == 0
 
 
 MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'{"rows":[' + b"1," * 3_000_000 + b"1]}",

@@ -181,15 +181,8 @@ class PredictionLog:
     def flush(self) -> int:
         "Move all that was appended, and what dead owners left; the number of rows."
         with self.moving:
-            if self.segment.size > self.rotate: self._rotate()
+            if self.segment.size > self.rotate: _begin_anew(self)
             return move(self.segment, self.table, self.schema) + take_over(self.folder, self.table, self.schema)
-
-    def _rotate(self) -> None:
-        "Begin a new file, and let the old one go."
-        with self.writing:
-            if self.segment.torn: undo(self.segment)
-            old, self.segment = self.segment, Segment.create(self.folder)
-        os.close(old.fd)
 
     def close(self) -> int:
         "Stop, and move the rest; the number of rows. What cannot be moved now waits for the next owner."
@@ -202,6 +195,13 @@ class PredictionLog:
         return take_over(self.folder, self.table, self.schema)
 
 # %% ../../nbs/12a_serving_log.ipynb #cf5b38c0
+def _begin_anew(log: PredictionLog) -> None:
+    "Begin a new file, and let the old one go."
+    with log.writing:
+        if log.segment.torn: undo(log.segment)
+        old, log.segment = log.segment, Segment.create(log.folder)
+    os.close(old.fd)
+
 def _keep_moving(log: PredictionLog) -> None:
     "What the background thread does until the log is closed."
     while not log.stopped.wait(log.every):
