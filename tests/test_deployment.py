@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_nb import cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
+from mlops_nb import approvals, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
 from mlops_nb.candidate import Candidate, fit
 from mlops_nb.deployment import applications
 from mlops_nb.deployment.acceptance import Acceptance
@@ -393,18 +393,21 @@ def test_a_network_without_tokens_is_refused(tmp_path):
     with pytest.raises(cluster.ClusterError, match="tokens"): deployment.realize(open_house, "churn")
 
 
-def test_a_rollback_brings_no_rejected_version_back(on_paper):
+def test_a_rollback_brings_no_rejected_version_back(tmp_path):
     "It names the rejection, and the version before."
-    for version in (1, 6, 2):
-        before = newest(on_paper)["id"]
-        events.record(on_paper.events, "deployed", "churn", by="ann", **deployed(on_paper, version), previous=before)
-    present = newest(on_paper)
-    registry.reject("churn/6", by="carol", note="unfair", settings=on_paper)
-    says = "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: `mlops-nb deploy churn/1`"
+    settings, previous = create(tmp_path), None
+    for version in ("1", "6", "2"):
+        details = Desired({version: 100}, {version: "/nowhere"}).details
+        previous = events.record(settings.events, "deployed", "churn", by="ann", **details, previous=previous)
+    approvals.reject("churn/6", "d1g3st", settings, by="carol", note="unfair")
+    says = ("churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
+            "`mlops-nb deploy churn/1`")
     with pytest.raises(deployment.DeploymentError, match=says):
-        deployment.rollback("churn", by="bob", note="slow", settings=on_paper)
-    assert newest(on_paper) == present
-    events.record(on_paper.events, "deployed", "churn", by="ann", **deployed(on_paper, 1))
+        deployment.rollback("churn", by="bob", note="slow", settings=settings)
+    approvals.reject("churn/1", "d1g3st", settings, by="carol")
+    with pytest.raises(deployment.DeploymentError, match="No version was served before it: promote another one"):
+        deployment.rollback("churn", by="bob", note="slow", settings=settings)
+    assert newest(settings)["id"] == previous
 
 
 def test_an_acceptance_without_checks_has_not_passed():
