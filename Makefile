@@ -9,7 +9,7 @@ NAMED := $(filter command environment,$(firstword $(origin PYTHON)))$(PYENV_VERS
 ifeq ($(origin PYTHON),undefined)
 FITS := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 PYENV := $(if $(PYENV_VERSION),"$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$(PYENV_VERSION)/bin/python3")
-PYTHON := $(shell for p in $(PYENV) python3.12 python3.11 python3; do "$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
+PYTHON := $(shell for p in $(PYENV) python3.12 python3.11 python3; do "$$p" -c '$(FITS)' >/dev/null 2>&1 && echo "$$p" && break; done)
 endif
 
 # A .venv of another Python is left as it is: the one of a named Python stands beside it, as .venv-3.12.

@@ -1,6 +1,8 @@
 "Hygiene of the repository: what a careful reader would check by hand."
+import argparse
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -105,3 +107,59 @@ def test_the_cluster_file_is_what_ray_up_takes():
     from ray.autoscaler._private.util import prepare_config, validate_config
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     validate_config(prepare_config(config))
+
+
+def python(path: Path, version: str) -> Path:
+    "A program that answers as a Python of this version."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+def planned(folder: Path, *words: str, **env: str) -> str:
+    "What `make setup` would do in this folder."
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"): (folder / name).write_bytes((ROOT / name).read_bytes())
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYENV_VERSION", "PYTHON", "MAKEFLAGS")}
+    done = subprocess.run(["make", "-n", "setup", *words], cwd=folder, env=clean | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_named_python_leaves_the_venv_of_another_alone(tmp_path):
+    other = python(tmp_path / "python3.12", "3.12")
+    assert "-m venv .venv\n" in planned(tmp_path, f"PYTHON={other}")
+    python(tmp_path / ".venv/bin/python", "3.11")
+    plan = planned(tmp_path, f"PYTHON={other}")
+    assert f'"{other}" -m venv .venv-3.12\n' in plan and "-m venv .venv\n" not in plan
+    same = python(tmp_path / "python3.11", "3.11")
+    assert "-m venv .venv\n" in planned(tmp_path, f"PYTHON={same}")
+
+
+def test_a_python_that_pyenv_has_is_found(tmp_path):
+    "Also where pyenv's own `python3.12`, which stands for the chosen version, fails."
+    python(tmp_path / ".venv/bin/python", "3.11")
+    there = python(tmp_path / "pyenv/versions/3.12.1/bin/python3", "3.12")
+    plan = planned(tmp_path, PYENV_VERSION="3.12.1", PYENV_ROOT=str(tmp_path / "pyenv"))
+    assert f'"{there}" -m venv .venv-3.12\n' in plan
+
+
+def test_benchmarks_print_a_line_a_target_the_worst_last(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import harness
+    results = [harness.Result("slow", 0.9, 1.0), harness.Result("fast", 40, 10, higher=True),
+               harness.Result.absolute("memory", 300, 1000)]
+    asked = argparse.Namespace(quick=True, json=False, leaves_out="half of it")
+    harness.report(results, asked=asked, rows=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "--quick leaves out half of it" and lines[1].split() == ["rows", "3"]
+    assert lines[2:] == ["fast ratio 40.000 target >=10", "memory ratio 0.300 target <=1", "slow ratio 0.900 target <=1"]
+    harness.report(results, asked=argparse.Namespace(quick=False, json=True, leaves_out=""))
+    targets = json.loads(capsys.readouterr().out)["targets"]
+    assert [(t["name"], t["holds"]) for t in targets] == [("fast", True), ("memory", True), ("slow", True)]
+
+
+@pytest.mark.parametrize("script", sorted(f.name for f in (ROOT / "benchmarks").glob("*.py") if f.name != "harness.py"))
+def test_every_benchmark_says_what_quick_leaves_out(script):
+    text = (ROOT / "benchmarks" / script).read_text()
+    assert re.search(r"options\(__doc__, leaves_out=\"\w", text)
