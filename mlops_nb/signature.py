@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kind', 'DTYPES', 'JSON_TYPES', 'EXPECTED', 'EXACT', 'PARSERS', 'DataError', 'kind_of', 'whole', 'rounded', 'Column',
-           'Reader', 'Signature', 'conformed']
+           'Reader', 'Signature', 'conformed', 'shown', 'widened']
 
 # %% ../nbs/08a_signature.ipynb #88a41a22
 import hashlib
@@ -225,20 +225,29 @@ class Signature(BaseModel):
 
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         "A frame's columns in order and widened to `schema()`, or a `DataError` that names the column."
-        for c in self.columns:
-            if c.name not in frame.columns:
-                raise DataError(None, c.name, c.expected, "no such column")
-        columns = [conformed(frame.get_column(c.name), c) for c in self.columns]
-        return pl.DataFrame(columns) if columns else frame.select([])
+        return conformed(frame, self)
 
     def _repr_html_(self) -> str:
-        columns = [c.model_dump() for c in self.columns]
-        table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
-        notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in self.unused.items())
-        return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+        return shown(self)
 
 # %% ../nbs/08a_signature.ipynb #67d15dad
-def conformed(
+def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
+    "Return a frame as a signature has it."
+    for c in signature.columns:
+        if c.name not in frame.columns:
+            raise DataError(None, c.name, c.expected, "no such column")
+    columns = [widened(frame.get_column(c.name), c) for c in signature.columns]
+    return pl.DataFrame(columns) if columns else frame.select([])
+
+def shown(signature: Signature) -> str:
+    "Return a signature as HTML: its columns, and what is not used."
+    columns = [c.model_dump() for c in signature.columns]
+    table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
+    notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in signature.unused.items())
+    return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+
+# %% ../nbs/08a_signature.ipynb #3b70b61f
+def widened(
     values: pl.Series,   # a frame's column
     column: Column,      # what it must be
 ) -> pl.Series:

@@ -113,7 +113,6 @@ def one_by_one(predict: Callable) -> Callable:
 # %% ../../nbs/12_serving.ipynb #c9145531
 class Handlers:
     "The HTTP side of a replica."
-
     def __init__(
         self,
         versions: Versions,
@@ -150,8 +149,8 @@ class Handlers:
 
     async def feedback(self, body: bytes, content_type: str) -> bytes:
         "POST /feedback"
-        labels = self.versions.traffic.labels
-        columns = protocols.read_labels(body, content_type, limit=self.limit, labels=labels)
+        allowed = {"limit": self.limit, "labels": self.versions.traffic.labels}
+        columns = protocols.read_labels(body, content_type, **allowed)
         now = [time.time_ns() // 1000] * len(columns["label"])
         try: self.labels.append(columns | {"at": now})
         except OSError as e: raise Refused(503, f"the labels could not be logged: {e}") from e
