@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kind', 'DTYPES', 'JSON_TYPES', 'EXPECTED', 'EXACT', 'PARSERS', 'DataError', 'kind_of', 'whole', 'rounded', 'Column',
-           'Reader', 'Signature', 'conformed', 'shown', 'widened']
+           'Reader', 'Signature', 'without', 'conformed', 'shown', 'widened']
 
 # %% ../nbs/08a_signature.ipynb #88a41a22
 import hashlib
@@ -197,16 +197,6 @@ class Signature(BaseModel):
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
         return cls(columns=[_column(s, categories) for s in frame.drop(apart, strict=False)], ignored=sorted(apart))
 
-    def without(
-        self,
-        unused: dict[str, str],   # columns, each with the reason
-    ) -> "Signature":
-        "Return the signature without some columns, which may still be sent."
-        if not unused: return self
-        columns = [c for c in self.columns if c.name not in unused]
-        ignored = sorted({*self.ignored, *unused})
-        return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
-
     @cached_property
     def digest(self) -> str:
         "A hash that is the same wherever and whenever it is computed."
@@ -231,6 +221,15 @@ class Signature(BaseModel):
         return shown(self)
 
 # %% ../nbs/08a_signature.ipynb #67d15dad
+def without(
+    signature: Signature,
+    unused: dict[str, str],   # columns, each with the reason
+) -> Signature:
+    "Return a signature without some columns, which may still be sent."
+    columns = [c for c in signature.columns if c.name not in unused]
+    ignored = sorted({*signature.ignored, *unused})
+    return Signature(columns=columns, ignored=ignored, unused=signature.unused | unused)
+
 def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
     "Return a frame as a signature has it."
     for c in signature.columns:
