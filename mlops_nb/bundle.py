@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'LOOSE', 'SHOWN', 'BundleError', 'files', 'content', 'entry', 'total', 'seal', 'fill', 'code_hash', 'pins',
-           'installed', 'registered_digest', 'known_digests', 'environment_digests', 'Sealed', 'Bundle', 'vouched',
-           'library_digest', 'sources_of', 'sources_digest', 'private_library']
+           'installed', 'registered_digest', 'known_digests', 'environment_digests', 'claims', 'differing', 'Sealed',
+           'Parts', 'Bundle', 'vouched', 'library_digest', 'sources_of', 'sources_digest', 'private_library']
 
 # %% ../nbs/11a_bundle.ipynb #07725089
 import atexit
@@ -170,6 +170,28 @@ def environment_digests() -> set[str]:
     return set(text.split())
 
 # %% ../nbs/11a_bundle.ipynb #085f53ae
+def claims(folder: Path) -> dict:
+    "Return a bundle's manifest; raise where it is none."
+    try: manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError as e: raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON: {e}") from e
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if isinstance(entries, dict) and "digest" in manifest: return manifest
+    raise BundleError(f"bundle {folder}: {MANIFEST} has no digest and files; fetch the bundle again")
+
+def differing(
+    now: dict[str, dict],    # hash and size of each file
+    manifest: dict,
+    expected: str | None,    # the digest it must have, if one is known
+) -> list[str]:
+    "Return what is not as the manifest says, or not the manifest that was expected."
+    then = manifest["files"]
+    wrong = [f"{n} was {'added' if n not in then else 'removed' if n not in now else 'changed'}"
+             for n in sorted(now.keys() | then.keys()) if now.get(n) != then.get(n)]
+    if wrong: return wrong
+    if total(now) != manifest["digest"]: return [f"{MANIFEST} was changed"]
+    return [f"another was expected: {expected}"] if expected not in (None, manifest["digest"]) else []
+
+# %% ../nbs/11a_bundle.ipynb #9eea0a80
 SHOWN = ("notebooks/", "report.html")  # for people: hashed, and not kept in memory
 
 class Sealed:
@@ -188,13 +210,7 @@ class Sealed:
     @cached_property
     def manifest(self) -> dict:
         "The manifest, as it claims to be."
-        try: claims = json.loads((self.path / MANIFEST).read_text())
-        except ValueError as e:
-            raise BundleError(f"bundle {self.path}: {MANIFEST} is not JSON: {e}") from e
-        files = claims.get("files") if isinstance(claims, dict) else None
-        if isinstance(files, dict) and "digest" in claims: return claims
-        raise BundleError(f"bundle {self.path}: {MANIFEST} has no digest and files; "
-                          "fetch the bundle again")
+        return claims(self.path)
 
     @property
     def digest(self) -> str: return self.manifest["digest"]
@@ -207,17 +223,9 @@ class Sealed:
             data = content(path)
             entries[name] = entry(data)
             if not name.startswith(SHOWN): kept[name] = data
-        self._check(entries)
+        if wrong := differing(entries, self.manifest, self.expected):
+            raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again")
         return kept
-
-    def _check(self, now: dict[str, dict]) -> None:
-        "Raise where files are not those of the manifest, or it is not the manifest expected."
-        then = self.manifest["files"]
-        wrong = [f"{n} was {'added' if n not in then else 'removed' if n not in now else 'changed'}"
-                 for n in sorted(now.keys() | then.keys()) if now.get(n) != then.get(n)]
-        if not wrong and total(now) != self.digest: wrong = [f"{MANIFEST} was changed"]
-        if not wrong and self.expected not in (None, self.digest): wrong = [f"another was expected: {self.expected}"]
-        if wrong: raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again")
 
     def verify(self) -> Self:
         "Read anew; raise if a file was changed, added or removed since the manifest was read."
@@ -226,8 +234,8 @@ class Sealed:
         return self
 
 # %% ../nbs/11a_bundle.ipynb #2613e441
-class Bundle(Sealed):
-    "A model version's files."
+class Parts(Sealed):
+    "What a bundle says about its model: everything that no code is needed for."
     def _json(self, name: str) -> Any: return json.loads(self.contents[name])
 
     @cached_property
@@ -258,6 +266,20 @@ class Bundle(Sealed):
         return Profile.from_bytes(self.contents["profile.bin"])
 
     @cached_property
+    def trusted(self) -> bool:
+        "Whether somebody vouches for the digest."
+        _ = self.contents
+        return self.expected is not None or self.digest in known_digests()
+
+    @property
+    def package(self) -> str:
+        "The package whose code it has; empty where nobody vouches for that."
+        return (self.lineage.get("package") or "") if self.trusted else ""
+
+# %% ../nbs/11a_bundle.ipynb #e8bd50f4
+class Bundle(Parts):
+    "A model version's files."
+    @cached_property
     def pipeline(self) -> Any:
         "The fitted pipeline: verified, its library in place, and only then read."
         model = self.contents["model.skops"]
@@ -284,12 +306,6 @@ class Bundle(Sealed):
         return both[:, self.labels.index(column)]
 
     @cached_property
-    def trusted(self) -> bool:
-        "Whether somebody vouches for the digest."
-        _ = self.contents
-        return self.expected is not None or self.digest in known_digests()
-
-    @cached_property
     def library(self) -> Path | None:
         "A private folder with its verified code, to be put on the path; None where it has no code."
         return _library(self)
@@ -298,11 +314,6 @@ class Bundle(Sealed):
     def library_digest(self) -> str:
         "Digest of the exported library; two bundles with the same one can share a process."
         return sources_digest(sources_of(self.contents))
-
-    @property
-    def package(self) -> str:
-        "The package whose code it has; empty where nobody vouches for that."
-        return (self.lineage.get("package") or "") if self.trusted else ""
 
 # %% ../nbs/11a_bundle.ipynb #c44bff9a
 def vouched(

@@ -187,7 +187,8 @@ def load_pipeline(
     refused = [name for name in names if not _allowed(name, package)]
     if refused:
         raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of "
-                            f"scikit-learn, NumPy, or members of package '{package}'; move what the pipeline uses there and train again")
+                            f"scikit-learn, NumPy, or members of package '{package}'; move what the "
+                            "pipeline uses there and train again")
     if isinstance(file, bytes): return skops.io.loads(file, trusted=names)
     return skops.io.load(file, trusted=names)
 

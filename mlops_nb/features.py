@@ -14,7 +14,7 @@ import polars as pl
 
 from .panics import panics_as_errors
 from .settings import MlopsError
-from .signature import Signature, kind_of
+from .signature import Signature, kind_of, without
 
 # %% ../nbs/08c_features.ipynb #768f2ba5
 class TrainingError(MlopsError):
@@ -143,14 +143,14 @@ def used_only(
         if features and _needs(features, rows, column.name, reached): continue
         rows = rows.drop(column.name)
         unused[column.name] = DATE if column.dtype in ("date", "datetime") else LEFT_OUT
-    return signature.without(unused)
+    return without(signature, unused) if unused else signature
 
 def _needs(features: Callable, rows: pl.DataFrame, name: str, reached: set[str]) -> bool:
     "Return whether a function fails or gives something else without a column."
     try:
-        with panics_as_errors(): without = features(rows.drop(name))
+        with panics_as_errors(): others = features(rows.drop(name))
     except Exception: return True
-    if not reached <= set(without.columns): return True
+    if not reached <= set(others.columns): return True
     names = sorted(reached)
-    expected, actual = features(rows).select(names), without.select(names)
+    expected, actual = features(rows).select(names), others.select(names)
     return expected.schema != actual.schema or difference(expected, actual) is not None

@@ -118,7 +118,8 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
 {% endfor %}</table>{% else %}<p>None yet: <code>mlops-nb run</code> makes one.{% endif %}
 <h2>Open alerts</h2>{% if s.alerts %}<table><tr><th>endpoint<th>kind<th>column<th>since<th>what</tr>
-{% for a in s.alerts %}<tr><td>{{ a.model }}{{ '/' ~ a.version if a.version }}<td>{{ mark(false, a.kind) }}<td>{{ a.column or '' }}
+{% for a in s.alerts %}<tr><td>{{ a.model }}{{ '/' ~ a.version if a.version }}<td>{{ mark(false, a.kind) }}
+<td>{{ a.column or '' }}
 <td>{{ a.since[:16]|replace('T', ' ') }}<td>{{ a.message }}</tr>
 {% endfor %}</table>{% else %}<p>{{ mark(true, 'none') }}</p>{% endif %}
 {% if not brief %}<h2>Models</h2>{% if s.models %}

@@ -113,7 +113,7 @@ class TriggerSection(Section):
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
     alert: str = ""                             # an endpoint's name: a proposal to retrain it
     manual: bool = False                        # what a person or a program asks for
-    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True, repr=False)   # given to the run, a JSON object
+    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True, repr=False)   # of the run, a JSON object
     missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
     cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
     settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s

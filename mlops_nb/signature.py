@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'Kind', 'DTYPES', 'JSON_TYPES', 'EXPECTED', 'EXACT', 'PARSERS', 'PLAIN', 'LARGEST', 'DataError', 'cut',
-           'kind_of', 'whole', 'rounded', 'Column', 'Reader', 'Signature', 'conformed', 'plainly_fits']
+           'kind_of', 'whole', 'rounded', 'Column', 'Reader', 'Signature', 'without', 'conformed', 'shown', 'widened',
+           'plainly_fits']
 
 # %% ../nbs/08a_signature.ipynb #88a41a22
 import hashlib
@@ -219,16 +220,6 @@ class Signature(BaseModel):
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
         return cls(columns=[_column(s, categories) for s in _seen(frame, apart)], ignored=sorted(apart))
 
-    def without(
-        self,
-        unused: dict[str, str],   # columns, each with the reason
-    ) -> "Signature":
-        "Return the signature without some columns, which may still be sent."
-        if not unused: return self
-        columns = [c for c in self.columns if c.name not in unused]
-        ignored = sorted({*self.ignored, *unused})
-        return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
-
     @cached_property
     def digest(self) -> str:
         "A hash that is the same wherever and whenever it is computed."
@@ -247,20 +238,38 @@ class Signature(BaseModel):
 
     def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
         "A frame's columns in order and widened to `schema()`, or a `DataError` that names the column."
-        for c in self.columns:
-            if c.name not in frame.columns:
-                raise DataError(None, c.name, c.expected, "no such column")
-        columns = [conformed(frame.get_column(c.name), c) for c in self.columns]
-        return pl.DataFrame(columns) if columns else frame.select([])
+        return conformed(frame, self)
 
     def _repr_html_(self) -> str:
-        columns = [c.model_dump() for c in self.columns]
-        table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
-        notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in self.unused.items())
-        return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+        return shown(self)
 
 # %% ../nbs/08a_signature.ipynb #67d15dad
-def conformed(
+def without(
+    signature: Signature,
+    unused: dict[str, str],   # columns, each with the reason
+) -> Signature:
+    "Return a signature without some columns, which may still be sent."
+    columns = [c for c in signature.columns if c.name not in unused]
+    ignored = sorted({*signature.ignored, *unused})
+    return Signature(columns=columns, ignored=ignored, unused=signature.unused | unused)
+
+def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
+    "Return a frame as a signature has it."
+    for c in signature.columns:
+        if c.name not in frame.columns:
+            raise DataError(None, c.name, c.expected, "no such column")
+    columns = [widened(frame.get_column(c.name), c) for c in signature.columns]
+    return pl.DataFrame(columns) if columns else frame.select([])
+
+def shown(signature: Signature) -> str:
+    "Return a signature as HTML: its columns, and what is not used."
+    columns = [c.model_dump() for c in signature.columns]
+    table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
+    notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in signature.unused.items())
+    return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+
+# %% ../nbs/08a_signature.ipynb #3b70b61f
+def widened(
     values: pl.Series,   # a frame's column
     column: Column,      # what it must be
 ) -> pl.Series:

@@ -362,7 +362,7 @@ def test_a_date_that_the_features_use_is_demanded(tmp_path, monkeypatch):
 
 
 def test_a_protected_column_is_demanded_though_the_model_does_not_see_it(tmp_path, monkeypatch):
-    (tmp_path / "fairpkg.py").write_text("def blind(frame): return frame.drop('flag')\n")
+    (tmp_path / "fairpkg.py").write_text("def blind(frame): return frame.drop('flag', strict=False)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     protecting = OBJECTIVE.model_copy(update={"protected": ("flag",)})
     try:

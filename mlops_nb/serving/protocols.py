@@ -78,7 +78,8 @@ def parse(
     "The JSON object of a request, which must have exactly these keys."
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refused(415, f"content type is {cut(kind) or 'missing'}: send application/json", expected="application/json")
+        raise Refused(415, f"content type is {cut(kind) or 'missing'}: send application/json",
+                      expected="application/json")
     countable(body, limit)
     try: found = orjson.loads(body)
     except orjson.JSONDecodeError as e: raise Refused(400, f"the body is not JSON: {e}") from e

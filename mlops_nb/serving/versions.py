@@ -112,7 +112,6 @@ class Traffic:
 # %% ../../nbs/12c_serving_versions.ipynb #b1c9ba78
 class Versions:
     "The versions of one model in one process, kept as the audit log says."
-
     def __init__(
         self,
         settings: Settings,
@@ -159,6 +158,7 @@ class Versions:
         digest = registered_digest(self.settings, f"{self.model}/{version}")
         return Served(version, path, digest=digest, settings=self.settings)
 
+# %% ../../nbs/12c_serving_versions.ipynb #c552bb80
 def registered_labels(
     settings: Settings,
     model: str,            # the model's name

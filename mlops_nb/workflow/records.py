@@ -161,7 +161,8 @@ class Ledger:
         tags = {f"mlops_nb.{k}": str(v) for k, v in facts.items()} | ({"mlflow.parentRunId": parent} if parent else {})
         run_id = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         from mlflow.entities import Param
-        if parameters: self.client.log_batch(run_id, params=[Param(k, str(masked_all(v))) for k, v in parameters.items()])
+        params = [Param(k, str(masked_all(v))) for k, v in parameters.items()]
+        if params: self.client.log_batch(run_id, params=params)
         return run_id
 
     def close(self, run_id: str, status: str, outputs: Mapping[str, Any] = {}, *, seconds: float | None = None,
