@@ -132,8 +132,6 @@ def endings(path: str) -> tuple[str, str]:   # as in (".csv", ".gz"); two empty 
 
 # %% ../../nbs/06e_datasets_files.ipynb #7e26e1f1
 @dataclass(frozen=True)
-
-# %% ../../nbs/06e_datasets_files.ipynb #e9152ba6
 class FilePart(Part):
     "A file, read in batches."
     path: str = ""                                # absolute, or s3://…
@@ -148,10 +146,7 @@ class FilePart(Part):
         if ending in TEXT: return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
         return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
-    def _is_empty(self) -> bool:
-        if not self.size: return True
-        try: return self.dialect is None and super()._is_empty()
-        except NoRows: return True
+    def _is_empty(self) -> bool: return not self.size or _lacks_rows(self)
 
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
@@ -188,6 +183,11 @@ def _unchanged(path: str, seen: tuple, name: str) -> None:
                                     "it when it is whole, then ingest it again")
 
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # a row that is longer is a quote that was not closed
+
+def _lacks_rows(part: FilePart) -> bool:
+    "Has a file that is not of zero bytes no rows?"
+    try: return part.dialect is None and Part._is_empty(part)
+    except NoRows: return True
 
 def _detected(path: str, packing: str, name: str, options: dict) -> Dialect:
     "Return how a text file is written, from as much of its beginning as holds whole rows."
