@@ -209,6 +209,7 @@ def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, b
     with opened(path, packing) as stream: sample = stream.read(size + 1)
     return sample[:size], len(sample) <= size
 
+# %% ../../nbs/06e_datasets_files.ipynb #bd8ca5b5
 @contextmanager
 def _readable(path: str, packing: str, code: str) -> Iterator[str]:
     "The address of a file that polars reads: the one given, or a temporary one."
