@@ -197,15 +197,15 @@ def requested(
     return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
 
 # %% ../nbs/18_pages.ipynb #47bd4120
+MAX_BODY = 1 << 20   # bytes of one request
+
 def _refused(request: Any, error: Any):   # a `fastapi.Response`
     "Answer a body that is no request with what is wrong, in ASCII, and without its values."
     from fastapi import Response
     detail = [{k: one[k] for k in ("type", "loc", "msg")} for one in error.errors()]
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
-# %% ../nbs/18_pages.ipynb #223dd783
-MAX_BODY = 1 << 20   # bytes of one request
-
+# %% ../nbs/18_pages.ipynb #7e0a433b
 def asgi(settings: Settings) -> Callable:
     "The control application, an ASGI application behind the guard."
     from fastapi import Depends, FastAPI, HTTPException, Request

@@ -131,7 +131,7 @@ class Reader:
         try:
             with panics_as_errors():
                 if self._fit(rows): return self._frame(rows)
-                if self._fit(exact := self._whole(rows)): return self._frame(exact)
+                if self._fit(exact := _with_integers(rows, self.integers)): return self._frame(exact)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, PanicError, pl.exceptions.PolarsError):
             pass
         raise _culprit(self, rows)
@@ -150,10 +150,11 @@ class Reader:
         if not fit or not set().union(*rows) <= self.known: return False
         return not any(int in types[i] and any(map(rounded, cells[i])) for i in self.floats)
 
-    def _whole(self, rows: list[dict]) -> list[dict]:
-        "Return the rows with 3.0 as 3 in columns of integers."
-        exact = lambda row: {n: int(row[n]) for n in self.integers if whole(row.get(n))}
-        return [row | exact(row) for row in rows]
+# %% ../nbs/08a_signature.ipynb #850ef98d
+def _with_integers(rows: list[dict], names: list[str]) -> list[dict]:
+    "Return the rows with 3.0 as 3 in these columns."
+    exact = lambda row: {name: int(row[name]) for name in names if whole(row.get(name))}
+    return [row | exact(row) for row in rows]
 
 # %% ../nbs/08a_signature.ipynb #4788d74b
 def _times(texts: pl.Series, kind: Kind) -> pl.Series:

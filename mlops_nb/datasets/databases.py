@@ -186,15 +186,7 @@ class QueryPart(Part):
         if self.uri.startswith("sqlite"): _refuse_rounding(self)
         found = gathered(self._frames(self.sql, rows), rows)
         if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
-        else: yield from self._same(found, dtypes)
-
-    def _same(self, found: Iterator[pl.DataFrame], dtypes: dict) -> Iterator[pl.DataFrame]:
-        seen = Digest()
-        for frame in found:
-            seen.add(frame)
-            yield convert(frame, dtypes, self.origin)
-        if str(seen) != self.state["digest"]:
-            raise DataError(f"{self.origin} changed while it was being read: ingest it again, or set watermark=COLUMN")
+        else: yield from _as_before(self, found, dtypes)
 
     def _error(self, e: Exception) -> DataError:
         said = said_by(e, self.uri)
@@ -204,6 +196,17 @@ class QueryPart(Part):
                               "rows before it: mend the value, or cast the column in a query=SELECT …", column)
         return DataError(f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when "
                          "the database answers")
+
+# %% ../../nbs/06f_datasets_databases.ipynb #480b373d
+def _as_before(part: QueryPart, batches: Iterator[pl.DataFrame], dtypes: dict) -> Iterator[pl.DataFrame]:
+    "Yield batches in these types; raise at the end where they are not the rows of the part's digest."
+    digest = Digest()
+    for frame in batches:
+        digest.add(frame)
+        yield convert(frame, dtypes, part.origin)
+    if str(digest) != part.state["digest"]:
+        raise DataError(f"{part.origin} changed while it was being read: ingest it again, "
+                        "or set watermark=COLUMN")
 
 # %% ../../nbs/06f_datasets_databases.ipynb #bc0bf138
 def _refuse_rounding(part: QueryPart) -> None:

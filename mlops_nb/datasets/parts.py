@@ -88,15 +88,14 @@ class Part:
     size: int | None       # bytes, to plan work with; none: not known
     complete: bool = True  # it holds all rows of its origin, not only new ones
 
-    @property
-    def dialect(self) -> Dialect | None:
-        "How its text is written; none where it is not text."
+    dialect = None         # how its text is written; None where it is not text
 
     def is_empty(self) -> bool:
         "Has it no rows? That is no error: a later part may have some."
         with self._explained(): return self._is_empty()
 
     def _is_empty(self) -> bool: return self.scan().select(pl.len()).collect().item() == 0
+
     def schema(self) -> pl.Schema:
         "Its columns and their types, as its beginning or its format tells them."
         with self._explained(): return pl.Schema(self._schema())

@@ -150,13 +150,15 @@ class Versions:
         if desired.library != self.library:
             raise ServingError(f"the replica runs library {self.library}, the versions need {desired.library}")
         keys = [(v, desired.bundles[v]) for v in (*desired.versions, *desired.shadow)]
-        found = {key: self.loaded.get(key) or self._read(*key) for key in keys}
+        found = {key: self.loaded.get(key) or _registered(self.settings, self.model, *key) for key in keys}
         self.loaded = self.loaded | found
         return {version: served for (version, _), served in found.items()}
 
-    def _read(self, version: str, path: str) -> Served:
-        digest = registered_digest(self.settings, f"{self.model}/{version}")
-        return Served(version, path, digest=digest, settings=self.settings)
+# %% ../../nbs/12c_serving_versions.ipynb #24ca4842
+def _registered(settings: Settings, model: str, version: str, path: str) -> Served:
+    "Return a version loaded from its bundle, which must have the digest it was registered under."
+    digest = registered_digest(settings, f"{model}/{version}")
+    return Served(version, path, digest=digest, settings=settings)
 
 # %% ../../nbs/12c_serving_versions.ipynb #c552bb80
 def registered_labels(

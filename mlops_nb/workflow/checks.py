@@ -44,6 +44,7 @@ def unexported(
             problems += [Problem(path.name, None, message) for message in messages]
     return problems
 
+# %% ../../nbs/15d_workflow_checks.ipynb #d4d92e36
 def _late(path: Path, settings: Settings) -> list[Path]:
     "Return the modules that a notebook exports and that are not so in the library."
     from nbdev.export import nb_export
