@@ -7,6 +7,8 @@ __all__ = ['DECISIONS', 'TRIALS', 'RULE', 'ApprovalError', 'decision', 'rejectio
            'acceptance', 'failures', 'approve', 'approve_by_rule', 'reject']
 
 # %% ../nbs/11b_approvals.ipynb #5e7fb079
+import json
+
 from . import events
 from .bundle import Bundle
 from .objective import Objective
@@ -29,13 +31,18 @@ def decision(
     return events.newest(settings.events, DECISIONS, ref)
 
 def rejection(
-    digest: str,         # of a bundle
+    bundle: Bundle,
     settings: Settings,
 ) -> dict | None:        # the event
-    "Return the newest rejection of a version with this content, or None if there is none."
-    log = events.history(settings.events, kind="rejected").collect()
-    same = log.filter(log["details"].str.json_path_match("$.bundle") == digest)
-    return same.row(-1, named=True) if same.height else None
+    "Return the newest rejection of this model under any number, or None if there is none."
+    log = events.history(settings.events, kind=("registered", "rejected")).collect().to_dicts()
+    details = {event["id"]: json.loads(event["details"]) for event in log}
+    candidates = {e["subject"]: details[e["id"]].get("candidate") for e in log
+                  if e["kind"] == "registered"}
+    same = [e for e in log if e["kind"] == "rejected" and (
+        details[e["id"]].get("bundle") == bundle.digest
+        or candidates.get(e["subject"]) == bundle.lineage["candidate"])]
+    return same[-1] if same else None
 
 # %% ../nbs/11b_approvals.ipynb #6ad83767
 def policy(
@@ -145,8 +152,8 @@ def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings)
     command = f"`mlops-nb approve {ref} --by NAME`"
     if policy(bundle.objective, settings) != RULE:
         return f"{ref} waits for a person: {command}, then `mlops-nb run` again"
-    if before := rejection(bundle.digest, settings):
-        return (f"{ref} has the content of {before['subject']}, which was rejected by "
+    if before := rejection(bundle, settings):
+        return (f"{ref} is the same model as {before['subject']}, which was rejected by "
                 f"{before['by']}: only a person can approve it, {command}")
     if failed := failures(bundle.report, trial):
         return f"{ref} failed: {'; '.join(failed)}. The rule does not approve it"

@@ -114,7 +114,7 @@ def test_a_person_decides(churn):
     fails(call("approve", "churn/1", "--by", "dave", "-w", churn.root), "rejected by carol (not yet)", "final")
     again = call("run", "-w", churn.root, "--from", "register", "--to", "register", "--force", timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr
-    with pytest.raises(registry.ApprovalError, match="churn/2 has the content of churn/1.*only a person can approve"):
+    with pytest.raises(registry.ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"):
         registry.approve_by_rule("churn/2", settings=churn)
     assert call("approve", "churn/2", "--by", "dave", "-w", churn.root).returncode == 0
     decision = events.newest(churn.events, "approved", "churn/2")

@@ -496,8 +496,11 @@ def test_a_rejection_is_final(place):
     assert place.register(report_uri=report).ref == "m/2", "the same model under a new number"
     assert place.register(report_uri=report).ref == "m/2"
     accepted(settings, "m/2")
-    with pytest.raises(ApprovalError, match="content of m/1, which was rejected by bob: only a person"):
+    with pytest.raises(ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob: only a person"):
         approve_by_rule("m/2", settings=settings)
+    assert place.register(report_uri=report, notebooks=[]).ref == "m/3", "another bundle of the same model"
+    accepted(settings, "m/3")
+    with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"): approve_by_rule("m/3", settings=settings)
     approve("m/2", "bob", "a slip of the mouse", settings=settings)
     assert approval("m/2", settings=settings)["kind"] == "approved"
 
