@@ -72,11 +72,6 @@ class Report(BaseModel, frozen=True):
         "Whether every check holds."
         return all(check.passed for check in self.checks)
 
-    @property
-    def few(self) -> bool:
-        "Whether the intervals rest on too few rows to promise more than 90 %."
-        return min(self.positives, self.rows - self.positives, self.fewest or FEW) < FEW
-
     def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
 
     @classmethod
@@ -93,6 +88,14 @@ class Report(BaseModel, frozen=True):
         return folder
 
     def _repr_html_(self) -> str: return article(self)
+
+# %% ../nbs/09_evaluation.ipynb #bc511c5b
+def _few(report: Report) -> bool:
+    "Whether the intervals rest on too few rows to promise more than 90 %."
+    return min(report.positives, report.rows - report.positives, report.fewest or FEW) < FEW
+
+
+Report.few = property(_few)
 
 # %% ../nbs/09_evaluation.ipynb #5bf4b08e
 def _accepted(objective: Objective, scores: dict[str, Interval | float]) -> list[Check]:
@@ -187,7 +190,7 @@ def _together(frame: pl.DataFrame, column: str | None, objective: Objective) -> 
     name = column or objective.key
     return frame[name] if name in frame.columns else None
 
-
+# %% ../nbs/09_evaluation.ipynb #f1b97fbf
 def evaluate(
     frame: pl.DataFrame | pl.LazyFrame,      # the test split, with target and columns
     probability: np.ndarray,                 # of the positive class, a row each
