@@ -230,7 +230,8 @@ class Measured:
         value, sums = self.values[metric], self._sums(self.influences[metric])
         if metric in self.decisions:
             found = _hits(*self.decisions[metric], self.keys, alpha)
-            return Interval(**{end: 2 * v / (1 + v) for end, v in found}) if metric == "f1" else found
+            if metric == "f1": found = Interval(**{end: 2 * v / (1 + v) for end, v in found})
+            return found
         if metric == "roc_auc": return _area(value, sums, *self._classes(), alpha)
         if metric == "average_precision": return _precision(value, sums, self._classes()[0], alpha)
         return _loss(value, sums, 1.0 if metric == "brier" else CLIPPED, alpha)
@@ -242,13 +243,11 @@ class Measured:
         value = self.values[metric] - other.values[metric]
         influence = self.influences[metric] - other.influences[metric]
         if not influence.any() and not value: return Interval(value=0, low=0, high=0)
-        sums = self._sums(influence)
-        variance, freedom = (sums**2).sum(), _freedom(sums)
+        variance, freedom = ((sums := self._sums(influence)) ** 2).sum(), _freedom(sums)
         if metric in ("roc_auc", "average_precision", "recall", "f1"):
             freedom = min(freedom, max(1, min(self._classes()) - 1))
         if metric in self.decisions:
-            counts = [max(1, m.decisions[metric][1].sum()) for m in (self, other)]
-            variance += sum((0.5 / rows) ** 2 for rows in counts)
+            variance += sum((0.5 / max(1, m.decisions[metric][1].sum())) ** 2 for m in (self, other))
         if metric == "roc_auc" and min(self._classes()) < 20:
             variance += (0.25 / min(self._classes())) ** 2
         half = t.isf(alpha / 2, freedom) * np.sqrt(variance)
