@@ -99,8 +99,9 @@ def lines(quick: bool) -> list[dict]:
     rows += [{"name": f"{name}, fewer rows", "ratio": min(r), "target": 0.9 - slack} for name, r in few.items()]
     rows += [{"name": f"{name}, widest", "ratio": max(r), "target": -wide} for name, r in many.items()]
     for name, r in wrong.items():
-        may = 0.025 if name.startswith("gate") else 0.05
-        rows.append({"name": name, "ratio": max(r), "target": -(may + margin(may, draws // (1 if may < 0.05 else 4)))})
+        # A gate uses one end of an interval, whose two ends miss unequally often: 5 % is claimed, not 2.5 %.
+        by_luck = margin(0.05, draws if quick else draws // 4) if quick or not name.startswith("gate") else 0.0
+        rows.append({"name": name, "ratio": max(r), "target": -(0.05 + by_luck)})
     rows.append({"name": "intervals, fewer rows", "ratio": min(map(min, few.values())), "target": 0.9 - slack})
     rows.append({"name": "intervals", "ratio": min(map(min, many.values())), "target": 0.93 - slack})
     return rows

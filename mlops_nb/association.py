@@ -128,7 +128,7 @@ def _error(labels: np.ndarray, values: np.ndarray, keys: np.ndarray | None, coun
     place = np.unique(values, return_inverse=True)[1]
     return np.sqrt((np.bincount(keys, influence[labels, place]) ** 2).sum()) / len(labels)
 
-
+# %% ../nbs/06r_association.ipynb #7f9005e4
 def associated(
     labels: np.ndarray,                      # zeros and ones, both present
     values: np.ndarray,                      # categories, two or more

@@ -189,6 +189,19 @@ def _area(value: float, sums: np.ndarray, positives: int, negatives: int, alpha:
         low, high = min(low, others[0]), max(high, others[1])
     return Interval(value=value, low=low, high=high)
 
+# %% ../nbs/06p_intervals.ipynb #fce396d0
+def _precision(value: float, sums: np.ndarray, positives: int, alpha: float) -> Interval:
+    "An average precision with its interval."
+    variance = (sums**2).sum()
+    if variance < 1e-18 or not 0 < value < 1: return share(value * positives, positives, alpha=alpha)
+    low, high = _bounds(value, variance, min(_freedom(sums), positives - 1), alpha, _LOGIT)
+    return Interval(value=value, low=low, high=high)
+
+
+def _hits(hits: np.ndarray, of: np.ndarray, keys: np.ndarray | None, alpha: float) -> Interval:
+    "The share of hits among the rows that count."
+    return shared(hits[of], None if keys is None else keys[of], alpha=alpha)
+
 # %% ../nbs/06p_intervals.ipynb #4f39456d
 def auc(
     labels: np.ndarray,                      # zeros and ones, both present
@@ -215,9 +228,12 @@ class Measured:
     def interval(self, metric: str, *, alpha: float = 0.05) -> Interval:
         "A metric's value with its interval."
         value, sums = self.values[metric], self._sums(self.influences[metric])
-        if metric in self.decisions: return self._decided(metric, alpha)
+        if metric in self.decisions:
+            found = _hits(*self.decisions[metric], self.keys, alpha)
+            if metric == "f1": found = Interval(**{end: 2 * v / (1 + v) for end, v in found})
+            return found
         if metric == "roc_auc": return _area(value, sums, *self._classes(), alpha)
-        if metric == "average_precision": return self._ranking(value, sums, alpha)
+        if metric == "average_precision": return _precision(value, sums, self._classes()[0], alpha)
         return _loss(value, sums, 1.0 if metric == "brier" else CLIPPED, alpha)
 
     def against(self, other: "Measured", metric: str, *, alpha: float = 0.05) -> Interval:
@@ -227,13 +243,11 @@ class Measured:
         value = self.values[metric] - other.values[metric]
         influence = self.influences[metric] - other.influences[metric]
         if not influence.any() and not value: return Interval(value=0, low=0, high=0)
-        sums = self._sums(influence)
-        variance, freedom = (sums**2).sum(), _freedom(sums)
+        variance, freedom = ((sums := self._sums(influence)) ** 2).sum(), _freedom(sums)
         if metric in ("roc_auc", "average_precision", "recall", "f1"):
             freedom = min(freedom, max(1, min(self._classes()) - 1))
         if metric in self.decisions:
-            counts = [max(1, m.decisions[metric][1].sum()) for m in (self, other)]
-            variance += sum((0.5 / rows) ** 2 for rows in counts)
+            variance += sum((0.5 / max(1, m.decisions[metric][1].sum())) ** 2 for m in (self, other))
         if metric == "roc_auc" and min(self._classes()) < 20:
             variance += (0.25 / min(self._classes())) ** 2
         half = t.isf(alpha / 2, freedom) * np.sqrt(variance)
@@ -245,17 +259,7 @@ class Measured:
     def _classes(self) -> tuple[int, int]:
         return count(self.keys, self.labels == 1), count(self.keys, self.labels == 0)
 
-    def _decided(self, metric: str, alpha: float) -> Interval:
-        hits, of = self.decisions[metric]
-        found = shared(hits[of], None if self.keys is None else self.keys[of], alpha=alpha)
-        if metric != "f1": return found
-        return Interval(**{end: 2 * v / (1 + v) for end, v in found})
 
-    def _ranking(self, value: float, sums: np.ndarray, alpha: float) -> Interval:
-        positives, variance = self._classes()[0], (sums**2).sum()
-        if variance < 1e-18 or not 0 < value < 1: return share(value * positives, positives, alpha=alpha)
-        low, high = _bounds(value, variance, min(_freedom(sums), positives - 1), alpha, _LOGIT)
-        return Interval(value=value, low=low, high=high)
 
 # %% ../nbs/06p_intervals.ipynb #57ed6f51
 CLIPPED = -float(np.log(1e-15))   # the log loss of a row that was sure and wrong
