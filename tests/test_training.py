@@ -317,9 +317,10 @@ def test_features_of_each_kind_that_work_row_by_row_pass():
             half=pl.col("x").cast(pl.Float32) / 3, nan=pl.col("x").log(), none=pl.lit(None, pl.Float64), big=pl.col("x").exp() * 1e9,
             sums=pl.sum_horizontal("x", "maybe"), word=pl.col("c").cast(pl.Categorical), day=pl.date(2026, 1, 1), pair=pl.concat_list("x", "n"))
     frame = table(70_000)
-    began = time.perf_counter()
-    check_row_by_row(good, Signature.of(frame, ignored=("id", "y")).conform(frame))
-    assert time.perf_counter() - began < 5  # measured 0.3 s on an idle machine
+    inputs = Signature.of(frame, ignored=("id", "y")).conform(frame)
+    began = time.process_time()
+    check_row_by_row(good, inputs)
+    assert time.process_time() - began < 1  # s of CPU; 0.13 to 0.16 when this was written
 
 
 def test_a_rare_row_with_a_missing_value_is_tried():
