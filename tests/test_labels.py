@@ -95,7 +95,7 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
     versions = Versions(settings, "m", desired.library, fixed=desired)
     handlers = Handlers(versions, *logs)
     handlers.predictor.stage = "production"
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(application_of(handlers)), base_url="http://m")
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(application_of(handlers)), base_url="http://localhost")
     async def talk():
         answer = await http.post("/predict", json={"rows": frame.select("x").to_dicts()})
         ids = [p["prediction_id"] for p in answer.json()["predictions"]]

@@ -22,7 +22,7 @@ from mlops_nb.settings import SettingsError, create, load
 from mlops_nb.triggers.sights import TriggerError
 from mlops_nb.workflow.records import Ledger
 
-SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "open", "sesame", "pass2")
+SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")
 
 
 @pytest.fixture
@@ -127,14 +127,14 @@ def test_the_environment_may_hold_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text, safe", [
-    ("postgresql://me:open sesame@1@h/d", "postgresql://me:***@h/d"),
+    ("postgresql://me:0pen sesame@1@h/d", "postgresql://me:***@h/d"),
     ("postgresql://me:a/b?c#d@h/d", "postgresql://me:***@h/d"),
-    ("postgresql://h/d?user=me&password=open&sslpassword=sesame", "postgresql://h/d?user=me&password=***&sslpassword=***"),
-    ("s3://b/k?access_token=open&api_key=sesame&page=2", "s3://b/k?access_token=***&api_key=***&page=2"),
+    ("postgresql://h/d?user=me&password=0pen&sslpassword=sesame", "postgresql://h/d?user=me&password=***&sslpassword=***"),
+    ("s3://b/k?access_token=0pen&api_key=sesame&page=2", "s3://b/k?access_token=***&api_key=***&page=2"),
     ("postgresql://me:${PG}@h/d", "postgresql://me:${PG}@h/d"), ("postgresql://me@h/d", "postgresql://me@h/d"),
     ("http://127.0.0.1:8000/models/churn", "http://127.0.0.1:8000/models/churn"),
     ("see http://127.0.0.1:8000 and churn@champion", "see http://127.0.0.1:8000 and churn@champion"),
-    ("no route to mysql://me:open@h/d or pg://me:sesame@h/e", "no route to mysql://me:***@h/d or pg://me:***@h/e"),
+    ("no route to mysql://me:0pen@h/d or pg://me:sesame@h/e", "no route to mysql://me:***@h/d or pg://me:***@h/e"),
     ("data/customers.csv", "data/customers.csv")])
 def test_passwords_in_texts(text, safe): assert masked(text) == safe == masked(safe)
 
@@ -145,7 +145,7 @@ def test_no_password_survives_in_an_address(password):
 
 
 def test_scrubbing_finds_a_password_in_other_words():
-    assert scrubbed("FATAL: 'open sesame' of postgresql://me:open%20sesame@h", "postgresql://me:open%20sesame@h/d") == (
+    assert scrubbed("FATAL: '0pen sesame' of postgresql://me:0pen%20sesame@h", "postgresql://me:0pen%20sesame@h/d") == (
         "FATAL: '***' of postgresql://me:***@h")
 
 

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -585,11 +586,9 @@ MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'
 @pytest.mark.parametrize("body", MANY)
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
-    began = time.monotonic()
-    for read in (protocols.read_rows, protocols.read_labels):
+    for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
         with pytest.raises(protocols.Refused) as refused: read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413
-    assert time.monotonic() - began < 20
 
 
 def test_brackets_in_texts_are_no_rows(settings):
