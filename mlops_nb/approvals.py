@@ -108,7 +108,7 @@ def approve(
 
 def _demand_person(by: str) -> None:
     "Raise unless this can be a person's name."
-    if not by.strip() or by == RULE:
+    if by.strip().lower() in ("", RULE):
         raise ApprovalError(f"expected the name of the person who decides, got '{by}'")
 
 # %% ../nbs/11b_approvals.ipynb #83dc557e

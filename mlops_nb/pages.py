@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import cluster, deployment, events, monitoring, roles, triggers
 from .serving.guard import guarded as behind_guard
-from .serving.protocols import authorized
+from .serving.protocols import authorized, bearer
 from .settings import Settings, load
 from .tracking import TrackingError
 
@@ -170,8 +170,8 @@ def asker(
     settings: Settings,
 ) -> str:
     "Return the name of who sent a request."
-    token = authorization.partition(" ")[2]
-    return (settings.serve.identify(token) if settings.serve.tokens else None) or events.user()
+    name = settings.serve.identify(bearer(authorization)) if settings.serve.tokens else None
+    return name or events.user()
 
 # %% ../nbs/18_pages.ipynb #9d2fcf08
 def requested(
