@@ -184,13 +184,14 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
+    from mlops_nb.workflow.checks import misgiven
     if wanted.by is not None:
         raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, "
                                  "not by what a body says")
-    try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
+    try: stages = Workflow.discover(settings.root / settings.workspace.notebooks).stages
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
-    if unknown := [p.message for p in problems if p.notebook == "parameters"]:
-        raise HTTPException(422, "; ".join(unknown))
+    if wrong := misgiven(stages, wanted.parameters):
+        raise HTTPException(422, "; ".join(p.message for p in wrong))
     try: id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
     except triggers.TriggerError as e: raise HTTPException(422, str(e)) from e
     on = triggers.watching(settings)
