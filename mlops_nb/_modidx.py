@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlops_nb.cli._table': ('cli.html#_table', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._telling': ('cli.html#_telling', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._warn': ('cli.html#_warn', 'mlops_nb/cli.py'),
+                              'mlops_nb.cli._warn_of_service': ('cli.html#_warn_of_service', 'mlops_nb/cli.py'),
                               'mlops_nb.cli._watch': ('cli.html#_watch', 'mlops_nb/cli.py'),
                               'mlops_nb.cli.approve': ('cli.html#approve', 'mlops_nb/cli.py'),
                               'mlops_nb.cli.batch': ('cli.html#batch', 'mlops_nb/cli.py'),
