@@ -36,13 +36,20 @@ def rejection(
 ) -> dict | None:        # the event
     "Return the newest rejection of this model under any number, or None if there is none."
     log = events.history(settings.events, kind=("registered", "rejected")).collect().to_dicts()
-    details = {event["id"]: json.loads(event["details"]) for event in log}
-    candidates = {e["subject"]: details[e["id"]].get("candidate") for e in log
-                  if e["kind"] == "registered"}
-    same = [e for e in log if e["kind"] == "rejected" and (
-        details[e["id"]].get("bundle") == bundle.digest
-        or candidates.get(e["subject"]) == bundle.lineage["candidate"])]
+    registered = {e["subject"]: json.loads(e["details"]) for e in log if e["kind"] == "registered"}
+    same = [e for e in log if e["kind"] == "rejected"
+            and _same_model(bundle, registered.get(e["subject"], {}))]
     return same[-1] if same else None
+
+def _same_model(bundle: Bundle, registered: dict) -> bool:
+    "Return whether a `registered` event is of this content, this candidate, or one made alike."
+    lineage, same = bundle.lineage, registered.get
+    if bundle.digest == same("bundle") or lineage["candidate"] == same("candidate"):
+        return True
+    data, parameters = lineage["dataset"]["digest"], lineage["parameters"]
+    alike = (data, bundle.library_digest, parameters)
+    return bool(data and parameters) and alike == (
+        same("dataset", {}).get("digest"), same("library"), same("parameters"))
 
 # %% ../nbs/11b_approvals.ipynb #6ad83767
 def policy(
@@ -97,18 +104,19 @@ def approve(
 ) -> str:                 # the event's id
     "Record that a person approves a version. Return the event's id."
     _demand_person(by)
+    last = _last(ref, settings)
     digest, report = bundle.digest, bundle.verify().report
     failed = failures(report, acceptance(ref, digest, settings))
-    before = _undecided(ref, settings)
+    _undecided(ref, settings)
     if failed and not despite:
         raise ApprovalError(f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say "
                             f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…")
     why = {"despite": despite, "failed": failed} if failed else {}
-    return _record("approved", ref, digest, settings, by=by, note=note, after=before, **why)
+    return _record("approved", ref, digest, settings, by=by, note=note, after=last, **why)
 
 def _demand_person(by: str) -> None:
     "Raise unless this can be a person's name."
-    if not by.strip() or by == RULE:
+    if by.strip().lower() in ("", RULE):
         raise ApprovalError(f"expected the name of the person who decides, got '{by}'")
 
 # %% ../nbs/11b_approvals.ipynb #83dc557e
@@ -121,6 +129,11 @@ def _undecided(ref: str, settings: Settings) -> str | None:
                             "register --force`")
     return before and before["id"]
 
+def _last(ref: str, settings: Settings) -> str | None:
+    "Return the id of a version's newest decision or acceptance, or None. Read it first of all."
+    last = events.newest(settings.events, DECISIONS + TRIALS, ref)
+    return last and last["id"]
+
 def _rejected(event: dict) -> str:
     "Return by whom something was rejected and why, in words."
     note = event["details"].get("note")
@@ -128,7 +141,7 @@ def _rejected(event: dict) -> str:
 
 def _record(kind: str, ref: str, digest: str, settings: Settings, **facts) -> str:
     "Record a decision with the operating system's user. Return the event's id."
-    return events.record(settings.events, kind, ref, among=DECISIONS, bundle=digest,
+    return events.record(settings.events, kind, ref, among=DECISIONS + TRIALS, bundle=digest,
                          user=events.user(), **facts)
 
 # %% ../nbs/11b_approvals.ipynb #9eba6c99
@@ -138,13 +151,13 @@ def approve_by_rule(
     settings: Settings,
 ) -> str:                 # the event's id
     "Approve a version by the rule. Return the id of the approval, which may be an earlier one."
-    before, digest = _undecided(ref, settings), bundle.digest
+    last, before, digest = _last(ref, settings), _undecided(ref, settings), bundle.digest
     if before:
         return before
     trial = acceptance(ref, digest, settings)
     if reason := _objection(ref, bundle.verify(), trial, settings):
         raise ApprovalError(reason)
-    return _record("approved", ref, digest, settings, by=RULE, after=None, acceptance=trial["id"],
+    return _record("approved", ref, digest, settings, by=RULE, after=last, acceptance=trial["id"],
                    note="passed its test report and its acceptance tests")
 
 def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings) -> str | None:

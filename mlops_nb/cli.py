@@ -312,7 +312,13 @@ def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **w
     getattr(registry, verb)(ref, by=by, settings=settings, **why)
     version = registry.resolve(ref, settings=settings)
     _console().print(f"{version.ref} {done} by {by}")
-    if verb == "reject" and version.aliases:
+    if verb == "reject": _warn_of_service(version, settings)
+
+def _warn_of_service(version: Any, settings: Settings) -> None:
+    "Say so where a version that was rejected serves, or sees the traffic as a shadow."
+    from mlops_nb.serving import Desired
+    desired = Desired.newest(settings, version.name)
+    if desired and version.version in (*desired.versions, *desired.shadow):
         _console().print(f"{version.ref} still serves: "
                          f"mlops-nb rollback {version.name} --note REASON")
 

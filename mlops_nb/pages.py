@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import cluster, deployment, events, monitoring, roles, triggers
 from .serving.guard import guarded as behind_guard
-from .serving.protocols import authorized
+from .serving.protocols import authorized, bearer
 from .settings import Settings, load
 from .tracking import TrackingError
 
@@ -170,8 +170,8 @@ def asker(
     settings: Settings,
 ) -> str:
     "Return the name of who sent a request."
-    token = authorization.partition(" ")[2]
-    return (settings.serve.identify(token) if settings.serve.tokens else None) or events.user()
+    name = settings.serve.identify(bearer(authorization)) if settings.serve.tokens else None
+    return name or events.user()
 
 # %% ../nbs/18_pages.ipynb #9d2fcf08
 def requested(
@@ -184,13 +184,14 @@ def requested(
     from fastapi import HTTPException
 
     from mlops_nb.workflow import Workflow, WorkflowError
+    from mlops_nb.workflow.checks import misgiven
     if wanted.by is not None:
         raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, "
                                  "not by what a body says")
-    try: problems = Workflow.discover(settings.root / settings.workspace.notebooks).check(wanted.parameters)
+    try: stages = Workflow.discover(settings.root / settings.workspace.notebooks).stages
     except WorkflowError as e: raise HTTPException(409, str(e)) from e
-    if unknown := [p.message for p in problems if p.notebook == "parameters"]:
-        raise HTTPException(422, "; ".join(unknown))
+    if wrong := misgiven(stages, wanted.parameters):
+        raise HTTPException(422, "; ".join(p.message for p in wrong))
     try: id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
     except triggers.TriggerError as e: raise HTTPException(422, str(e)) from e
     on = triggers.watching(settings)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -12,7 +13,7 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_nb import approvals, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
+from mlops_nb import approvals, cli, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
 from mlops_nb.candidate import Candidate, fit
 from mlops_nb.deployment import applications
 from mlops_nb.deployment.acceptance import Acceptance
@@ -408,6 +409,31 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
     with pytest.raises(deployment.DeploymentError, match="No version was served before it: promote another one"):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
     assert newest(settings)["id"] == previous
+
+
+def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, monkeypatch):
+    settings, state = create(tmp_path), Desired({"2": 100}, {"2": "/nowhere"})
+    for module, name in ((cluster, "serve"), (deployment, "realize"), (roles, "mirror")):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    reject = lambda *_: approvals.reject("churn/2", "d1g3st", settings, by="carol")
+    monkeypatch.setattr(deployment, "prepare", reject)
+    with pytest.raises(deployment.DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"):
+        deployment.decide(settings, "churn", state, before=None, by="bob")
+    assert newest(settings) is None
+    id_ = events.record(settings.events, "deployed", "churn", by="ann", **state.details, previous=None)
+    beside = Desired({"2": 90, "3": 10}, {"2": "/nowhere", "3": "/nowhere"}, champion="2", challenger="3")
+    deployment.decide(settings, "churn", beside, before=newest(settings), by="bob", previous=id_)
+    assert newest(settings)["details"]["versions"] == {"2": 90, "3": 10}, "what serves already is not stopped by that"
+
+
+@pytest.mark.parametrize(("version", "serves"), [("1", True), ("2", True), ("3", False)])
+def test_who_rejects_what_serves_or_is_a_shadow_is_told(tmp_path, capsys, version, serves):
+    settings = create(tmp_path)
+    state = Desired({"1": 100}, {"1": "/nowhere", "2": "/nowhere"}, shadow=("2",))
+    events.record(settings.events, "deployed", "churn", by="ann", **state.details)
+    rejected = SimpleNamespace(name="churn", version=version, ref=f"churn/{version}", aliases=("mine",))
+    cli._warn_of_service(rejected, settings)
+    assert (f"churn/{version} still serves" in capsys.readouterr().out) is serves
 
 
 def test_an_acceptance_without_checks_has_not_passed():

@@ -456,6 +456,7 @@ def test_a_decision_needs_a_version_and_a_person(place):
     with pytest.raises(RegistryError, match="there is m/1"): approve("m/2", "ann", settings=settings)
     with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", " ", settings=settings)
     with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", "rule", settings=settings)
+    with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", " Rule ", settings=settings)
     id_ = approve("model:m/1", "ann", "checked", settings=settings)
     newest = approval("m/1", settings=settings)
     assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (id_, "approved", "ann", "checked")
@@ -503,6 +504,39 @@ def test_a_rejection_is_final(place):
     with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"): approve_by_rule("m/3", settings=settings)
     approve("m/2", "bob", "a slip of the mouse", settings=settings)
     assert approval("m/2", settings=settings)["kind"] == "approved"
+
+
+@pytest.mark.parametrize("seed", ["5", "6"])
+def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, seed):
+    "`mlops-nb run --force` gives the same model as another candidate in another run."
+    settings, report = place.settings, report_of(place, ("roc_auc", True))
+    for n, value in enumerate(("5", seed), 1):
+        with tracking.start_run(settings, name="again") as run:
+            tracking.client(settings).log_param(run.info.run_id, "seed", value)
+            place.candidate = place.fitted.save(settings)
+        assert place.register(report_uri=report).ref == f"m/{n}"
+        accepted(settings, f"m/{n}")
+        if n == 1: reject("m/1", "bob", settings=settings)
+    if seed == "6":   # another model
+        approve_by_rule("m/2", settings=settings)
+        return
+    with pytest.raises(ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob"):
+        approve_by_rule("m/2", settings=settings)
+
+
+@pytest.mark.parametrize("decide", [approve_by_rule, lambda ref, settings: approve(ref, "ann", settings=settings)])
+def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(place, monkeypatch, decide):
+    settings, real = place.settings, approvals.acceptance
+    place.register(report_uri=report_of(place, ("roc_auc", True)))
+    accepted(settings, "m/1")
+
+    def failed_meanwhile(ref, digest, settings):
+        trial = real(ref, digest, settings)
+        events.record(settings.events, "failed_acceptance", ref, by="test", bundle=digest, checks=[])
+        return trial
+    monkeypatch.setattr(approvals, "acceptance", failed_meanwhile)
+    with pytest.raises(events.Conflict, match="m/1 was failed_acceptance meanwhile"): decide("m/1", settings=settings)
+    assert approval("m/1", settings=settings) is None
 
 
 def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypatch):

@@ -5,11 +5,14 @@ import pickle
 from types import SimpleNamespace
 
 import httpx
+import nbformat
 import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.exceptions import PapermillExecutionError
 
 from mlops_nb import events, monitoring, pages, tracking, triggers
 from mlops_nb.datasets.contracts import expression
@@ -20,7 +23,10 @@ from mlops_nb.masking import Address, SealedError, Tokens, Webhook, masked, mask
 from mlops_nb.panics import PanicError, panics_as_errors
 from mlops_nb.settings import SettingsError, create, load
 from mlops_nb.triggers.sights import TriggerError
-from mlops_nb.workflow.records import Ledger
+from mlops_nb.workflow import _recorded
+from mlops_nb.workflow.execution import _reason
+from mlops_nb.workflow.records import Ledger, Run
+from mlops_nb.workflow.stages import Stage
 
 SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")
 
@@ -195,6 +201,28 @@ def test_parameters_in_mlflow_are_masked(tmp_path):
     ledger = Ledger(create(tmp_path))
     run = ledger.open("run", parameters={"source": "postgresql://u:pass2@h/d", "n": 1})
     assert ledger.client.get_run(run).data.params == {"source": "postgresql://u:***@h/d", "n": "1"}
+
+
+def test_the_reason_of_a_failure_and_the_note_of_a_request_are_masked(tmp_path):
+    path, error = tmp_path / "1_a.ipynb", RuntimeError("postgresql://u:pass2@h/d is away")
+    nbformat.write(new_notebook(cells=[new_code_cell("x = 1", metadata={"tags": ["parameters"]})]), path)
+    assert not shown(_reason(Stage.read(path), {}, error))
+    in_cell = PapermillExecutionError(0, 1, "x", "RuntimeError", str(error), [])
+    assert not shown(_reason(Stage.read(path), {}, in_cell))
+    settings = create(tmp_path / "w")
+    triggers.request(by="ann", note=str(error), settings=settings)
+    details = events.newest(settings.events, "run_requested", "trigger:manual")["details"]
+    assert details["note"] == "postgresql://u:***@h/d is away"
+
+
+def test_the_start_of_a_run_is_recorded_without_passwords(tmp_path):
+    settings = create(tmp_path)
+    run = Run("r", [])
+    ledger = SimpleNamespace(close=lambda *args, **facts: None)
+    given = {"source": "postgresql://u:pass2@h/d", "n": 1}
+    with _recorded(SimpleNamespace(run=run, settings=settings, ledger=ledger), "ann", given): pass
+    details = events.newest(settings.events, "run_started", "run:r")["details"]
+    assert details["parameters"] == {"source": "postgresql://u:***@h/d", "n": 1}
 
 
 def test_sources_show_no_password():

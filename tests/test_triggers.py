@@ -283,16 +283,31 @@ def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
     assert client.post("/api/runs", json={"parameters": {"rows": 2}}).status_code == 202
 
 
+def test_a_run_with_values_of_the_wrong_type_is_refused_at_once(tmp_path):
+    settings = create(tmp_path)
+    notebook(tmp_path / "nbs/1_train.ipynb", "trials = 3\nrun_id = ''", "trials")
+    client = TestClient(pages.asgi(settings), base_url="http://localhost")
+    ask = lambda **parameters: client.post("/api/runs", json={"parameters": parameters})
+    answer = ask(trials="two")
+    assert answer.status_code == 422 and "trials" in answer.text
+    answer = ask(run_id="../../elsewhere")
+    assert answer.status_code == 422 and "`run_id` cannot be given" in answer.text
+    answer = ask(**{f"x{n}": 1 for n in range(80_000)})
+    assert answer.status_code == 422 and len(answer.text) < 2000
+    assert "`x4`" in answer.text and "no stage has 79995 more of these" in answer.text
+    assert kinds(settings) == [] and ask(trials=2).status_code == 202
+
+
 def test_who_asks_is_known_by_the_token_and_never_by_the_body(asked):
     settings, client, key = asked
     answer = client.post("/api/runs", json={"by": "the director"}, headers=key)
     assert (answer.status_code, answer.json()["detail"]) == (
         422, "expected no `by`: who asks is known by the bearer token, not by what a body says")
     assert "run_requested" not in kinds(settings)
-    for token in ("s3cret", "0ther"):
-        assert client.post("/api/runs", json={}, headers={"authorization": f"Bearer {token}"}).status_code == 202
+    for header in ("Bearer s3cret", "Bearer 0ther", "bearer   s3cret "):
+        assert client.post("/api/runs", json={}, headers={"authorization": header}).status_code == 202
     log = events.history(settings.events, kind="run_requested").collect()
-    assert log["by"].to_list() == ["ann", "ci"]
+    assert log["by"].to_list() == ["ann", "ci", "ann"]
 
 
 def test_without_tokens_who_asks_is_the_user_of_the_system(tmp_path):

@@ -59,6 +59,7 @@ def decide(
     cluster.serve(settings)
     details = desired.details | {"user": events.user()}
     prepare(model, details)
+    _demand_still_wanted(model, details, before, settings)
     record = partial(events.record, settings.events, "deployed", model, by=by)
     event = record(after=before and before["id"], **details, previous=previous, **why)
     try: realize(settings, model, event)
@@ -70,6 +71,15 @@ def decide(
         raise DeploymentError(f"{model} serves {old['versions'] or 'nothing'} as before, because the change failed: {e}"
                               ) from e
     finally: roles.mirror(model, settings)
+
+def _demand_still_wanted(model: str, details: dict, before: dict | None, settings: Settings) -> None:
+    "Raise if somebody rejected a version while it was made ready; loading one may take a minute."
+    champion = before and roles.named(before["details"]).get("champion")
+    served = {*details["versions"], *details["shadow"]} - {champion}
+    decisions = (approvals.decision(f"{model}/{version}", settings) for version in sorted(served))
+    if rejection := next((d for d in decisions if d and d["kind"] == "rejected"), None):
+        raise DeploymentError(f"{model} is unchanged: {rejection['subject']} was rejected by "
+                              f"{rejection['by']}, and a rejection is final")
 
 def prepare(model: str, details: dict) -> None:
     "Have every replica of the same library load versions ahead; raises if one cannot."

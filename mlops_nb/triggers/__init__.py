@@ -40,7 +40,7 @@ def request(
                            "name an environment variable instead, as in "
                            "postgresql://user:$PASSWORD@host/database")
     return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
-                         parameters=dict(parameters or {}), note=note)
+                         parameters=dict(parameters or {}), note=masked(note))
 
 # %% ../../nbs/16_triggers.ipynb #25ae436d
 def watching(

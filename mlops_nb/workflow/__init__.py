@@ -7,7 +7,6 @@ __all__ = ['Workflow', 'glue', 'outputs', 'Stage', 'Parameter', 'Problem', 'Work
            'Batch', 'grid', 'map', 'RayEngine']
 
 # %% ../../nbs/15_workflow.ipynb #19bd4684
-import getpass
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import events
+from ..masking import masked_all
 from ..settings import Settings, load
 from . import kernels
 from .batch import Batch, grid, map
@@ -144,7 +144,7 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
     "Record that a run started, and how it ended."
     run, log = execution.run, execution.settings.events
     events.record(log, "run_started", f"run:{run.id}", by=by, stages=[s.name for s in run.stages],
-                  parameters=dict(parameters), warnings=[str(w) for w in run.warnings])
+                  parameters=masked_all(parameters), warnings=[str(w) for w in run.warnings])
     try:
         yield
         run.state = "done"
@@ -170,7 +170,7 @@ def _run(
     settings: Settings | None = None,                # default: the workspace around the current folder
 ) -> Run:
     "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
-    settings, given, by = settings or load(), dict(parameters or {}), by or getpass.getuser()
+    settings, given, by = settings or load(), dict(parameters or {}), by or events.user()
     problems, warnings = self.review(given, settings)
     if problems:
         raise WorkflowError(f"the workflow cannot run, {len(problems)} to mend:", problems=tuple(problems))

@@ -6,7 +6,6 @@
 __all__ = ['grid', 'Plain', 'unique', 'Batch', 'map']
 
 # %% ../../nbs/15i_workflow_batch.ipynb #d8635cb0
-import getpass
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 import polars as pl
 import yaml
 
+from .. import events
 from ..settings import Settings, load
 from . import kernels
 from .checks import judged, review
@@ -181,7 +181,7 @@ def map(
     kernels.begin(settings)
     ledger, width = Ledger(settings), len(str(len(sets)))
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]
-    batch = Batch(ledger.open(stage.name, kind="batch", by=by or getpass.getuser()), [StageRun(n) for n in names],
+    batch = Batch(ledger.open(stage.name, kind="batch", by=by or events.user()), [StageRun(n) for n in names],
                   sets=sets, warnings=warnings)
     execution = Execution(settings, batch, ledger, on_event or listener(), force, resolve, valid)
     def one(result: StageRun, given: dict) -> None:

@@ -21,6 +21,7 @@ from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_u
                       wait_exponential)
 
 from .. import cluster
+from ..masking import masked
 from ..settings import Settings, StageSection
 from .files import Handler, exists, get, put, read
 from .gluing import placed
@@ -192,7 +193,8 @@ def _reason(
 ) -> str:
     "Say why a stage failed, in one sentence."
     if (at := getattr(error, "cell_index", None)) is None:
-        return f"{stage.path.name}: {type(error).__name__}: {str(error) or 'without a message'}"
+        message = masked(str(error)) or "without a message"
+        return f"{stage.path.name}: {type(error).__name__}: {message}"
     line = _line(error)
     where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}" + (f", line {line}" if line else "")
     message, silent = f"{error.ename}: {error.evalue}", not error.evalue.strip()
@@ -200,7 +202,8 @@ def _reason(
         code = error.source.splitlines()[line - 1].strip() if line else ""
         message = f"{error.ename} without a message" + (f", at `{code}`" if code else "")
     last = _last_error_line(notebook) if silent or error.ename in QUIET else ""
-    return f"{where}: {message[:MESSAGE]}" + (f"; last on stderr: {last[:MESSAGE]}" if last else "")
+    message, last = (masked(text)[:MESSAGE] for text in (message, last))
+    return f"{where}: {message}" + (f"; last on stderr: {last}" if last else "")
 
 def _line(error: Exception) -> int | None:
     "Return the line of its cell that raised one of papermill's errors, from 1."
