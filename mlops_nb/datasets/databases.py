@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 import polars as pl
 
-from .dialects import EXACT, DataError, Unparsable, lost, numbers
+from .dialects import (
+    EXACT, DataError, Unparsable, lost, numbers, refuse_patterns)
 from .parts import Part, convert, gathered
 from .splits import added, digest_of, row_hashes
 from ..masking import masked, scrubbed
@@ -85,6 +86,7 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
             if twice := [name for name, count in names.items() if count > 1]:
                 raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own in "
                                 "a query=SELECT … AS …")
+            refuse_patterns(names, "the table or query")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader: yield _plain(pl.DataFrame(rows))
         finally: del reader  # before the cursor is closed

@@ -161,6 +161,8 @@ def _without(values: pl.Series, wrong: pl.Series) -> pl.Series:
 def _read_times(text: pl.Series, form: str) -> pl.Series:
     "Text as times, those with an offset in UTC."
     times = text.str.to_datetime(form, time_unit="us", strict=False)
+    sixty = text.str.ends_with("60") if form.endswith("%S") else text.str.contains(":60", literal=True)
+    if sixty.any(): times = _without(times, sixty)  # a leap second, read as the next minute
     return times.dt.replace_time_zone(None) if "%z" in form else times
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #9cc32584
