@@ -144,7 +144,7 @@ _TESTS = {"numeric": ("Kolmogorov–Smirnov", _smirnov), "categorical": ("total 
 EMPTY = "no values"
 
 def _empty(target: "ColumnProfileView", reference: "ColumnProfileView") -> dict:
-    "The part of a row that says how likely it is that one of two columns has no values by chance."
+    "How likely it is that one of two columns has no values by chance, as part of a row."
     from scipy.stats import hypergeom
     rows = [int(c.get_metric("counts").n.value) for c in (target, reference)]
     values = [used(target), used(reference)]
