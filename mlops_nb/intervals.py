@@ -37,7 +37,7 @@ class Interval(BaseModel, frozen=True):
 # %% ../nbs/06p_intervals.ipynb #9e0cd173
 def share(
     hits: float,                             # how many
-    rows: float,                             # of how many; not whole where it is an effective number
+    rows: float,                             # of how many; an effective number need not be whole
     *,
     alpha: float = 0.05,                     # one minus the confidence
 ) -> Interval:
@@ -53,15 +53,16 @@ def share(
 
 # %% ../nbs/06p_intervals.ipynb #19941f89
 def codes(
-    keys: object,                            # a column: one value a row; None: all rows are independent
-) -> np.ndarray | None:                      # a number from 0 on for each row; None if no key repeats
+    keys: object,                            # a column: a value a row; None: rows are independent
+) -> np.ndarray | None:                      # a number from 0 on a row; None if no key repeats
     "Number the keys."
     if keys is None: return None
     import polars as pl
 
     column = pl.Series(keys)
-    alone = column.is_null()                            # a row without a key is independent of all others
-    numbers = np.where(alone, column.n_unique() + np.arange(len(column)), column.rank("dense").fill_null(0))
+    alone = column.is_null()                 # a row without a key is independent of all others
+    own = column.n_unique() + np.arange(len(column))
+    numbers = np.where(alone, own, column.rank("dense").fill_null(0))
     different, numbers = np.unique(numbers.astype(int), return_inverse=True)
     return numbers if len(different) < len(numbers) else None
 
@@ -73,7 +74,7 @@ def count(
     "How many keys some rows have."
     return int(rows.sum()) if keys is None else len(np.unique(keys[rows]))
 
-
+# %% ../nbs/06p_intervals.ipynb #7e16799b
 def effective(
     hits: np.ndarray,                        # True or False, a row
     keys: np.ndarray | None,                 # as `codes` gives them
@@ -81,7 +82,7 @@ def effective(
     "How many independent rows would make the share of hits as sure as these rows do."
     rows, value = len(hits), hits.mean() if len(hits) else 0.0
     if keys is None or not rows: return rows
-    if not 0 < value < 1: return count(keys, np.ones(rows, bool))   # no spread: each key counts once
+    if not 0 < value < 1: return count(keys, np.ones(rows, bool))   # no spread: a key counts once
     sums = np.bincount(keys, weights=hits - value)
     return min(rows, rows**2 * value * (1 - value) / max((sums**2).sum(), 1e-12))
 
@@ -141,7 +142,8 @@ def _decided(y: np.ndarray, picked: np.ndarray) -> dict[str, tuple[np.ndarray, n
             "recall": (hits, y == 1), "f1": (hits, picked | (y == 1))}
 
 # %% ../nbs/06p_intervals.ipynb #8779e4a1
-_LOGIT = (lambda v: np.log(v / (1 - v)), lambda v: 1 / (1 + np.exp(-v)), lambda v: 1 / (v * (1 - v)))
+_LOGIT = (lambda v: np.log(v / (1 - v)), lambda v: 1 / (1 + np.exp(-v)),
+          lambda v: 1 / (v * (1 - v)))
 _LOG = (np.log, np.exp, lambda v: 1 / v)
 
 
@@ -170,7 +172,8 @@ def _newcombe(value: float, positives: int, negatives: int, alpha: float) -> tup
 
     z, half = norm.isf(alpha / 2), (positives + negatives) / 2 - 1
     def error(v: float) -> float:
-        return np.sqrt(v * (1 - v) * (1 + half * ((1 - v) / (2 - v) + v / (1 + v))) / positives / negatives)
+        skew = half * ((1 - v) / (2 - v) + v / (1 + v))
+        return np.sqrt(v * (1 - v) * (1 + skew) / positives / negatives)
     edge = 1e-12
     low = brentq(lambda v: value - v - z * error(v), 0, value - edge) if value > 1e-9 else 0.0
     high = brentq(lambda v: v - value - z * error(v), value + edge, 1) if value < 1 - 1e-9 else 1.0
@@ -204,14 +207,37 @@ def auc(
 
 # %% ../nbs/06p_intervals.ipynb #cf8e316b
 @dataclass(frozen=True)
-class Measured:
-    "A prediction on labelled rows: each metric's value and interval, and comparisons with others."
+class _Influences:
+    "A prediction on labelled rows: each metric's value, and how much each row moves it."
     labels: np.ndarray                       # zeros and ones
     keys: np.ndarray | None                  # as `codes` gives them
     values: dict[str, float]                 # by metric
     influences: dict[str, np.ndarray]        # by metric: how much each row moves the value
     decisions: dict[str, tuple[np.ndarray, np.ndarray]]  # by metric: hits, and the rows that count
 
+    def _sums(self, influence: np.ndarray) -> np.ndarray:
+        return influence if self.keys is None else np.bincount(self.keys, weights=influence)
+
+    def _classes(self) -> tuple[int, int]:
+        return count(self.keys, self.labels == 1), count(self.keys, self.labels == 0)
+
+    def _decided(self, metric: str, alpha: float) -> Interval:
+        hits, of = self.decisions[metric]
+        found = shared(hits[of], None if self.keys is None else self.keys[of], alpha=alpha)
+        if metric != "f1": return found
+        return Interval(**{end: 2 * v / (1 + v) for end, v in found})
+
+    def _ranking(self, value: float, sums: np.ndarray, alpha: float) -> Interval:
+        positives, variance = self._classes()[0], (sums**2).sum()
+        if variance < 1e-18 or not 0 < value < 1:
+            return share(value * positives, positives, alpha=alpha)
+        low, high = _bounds(value, variance, min(_freedom(sums), positives - 1), alpha, _LOGIT)
+        return Interval(value=value, low=low, high=high)
+
+# %% ../nbs/06p_intervals.ipynb #56ab4b44
+@dataclass(frozen=True)
+class Measured(_Influences):
+    "A prediction on labelled rows: each metric's value and interval, and comparisons with others."
     def interval(self, metric: str, *, alpha: float = 0.05) -> Interval:
         "A metric's value with its interval."
         value, sums = self.values[metric], self._sums(self.influences[metric])
@@ -221,7 +247,7 @@ class Measured:
         return _loss(value, sums, 1.0 if metric == "brier" else CLIPPED, alpha)
 
     def against(self, other: "Measured", metric: str, *, alpha: float = 0.05) -> Interval:
-        "How much greater a metric is than another prediction's on the same rows, with its interval."
+        "How much greater a metric is than another prediction's on these rows, with its interval."
         from scipy.stats import t
 
         value = self.values[metric] - other.values[metric]
@@ -238,24 +264,6 @@ class Measured:
             variance += (0.25 / min(self._classes())) ** 2
         half = t.isf(alpha / 2, freedom) * np.sqrt(variance)
         return Interval(value=value, low=value - half, high=value + half)
-
-    def _sums(self, influence: np.ndarray) -> np.ndarray:
-        return influence if self.keys is None else np.bincount(self.keys, weights=influence)
-
-    def _classes(self) -> tuple[int, int]:
-        return count(self.keys, self.labels == 1), count(self.keys, self.labels == 0)
-
-    def _decided(self, metric: str, alpha: float) -> Interval:
-        hits, of = self.decisions[metric]
-        found = shared(hits[of], None if self.keys is None else self.keys[of], alpha=alpha)
-        if metric != "f1": return found
-        return Interval(**{end: 2 * v / (1 + v) for end, v in found})
-
-    def _ranking(self, value: float, sums: np.ndarray, alpha: float) -> Interval:
-        positives, variance = self._classes()[0], (sums**2).sum()
-        if variance < 1e-18 or not 0 < value < 1: return share(value * positives, positives, alpha=alpha)
-        low, high = _bounds(value, variance, min(_freedom(sums), positives - 1), alpha, _LOGIT)
-        return Interval(value=value, low=low, high=high)
 
 # %% ../nbs/06p_intervals.ipynb #57ed6f51
 CLIPPED = -float(np.log(1e-15))   # the log loss of a row that was sure and wrong
@@ -287,13 +295,14 @@ def mean_loss(
 ) -> Interval:
     "The mean log loss of some rows with its interval."
     value, influence = _mean(losses)
-    sums = influence if keys is None else np.bincount(np.unique(keys, return_inverse=True)[1], influence)
+    numbers = None if keys is None else np.unique(keys, return_inverse=True)[1]
+    sums = influence if numbers is None else np.bincount(numbers, influence)
     return _loss(value, sums, CLIPPED, 0.05)
 
 # %% ../nbs/06p_intervals.ipynb #7bb5a9dd
 def measured(
     labels: np.ndarray,                      # zeros and ones, both present
-    probability: np.ndarray,                 # of the positive class; for roc_auc and average_precision any score
+    probability: np.ndarray,                 # of the positive class; for rankings any score
     threshold: float = 0.5,                  # from which on a row is treated as positive
     *,
     keys: object = None,                     # of each row; rows with the same key belong together

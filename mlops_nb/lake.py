@@ -97,7 +97,8 @@ def version(table: str) -> int | None:
 
 # %% ../nbs/03_lake.ipynb #24d75644
 CASTS = pl.ScanCastOptions(
-    integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"],
+    integer_cast="upcast", float_cast="upcast",
+    datetime_cast=["nanosecond-downcast", "convert-timezone"],
     missing_struct_fields="insert", extra_struct_fields="ignore")  # of files older than the schema
 
 def file_rows(
@@ -142,8 +143,8 @@ def _special(table: DeltaTable, features: set[str]) -> pl.LazyFrame:
     "Return the rows of a table that needs more of its reader than files, as polars reads them."
     if "%" not in table.table_uri: return pl.scan_delta(table)
     what = ", ".join(sorted(features)) or "column mapping"
-    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path of ASCII "
-                    "letters and digits: copy the table there")
+    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path "
+                    "of ASCII letters and digits: copy the table there")
 
 # %% ../nbs/03_lake.ipynb #e4bdf7fb
 def scan(
@@ -173,8 +174,8 @@ def storable(dtype: pl.DataType) -> bool:
 def _demand(schema: pl.Schema, wanted: pl.Schema | None, table: str) -> None:
     "Refuse rows that Delta, or this table, would not keep as they are."
     if clashing := same_name(schema):
-        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta does "
-                        "not tell names apart that differ only in case. Rename one of them")
+        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta "
+                        "does not tell names apart that differ only in case. Rename one of them")
     if nameless := [repr(c) for c in schema if "\0" in c]:
         raise LakeError(f"columns {', '.join(nameless)} have a NUL character in their name: rename "
                         "them")

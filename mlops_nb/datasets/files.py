@@ -143,11 +143,11 @@ class FilePart(Part):
         "How its text is written, found out from its beginning; none where the format says it."
         ending, packing = endings(self.path)
         if ending in BINARY: return None
-        if ending in TEXT: return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
+        if ending in TEXT:
+            return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
         return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
     def _is_empty(self) -> bool: return not self.size or _lacks_rows(self)
-
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
         return self.dialect.schema
@@ -217,8 +217,8 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
         yield path
         return
     if packing == ".zst":
-        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a pattern: "
-                        "unpack it, and set encoding=… where it needs one")
+        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a "
+                        "pattern: unpack it, and set encoding=… where it needs one")
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         plain = Path(folder) / "plain"
         with opened(path, packing) as stream, plain.open("wb") as out:
@@ -270,10 +270,11 @@ def _json_schema(path: str, name: str) -> dict:
     return {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
 
 def _json_types(path: str, name: str) -> tuple[dict, dict]:
-    "Return the columns' types, texts that are dates among them; and columns that are nearly of a type."
+    "Return the columns' types, dates in texts too; and the columns that are nearly of a type."
     schema = _json_schema(path, name)
     words = [c for c, t in schema.items() if t == pl.String]
-    head = _objects(path, schema=_native(schema)).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
+    texts = _objects(path, schema=_native(schema)).select(cs.by_name(*words))
+    head = texts.head(SAMPLE_ROWS).collect()
     texts = {c: values for c in words if len(values := head[c].drop_nulls())}
     forms = {c: fitting_formats(values) for c, values in texts.items()}
     schema |= {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()

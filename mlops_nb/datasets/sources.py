@@ -212,7 +212,8 @@ class Source(Address):
             with panics_as_errors(): return self._parts(Path(self.root), dict(since or {}))
         except MlopsError: raise
         except Exception as e:
-            raise DataError(f"{self} cannot be looked at: {masked(str(e)).splitlines()[0][:300]}") from e
+            reason = masked(str(e)).splitlines()[0][:300]
+            raise DataError(f"{self} cannot be looked at: {reason}") from e
 
     def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
         kind = self.kind
