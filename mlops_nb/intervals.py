@@ -223,9 +223,9 @@ class _Influences:
 
     def _decided(self, metric: str, alpha: float) -> Interval:
         hits, of = self.decisions[metric]
-        found = shared(hits[of], None if self.keys is None else self.keys[of], alpha=alpha)
-        if metric != "f1": return found
-        return Interval(**{end: 2 * v / (1 + v) for end, v in found})
+        interval = shared(hits[of], None if self.keys is None else self.keys[of], alpha=alpha)
+        if metric != "f1": return interval
+        return Interval(**{end: 2 * v / (1 + v) for end, v in interval})
 
     def _ranking(self, value: float, sums: np.ndarray, alpha: float) -> Interval:
         positives, variance = self._classes()[0], (sums**2).sum()
@@ -310,13 +310,13 @@ def measured(
     "Measure a prediction."
     p = np.asarray(probability, float)
     decisions = _decided(labels, p >= threshold)
-    found = {"roc_auc": influence_on_auc(labels, p), "average_precision": _precise(labels, p),
+    figures = {"roc_auc": influence_on_auc(labels, p), "average_precision": _precise(labels, p),
              "brier": _mean((p - labels) ** 2), "log_loss": _mean(log_losses(labels, p)),
              **{metric: _mean(hits.astype(float), of) for metric, (hits, of) in decisions.items()}}
-    share_, influence = found["f1"]
-    found["f1"] = 2 * share_ / (1 + share_), influence * 2 / (1 + share_) ** 2
-    return Measured(labels, codes(keys), {m: v for m, (v, _) in found.items()},
-                    {m: i for m, (_, i) in found.items()}, decisions)
+    share_, influence = figures["f1"]
+    figures["f1"] = 2 * share_ / (1 + share_), influence * 2 / (1 + share_) ** 2
+    return Measured(labels, codes(keys), {m: v for m, (v, _) in figures.items()},
+                    {m: i for m, (_, i) in figures.items()}, decisions)
 
 # %% ../nbs/06p_intervals.ipynb #f11e27da
 def fewest(

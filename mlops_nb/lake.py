@@ -200,11 +200,11 @@ def maintain(
     keep_hours: int | None = None,   # default: `KEEP_HOURS`, h
 ) -> None:
     "Merge small files, checkpoint the log, remove what no kept version needs; never in the way of a writer."
-    found = opened(table)
+    delta = opened(table)
     try:
-        found.optimize.compact()
-        found.create_checkpoint()
-        found.vacuum(retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False)
+        delta.optimize.compact()
+        delta.create_checkpoint()
+        delta.vacuum(retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False)
     except CommitFailedError: pass  # another process is at it
 
 # %% ../nbs/03_lake.ipynb #90a3ef55
@@ -227,8 +227,8 @@ def commits(
     newest, store = opened(table).version(), _store(table)
     with ThreadPoolExecutor(8) as pool:
         numbers = range(newest, max(newest - limit, -1), -1)
-        known = pool.map(lambda version: _commit_info(store, version), numbers)
-        return [info for info in known if info]
+        infos = pool.map(lambda version: _commit_info(store, version), numbers)
+        return [info for info in infos if info]
 
 
 def _commit_info(store, version: int) -> dict | None:
@@ -254,12 +254,12 @@ def append(
     upkeep: bool = True,                    # now and then merge small files and remove old ones, as above
 ) -> int:                                   # the table's version that holds the rows
     "Append rows in one atomic commit; under a key, exactly once."
-    found = opened(table) if exists(table) else None
-    if found is not None and key and _done(found, key): return found.version()
-    _demand(rows.schema, found and pl.Schema(found.schema()), table)
+    existing = opened(table) if exists(table) else None
+    if existing is not None and key and _done(existing, key): return existing.version()
+    _demand(rows.schema, existing and pl.Schema(existing.schema()), table)
     commit = CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(*key)] if key else None,
-                              max_commit_retries=None if found else FIRST)
-    rows.write_delta(found or _url(table), mode="append" if found is not None else "error",
+                              max_commit_retries=None if existing else FIRST)
+    rows.write_delta(existing or _url(table), mode="append" if existing is not None else "error",
                      delta_write_options={"commit_properties": commit})
     newest = opened(table).version()
     if upkeep and newest and newest % COMPACT_EVERY == 0: maintain(table)
@@ -303,8 +303,8 @@ def files(
     version: int | None = None,  # as it was at this version; default: the newest
 ) -> list[DataFile]:
     "The files that a table consists of, in a fixed order."
-    found = pl.DataFrame(opened(table, version).get_add_actions(flatten=True))
-    return [DataFile(*row) for row in found.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
+    actions = pl.DataFrame(opened(table, version).get_add_actions(flatten=True))
+    return [DataFile(*row) for row in actions.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
 
 # %% ../nbs/03_lake.ipynb #9d5e517f
 def address(table: str, path: str) -> str:
@@ -349,10 +349,10 @@ def commit(
     properties = CommitProperties(custom_metadata={**(metadata or {}), "mark": mark}, app_transactions=[
         Transaction(*key) for key in (keys or {}).items()], max_commit_retries=FIRST if at is None else None)
     if at is None: return _created(table, Schema.from_arrow(schema), adds, properties) or 0
-    found = opened(table, at)
-    same = dict(pl.Schema(found.schema())) == dict(schema)
+    delta = opened(table, at)
+    same = dict(pl.Schema(delta.schema())) == dict(schema)
     gone = [RemoveAction(path, True, now) for path in remove] if same else []  # another schema takes the whole table
-    try: found.create_write_transaction([*adds, *gone], "append" if same else "overwrite", Schema.from_arrow(schema),
+    try: delta.create_write_transaction([*adds, *gone], "append" if same else "overwrite", Schema.from_arrow(schema),
                                         commit_properties=properties)
     except CommitFailedError as e: raise Conflict(f"{table} changed meanwhile: look at it again") from e
     return next(entry["version"] for entry in commits(table) if entry.get("mark") == mark)

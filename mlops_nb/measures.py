@@ -104,10 +104,10 @@ def segments(
 def _group(y: np.ndarray, flagged: np.ndarray, p: np.ndarray, keys: np.ndarray | None) -> dict:
     "The measures of one group: how many rows each rests on, and its interval."
     rates = {"selection_rate": np.ones(len(y), bool), "tpr": y == 1, "fpr": y == 0}
-    found = {measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
+    shares = {measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
              for measure, of in rates.items() if of.any()}
     rarer = int(min(y.sum(), (1 - y).sum()))
-    return found | ({"roc_auc": (rarer, auc(y, p, keys=keys))} if rarer else {})
+    return shares | ({"roc_auc": (rarer, auc(y, p, keys=keys))} if rarer else {})
 
 
 def fairness(
@@ -125,10 +125,10 @@ def fairness(
         for group in sorted(set(groups)):
             of = groups == group
             p, alike = probability[of], None if numbers is None else numbers[of]
-            found = _group(labels[of], p >= threshold, p, alike)
+            by_measure = _group(labels[of], p >= threshold, p, alike)
             rows += [{"column": column, "group": group, "measure": measure, "rows": n,
                       **value.model_dump()}
-                     for measure, (n, value) in found.items()]
+                     for measure, (n, value) in by_measure.items()]
     return pl.DataFrame(rows)
 
 # %% ../nbs/06a_measures.ipynb #0e4be39b

@@ -246,9 +246,9 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
 
 # %% ../../nbs/06e_datasets_files.ipynb #08288637
-def _json_dialect(path: str, packing: str, name: str, said: str | None) -> Dialect:
+def _json_dialect(path: str, packing: str, name: str, given: str | None) -> Dialect:
     "Return how JSON lines are written."
-    code = encoding(sample := _sample(path, packing)[0], name, said)
+    code = encoding(sample := _sample(path, packing)[0], name, given)
     if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
     with _readable(path, packing, code) as plain:
         schema, nearly = _json_types(plain, name)

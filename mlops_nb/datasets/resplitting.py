@@ -98,6 +98,6 @@ def resplit(
     except BaseException:
         if not lake.done(table, ingest): lake.discard(table, files)
         raise
-    made = record(name, version, facts, settings)
-    events.record(settings.events, "resplit", made.ref, by=by, **facts["moved"])
-    return made
+    moved = record(name, version, facts, settings)
+    events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])
+    return moved

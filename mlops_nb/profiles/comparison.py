@@ -284,7 +284,8 @@ def drift(
     rows = [_compare(name, target, reference, times=columns is not None) for name in names]
     tested = [r for r in rows if "p_value" in r]
     for row, p in zip(tested, holm([r["p_value"] for r in tested]), strict=True): row["corrected"] = float(p)
-    unlikely, empty = (pl.col("corrected") < significance).fill_null(False), pl.col("statistic") == EMPTY
+    unlikely = (pl.col("corrected") < significance).fill_null(False)
+    empty = pl.col("statistic") == EMPTY
     table = pl.DataFrame(rows, schema=DRIFT).with_columns(
         drifted=unlikely & ~empty.fill_null(False),
         problem=pl.when(unlikely & empty).then(_which_is_empty()).otherwise("problem"))

@@ -194,7 +194,8 @@ def _reason(
     if (at := getattr(error, "cell_index", None)) is None:
         return f"{stage.path.name}: {type(error).__name__}: {str(error) or 'without a message'}"
     line = _line(error)
-    where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}" + (f", line {line}" if line else "")
+    where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}"
+    if line: where += f", line {line}"
     message, silent = f"{error.ename}: {error.evalue}", not error.evalue.strip()
     if silent:
         code = error.source.splitlines()[line - 1].strip() if line else ""
