@@ -126,7 +126,8 @@ def _sampled(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndar
     "Row numbers of a sample: of each class its share, and 100 rows if it has them."
     if len(labels) <= most: return np.arange(len(labels))
     classes = [np.flatnonzero(labels == c) for c in (0, 1)]
-    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2)) for rows in classes]
+    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2))
+             for rows in classes]
     return np.sort(np.concatenate([rng.choice(rows, size, replace=False)
                                    for rows, size in zip(classes, sizes, strict=True)]))
 
@@ -194,7 +195,9 @@ def _rows(frame: pl.DataFrame | pl.LazyFrame, objective: Objective) -> pl.DataFr
     return frame
 
 # %% ../nbs/09_evaluation.ipynb #8708e884
-def _gain(objective: Objective, name: str, model: Measured, other: Measured | None) -> Comparison | None:
+def _gain(
+    objective: Objective, name: str, model: Measured, other: Measured | None,
+) -> Comparison | None:
     "How much better the model is than another prediction."
     if other is None: return None
     metric = objective.metric
@@ -205,7 +208,8 @@ def _gain(objective: Objective, name: str, model: Measured, other: Measured | No
 def _together(frame: pl.DataFrame, column: str | None, objective: Objective) -> pl.Series | None:
     "The column whose equal values mark rows that belong together."
     if column is not None and column not in frame.columns:
-        raise EvaluationError(f"expected the column {column!r}, by which rows belong together; came {frame.columns}")
+        raise EvaluationError(f"expected the column {column!r}, by which rows belong together, "
+                              f"got {frame.columns}")
     name = column or objective.key
     return frame[name] if name in frame.columns else None
 
@@ -219,15 +223,17 @@ def evaluate(
     champion: np.ndarray | None = None,      # probabilities by the model in service
     pipeline: object = None,                 # what made the predictions: measures the importance of its columns
     threshold: float | None = None,          # instead of the objective's
-    together: str | None = None,             # rows with one value of this column belong together; default: the key
+    together: str | None = None,             # column whose equal rows belong together; default: key
     seed: int = 0,                           # of the sample and the shuffling behind the importance
 ) -> Report:
     "Measure predictions on the test split and hold them against the objective, the baseline and the champion."
     frame = _rows(frame, objective)
     y, threshold = labels(frame, objective), objective.decision_threshold if threshold is None else threshold
-    rule, keys = baseline if isinstance(baseline, Rule) else None, _together(frame, together, objective)
+    rule = baseline if isinstance(baseline, Rule) else None
+    keys = _together(frame, together, objective)
     name = f"the rule “{rule.name}”" if rule else "the baseline"
-    given = {"model": (probability, True), name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
+    given = {"model": (probability, True),
+             name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
              "the champion": (champion, True)}
     known = {k: _checked(frame, k, v, unit) for k, (v, unit) in given.items() if v is not None}
     results = {k: measured(y, p, threshold, keys=keys) for k, p in known.items()}
@@ -261,12 +267,15 @@ def story(
     failed, of = [check.name for check in report.checks if not check.passed], len(report.checks)
     verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
     said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
-            f"({report.positives / report.rows:.0%}) are positive ({o.target} = {spelling(o.positive)}).",
+            f"({report.positives / report.rows:.0%}) are positive "
+            f"({o.target} = {spelling(o.positive)}).",
             f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
             f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
     if report.few:
-        said.append(f"These are few rows: {report.fewest or min(report.positives, report.rows - report.positives):,} "
-                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be right only 90 % "
+        fewest = report.fewest or min(report.positives, report.rows - report.positives)
+        said.append(f"These are few rows: {fewest:,} "
+                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be "
+                    "right only 90 % "
                     "of the time.")
     if o.costs:
         price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows

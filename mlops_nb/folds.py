@@ -22,9 +22,9 @@ Fold = tuple[np.ndarray, np.ndarray]   # row numbers to learn from, and row numb
 # %% ../nbs/06q_folds.ipynb #e7fb1cad
 def rows_of(
     data: pl.DataFrame | pl.LazyFrame | DatasetVersion,
-    splitting: Splitting | None = None,      # how the rows were divided; default: what the version says
+    splitting: Splitting | None = None,      # how the rows were divided; default: the version's own
 ) -> tuple[pl.DataFrame | pl.LazyFrame, Splitting | None]:
-    "The training rows of a version, or the frame as it is; and how it was divided, None if that is not known."
+    "The training rows of a version, or the frame; and how it was divided, None if not known."
     if not isinstance(data, DatasetVersion): return data, splitting
     return data.scan("train").with_columns(_split=pl.lit("train")), splitting or data.splitting
 
@@ -32,7 +32,8 @@ def rows_of(
 def _column(frame: pl.DataFrame, name: str, by: str) -> pl.Series:
     "The column that decides the folds."
     if name not in frame.columns:
-        raise FoldError(f"the dataset is split by {by}, with the column {name!r}; it is not among {frame.columns}. "
+        raise FoldError(f"the dataset is split by {by}, with the column {name!r}; it is not among "
+                        f"{frame.columns}. "
                         "Keep it in the frame")
     return frame[name]
 
@@ -41,7 +42,7 @@ def clusters(
     frame: pl.DataFrame,
     key: str,                                # the objective's key
     splitting: Splitting | None = None,
-) -> pl.Series | None:                       # a value a row; None: no column says which rows belong together
+) -> pl.Series | None:                       # a value a row; None: no column has keys
     "What rows belong together by: the group of a split by group, or else the key."
     if splitting and splitting.by == "group": return _column(frame, splitting.column, "group")
     return frame[key] if key in frame.columns else None
@@ -52,10 +53,12 @@ def _forward(times: pl.Series, folds: int) -> list[Fold]:
     from sklearn.model_selection import TimeSeriesSplit
 
     if folds < 2: raise FoldError(f"folds={folds}: expected 2 or more")
-    if times.null_count(): raise FoldError(f"{times.null_count()} rows have no {times.name}: it decides their fold")
+    if times.null_count():
+        raise FoldError(f"{times.null_count()} rows have no {times.name}: it decides their fold")
     moment = times.rank("dense").to_numpy().astype(int) - 1
     if (different := int(moment.max()) + 1) <= folds:
-        raise FoldError(f"folds={folds}: expected at least {folds + 1} different times in {times.name!r}; "
+        raise FoldError(f"folds={folds}: expected at least {folds + 1} different times in "
+                        f"{times.name!r}; "
                         f"came {different}. Use fewer folds")
     parts = TimeSeriesSplit(folds).split(np.arange(different))
     return [tuple(np.flatnonzero(np.isin(moment, part)) for part in pair) for pair in parts]
@@ -67,10 +70,12 @@ def _divided(labels: np.ndarray, together: pl.Series | None, folds: int, seed: i
 
     rarer = int(min(labels.sum(), (1 - labels).sum()))
     if not 2 <= folds <= rarer:
-        raise FoldError(f"folds={folds}: expected 2 to {rarer}, the number of rows of the rarer label")
+        raise FoldError(f"folds={folds}: expected 2 to {rarer}, the number of rows of the rarer "
+                        "label")
     repeated = together is not None and together.n_unique() < len(together)
     groups = together.rank("dense").fill_null(0).to_numpy() if repeated else None
-    splitter = (StratifiedGroupKFold if repeated else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    kind = StratifiedGroupKFold if repeated else StratifiedKFold
+    splitter = kind(folds, shuffle=True, random_state=seed)
     return list(splitter.split(labels, labels, groups))
 
 # %% ../nbs/06q_folds.ipynb #accd0861
@@ -84,10 +89,12 @@ def folded(
     seed: int = 0,
 ) -> list[Fold]:
     "The folds of a training split, by key, by group or forward in time, as the dataset was split."
-    if splitting and splitting.by == "time": parts = _forward(_column(frame, splitting.column, "time"), folds)
+    if splitting and splitting.by == "time":
+        parts = _forward(_column(frame, splitting.column, "time"), folds)
     else: parts = _divided(labels, clusters(frame, key, splitting), folds, seed)
     for number, pair in enumerate(parts, 1):
         for rows, use in zip(pair, ("learn from", "be scored on"), strict=True):
             if len(np.unique(labels[rows])) < 2:
-                raise FoldError(f"fold {number} of {folds} has rows of one label only to {use}; use fewer folds")
+                raise FoldError(f"fold {number} of {folds} has rows of one label only to {use}; "
+                                "use fewer folds")
     return parts

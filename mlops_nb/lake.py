@@ -97,7 +97,8 @@ def version(table: str) -> int | None:
 
 # %% ../nbs/03_lake.ipynb #24d75644
 CASTS = pl.ScanCastOptions(
-    integer_cast="upcast", float_cast="upcast", datetime_cast=["nanosecond-downcast", "convert-timezone"],
+    integer_cast="upcast", float_cast="upcast",
+    datetime_cast=["nanosecond-downcast", "convert-timezone"],
     missing_struct_fields="insert", extra_struct_fields="ignore")  # of files older than the schema
 
 def file_rows(
@@ -142,8 +143,8 @@ def _special(table: DeltaTable, features: set[str]) -> pl.LazyFrame:
     "Return the rows of a table that needs more of its reader than files, as polars reads them."
     if "%" not in table.table_uri: return pl.scan_delta(table)
     what = ", ".join(sorted(features)) or "column mapping"
-    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path of ASCII "
-                    "letters and digits: copy the table there")
+    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path "
+                    "of ASCII letters and digits: copy the table there")
 
 # %% ../nbs/03_lake.ipynb #e4bdf7fb
 def scan(
@@ -173,8 +174,8 @@ def storable(dtype: pl.DataType) -> bool:
 def _demand(schema: pl.Schema, wanted: pl.Schema | None, table: str) -> None:
     "Refuse rows that Delta, or this table, would not keep as they are."
     if clashing := same_name(schema):
-        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta does "
-                        "not tell names apart that differ only in case. Rename one of them")
+        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta "
+                        "does not tell names apart that differ only in case. Rename one of them")
     if nameless := [repr(c) for c in schema if "\0" in c]:
         raise LakeError(f"columns {', '.join(nameless)} have a NUL character in their name: rename "
                         "them")
@@ -199,11 +200,11 @@ def maintain(
     keep_hours: int | None = None,   # default: `KEEP_HOURS`, h
 ) -> None:
     "Merge small files, checkpoint the log, remove what no kept version needs; never in the way of a writer."
-    found = opened(table)
+    delta = opened(table)
     try:
-        found.optimize.compact()
-        found.create_checkpoint()
-        found.vacuum(retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False)
+        delta.optimize.compact()
+        delta.create_checkpoint()
+        delta.vacuum(retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False)
     except CommitFailedError: pass  # another process is at it
 
 # %% ../nbs/03_lake.ipynb #90a3ef55
@@ -226,8 +227,8 @@ def commits(
     newest, store = opened(table).version(), _store(table)
     with ThreadPoolExecutor(8) as pool:
         numbers = range(newest, max(newest - limit, -1), -1)
-        known = pool.map(lambda version: _commit_info(store, version), numbers)
-        return [info for info in known if info]
+        infos = pool.map(lambda version: _commit_info(store, version), numbers)
+        return [info for info in infos if info]
 
 
 def _commit_info(store, version: int) -> dict | None:
@@ -253,12 +254,12 @@ def append(
     upkeep: bool = True,                    # now and then merge small files and remove old ones, as above
 ) -> int:                                   # the table's version that holds the rows
     "Append rows in one atomic commit; under a key, exactly once."
-    found = opened(table) if exists(table) else None
-    if found is not None and key and _done(found, key): return found.version()
-    _demand(rows.schema, found and pl.Schema(found.schema()), table)
+    existing = opened(table) if exists(table) else None
+    if existing is not None and key and _done(existing, key): return existing.version()
+    _demand(rows.schema, existing and pl.Schema(existing.schema()), table)
     commit = CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(*key)] if key else None,
-                              max_commit_retries=None if found else FIRST)
-    rows.write_delta(found or _url(table), mode="append" if found is not None else "error",
+                              max_commit_retries=None if existing else FIRST)
+    rows.write_delta(existing or _url(table), mode="append" if existing is not None else "error",
                      delta_write_options={"commit_properties": commit})
     newest = opened(table).version()
     if upkeep and newest and newest % COMPACT_EVERY == 0: maintain(table)
@@ -302,8 +303,8 @@ def files(
     version: int | None = None,  # as it was at this version; default: the newest
 ) -> list[DataFile]:
     "The files that a table consists of, in a fixed order."
-    found = pl.DataFrame(opened(table, version).get_add_actions(flatten=True))
-    return [DataFile(*row) for row in found.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
+    actions = pl.DataFrame(opened(table, version).get_add_actions(flatten=True))
+    return [DataFile(*row) for row in actions.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
 
 # %% ../nbs/03_lake.ipynb #9d5e517f
 def address(table: str, path: str) -> str:

@@ -131,15 +131,18 @@ class Reader:
         try:
             with panics_as_errors():
                 if self._fit(rows): return self._frame(rows)
-                if self._fit(exact := _with_integers(rows, self.integers)): return self._frame(exact)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, PanicError, pl.exceptions.PolarsError):
+                exact = _with_integers(rows, self.integers)
+                if self._fit(exact): return self._frame(exact)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, PanicError,
+                pl.exceptions.PolarsError):
             pass
         raise _culprit(self, rows)
 
     def _frame(self, rows: list[dict]) -> pl.DataFrame:
         "Return a frame of rows that fit."
         frame = pl.from_dicts(rows, schema=self.raw)
-        return frame.with_columns(_times(frame[c.name], c.dtype) for c in self.times) if self.times else frame
+        if not self.times: return frame
+        return frame.with_columns(_times(frame[c.name], c.dtype) for c in self.times)
 
     def _fit(self, rows: list[dict]) -> bool:
         "Whether every name is known and every cell of a type that its column takes."
@@ -219,7 +222,8 @@ class Signature(BaseModel):
     ) -> "Signature":
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        return cls(columns=[_column(s, categories) for s in _seen(frame, apart)], ignored=sorted(apart))
+        columns = [_column(s, categories) for s in _seen(frame, apart)]
+        return cls(columns=columns, ignored=sorted(apart))
 
     @cached_property
     def digest(self) -> str:
@@ -306,7 +310,7 @@ def _column(values: pl.Series, most: int) -> Column:
     return Column(name=values.name, dtype=dtype, nullable=values.null_count() > 0, categories=few)
 
 # %% ../nbs/08a_signature.ipynb #3df5af8a
-PLAIN = {"integer": {int}, "float": {float, int}, "boolean": {bool}, "string": {str}}  # what needs no conversion
+PLAIN = {"integer": {int}, "float": {float, int}, "boolean": {bool}, "string": {str}}  # as they are
 LARGEST = 2**63 - 1
 
 def _in_range(cells: tuple) -> bool:
@@ -327,4 +331,5 @@ def plainly_fits(signature: Signature, rows: list[dict]) -> bool:
     except (KeyError, TypeError): return False
     return set().union(*rows) <= reader.known and all(
         set(map(type, cells)) <= PLAIN.get(c.dtype, set()) | ({type(None)} if c.nullable else set())
-        and (c.dtype not in ("integer", "float") or _in_range(cells)) for c, cells in zip(reader.columns, columns))
+        and (c.dtype not in ("integer", "float") or _in_range(cells))
+        for c, cells in zip(reader.columns, columns))

@@ -22,7 +22,8 @@ from .settings import Settings
 def _ids(table: str, paths: set[str], end: datetime) -> pl.DataFrame:
     "Identity and time of the rows in some of a table's files that are not later than `end`."
     addresses = [lake.address(table, path) for path in sorted(paths)]
-    if not addresses: return pl.DataFrame(schema={"prediction_id": pl.String, "at": pl.Datetime("us", "UTC")})
+    if not addresses:
+        return pl.DataFrame(schema={"prediction_id": pl.String, "at": pl.Datetime("us", "UTC")})
     rows = pl.scan_parquet(addresses, glob=False, missing_columns="insert", extra_columns="ignore")
     return rows.select("prediction_id", "at").filter(pl.col("at") <= end).collect()
 
@@ -35,7 +36,8 @@ def _late(
     "The rows up to the mark's time that the table has got since."
     end = datetime.fromisoformat(mark["end"])
     try:
-        before, now = ({f.path for f in lake.files(table, version=v)} for v in (mark["version"], version))
+        before, now = ({f.path for f in lake.files(table, version=v)}
+                       for v in (mark["version"], version))
         return _ids(table, now - before, end).join(
             _ids(table, before - now, end), on=["prediction_id", "at"], how="anti")
     except (pl.exceptions.PolarsError, lake.LakeError, DeltaError, OSError):
@@ -58,19 +60,21 @@ def unread(
         rows = every.filter(pl.col("at") > datetime.fromisoformat(mark["end"])).collect()
         if (late := _late(table, mark, version)).height:
             since = every.filter(pl.col("at").is_between(late["at"].min(), late["at"].max()))
-            rows = pl.concat([rows, since.join(late.lazy(), on=["prediction_id", "at"], how="semi").collect()])
+            joined = since.join(late.lazy(), on=["prediction_id", "at"], how="semi").collect()
+            rows = pl.concat([rows, joined])
     if rows.is_empty(): return rows, mark
     end = max([rows["at"].max(), *([datetime.fromisoformat(mark["end"])] if mark else [])])
     return rows.sort("at", "prediction_id"), {"version": version, "end": end.isoformat()}
 
 # %% ../nbs/14b_traffic.ipynb #f26a5f8a
 def settle(model: str, settings: Settings, *, seconds: float = 10) -> None:
-    "Wait, but not for ever, until what replicas of this machine have acknowledged is in the tables."
+    "Wait, with a limit, until what replicas of this machine have acknowledged is in the tables."
     recover(settings, model)
     until = time.monotonic() + seconds
     waiting = [(settings.table(kind, model), log.name, log.stat().st_size)
                for kind in TABLES for log in (settings.state / "wal" / model / kind).glob("*.log")]
-    while any((lake.done(*w[:2]) or 0) < w[2] for w in waiting) and time.monotonic() < until: time.sleep(0.1)
+    while any((lake.done(*w[:2]) or 0) < w[2] for w in waiting) and time.monotonic() < until:
+        time.sleep(0.1)
 
 # %% ../nbs/14b_traffic.ipynb #ccff4938
 def labelled(
@@ -84,7 +88,8 @@ def labelled(
     if feedback.is_empty() or not lake.exists(table):
         return pl.DataFrame(schema=TABLES["_predictions"] | {"label": pl.String})
     newest = feedback.sort("at", maintain_order=True).unique("prediction_id", keep="last")
-    mine = lake.scan(table).filter(pl.col("model_version") == version, pl.col("stage") == "production")
+    mine = lake.scan(table).filter(pl.col("model_version") == version,
+                                   pl.col("stage") == "production")
     labels = newest.select("prediction_id", "label").lazy()
     return mine.join(labels, on="prediction_id").sort("at", "prediction_id").collect()
 
@@ -110,7 +115,8 @@ class Traffic:
     @cached_property
     def versions(self) -> dict[str, int]:
         "Predictions of each version, the most first."
-        counts = self.rows["model_version"].value_counts().sort("count", "model_version", descending=True)
+        counts = self.rows["model_version"].value_counts()
+        counts = counts.sort("count", "model_version", descending=True)
         return dict(counts.iter_rows())
 
     @property
@@ -124,14 +130,16 @@ class Traffic:
         mark = marks.get(version, marks.get(ANY))
         new, after = unread(table, mark, self.now, schema=TABLES["_feedback"])
         if mark is None or new.is_empty(): return new, new.clear(), after
-        same = lake.scan(table).filter(pl.col("prediction_id").is_in(new["prediction_id"].implode()))
+        ids = new["prediction_id"].implode()
+        same = lake.scan(table).filter(pl.col("prediction_id").is_in(ids))
         earlier = same.collect().join(new, on=["prediction_id", "at"], how="anti")
         return new, earlier, after
 
     def seen(self, judged: dict[str, dict | None]) -> dict:
-        "What the next window has to know, from the versions that were judged and their marks of labels."
+        "What the next window has to know, from the judged versions and their marks of labels."
         waiting = self.rows.filter(~pl.col("model_version").is_in(list(judged)))
-        left = {version: {"since": rows["at"].min().isoformat(), "ids": rows["prediction_id"].to_list()}
+        left = {version: {"since": rows["at"].min().isoformat(),
+                          "ids": rows["prediction_id"].to_list()}
                 for (version,), rows in waiting.partition_by("model_version", as_dict=True).items()}
         marks = _marks(self.before) | {version: mark for version, mark in judged.items() if mark}
         return {"_predictions": self.mark, "_feedback": marks, "waiting": left}
@@ -142,7 +150,8 @@ def _waiting(table: str, waiting: dict[str, dict]) -> list[pl.DataFrame]:
     if not waiting: return []
     ids = [id_ for left in waiting.values() for id_ in left["ids"]]
     since = min(datetime.fromisoformat(left["since"]) for left in waiting.values())
-    return [lake.scan(table).filter(pl.col("at") >= since, pl.col("prediction_id").is_in(ids)).collect()]
+    rows = lake.scan(table).filter(pl.col("at") >= since, pl.col("prediction_id").is_in(ids))
+    return [rows.collect()]
 
 # %% ../nbs/14b_traffic.ipynb #954a1e8b
 def gather(model: str, settings: Settings, now: datetime) -> Traffic:
@@ -151,5 +160,6 @@ def gather(model: str, settings: Settings, now: datetime) -> Traffic:
     before = last["details"]["seen"] if last else {}
     table = settings.table("_predictions", model)
     rows, mark = unread(table, before.get("_predictions"), now, schema=TABLES["_predictions"])
-    rows = pl.concat([rows, *_waiting(table, before.get("waiting") or {})]).sort("at", "prediction_id")
+    waiting = _waiting(table, before.get("waiting") or {})
+    rows = pl.concat([rows, *waiting]).sort("at", "prediction_id")
     return Traffic(model, settings, rows.filter(pl.col("stage") == "production"), mark, last, now)

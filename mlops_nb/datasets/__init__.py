@@ -203,7 +203,7 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, fixed
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder

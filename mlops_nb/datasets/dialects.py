@@ -275,7 +275,7 @@ def detect(
 # %% ../../nbs/06c_datasets_dialects.ipynb #269006de
 def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
                    least: int) -> list[list[str]]:
-    "Return the records of some lines, of all lines if those hold too few; never one that may be cut."
+    "Return the records of some lines, of all if those hold too few; never one that may be cut."
     for some in (lines[:SAMPLE_ROWS + 1], lines):
         rows = records(some, mark, quote)
         if len(rows) > 1 and (not whole or len(some) < len(lines)): rows.pop()
@@ -285,14 +285,14 @@ def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
 def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
     "Refuse a beginning that is too short to tell how the file is written."
     if enough: return
-    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote "
-                   "not closed there? Mend the line, or set quote=… or separator=…")
+    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a "
+                   "quote not closed there? Mend the line, or set quote=… or separator=…")
 
 def refuse_patterns(names: Iterable[str], name: str) -> None:
     "Refuse columns whose names polars takes for patterns, even in the methods of a series."
     if wild := [repr(c) for c in names if is_pattern(c)]:
-        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for "
-                        "a pattern; rename them in the source")
+        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
+                        "$ for a pattern; rename them in the source")
 
 MAX_COLUMNS = 4096
 
@@ -314,7 +314,8 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
         raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
                         "in its first line")
     refuse_patterns(names, name)
-    if len(rows) == header: raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
+    if len(rows) == header:
+        raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #94d623d2

@@ -143,11 +143,11 @@ class FilePart(Part):
         "How its text is written, found out from its beginning; none where the format says it."
         ending, packing = endings(self.path)
         if ending in BINARY: return None
-        if ending in TEXT: return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
+        if ending in TEXT:
+            return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
         return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
     def _is_empty(self) -> bool: return not self.size or _lacks_rows(self)
-
     def _schema(self) -> dict:
         if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
         return self.dialect.schema
@@ -217,8 +217,8 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
         yield path
         return
     if packing == ".zst":
-        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a pattern: "
-                        "unpack it, and set encoding=… where it needs one")
+        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a "
+                        "pattern: unpack it, and set encoding=… where it needs one")
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         plain = Path(folder) / "plain"
         with opened(path, packing) as stream, plain.open("wb") as out:

@@ -49,14 +49,16 @@ def check_host(headers: list[tuple[bytes, bytes]], names: frozenset[str]) -> Non
     name = without_port(hosts[0]) if len(hosts) == 1 else ""
     if name in names or "*" in names or ("ip" in names and _is_address(name)):
         return
-    raise Refused(421, f"nothing here answers for host '{cut(', '.join(hosts))}': ask by the address that "
-                       "`mlops-nb status` shows, or add the name to [serve] hosts in settings.ini")
+    raise Refused(421, f"nothing here answers for host '{cut(', '.join(hosts))}': ask by the "
+                       "address that `mlops-nb status` shows, or add the name to [serve] hosts "
+                       "in settings.ini")
 
 # %% ../../nbs/12d_serving_guard.ipynb #9de99018
 _HASH = b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 POLICY = "; ".join([
-    "default-src 'none'", f"script-src 'sha256-{_HASH}'", "connect-src 'self'", "style-src 'unsafe-inline'",
-    "img-src 'self' data:", "font-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
+    "default-src 'none'", f"script-src 'sha256-{_HASH}'", "connect-src 'self'",
+    "style-src 'unsafe-inline'", "img-src 'self' data:", "font-src data:", "base-uri 'none'",
+    "form-action 'none'", "frame-ancestors 'none'"])
 HEADERS = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"),
            (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
 

@@ -31,8 +31,8 @@ class Undefined:
     message: str       # the line, and what is wrong
 
 # %% ../../nbs/15k_workflow_names.ipynb #4c18eb6d
-def _checked(module: ast.Module, known: set[str]) -> tuple[list, set[str], set[int]]:
-    "Return pyflakes' messages on undefined names, all names ever bound, ids of those on annotations."
+def _checked(module: ast.Module, defined: set[str]) -> tuple[list, set[str], set[int]]:
+    "Return pyflakes' messages on undefined names, all bound names, ids of messages on annotations."
     from pyflakes.checker import Checker, ModuleScope
     from pyflakes.messages import UndefinedName
     bound, annotations = set(), []
@@ -47,7 +47,7 @@ def _checked(module: ast.Module, known: set[str]) -> tuple[list, set[str], set[i
             super().handleNodeLoad(node, parent)
             if self._in_postponed_annotation: annotations.extend(self.messages[before:])
 
-    messages = [m for m in Names(module, builtins=known).messages if isinstance(m, UndefinedName)]
+    messages = [m for m in Names(module, builtins=defined).messages if isinstance(m, UndefinedName)]
     return messages, bound, {id(m) for m in annotations}
 
 # %% ../../nbs/15k_workflow_names.ipynb #094dd38b
@@ -74,8 +74,8 @@ def undefined(notebook: Notebook) -> Iterator[Undefined]:
     "Yield the names that no cell visibly defines, in the order of cells and lines."
     whole, lines = _whole(notebook)
     in_magics = {name for code in notebook.code.values() for name in words(code)}
-    known = IPYTHON | in_magics | set(getattr(notebook, "parameters", ()))
-    messages, bound, annotations = _checked(whole, known)
+    defined = IPYTHON | in_magics | set(getattr(notebook, "parameters", ()))
+    messages, bound, annotations = _checked(whole, defined)
     places = {(m.lineno, m.message_args[0]): id(m) in annotations for m in messages}
     hiding = _hidden(notebook)
     for (at, name), annotation in sorted(places.items()):
@@ -84,17 +84,18 @@ def undefined(notebook: Notebook) -> Iterator[Undefined]:
         if re.fullmatch(r"_i?\d+", name): continue
         if re.search(r"#\s*noqa(?!:)|#\s*noqa:.*F821", code): continue
         unsure = _unsure(name, name in bound, annotation, hiding)
-        what = unsure or f"nothing defines `{name}`" + near(name, (known | bound) - {name})
+        what = unsure or f"nothing defines `{name}`" + near(name, (defined | bound) - {name})
         yield Undefined(cell, at - before, name, bool(unsure), f"line {at - before}: {what}")
 
 def _unsure(name: str, bound: bool, annotation: bool, hiding: str | None) -> str | None:
     "Say why a name that seems to be undefined may be defined. Return None if it cannot be."
-    if bound: return f"`{name}` may not be defined here: a `del` or the end of an `except` removes it"
+    if bound:
+        return f"`{name}` may not be defined here: a `del` or the end of an `except` removes it"
     if annotation: return f"nothing defines `{name}`, which stands in an annotation"
     if hiding: return f"no cell visibly defines `{name}`; {hiding} may"
     return None
 
-def near(name: str, known: set[str]) -> str:
+def near(name: str, defined: set[str]) -> str:
     "Return the name that was probably meant, as a question."
-    close = get_close_matches(name[:100], sorted(known), n=1)   # the work grows by the length squared
+    close = get_close_matches(name[:100], sorted(defined), n=1)   # takes the length squared
     return f" (did you mean `{close[0]}`?)" if close else ""
