@@ -157,27 +157,3 @@ def associated(
         half = norm.isf(alpha / 2) * error / (2 * value)
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value))), p
-
-# %% ../nbs/06r_association.ipynb #7f9005e4
-def associated(
-    labels: np.ndarray,                      # zeros and ones, both present
-    values: np.ndarray,                      # categories, two or more
-    *,
-    keys: object = None,                     # of each row; rows with the same key belong together
-    alpha: float = 0.05,                     # one minus the confidence of the interval
-) -> tuple[Interval, float]:
-    "Cramér's V, 0 to 1, and the p-value of no association."
-    from scipy.stats import f, norm
-
-    numbers, (rows, positives) = codes(keys), _counts(labels, values).T
-    n, dof, statistic = len(labels), len(rows) - 1, float(_statistic(rows, positives))
-    design = 1.0 if numbers is None else _design(labels, values, numbers)
-    if numbers is None: p = _independence(rows, positives, statistic)
-    else: p = float(f.sf(statistic / design / dof, dof, dof * max(1, fewest(labels, keys) - 1)))
-    statistic /= design
-    low, high = (_bound(statistic, dof, level) for level in (1 - alpha / 2, alpha / 2))
-    value, low, high = (min(1.0, np.sqrt(v * design / n)) for v in (max(0.0, statistic - dof), low, high))
-    if value > 0:
-        half = norm.isf(alpha / 2) * _error(labels, values, numbers, (rows, positives)) / (2 * value)
-        low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
-    return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value))), p
