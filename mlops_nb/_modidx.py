@@ -1352,6 +1352,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlops_nb.registry._parts': ('registry.html#_parts', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._present': ('registry.html#_present', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._rejected': ('registry.html#_rejected', 'mlops_nb/registry.py'),
+                                   'mlops_nb.registry._same_candidate': ('registry.html#_same_candidate', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._same_objective': ('registry.html#_same_objective', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._stored': ('registry.html#_stored', 'mlops_nb/registry.py'),
                                    'mlops_nb.registry._version': ('registry.html#_version', 'mlops_nb/registry.py'),
