@@ -554,6 +554,15 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
     assert approval("m/1", settings=settings)["kind"] == "rejected"
 
 
+def test_a_report_of_another_candidate_registers_nothing(place):
+    report = report_of(place, ("roc_auc", True))
+    run = registry.run_of(report)
+    tracking.client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
+    with pytest.raises(RegistryError, match=f"{report} is of runs:/0ther/candidate, expected one of {place.candidate}"):
+        place.register(report_uri=report)
+    assert versions("m", settings=place.settings) == []
+
+
 @pytest.mark.parametrize(("checks", "trial", "says"), [
     ([("roc_auc", True), ("gap", False)], {}, "m/1 failed: test report, gap: expected at least 0.8, got 0.7"),
     ([], {}, "has no checks"),

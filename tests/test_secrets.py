@@ -63,8 +63,10 @@ def test_values_are_there_where_they_are_used(secretive):
 def test_pickled_settings_hold_no_secret_and_open_again_by_the_file(secretive):
     data = pickle.dumps(secretive)
     bare = pickle.dumps(secretive.serve) + pickle.dumps(secretive.tracking) + pickle.dumps(secretive.alerts)
-    assert not [s for s in ("s3cret", "t0ken", "hunter2", "T0B0") if s.encode() in data + bare]
+    assert not [s for s in ("s3cret", "t0ken", "hunter2", "T0B0", "pass2") if s.encode() in data + bare]
     again = pickle.loads(data)
+    assert again.trigger["shop"].parameters == {"source": "pg://u:pass2@h/d"}
+    assert copy.deepcopy(again) == again == secretive
     assert again.tracking_uri == secretive.tracking_uri and again.serve.tokens.first == "s3cret"
     assert again.trigger["shop"].database.get_secret_value().endswith("hunter2@127.0.0.1:9/shop")
 
