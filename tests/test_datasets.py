@@ -291,7 +291,9 @@ def test_first_values_after_the_sample_settle_a_type(ws, values, kind, contract)
     ([*map(str, range(MANY)), "Total"], "written as an integer", "Total"),
     (["2024-05-01"] * MANY + ["0000-00-00"], "written as a date", "0000-00-00"),
     (["31/12/2023"] * 50 + ["0000-00-00"], "written as a date", "0000-00-00"),
-    (["true"] * 50 + ["?"], "true or false", "?")])
+    (["true"] * 50 + ["?"], "true or false", "?"),
+    ([*(f"{i}.0" for i in range(50)), "NA"], "written as a number", "NA"),
+    ([*map(str, range(50)), "n.a."], "written as an integer", "n.a.")])
 def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     source = text(ws, "d.csv", column(values))
     with pytest.warns(UserWarning, match=r"d@0: column 'v' is text"):

@@ -311,8 +311,9 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
         raise DataError(f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, "
                         "or set header=false")
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
+        index = ", or leave the index out: to_csv(index=False) of pandas" if blank == ["1"] else ""
         raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
-                        "in its first line")
+                        f"in its first line{index}")
     refuse_patterns(names, name)
     if len(rows) == header: raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
@@ -372,6 +373,8 @@ def almost(
     for dtype in (pl.Int64(), pl.Float64()):
         odd = lost(values, numbers(values, dtype))
         if not _few(odd): continue
+        whole = not values.filter(~odd).str.contains(".", literal=True).any()
+        if dtype == pl.Int64 and not whole: continue  # 3.0 is written as a float
         codes = values.filter(odd).str.contains(r"^[+-]?\d+$").any()
         return None if codes else (dtype, {})
     first = values.filter(values.str.contains(r"^\d")).head(20)

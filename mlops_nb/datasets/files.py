@@ -232,15 +232,15 @@ def _no_constant(word: str) -> None:
 
 def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> DataError:
     "Return the error about the first line that is not a JSON object."
-    for number, line in enumerate(lines, before + 1):
+    for place, line in enumerate(lines, before + 1):
         if not line or not line.strip(): continue
         try: row = json.loads(line, parse_constant=_no_constant)
         except ValueError as e:
-            place = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
+            column = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
             reason = getattr(e, "msg", e)
-            return DataError(f"line {number:,} of {name} is not JSON: {reason}{place}")
+            return DataError(f"line {place:,} of {name} is not JSON: {reason}{column}")
         if not isinstance(row, dict):
-            return DataError(f"line {number:,} of {name} is '{line[:60]}': expected a JSON object, "
+            return DataError(f"line {place:,} of {name} is '{line[:60]}': expected a JSON object, "
                              'as in {"id": 1}')
     reason = str(error).splitlines()[0]
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
