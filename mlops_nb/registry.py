@@ -176,6 +176,14 @@ def tested(
     _same_objective(report, objective, report_uri)
     return report
 
+def _same_candidate(report_uri: str, candidate_uri: str, settings: Settings) -> None:
+    "Raise if the run that made a report was given another candidate."
+    run = run_of(report_uri)
+    tested = run and tracking.client(settings).get_run(run).data.params.get("candidate")
+    if str(tested).startswith("runs:/") and tested != candidate_uri:
+        raise RegistryError(f"the report {report_uri} is of {tested}, expected one of {candidate_uri}: "
+                            "test this candidate")
+
 def _same_objective(report: dict, objective: Objective, report_uri: str) -> None:
     "Raise if a report judges by another objective; one that names none is left alone."
     if "objective" not in report:
@@ -207,6 +215,7 @@ def register(
     candidate, report = (tracking.fetch(uri, settings=settings) for uri in (candidate_uri, report_uri))
     report_json = (report / "report.json").read_text(encoding="utf-8")
     _same_objective(json.loads(report_json), objective, report_uri)
+    _same_candidate(report_uri, candidate_uri, settings)
     package = settings.workspace.package
     load_pipeline(candidate / "model.skops", package=package)
     lineage = origin(candidate_uri, report_uri, dataset, settings=settings)

@@ -133,6 +133,11 @@ class TriggerSection(Section):
     @field_serializer("parameters")
     def _masked(self, parameters: dict[str, Any]) -> dict[str, Any]: return masked_all(parameters)
 
+    def __getstate__(self) -> dict:
+        state = super().__getstate__()
+        parameters = masked_all(self.parameters)
+        return state | {"__dict__": state["__dict__"] | {"parameters": parameters}}
+
     @property
     def rest(self) -> float:
         "Least time from one run to the next, s."
@@ -304,14 +309,20 @@ def _unseal(settings: "Settings") -> None:
 def _sealed(section: Any) -> list[str]:
     "Return the names of a section's fields whose secrets were left out."
     if not isinstance(section, Section): return []
-    return [name for name, value in section if isinstance(value, Secret) and value.sealed]
+    return [name for name, value in section if isinstance(value, Secret) and value.sealed
+            or name == "parameters" and "***" in str(value)]
 
 
 def _unsealed(section: Section, fresh: Section | None) -> Section:
     "Return a section with the secrets of the same section read anew."
     candidates = {name: getattr(fresh, name) for name in _sealed(section) if fresh}
-    same = {n: secret for n, secret in candidates.items() if secret.opens(getattr(section, n))}
+    same = {n: value for n, value in candidates.items() if _opens(value, getattr(section, n))}
     return section.model_copy(update=same)
+
+
+def _opens(fresh: Any, sealed: Any) -> bool:
+    "Return whether a value that was read anew is the one that was pickled masked."
+    return fresh.opens(sealed) if isinstance(fresh, Secret) else masked_all(fresh) == sealed
 
 # %% ../nbs/00_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:

@@ -291,7 +291,9 @@ def test_first_values_after_the_sample_settle_a_type(ws, values, kind, contract)
     ([*map(str, range(MANY)), "Total"], "written as an integer", "Total"),
     (["2024-05-01"] * MANY + ["0000-00-00"], "written as a date", "0000-00-00"),
     (["31/12/2023"] * 50 + ["0000-00-00"], "written as a date", "0000-00-00"),
-    (["true"] * 50 + ["?"], "true or false", "?")])
+    (["true"] * 50 + ["?"], "true or false", "?"),
+    ([*(f"{i}.0" for i in range(50)), "NA"], "written as a number", "NA"),
+    ([*map(str, range(50)), "n.a."], "written as an integer", "n.a.")])
 def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     source = text(ws, "d.csv", column(values))
     with pytest.warns(UserWarning, match=r"d@0: column 'v' is text"):
@@ -306,6 +308,24 @@ def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
         other = datasets.ingest("e", source, options={"null_values": [word]}, settings=ws)
     assert other.notes == [] and kinds(other)["v"] != "string"
     assert other.scan().collect()["v"].null_count() == 1
+
+
+@pytest.mark.parametrize("other, option", [(";x", {}), (";2,25", {}), (";2,25", {"decimal_comma": True})])
+def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option):
+    lines = "".join(f"{i};{i},5{other}\n" for i in range(50)) + f"50;NA{other}\n"
+    source = text(ws, "d.csv", "id;v;w\n" + lines)
+    version = ingested(ws, "d", source, options=option)
+    assert kinds(version)["v"] == "string" and version.notes == [
+        "column 'v' is text: 1 of 51 values is not written as a number, the first 'NA' in row 51 of d.csv; "
+        "options={'null_values': ['NA']} makes it missing"]
+    known = datasets.ingest("e", source, options=option | {"null_values": ["NA"]}, settings=ws)
+    assert known.scan().collect()["v"].sum() == sum(range(50)) + 25
+
+
+def test_one_word_does_not_hide_that_dates_could_be_read_in_two_ways(ws):
+    version = ingested(ws, "d", text(ws, "d.csv", column(["05/01/2024"] * 50 + ["NA"])))
+    assert version.notes == ["column 'v' is text, for it could be read in two ways: set "
+                             "date_format=%d/%m/%Y or date_format=%m/%d/%Y"]
 
 
 def test_one_word_of_json_lines_is_named_without_an_option_that_they_do_not_have(ws):

@@ -236,9 +236,9 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
         if not line or not line.strip(): continue
         try: row = json.loads(line, parse_constant=_no_constant)
         except ValueError as e:
-            at = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
+            column = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
             reason = getattr(e, "msg", e)
-            return DataError(f"line {place:,} of {name} is not JSON: {reason}{at}")
+            return DataError(f"line {place:,} of {name} is not JSON: {reason}{column}")
         if not isinstance(row, dict):
             return DataError(f"line {place:,} of {name} is '{line[:60]}': expected a JSON object, "
                              'as in {"id": 1}')
