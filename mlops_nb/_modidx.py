@@ -1635,6 +1635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlops_nb.traffic._ids': ('traffic.html#_ids', 'mlops_nb/traffic.py'),
                                   'mlops_nb.traffic._late': ('traffic.html#_late', 'mlops_nb/traffic.py'),
                                   'mlops_nb.traffic._marks': ('traffic.html#_marks', 'mlops_nb/traffic.py'),
+                                  'mlops_nb.traffic._others': ('traffic.html#_others', 'mlops_nb/traffic.py'),
                                   'mlops_nb.traffic._waiting': ('traffic.html#_waiting', 'mlops_nb/traffic.py'),
                                   'mlops_nb.traffic.gather': ('traffic.html#gather', 'mlops_nb/traffic.py'),
                                   'mlops_nb.traffic.labelled': ('traffic.html#labelled', 'mlops_nb/traffic.py'),

@@ -150,6 +150,7 @@ def contract(
     seed: int = 0,                      # of the rows on which the features are tried
 ) -> Signature:
     "Return what a model of these rows demands; raise where its features do not work row by row."
+    _pair(frame[objective.target], objective.positive)
     signature = Signature.of(frame, ignored=(objective.key, objective.target))
     function, inputs = features and imported(features), signature.conform(frame)
     outputs(function, signature)

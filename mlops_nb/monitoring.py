@@ -342,14 +342,14 @@ def verdict(
     version: str,
     traffic: Traffic,
     significance: float,
-) -> tuple[Judged, dict | None]:    # the verdict, and the mark of its labels; None: they wait
+) -> tuple[Judged, dict | None]:    # the verdict, and what the next one has to know of labels
     "Judge the new predictions of one version."
     model, settings = traffic.model, traffic.settings
     bundle = registry.resolve(f"{model}/{version}", settings=settings).bundle(settings)
     schema, min_rows = bundle.signature.schema(), settings.monitor.min_rows
-    new, earlier, mark = traffic.labels(version)
-    used = _valid(labelled(model, version, earlier, settings), bundle)
-    every = _valid(labelled(model, version, new, settings), bundle)
+    new, earlier, marks = traffic.labels(version)
+    used, every = (_valid(labelled(model, version, labels, settings, at=traffic.mark["version"]),
+                          bundle) for labels in (earlier, new))
     unjudged = every.join(used, on="prediction_id", how="anti", maintain_order="left")
     truth = decoded(unjudged, schema).with_columns(unjudged["label"])
     rows = traffic.rows.filter(pl.col("model_version") == version)
@@ -358,7 +358,7 @@ def verdict(
     window = rows["at"].min(), rows["at"].max()
     corrections = every.height - unjudged.height if answer.labelled else 0
     judged = Judged(version, window, rows.height, answer, telemetry(rows), corrections)
-    return judged, mark if answer.labelled else None
+    return judged, marks[0] if answer.labelled else marks[1]
 
 # %% ../nbs/14_monitoring.ipynb #3443870d
 def check(

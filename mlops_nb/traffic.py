@@ -62,8 +62,9 @@ def unread(
             since = every.filter(pl.col("at").is_between(late["at"].min(), late["at"].max()))
             joined = since.join(late.lazy(), on=["prediction_id", "at"], how="semi").collect()
             rows = pl.concat([rows, joined])
-    if rows.is_empty(): return rows, mark
-    end = max([rows["at"].max(), *([datetime.fromisoformat(mark["end"])] if mark else [])])
+    if rows.is_empty() and mark is None: return rows, None
+    ends = [rows["at"].max(), mark and datetime.fromisoformat(mark["end"])]
+    end = max(end for end in ends if end)
     return rows.sort("at", "prediction_id"), {"version": version, "end": end.isoformat()}
 
 # %% ../nbs/14b_traffic.ipynb #f26a5f8a
@@ -82,14 +83,16 @@ def labelled(
     version: str,             # only its predictions
     feedback: pl.DataFrame,   # prediction_id, at, label
     settings: Settings,
+    *,
+    at: int | None = None,    # version of the table of predictions; default: the newest
 ) -> pl.DataFrame:            # rows of the prediction log, and `label`
     "The predictions that these labels are about, each with its newest one."
     table = settings.table("_predictions", model)
     if feedback.is_empty() or not lake.exists(table):
         return pl.DataFrame(schema=TABLES["_predictions"] | {"label": pl.String})
     newest = feedback.sort("at", maintain_order=True).unique("prediction_id", keep="last")
-    mine = lake.scan(table).filter(pl.col("model_version") == version,
-                                   pl.col("stage") == "production")
+    mine = lake.scan(table, version=at).filter(
+        pl.col("model_version") == version, pl.col("stage") == "production")
     labels = newest.select("prediction_id", "label").lazy()
     return mine.join(labels, on="prediction_id").sort("at", "prediction_id").collect()
 
@@ -100,6 +103,12 @@ def _marks(seen: dict) -> dict[str, dict]:
     "The marks of labels by version. Events of earlier releases have one for all."
     marks = seen.get("_feedback") or {}
     return {ANY: marks} if "end" in marks else marks
+
+def _others(table: str, mark: dict, labels: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
+    "The labels of some predictions up to a mark that are not among these labels."
+    rows = lake.scan(table, version=mark["version"]).filter(
+        pl.col("at") <= datetime.fromisoformat(mark["end"]), pl.col("prediction_id").is_in(ids))
+    return rows.collect().join(labels, on=["prediction_id", "at"], how="anti")
 
 # %% ../nbs/14b_traffic.ipynb #f8754070
 @dataclass(frozen=True)
@@ -124,16 +133,18 @@ class Traffic:
         "What the last window left: marks, and the predictions that wait."
         return self.last["details"]["seen"] if self.last else {}
 
-    def labels(self, version: str) -> tuple[pl.DataFrame, pl.DataFrame, dict | None]:
-        "New labels, earlier ones of the same predictions, and the mark that the new ones lead to."
+    def labels(self, version: str) -> tuple[pl.DataFrame, pl.DataFrame, tuple]:
+        "Labels to judge, used ones of the same predictions; the marks if they are judged, if not."
         table, marks = self.settings.table("_feedback", self.model), _marks(self.before)
         mark = marks.get(version, marks.get(ANY))
         new, after = unread(table, mark, self.now, schema=TABLES["_feedback"])
-        if mark is None or new.is_empty(): return new, new.clear(), after
-        ids = new["prediction_id"].implode()
-        same = lake.scan(table).filter(pl.col("prediction_id").is_in(ids))
-        earlier = same.collect().join(new, on=["prediction_id", "at"], how="anti")
-        return new, earlier, after
+        if mark is None: return new, new.clear(), (after, None)
+        here = self.rows.filter(pl.col("model_version") == version)["prediction_id"]
+        ahead = _others(table, after, new, [*here, *mark.get("ahead", [])])
+        ids = ahead["prediction_id"].unique(maintain_order=True)
+        new = pl.concat([new, ahead])
+        used = _others(table, after, new, new["prediction_id"].to_list())
+        return new, used, (after, mark | {"ahead": ids.to_list()})
 
     def seen(self, judged: dict[str, dict | None]) -> dict:
         "What the next window has to know, from the judged versions and their marks of labels."

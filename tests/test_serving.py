@@ -543,6 +543,13 @@ def test_rows_that_plainly_fit_make_a_frame(rows):
     assert plainly_fits(SIGNATURE, [GOOD]) and (plain or not plainly_fits(SIGNATURE, rows))
 
 
+@pytest.mark.parametrize("charges", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
+def test_an_integer_that_no_float_holds_does_not_plainly_fit(charges):
+    rows = [GOOD | {"charges": charges}]
+    with pytest.raises(DataError, match="an integer that no float holds"): SIGNATURE.frame(rows)
+    assert not plainly_fits(SIGNATURE, rows)
+
+
 def test_a_bad_request_never_reaches_the_batch(settings):
     endpoint, http = client(settings)
     batches = []
