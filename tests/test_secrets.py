@@ -5,6 +5,7 @@ import pickle
 from types import SimpleNamespace
 
 import httpx
+import polars as pl
 import pytest
 from conftest import panic
 from fastapi.testclient import TestClient
