@@ -8,6 +8,7 @@ import httpx
 import nbformat
 import polars as pl
 import pytest
+from conftest import panic
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,7 +127,7 @@ def test_what_is_refused_in_the_settings_is_not_shown_where_it_is_secret(tmp_pat
     assert not shown(error.value) and not shown(error.value.__cause__) and "port" in str(error.value)
 
 
-def test_the_environment_may_hold_them(tmp_path, monkeypatch):
+def test_secrets_from_the_environment_are_used_and_masked(tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_NB__SERVE__TOKENS", "alice:s3cret")
     monkeypatch.setenv("MLOPS_NB__TRACKING__URI", "postgresql://me:hunter2@h/d")
     settings = create(tmp_path)
@@ -144,7 +145,7 @@ def test_the_environment_may_hold_them(tmp_path, monkeypatch):
     ("see http://127.0.0.1:8000 and churn@champion", "see http://127.0.0.1:8000 and churn@champion"),
     ("no route to mysql://me:0pen@h/d or pg://me:sesame@h/e", "no route to mysql://me:***@h/d or pg://me:***@h/e"),
     ("data/customers.csv", "data/customers.csv")])
-def test_passwords_in_texts(text, safe): assert masked(text) == safe == masked(safe)
+def test_passwords_in_texts_are_masked(text, safe): assert masked(text) == safe == masked(safe)
 
 
 @given(st.text(min_size=1).filter(lambda p: p[0] != "$"))
@@ -232,7 +233,7 @@ def test_sources_show_no_password():
     assert not shown(f"{source} {source!r}") and masked_all([source.uri]) == ["postgresql://u:***@h/d?sslpassword=***#table=t"]
 
 
-def test_types_are_what_they_were_made_of():
+def test_secrets_are_equal_by_type_and_value():
     assert Address("x") == Address("x") != Webhook("x") and not Address("") and hash(Address("x")) == hash(Address("x"))
 
 
@@ -279,9 +280,6 @@ def test_a_panic_behind_a_page_is_a_500(control, monkeypatch):
 
 # ---- panics
 
-def panic(*args, **kwargs): raise pl.exceptions.PanicException("index out of bounds")
-
-
 class Panicking(Part):
     def _batches(self, dtypes, text, rows):
         panic()
@@ -308,7 +306,7 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
     assert heard[-1][0] == "t" and "out of bounds" in heard[-1][1]
 
 
-def test_only_panics_are_turned():
+def test_errors_that_are_no_panics_stay_as_they_are():
     with pytest.raises(PanicError), panics_as_errors(): panic()
     for error in (KeyboardInterrupt, SystemExit, ValueError):
         with pytest.raises(error), panics_as_errors(): raise error

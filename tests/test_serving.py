@@ -18,6 +18,7 @@ import httpx
 import orjson
 import polars as pl
 import pytest
+from conftest import panic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -478,9 +479,6 @@ def test_a_log_that_cannot_be_moved_stops_no_other(settings):
 
 # ---- panics and errors of a model
 
-def panic(*args, **kwargs): raise pl.exceptions.PanicException("index out of bounds")
-
-
 def test_a_panic_is_a_500_and_spares_the_batch(settings):
     endpoint, http = client(settings)
     model = endpoint.versions.traffic.choose()
@@ -493,7 +491,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
     assert (broken.status_code, good.status_code) == (500, 200) and broken.json()["error"]["id"]
 
 
-def test_a_panic_of_the_mover_is_said_and_caught_up_with(settings, monkeypatch):
+def test_a_panic_of_the_mover_is_logged_and_its_rows_are_moved_later(settings, monkeypatch):
     log = PredictionLog(settings, "churn", "_feedback").start()
     monkeypatch.setattr(lake, "append", panic)
     log.append(label(1))
