@@ -138,7 +138,7 @@ class Traffic:
         table, marks = self.settings.table("_feedback", self.model), _marks(self.before)
         mark = marks.get(version, marks.get(ANY))
         new, after = unread(table, mark, self.now, schema=TABLES["_feedback"])
-        if mark is None: return new, new.clear(), (after, None)
+        if mark is None or after is mark: return new, new.clear(), (after, mark)
         here = self.rows.filter(pl.col("model_version") == version)["prediction_id"]
         ahead = _others(table, after, new, [*here, *mark.get("ahead", [])])
         ids = ahead["prediction_id"].unique(maintain_order=True)
