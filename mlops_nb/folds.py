@@ -11,6 +11,7 @@ import polars as pl
 
 from .datasets import DatasetVersion
 from .datasets.splits import Splitting
+from .intervals import codes
 from .settings import MlopsError
 
 # %% ../nbs/06q_folds.ipynb #e173bfaf
@@ -72,9 +73,12 @@ def _divided(labels: np.ndarray, together: pl.Series | None, folds: int, seed: i
     if not 2 <= folds <= rarer:
         raise FoldError(f"folds={folds}: expected 2 to {rarer}, the number of rows of the rarer "
                         "label")
-    repeated = together is not None and together.n_unique() < len(together)
-    groups = together.rank("dense").fill_null(0).to_numpy() if repeated else None
-    kind = StratifiedGroupKFold if repeated else StratifiedKFold
+    groups = codes(together)   # a row without a value is independent of all others
+    if groups is not None and (different := len(np.unique(groups))) < folds:
+        raise FoldError(f"folds={folds}: expected at least {folds} different values in "
+                        f"{together.name!r}, whose rows stay together; came {different}. "
+                        "Use fewer folds")
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     return list(splitter.split(labels, labels, groups))
 

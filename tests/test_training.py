@@ -442,6 +442,21 @@ def test_folds_that_cannot_be_say_why(splitting, frame, says):
     with pytest.raises(TrainingError, match=says): folded(frame, OBJECTIVE, 3, splitting=splitting)
 
 
+def test_fewer_groups_than_folds_are_refused_in_words():
+    frame = table().with_columns(shop=pl.int_range(pl.len()) % 2)
+    by_shop = Splitting(salt="s", by="group", column="shop")
+    says = "folds=3: expected at least 3 different values in 'shop', .* came 2. Use fewer folds"
+    with pytest.raises(TrainingError, match=says): folded(frame, OBJECTIVE, 3, splitting=by_shop)
+    assert len(folded(frame, OBJECTIVE, 2, splitting=by_shop)) == 2
+
+
+def test_rows_without_a_key_are_independent_in_the_folds():
+    "As they are in the intervals."
+    key = [None] * 240 + [f"k{i // 2}" for i in range(60)]
+    parts = folded(table().with_columns(id=pl.Series(key)), OBJECTIVE, 3)
+    assert all(80 <= len(scored) <= 120 for _, scored in parts)
+
+
 def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
     early = pl.col("day") < date(2026, 2, 1)
     rows = dated().with_columns(_split=pl.when(early).then(pl.lit("train")).otherwise(pl.lit("test")))
