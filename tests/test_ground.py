@@ -91,6 +91,19 @@ def test_of_many_writers_with_one_key_one_commits(tmp_path, write):
             assert lake.scan(table).collect().height == 1
 
 
+def test_first_times_and_another_commit_are_a_conflict_that_a_second_try_solves(tmp_path):
+    table, plain = str(tmp_path / "t"), pl.DataFrame({"n": [1]})
+    timed = plain.with_columns(at=pl.lit(datetime(2024, 5, 1, 10)))
+    def write(rows, name, at): return lake.commit(
+        table, [lake.write(table, rows, name)], schema=rows.schema, at=at)
+    write(plain, "0.parquet", None)
+    write(plain, "1.parquet", 0)
+    with pytest.raises(lake.Conflict): write(timed, "2.parquet", 0)
+    assert lake.scan(table).collect().height == 2
+    assert write(timed, "3.parquet", lake.version(table)) == 3
+    assert lake.scan(table).collect().rows() == [(1, datetime(2024, 5, 1, 10))]
+
+
 def test_a_commit_is_known_by_its_version_while_others_commit(tmp_path, monkeypatch):
     table, schema, read, more = str(tmp_path / "t"), pl.Schema({"n": pl.Int64}), lake._commit_info, [3, 2]
 
