@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .masking import Address, Secret, Tokens, Webhook, masked_all
+from .masking import Address, Secret, Tokens, Webhook, masked, masked_all
 
 # %% ../nbs/00_settings.ipynb #5da7d786
 class MlopsError(Exception):
@@ -211,7 +211,7 @@ def _check_addresses(settings: "Settings") -> "Settings":
     for key, place in places.items():
         ends = re.search("[#?]", place) if "://" in place else None
         if wrong := misread(place) or (ends and ends[0]):
-            raise SettingsError(f"{settings.root / 'settings.ini'}: {key} is {place}, and libraries misread "
+            raise SettingsError(f"{settings.root / 'settings.ini'}: {key} is {masked(place)}, and libraries misread "
                                 f"'{wrong}' in it: rename the folder, or choose another one")
     return settings
 
