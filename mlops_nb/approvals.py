@@ -110,7 +110,8 @@ def approve(
     _undecided(ref, settings)
     if failed and not despite:
         raise ApprovalError(f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say "
-                            f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…")
+                            f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or "
+                            "despite=…")
     why = {"despite": despite, "failed": failed} if failed else {}
     return _record("approved", ref, digest, settings, by=by, note=note, after=last, **why)
 
@@ -124,9 +125,9 @@ def _undecided(ref: str, settings: Settings) -> str | None:
     "Return the id of the version's newest decision, or None; raise if it is a rejection."
     before = decision(ref, settings)
     if before and before["kind"] == "rejected":
-        raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, register "
-                            "a new version: `mlops-nb run`, or for the same model `mlops-nb run --from "
-                            "register --force`")
+        raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, "
+                            "register a new version: `mlops-nb run`, or for the same model "
+                            "`mlops-nb run --from register --force`")
     return before and before["id"]
 
 def _last(ref: str, settings: Settings) -> str | None:

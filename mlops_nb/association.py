@@ -41,7 +41,7 @@ def _counts(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _statistic(rows: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    "Pearson's chi-square of two classes by categories; `positives` may be many tables with the same margins."
+    "Pearson's chi-square of two classes by categories; of each table if `positives` has many."
     n, ones = rows.sum(), positives.sum(axis=-1)
     squares = (positives.astype(float) ** 2 / rows).sum(axis=-1)
     return (squares - ones**2 / n) * n**2 / (ones * (n - ones))
@@ -55,18 +55,21 @@ def _moments(rows: np.ndarray, ones: int) -> tuple[float, float]:
     n, k, r = int(rows.sum()), len(rows), rows.astype(float)
     f = np.cumprod([(ones - i) / (n - i) for i in range(4)]) if n > 3 else np.zeros(4)
     spare, falling = n - k, [r, r * (r - 1), r * (r - 1) * (r - 2), r * (r - 1) * (r - 2) * (r - 3)]
-    own = ((falling[3] * f[3] + 6 * falling[2] * f[2] + 7 * falling[1] * f[1] + r * f[0]) / r**2).sum()
-    cross = (spare**2 - ((r - 1) ** 2).sum()) * f[3] + 2 * (k - 1) * spare * f[2] + k * (k - 1) * f[1]
+    fourth = falling[3] * f[3] + 6 * falling[2] * f[2] + 7 * falling[1] * f[1] + r * f[0]
+    own = (fourth / r**2).sum()
+    cross = ((spare**2 - ((r - 1) ** 2).sum()) * f[3] + 2 * (k - 1) * spare * f[2]
+             + k * (k - 1) * f[1])
     mean = spare * f[1] + k * f[0]
     factor = n**2 / (ones * (n - ones))
     return factor * (mean - ones**2 / n), factor**2 * max(0.0, own + cross - mean**2)
 
 
 def _drawn(rows: np.ndarray, ones: int, statistic: float, draws: int = 9999) -> float:
-    "The share of tables with the same margins whose chi-square is as large, the observed one among them."
+    "The share of tables with the same margins, the observed one too, whose chi-square is as large."
     rng, size, hits = np.random.default_rng(0), max(1, 10**6 // len(rows)), 1
     for start in range(0, draws, size):
-        tables = rng.multivariate_hypergeometric(rows, ones, min(size, draws - start), method="marginals")
+        tables = rng.multivariate_hypergeometric(rows, ones, min(size, draws - start),
+                                                 method="marginals")
         hits += int((_statistic(rows, tables) >= statistic * (1 - 1e-9)).sum())
     return hits / (draws + 1)
 
@@ -80,7 +83,7 @@ def _independence(rows: np.ndarray, positives: np.ndarray, statistic: float) -> 
     if k == 2: return float(fisher_exact([positives, rows - positives]).pvalue)
     if k <= _MOST: return _drawn(rows, ones, statistic)
     mean, variance = _moments(rows, ones)
-    if variance <= 1e-9 * mean: return 1.0                          # one table only, as where no category repeats
+    if variance <= 1e-9 * mean: return 1.0                          # one table only: none repeats
     return float(gamma.sf(statistic, mean**2 / variance, scale=variance / mean))
 
 # %% ../nbs/06r_association.ipynb #f4a97f86
@@ -88,15 +91,16 @@ def _design(labels: np.ndarray, values: np.ndarray, keys: np.ndarray) -> float:
     "How many times larger chi-square is on average because rows belong together; 1 at the least."
     _, category = np.unique(values, return_inverse=True)
     k, n, ones = int(category.max()) + 1, len(labels), int(labels.sum())
-    weight = np.where(labels == 1, 1 / ones, -1 / (n - ones))       # of a row in the difference of two shares
+    weight = np.where(labels == 1, 1 / ones, -1 / (n - ones))       # in a difference of shares
     share = np.bincount(category, minlength=k) / n
     own = [np.bincount(category, labels == c, k) / (labels == c).sum() for c in (1, 0)]
     cells, cell = np.unique(keys * k + category, return_inverse=True)
     key, of, sums = cells // k, cells % k, np.bincount(cell, weight)
     parts = [np.bincount(keys, np.where(labels == c, weight, 0)) for c in (1, 0)]
     expected = parts[0][key] * own[0][of] + parts[1][key] * own[1][of]
-    squares = (sums**2 - 2 * sums * expected) / share[of]           # of cells with rows; all others have sums of 0
-    every = sum((parts[a] * parts[b]).sum() * (own[a] * own[b] / share).sum() for a in (0, 1) for b in (0, 1))
+    squares = (sums**2 - 2 * sums * expected) / share[of]           # others have sums of 0
+    every = sum((parts[a] * parts[b]).sum() * (own[a] * own[b] / share).sum()
+                for a in (0, 1) for b in (0, 1))
     return max(1.0, (squares.sum() + every) / ((1 / ones + 1 / (n - ones)) * (k - 1)))
 
 # %% ../nbs/06r_association.ipynb #7302181f
@@ -128,7 +132,7 @@ def _error(labels: np.ndarray, values: np.ndarray, keys: np.ndarray | None, coun
     place = np.unique(values, return_inverse=True)[1]
     return np.sqrt((np.bincount(keys, influence[labels, place]) ** 2).sum()) / len(labels)
 
-# %% ../nbs/06r_association.ipynb #7f9005e4
+# %% ../nbs/06r_association.ipynb #3770d192
 def associated(
     labels: np.ndarray,                      # zeros and ones, both present
     values: np.ndarray,                      # categories, two or more
@@ -146,8 +150,10 @@ def associated(
     else: p = float(f.sf(statistic / design / dof, dof, dof * max(1, fewest(labels, keys) - 1)))
     statistic /= design
     low, high = (_bound(statistic, dof, level) for level in (1 - alpha / 2, alpha / 2))
-    value, low, high = (min(1.0, np.sqrt(v * design / n)) for v in (max(0.0, statistic - dof), low, high))
+    value, low, high = (min(1.0, np.sqrt(v * design / n))
+                        for v in (max(0.0, statistic - dof), low, high))
     if value > 0:
-        half = norm.isf(alpha / 2) * _error(labels, values, numbers, (rows, positives)) / (2 * value)
+        error = _error(labels, values, numbers, (rows, positives))
+        half = norm.isf(alpha / 2) * error / (2 * value)
         low, high = max(0.0, min(low, value - half)), min(1.0, max(high, value + half))
     return Interval(value=float(value), low=float(min(low, value)), high=float(max(high, value))), p

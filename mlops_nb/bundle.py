@@ -173,10 +173,12 @@ def environment_digests() -> set[str]:
 def claims(folder: Path) -> dict:
     "Return a bundle's manifest; raise where it is none."
     try: manifest = json.loads((folder / MANIFEST).read_text())
-    except ValueError as e: raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON: {e}") from e
+    except ValueError as e:
+        raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON: {e}") from e
     entries = manifest.get("files") if isinstance(manifest, dict) else None
     if isinstance(entries, dict) and "digest" in manifest: return manifest
-    raise BundleError(f"bundle {folder}: {MANIFEST} has no digest and files; fetch the bundle again")
+    raise BundleError(f"bundle {folder}: {MANIFEST} has no digest and files; fetch the bundle "
+                      "again")
 
 def differing(
     now: dict[str, dict],    # hash and size of each file
@@ -189,7 +191,8 @@ def differing(
              for n in sorted(now.keys() | then.keys()) if now.get(n) != then.get(n)]
     if wrong: return wrong
     if total(now) != manifest["digest"]: return [f"{MANIFEST} was changed"]
-    return [f"another was expected: {expected}"] if expected not in (None, manifest["digest"]) else []
+    same = expected in (None, manifest["digest"])
+    return [] if same else [f"another was expected: {expected}"]
 
 # %% ../nbs/11a_bundle.ipynb #9eea0a80
 SHOWN = ("notebooks/", "report.html")  # for people: hashed, and not kept in memory
@@ -224,7 +227,8 @@ class Sealed:
             entries[name] = entry(data)
             if not name.startswith(SHOWN): kept[name] = data
         if wrong := differing(entries, self.manifest, self.expected):
-            raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again")
+            raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; "
+                              "fetch it again")
         return kept
 
     def verify(self) -> Self:
@@ -300,7 +304,8 @@ class Bundle(Parts):
         column = meant(label, self.labels)
         if column is None:
             labels = " and ".join(self.labels)
-            raise BundleError(f"the model in {self.path} has the labels {labels}, expected {label!r} "
+            raise BundleError(f"the model in {self.path} has the labels {labels}, "
+                              f"expected {label!r} "
                               "among them: compare it with data of its own labels")
         both = self.pipeline.predict_proba(self.signature.conform(frame))
         return both[:, self.labels.index(column)]
@@ -327,8 +332,9 @@ def vouched(
         expected = " or ".join(sorted(digests)[:5])
         raise BundleError(f"bundle {bundle.path} has digest {bundle.digest}, expected {expected}: "
                           f"fetch it again, or {advice}")
-    raise BundleError(f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and nothing "
-                      f"says which digest it must have: load it in its workspace, or {advice}")
+    raise BundleError(f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and "
+                      "nothing says which digest it must have: load it in its workspace, "
+                      f"or {advice}")
 
 # %% ../nbs/11a_bundle.ipynb #2285f106
 def library_digest(

@@ -150,6 +150,7 @@ def contract(
     seed: int = 0,                      # of the rows on which the features are tried
 ) -> Signature:
     "Return what a model of these rows demands; raise where its features do not work row by row."
+    _pair(frame[objective.target], objective.positive)
     signature = Signature.of(frame, ignored=(objective.key, objective.target))
     function, inputs = features and imported(features), signature.conform(frame)
     outputs(function, signature)
@@ -187,8 +188,8 @@ def load_pipeline(
     refused = [name for name in names if not _allowed(name, package)]
     if refused:
         raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of "
-                            f"scikit-learn, NumPy, or members of package '{package}'; move what the "
-                            "pipeline uses there and train again")
+                            f"scikit-learn, NumPy, or members of package '{package}'; move what "
+                            "the pipeline uses there and train again")
     if isinstance(file, bytes): return skops.io.loads(file, trusted=names)
     return skops.io.load(file, trusted=names)
 
@@ -201,7 +202,8 @@ def named(
     source = {"data" if isinstance(file, bytes) else "file": file}
     try: return skops.io.get_untrusted_types(**source)
     except Exception as e:
-        raise TrainingError(f"{_place(file)} is not a skops file: {e}; save the candidate again") from e
+        raise TrainingError(f"{_place(file)} is not a skops file: {e}; "
+                            "save the candidate again") from e
 
 def _place(file: str | Path | bytes) -> str:
     "Return what to call a skops file in an error."

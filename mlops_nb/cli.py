@@ -42,7 +42,8 @@ def main() -> None:
         if debug: raise
         said = str(e) if isinstance(e, MlopsError) else (
             f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)")
-        _console(stderr=True).print(f"[red]error:[/] {_escape(masked(said))}", highlight=False, soft_wrap=True)
+        _console(stderr=True).print(f"[red]error:[/] {_escape(masked(said))}", highlight=False,
+                                    soft_wrap=True)
         sys.exit(1)
 
 # %% ../nbs/19_cli.ipynb #217f6f50
@@ -376,10 +377,12 @@ def monitor(
     from mlops_nb import monitoring
     settings = load(workspace)
     found = monitoring.check(model, settings=settings)
-    if as_json: return _say({"model": model, "rows": found.rows, "versions": found.versions, "quiet": found.quiet,
+    if as_json: return _say({"model": model, "rows": found.rows, "versions": found.versions,
+                             "quiet": found.quiet,
                              "alerts": found.alerts, "report": str(found.report)})
     alerts = "; ".join(f"{model}/{a['version']}: {a['message']}" for a in found.alerts)
-    _print({"window": f"{found.rows} predictions", "verdict": found.verdict, "alerts": alerts or "none",
+    _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
+            "alerts": alerts or "none",
             "report": found.report})
 
 # %% ../nbs/19_cli.ipynb #37fc410a

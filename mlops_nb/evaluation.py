@@ -80,6 +80,11 @@ class Report(Tables, frozen=True):
         "Return whether there are checks and all of them hold."
         return bool(self.checks) and all(check.passed for check in self.checks)
 
+    @property
+    def few(self) -> bool:
+        "Whether the intervals rest on too few rows to promise more than 90 %."
+        return min(self.positives, self.rows - self.positives, self.fewest or FEW) < FEW
+
     def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
 
     @classmethod
@@ -96,14 +101,6 @@ class Report(Tables, frozen=True):
         return folder
 
     def _repr_html_(self) -> str: return article(self)
-
-# %% ../nbs/09_evaluation.ipynb #bc511c5b
-def _few(report: Report) -> bool:
-    "Whether the intervals rest on too few rows to promise more than 90 %."
-    return min(report.positives, report.rows - report.positives, report.fewest or FEW) < FEW
-
-
-Report.few = property(_few)
 
 # %% ../nbs/09_evaluation.ipynb #5bf4b08e
 def _accepted(objective: Objective, scores: dict[str, Interval | float]) -> list[Check]:
@@ -129,7 +126,8 @@ def _sampled(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndar
     "Row numbers of a sample: of each class its share, and 100 rows if it has them."
     if len(labels) <= most: return np.arange(len(labels))
     classes = [np.flatnonzero(labels == c) for c in (0, 1)]
-    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2)) for rows in classes]
+    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2))
+             for rows in classes]
     return np.sort(np.concatenate([rng.choice(rows, size, replace=False)
                                    for rows, size in zip(classes, sizes, strict=True)]))
 
@@ -197,7 +195,9 @@ def _rows(frame: pl.DataFrame | pl.LazyFrame, objective: Objective) -> pl.DataFr
     return frame
 
 # %% ../nbs/09_evaluation.ipynb #8708e884
-def _gain(objective: Objective, name: str, model: Measured, other: Measured | None) -> Comparison | None:
+def _gain(
+    objective: Objective, name: str, model: Measured, other: Measured | None,
+) -> Comparison | None:
     "How much better the model is than another prediction."
     if other is None: return None
     metric = objective.metric
@@ -208,50 +208,10 @@ def _gain(objective: Objective, name: str, model: Measured, other: Measured | No
 def _together(frame: pl.DataFrame, column: str | None, objective: Objective) -> pl.Series | None:
     "The column whose equal values mark rows that belong together."
     if column is not None and column not in frame.columns:
-        raise EvaluationError(f"expected the column {column!r}, by which rows belong together; came {frame.columns}")
+        raise EvaluationError(f"expected the column {column!r}, by which rows belong together, "
+                              f"got {frame.columns}")
     name = column or objective.key
     return frame[name] if name in frame.columns else None
-
-# %% ../nbs/09_evaluation.ipynb #f1b97fbf
-def evaluate(
-    frame: pl.DataFrame | pl.LazyFrame,      # the test split, with target and columns
-    probability: np.ndarray,                 # of the positive class, a row each
-    objective: Objective,
-    *,
-    baseline: Rule | np.ndarray | None = None,   # what would be done without a model, or its score of each row
-    champion: np.ndarray | None = None,      # probabilities by the model in service
-    pipeline: object = None,                 # what made the predictions: measures the importance of its columns
-    threshold: float | None = None,          # instead of the objective's
-    together: str | None = None,             # rows with one value of this column belong together; default: the key
-    seed: int = 0,                           # of the sample and the shuffling behind the importance
-) -> Report:
-    "Measure predictions on the test split and hold them against the objective, the baseline and the champion."
-    frame = _rows(frame, objective)
-    y, threshold = labels(frame, objective), objective.decision_threshold if threshold is None else threshold
-    rule, keys = baseline if isinstance(baseline, Rule) else None, _together(frame, together, objective)
-    name = f"the rule “{rule.name}”" if rule else "the baseline"
-    given = {"model": (probability, True), name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
-             "the champion": (champion, True)}
-    known = {k: _checked(frame, k, v, unit) for k, (v, unit) in given.items() if v is not None}
-    results = {k: measured(y, p, threshold, keys=keys) for k, p in known.items()}
-    p, model = known["model"], results["model"]
-    rivals = [_gain(objective, k, model, results.get(k)) for k in (name, "the champion")]
-    metrics = {metric: model.interval(metric) for metric in METRICS}
-    calibration, flagged = m.calibration(y, p, keys=keys), p >= threshold
-    groups = m.fairness(frame.select(objective.protected), y, p, threshold, keys=keys)
-    gaps = m.gaps(groups)
-    worst = {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS} if len(gaps) else {}
-    error = m.calibration_error(calibration)
-    checks = _accepted(objective, {**metrics, **worst, "calibration_error": error}) + _compared(objective, *rivals)
-    confusion = {k: int(v.sum()) for k, v in {"tp": flagged & (y == 1), "fp": flagged & (y == 0),
-                                              "fn": ~flagged & (y == 1), "tn": ~flagged & (y == 0)}.items()}
-    return Report(
-        objective=objective, rows=len(y), positives=int(y.sum()), threshold=threshold, metrics=metrics,
-        calibration_error=error, checks=checks, baseline=rivals[0], champion=rivals[1], confusion=confusion,
-        calibration=calibration, gains=m.gains(y, p), fairness=groups, gaps=gaps, seed=seed,
-        fewest=fewest(y, keys),
-        importance=[] if pipeline is None else importance(pipeline, frame, p, objective, seed=seed),
-        errors=m.errors(frame.select(features(frame, objective)), y, p, keys=keys))
 
 # %% ../nbs/09_evaluation.ipynb #70071f6d
 def evaluate(
@@ -263,15 +223,17 @@ def evaluate(
     champion: np.ndarray | None = None,      # probabilities by the model in service
     pipeline: object = None,                 # what made the predictions: measures the importance of its columns
     threshold: float | None = None,          # instead of the objective's
-    together: str | None = None,             # rows with one value of this column belong together; default: the key
+    together: str | None = None,             # column whose equal rows belong together; default: key
     seed: int = 0,                           # of the sample and the shuffling behind the importance
 ) -> Report:
     "Measure predictions on the test split and hold them against the objective, the baseline and the champion."
     frame = _rows(frame, objective)
     y, threshold = labels(frame, objective), objective.decision_threshold if threshold is None else threshold
-    rule, keys = baseline if isinstance(baseline, Rule) else None, _together(frame, together, objective)
+    rule = baseline if isinstance(baseline, Rule) else None
+    keys = _together(frame, together, objective)
     name = f"the rule “{rule.name}”" if rule else "the baseline"
-    given = {"model": (probability, True), name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
+    given = {"model": (probability, True),
+             name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
              "the champion": (champion, True)}
     known = {k: _checked(frame, k, v, unit) for k, (v, unit) in given.items() if v is not None}
     results = {k: measured(y, p, threshold, keys=keys) for k, p in known.items()}
@@ -305,12 +267,15 @@ def story(
     failed, of = [check.name for check in report.checks if not check.passed], len(report.checks)
     verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
     said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
-            f"({report.positives / report.rows:.0%}) are positive ({o.target} = {spelling(o.positive)}).",
+            f"({report.positives / report.rows:.0%}) are positive "
+            f"({o.target} = {spelling(o.positive)}).",
             f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
             f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
     if report.few:
-        said.append(f"These are few rows: {report.fewest or min(report.positives, report.rows - report.positives):,} "
-                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be right only 90 % "
+        fewest = report.fewest or min(report.positives, report.rows - report.positives)
+        said.append(f"These are few rows: {fewest:,} "
+                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be "
+                    "right only 90 % "
                     "of the time.")
     if o.costs:
         price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows

@@ -92,7 +92,8 @@ def _tried(features: Callable, frame: pl.DataFrame, way: str, schema: pl.Schema)
                                    f"{schema.names()} of no rows")
     for name, dtype in result.schema.items():
         if dtype != schema[name]:
-            raise _dependent(features, f"column '{name}' is {dtype} in {way}, but {schema[name]} in "
+            raise _dependent(features, f"column '{name}' is {dtype} in {way}, but {schema[name]} "
+                             "in "
                                        "a frame of no rows")
     return result
 

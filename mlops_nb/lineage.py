@@ -202,7 +202,8 @@ class _Models(_Runs):
             if event := self.newest(kinds, ref):
                 note = event["details"].get("note") or None
                 facts = {key: event["details"].get(key) for key in ("despite", "user")}
-                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"], by=event["by"],
+                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"],
+                                      by=event["by"],
                                       note=note, at=event["at"].isoformat(), **facts)
                 self.graph.link(id, node, how)
 
@@ -291,7 +292,8 @@ def champion(
     for event in reversed(trail.log.filter(kind="deployed", subject=model).to_dicts()):
         version = roles.named(json.loads(event["details"])).get("champion")
         registered = version and trail.newest("registered", f"{model}/{version}")
-        if registered and registered["details"]["candidate"] != candidate: return f"{model}/{version}"
+        if registered and registered["details"]["candidate"] != candidate:
+            return f"{model}/{version}"
     return ""
 
 # %% ../nbs/17_lineage.ipynb #dd466ded

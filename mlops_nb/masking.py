@@ -121,8 +121,9 @@ def _entry(text: str) -> tuple[str, str]:
     if not colon:
         return f"token-{hashlib.sha256(token.encode()).hexdigest()[:6]}", token
     if not token or not re.fullmatch(r"[\w.@+-]+", name):
-        raise ValueError("expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a colon, "
-                         "but not a name of letters, digits and . @ + - _ before it and a token after it")
+        raise ValueError("expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a "
+                         "colon, but not a name of letters, digits and . @ + - _ before it and a "
+                         "token after it")
     return name, token
 
 # %% ../nbs/00a_masking.ipynb #a1272b63
@@ -143,7 +144,7 @@ class Tokens(Secret):
     def identify(self, token: str) -> str | None:
         "Return the name of who has this token, or None; in constant time."
         digest = self._hash(token)
-        names = [name for name, known in self._hashes if compare_digest(digest, known)]
+        names = [name for name, one in self._hashes if compare_digest(digest, one)]
         return names[0] if names else None
 
     def __reduce__(self) -> tuple:

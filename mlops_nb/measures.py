@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from .intervals import (
-    FEW, METRICS, Interval, auc, codes, effective, fewest, log_losses, mean_loss, measured, share, shared)
+from mlops_nb.intervals import (
+    FEW, METRICS, Interval, auc, codes, effective, fewest, log_losses, mean_loss, measured, share,
+    shared)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ LOWER = {"brier", "log_loss", "calibration_error", *GAPS}       # where less is 
 
 # %% ../nbs/06a_measures.ipynb #581f3e2e
 def _bins(probability: np.ndarray, most: int) -> np.ndarray:
-    "The number of each row's bin. Rows of equal probability share one: where the middle of them is."
+    "The number of each row's bin. Rows of equal probability share the bin of their middle."
     _, value, counts = np.unique(probability, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
     return (middle / len(probability) * most).astype(int)[value]
@@ -71,7 +72,7 @@ def gains(
 ) -> pl.DataFrame:                           # a row a tenth: share of the rows, share of the positives, lift
     "The share of positives among the rows of highest probability."
     order = np.argsort(-probability, kind="stable")
-    ends = np.flatnonzero(np.diff(probability[order], append=-np.inf)) + 1   # of rows that are equal
+    ends = np.flatnonzero(np.diff(probability[order], append=-np.inf)) + 1   # of equal rows
     positives = np.cumsum(labels[order])[ends - 1]
     rows = np.ceil(np.arange(1, 11) / 10 * len(labels)).astype(int)
     captured = np.interp(rows, [0, *ends], [0, *positives]) / positives[-1]
@@ -103,10 +104,10 @@ def segments(
 def _group(y: np.ndarray, flagged: np.ndarray, p: np.ndarray, keys: np.ndarray | None) -> dict:
     "The measures of one group: how many rows each rests on, and its interval."
     rates = {"selection_rate": np.ones(len(y), bool), "tpr": y == 1, "fpr": y == 0}
-    found = {measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
+    shares = {measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
              for measure, of in rates.items() if of.any()}
     rarer = int(min(y.sum(), (1 - y).sum()))
-    return found | ({"roc_auc": (rarer, auc(y, p, keys=keys))} if rarer else {})
+    return shares | ({"roc_auc": (rarer, auc(y, p, keys=keys))} if rarer else {})
 
 
 def fairness(
@@ -124,9 +125,10 @@ def fairness(
         for group in sorted(set(groups)):
             of = groups == group
             p, alike = probability[of], None if numbers is None else numbers[of]
-            found = _group(labels[of], p >= threshold, p, alike)
-            rows += [{"column": column, "group": group, "measure": measure, "rows": n, **value.model_dump()}
-                     for measure, (n, value) in found.items()]
+            by_measure = _group(labels[of], p >= threshold, p, alike)
+            rows += [{"column": column, "group": group, "measure": measure, "rows": n,
+                      **value.model_dump()}
+                     for measure, (n, value) in by_measure.items()]
     return pl.DataFrame(rows)
 
 # %% ../nbs/06a_measures.ipynb #0e4be39b
@@ -155,7 +157,8 @@ def errors(
     "The groups of largest log loss, worst first, each with 30 rows and a hundredth of all at least."
     losses, numbers = log_losses(labels, probability), codes(keys)
     base = pl.DataFrame({"y": labels, "p": probability, "loss": losses})
-    groups = {name: segments(columns[name]) for name in columns.columns if not columns.schema[name].is_nested()}
+    groups = {name: segments(columns[name]) for name in columns.columns
+              if not columns.schema[name].is_nested()}
     if not groups: return pl.DataFrame()
     tables = [base.with_columns(segment=segment).group_by("segment").agg(
         column=pl.lit(name), rows=pl.len(), predicted=pl.col("p").mean(), observed=pl.col("y").mean(),
@@ -163,7 +166,8 @@ def errors(
     large = (pl.col("rows") >= max(30, len(base) / 100)) & (pl.col("rows") < len(base))
     worst = pl.concat(tables).filter(large).select("column", pl.exclude("column")).sort(
         ["log_loss", "column", "segment"], descending=[True, False, False]).head(most)
-    masks = [(groups[column] == segment).to_numpy() for column, segment in worst.select("column", "segment").rows()]
+    masks = [(groups[column] == segment).to_numpy()
+             for column, segment in worst.select("column", "segment").rows()]
     means = [mean_loss(losses[of], None if numbers is None else numbers[of]) for of in masks]
     return worst.with_columns(low=pl.Series([i.low for i in means], dtype=pl.Float64),
                               high=pl.Series([i.high for i in means], dtype=pl.Float64))

@@ -71,7 +71,8 @@ def react(
     opened = _append("alert_opened", model, settings,
                      [{"alert": q["kind"], **{k: q[k] for k in keep}, **where} for q in fresh])
     return {"opened": opened,
-            "closed": _append("alert_closed", model, settings, [{"because": id_, **where} for id_ in over])}
+            "closed": _append("alert_closed", model, settings,
+                              [{"because": id_, **where} for id_ in over])}
 
 # %% ../nbs/14_monitoring.ipynb #2b7410f5
 def retire(
@@ -86,7 +87,8 @@ def retire(
     gone = [a for a in open_alerts(model, settings=settings)
             if a["version"] and a["version"] not in {*serving, *answering}]
     return _append("alert_closed", model, settings, [
-        {"because": a["id"], "version": a["version"], "reason": "the version serves no more"} for a in gone])
+        {"because": a["id"], "version": a["version"], "reason": "the version serves no more"}
+        for a in gone])
 
 # %% ../nbs/14_monitoring.ipynb #64380094
 MENDABLE = ("drift", "performance")         # what a retraining can mend
@@ -142,7 +144,7 @@ class Judged:
     rows: int                           # predictions
     verdict: Verdict
     telemetry: dict
-    corrections: int = 0                # labels that were corrected after they had been judged, and are left out
+    corrections: int = 0                # labels corrected after they had been judged, left out
 
     @property
     def alerts(self) -> list[dict]:
@@ -153,7 +155,8 @@ class Judged:
     def label(self) -> str:
         "The state in words."
         alarms = sorted({f"{a['kind']} of {a['column']}" for a in self.alerts})
-        return f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}: {', '.join(alarms)}" if alarms else "quiet"
+        if not alarms: return "quiet"
+        return f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}: {', '.join(alarms)}"
 
 # %% ../nbs/14_monitoring.ipynb #281790b8
 @dataclass(frozen=True, repr=False)
@@ -161,7 +164,7 @@ class Look:
     "What was looked at: the new predictions of each version, judged where there are enough."
     model: str
     judged: dict[str, Judged]        # by version, the one with most predictions first
-    waiting: dict[str, int]          # predictions of versions with too few of them, which stay for the next window
+    waiting: dict[str, int]          # predictions of versions with too few, for the next window
     needed: int                      # predictions that make a verdict
     significance: float = 0.01       # the chance that a quiet look raises any alarm, over all versions
     report: Path | None = None       # the HTML file
@@ -210,7 +213,7 @@ class Monitoring(Look):
 
     @property
     def table(self) -> pl.DataFrame | None:
-        "Every question about every judged version and its answer, alarms first; None if there was no verdict."
+        "Every question about each judged version and its answer, alarms first; None if not judged."
         tables = [j.verdict.table.with_columns(version=pl.lit(v)) for v, j in self.judged.items()]
         return pl.concat(tables).sort(~pl.col("alarm"), maintain_order=True) if tables else None
 
@@ -220,7 +223,8 @@ class Monitoring(Look):
         if len(self.judged) == 1: return self.judged[self.version].label
         if self.judged: return "; ".join(f"version {v}: {j.label}" for v, j in self.judged.items())
         most = max(self.waiting.values(), default=0)
-        return f"no verdict: {most} of the {self.needed} predictions it takes; they stay for the next window"
+        return (f"no verdict: {most} of the {self.needed} predictions it takes; "
+                "they stay for the next window")
 
     def __repr__(self) -> str: return f"Monitoring({self.model}: {self.verdict})"
     def _repr_html_(self) -> str: return article(self)
@@ -282,7 +286,8 @@ def _column_rows(found: Verdict) -> list[dict]:
 # %% ../nbs/14_monitoring.ipynb #58a344e6
 def _section(judged: Judged) -> dict:
     "What the page says of one version."
-    whole = judged.verdict.table.filter(pl.col("kind").is_in(["performance", "fairness"])).to_dicts()
+    of_model = pl.col("kind").is_in(["performance", "fairness"])
+    whole = judged.verdict.table.filter(of_model).to_dicts()
     return {"j": judged, "columns": _column_rows(judged.verdict), "whole": whole}
 
 # %% ../nbs/14_monitoring.ipynb #9d4ae74e
@@ -298,9 +303,11 @@ def article(monitoring: Monitoring) -> str:
 # %% ../nbs/14_monitoring.ipynb #132bc061
 def _facts(monitoring: Monitoring) -> dict:
     "The report as JSON-able facts."
-    facts = {k: getattr(monitoring, k) for k in ("model", "version", "rows", "versions", "waiting", "verdict")}
+    facts = {k: getattr(monitoring, k)
+             for k in ("model", "version", "rows", "versions", "waiting", "verdict")}
     judged = {v: {"start": j.window[0].isoformat(), "end": j.window[1].isoformat(), "rows": j.rows,
-                  "labelled": j.verdict.labelled, "corrections": j.corrections, "quiet": not j.alerts,
+                  "labelled": j.verdict.labelled, "corrections": j.corrections,
+                  "quiet": not j.alerts,
                   "telemetry": j.telemetry} for v, j in monitoring.judged.items()}
     start, end = monitoring.window
     return facts | {"start": start.isoformat(), "end": end.isoformat(), "judged": judged}
@@ -335,23 +342,23 @@ def verdict(
     version: str,
     traffic: Traffic,
     significance: float,
-) -> tuple[Judged, dict | None]:    # the verdict, and the mark of the labels that it used; None: they wait
+) -> tuple[Judged, dict | None]:    # the verdict, and what the next one has to know of labels
     "Judge the new predictions of one version."
     model, settings = traffic.model, traffic.settings
     bundle = registry.resolve(f"{model}/{version}", settings=settings).bundle(settings)
     schema, min_rows = bundle.signature.schema(), settings.monitor.min_rows
-    new, earlier, mark = traffic.labels(version)
-    used = _valid(labelled(model, version, earlier, settings), bundle)
-    every = _valid(labelled(model, version, new, settings), bundle)
-    known = every.join(used, on="prediction_id", how="anti", maintain_order="left")
-    truth = decoded(known, schema).with_columns(known["label"])
+    new, earlier, marks = traffic.labels(version)
+    used, every = (_valid(labelled(model, version, labels, settings, at=traffic.mark["version"]),
+                          bundle) for labels in (earlier, new))
+    unjudged = every.join(used, on="prediction_id", how="anti", maintain_order="left")
+    truth = decoded(unjudged, schema).with_columns(unjudged["label"])
     rows = traffic.rows.filter(pl.col("model_version") == version)
     answer = judge(decoded(rows, schema), truth, bundle.profile, bundle.objective, bundle.report,
                    significance=significance, min_rows=min_rows, at=rows["at"].max())
     window = rows["at"].min(), rows["at"].max()
-    corrections = every.height - known.height if answer.labelled else 0
+    corrections = every.height - unjudged.height if answer.labelled else 0
     judged = Judged(version, window, rows.height, answer, telemetry(rows), corrections)
-    return judged, mark if answer.labelled else None
+    return judged, marks[0] if answer.labelled else marks[1]
 
 # %% ../nbs/14_monitoring.ipynb #3443870d
 def check(
@@ -372,7 +379,8 @@ def check(
     look = Monitoring(model, judged, waiting, limits.min_rows, limits.significance)
     if not judged: return look
     look = replace(look, report=save(look, settings, traffic.mark["version"]))
-    remember(look, traffic.seen({v: mark for v, (_, mark) in verdicts.items()}), traffic.last, settings)
+    marks = {v: mark for v, (_, mark) in verdicts.items()}
+    remember(look, traffic.seen(marks), traffic.last, settings)
     notify(model, settings)
     return look
 
@@ -397,12 +405,14 @@ def remember(look: Monitoring, seen: dict, last: dict | None, settings: Settings
     events_by_kind = {"opened": [], "closed": []}
     for version, judged in look.judged.items():
         facts["judged"][version]["profile"] = span = _keep(model, judged, settings)
-        done = react(model, judged.verdict.table, settings, version=version, window=span, report=report)
+        done = react(model, judged.verdict.table, settings, version=version, window=span,
+                     report=report)
         for kind, ids in done.items(): events_by_kind[kind] += ids
     events_by_kind["closed"] += retire(model, look.versions, settings)
     proposed = propose(model, settings)
     labels = sum(judged.verdict.labelled for judged in look.judged.values())
     alerts = [{k: a[k] for k in ("kind", "column", "message", "version")} for a in look.alerts]
     del facts["model"]
-    events.record(settings.events, "monitored", model, by=BY, after=last and last["id"], seen=seen, labelled=labels,
-                  quiet=look.quiet, report=report, proposed=proposed, alerts=alerts, **events_by_kind, **facts)
+    events.record(settings.events, "monitored", model, by=BY, after=last and last["id"], seen=seen,
+                  labelled=labels, quiet=look.quiet, report=report, proposed=proposed,
+                  alerts=alerts, **events_by_kind, **facts)

@@ -51,8 +51,8 @@ def model_name(
 ) -> str:        # the same
     "Return a model's name, or raise `ObjectiveError` for one that cannot be part of an address."
     if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name): return name
-    raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, digits, "
-                         "_ and -, no - first, for it becomes part of web addresses")
+    raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, "
+                         "digits, _ and -, no - first, for it becomes part of web addresses")
 
 # %% ../nbs/07_objective.ipynb #608e77f9
 class Objective(BaseModel, frozen=True, extra="forbid"):
@@ -182,7 +182,8 @@ class Hypothesis(BaseModel, frozen=True, extra="forbid"):
 
 # %% ../nbs/07_objective.ipynb #392f6a75
 def _measured(
-    train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float, together: pl.Series | None,
+    train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float,
+    together: pl.Series | None,
 ) -> dict:
     "One hypothesis on the training split: kind, effect, interval, p-value."
     values = evaluated(train, hypothesis.column)
@@ -191,12 +192,13 @@ def _measured(
     if not numeric and hypothesis.expect != "differs":
         raise ObjectiveError(f"{hypothesis.name!r} expects {hypothesis.expect!r} of categories, which have no order; "
                              "say which one you mean: column=pl.col(…) == …")
-    known = values.is_not_null()
-    kept, seen = values.filter(known), positive[known.to_numpy()]
+    present = values.is_not_null()
+    kept, seen = values.filter(present), positive[present.to_numpy()]
     effect, p = Interval(value=0, low=-1 if numeric else 0, high=1), 1.0       # nothing known
     if kept.n_unique() > 1 and 0 < seen.sum() < len(seen):
-        keys = None if together is None or len(together) != len(known) else together.filter(known)
-        effect, p = (ranked if numeric else associated)(seen, kept.to_numpy(), keys=keys, alpha=alpha)
+        keys = None if together is None or len(together) != len(present) else together.filter(present)
+        test = ranked if numeric else associated
+        effect, p = test(seen, kept.to_numpy(), keys=keys, alpha=alpha)
     return {"hypothesis": hypothesis.name, "statement": hypothesis.statement, "expected": hypothesis.expect,
             "measure": "rank-biserial r" if numeric else "Cramér's V", "rows": len(kept), "effect": effect.value,
             "low": effect.low, "high": effect.high, "min_effect": hypothesis.min_effect, "p_value": p}
@@ -289,8 +291,8 @@ def quick(
     *,
     folds: int = 5,
     splitting: Splitting | None = None,      # how the dataset was divided; default: by key
-) -> np.ndarray:                             # probability of each row, by a model that had not seen it; or NaN
-    "Out-of-fold predictions of an untuned model. Forward in time, the earliest rows have none: they are NaN."
+) -> np.ndarray:                             # probability a row, by a model that had not seen it
+    "Out-of-fold predictions of an untuned model. Forward in time, the earliest rows get NaN."
     from sklearn.base import clone
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits

@@ -217,7 +217,8 @@ def asgi(settings: Settings) -> Callable:
         if not authorized(request.headers.get("authorization", ""), settings.serve):
             raise HTTPException(401, "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
                                 {"WWW-Authenticate": "Bearer"})
-    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None, openapi_url=None,
+    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None,
+                  openapi_url=None,
                   exception_handlers={RequestValidationError: _refused})
     guarded = {"dependencies": [Depends(guard)]}
 

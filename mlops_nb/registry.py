@@ -259,7 +259,7 @@ def _model(client, name: str) -> None:
 def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings) -> None:
     "Record the `registered` event, once a version: what it is, what it came from, how good it is."
     source = tracking.fetch(version.source, settings=settings)
-    bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event says it yet
+    bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event yet
     try: events.record(
         settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
         dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
@@ -285,7 +285,8 @@ def resolve(
 def _parts(ref: str) -> tuple[str, str | None, str | None]:
     "Return name, version and alias of a reference; version or alias is None."
     match = re.fullmatch(r"(?:model:)?([\w-]+)(?:/(\d+)|@([A-Za-z][\w-]*))", ref)
-    if not match: raise RegistryError(f"'{ref}' is no model reference: expected NAME/VERSION or NAME@ALIAS")
+    if not match:
+        raise RegistryError(f"'{ref}' is no model reference: expected NAME/VERSION or NAME@ALIAS")
     return match.groups()
 
 def model_of(ref: str) -> str:

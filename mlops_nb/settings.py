@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer, model_validator
+from pydantic import (BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer,
+                      model_validator)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .masking import Address, Secret, Tokens, Webhook, masked, masked_all
@@ -55,8 +56,8 @@ class ClusterSection(Section):
 # %% ../nbs/00_settings.ipynb #b1d540df
 class Tracking(Section):
     "`[tracking]`: MLflow."
-    uri: Address = Address("")        # tracking and registry database or server; empty: SQLite in the storage folder
-    artifacts: Address = Address("")  # where files of runs and models go; empty: `artifacts` in the storage
+    uri: Address = Address("")        # tracking database or server; empty: SQLite in the storage
+    artifacts: Address = Address("")  # files of runs and models; empty: `artifacts` in the storage
     experiment: str = ""              # empty: the workspace's name
 
 # %% ../nbs/00_settings.ipynb #ab63b6c9
@@ -65,8 +66,8 @@ class Serve(Section):
     host: str = "127.0.0.1"                   # interface to listen on
     port: int = Field(8000, ge=1, le=65535)   # one port for every endpoint and page
     replicas: int = Field(1, ge=1)            # processes an endpoint; 2 or more where availability is claimed
-    tokens: Tokens = Tokens("")               # NAME:TOKEN or TOKEN, separated by spaces; empty: none, loopback only
-    hosts: str = ""                           # more names by which clients may ask, separated by spaces
+    tokens: Tokens = Tokens("")               # NAME:TOKEN or TOKEN, spaces between; empty: loopback
+    hosts: str = ""                           # more host names to answer for, spaces between; *: any
     flush_seconds: float = Field(1.0, gt=0)   # longest time until a logged prediction is in its table, s
     fdatasync: bool = False                   # prediction log survives a power cut, not only a killed process
     max_rows: int = Field(10_000, ge=1)       # rows accepted in one request
@@ -78,7 +79,7 @@ class Serve(Section):
 # %% ../nbs/00_settings.ipynb #cf98ba70
 class Monitor(Section):
     "`[monitor]`: when a difference is an alarm."
-    significance: float = Field(0.01, gt=0, lt=1)  # chance of any false alarm in one quiet window, over all columns
+    significance: float = Field(0.01, gt=0, lt=1)  # chance of any false alarm in one quiet look, over all versions
     min_rows: int = Field(100, ge=1)               # smaller windows are not judged
 
 # %% ../nbs/00_settings.ipynb #cef6e07d
@@ -89,7 +90,7 @@ class Alerts(Section):
 # %% ../nbs/00_settings.ipynb #ddff4a2f
 class Deploy(Section):
     "`[deploy]`: what a version needs before it goes to production."
-    approval: Literal["rule", "person"] = "rule"  # "person": a person decides, whatever the objective says
+    approval: Literal["rule", "person"] = "rule"  # "person": whatever the objective says
 
 # %% ../nbs/00_settings.ipynb #6fd41bfb
 class StageSection(Section):
@@ -107,13 +108,14 @@ class TriggerSection(Section):
     "`[trigger:NAME]`: what a run is started by."
     files: str = ""                             # pattern of files, relative to the workspace
     table: str = ""                             # address of a Delta table; a bare name: a table of the lake
-    database: Address = Address("")             # sqlite:///PATH or postgresql://…, with `query` and `watermark`
+    database: Address = Address("")             # sqlite:///PATH or postgresql://…, with a query
     query: str = ""                             # its table, or a SELECT
     watermark: str = ""                         # the column whose greatest value grows with new rows
     cron: str = ""                              # a schedule, UTC: minute hour day month weekday
     alert: str = ""                             # an endpoint's name: a proposal to retrain it
     manual: bool = False                        # what a person or a program asks for
-    parameters: Json[dict[str, Any]] = Field("{}", validate_default=True, repr=False)   # of the run, a JSON object
+    parameters: Json[dict[str, Any]] = Field(   # of the run, a JSON object
+        "{}", validate_default=True, repr=False)
     missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
     cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
     settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s
@@ -159,7 +161,7 @@ def local(address: str) -> str:
 def sqlite(path: str) -> str:
     "Return the address of an SQLite file as SQLAlchemy takes it."
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # of the first MLflow makes the folder
+    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # under "sqlite" MLflow makes the folder
     return f"{driver}:///{encoded}"
 
 # %% ../nbs/00_settings.ipynb #e5a5a7aa
@@ -205,21 +207,23 @@ class Addresses:
 def _check_addresses(settings: "Settings") -> "Settings":
     "Return the settings, or raise `SettingsError` for a place that a library misreads."
     if os.pathsep in str(settings.root):
-        raise SettingsError(f"a workspace cannot be at {settings.root}: '{os.pathsep}' divides Python's "
-                            "import paths; rename the folder")
-    places = {"[workspace] storage": settings.storage, "[tracking] artifacts": settings.artifacts_uri}
+        raise SettingsError(f"a workspace cannot be at {settings.root}: '{os.pathsep}' divides "
+                            "Python's import paths; rename the folder")
+    places = {"[workspace] storage": settings.storage,
+              "[tracking] artifacts": settings.artifacts_uri}
     for key, place in places.items():
         ends = re.search("[#?]", place) if "://" in place else None
         if wrong := misread(place) or (ends and ends[0]):
-            raise SettingsError(f"{settings.root / 'settings.ini'}: {key} is {masked(place)}, and libraries misread "
-                                f"'{wrong}' in it: rename the folder, or choose another one")
+            shown = f"{settings.root / 'settings.ini'}: {key} is {masked(place)}"
+            raise SettingsError(f"{shown}, and libraries "
+                                f"misread '{wrong}' in it: rename the folder, or choose another")
     return settings
 
 # %% ../nbs/00_settings.ipynb #93f594fd
 class Settings(Addresses, BaseSettings):
     "A workspace's settings, and the addresses that follow from them."
-    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__", extra="forbid", frozen=True,
-                                      hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__",
+                                      extra="forbid", frozen=True, hide_input_in_errors=True)
     root: Path                                # the workspace's folder
     workspace: Workspace = Workspace()
     cluster: ClusterSection = ClusterSection()
@@ -342,7 +346,8 @@ def _grouped(sections: dict) -> dict:
 def _is_secret(model: type[BaseModel] | None, name: str) -> bool:
     "Return whether a key's value must not be shown."
     field = getattr(model, "model_fields", {}).get(name)
-    return isinstance(getattr(field, "annotation", None), type) and issubclass(field.annotation, Secret)
+    kind = getattr(field, "annotation", None)
+    return isinstance(kind, type) and issubclass(kind, Secret)
 
 # %% ../nbs/00_settings.ipynb #4ad4b3a4
 def _explain(error: dict) -> str:

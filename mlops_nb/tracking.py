@@ -35,7 +35,8 @@ def client(
         return found
     except Exception as e:
         uri = settings.tracking_uri
-        raise TrackingError(f"MLflow's database {masked(uri)} cannot be read: {scrubbed(_root(e), uri)}. "
+        raise TrackingError(f"MLflow's database {masked(uri)} cannot be read: "
+                            f"{scrubbed(_root(e), uri)}. "
                             "Check [tracking] uri in settings.ini, or move the file away to start a new one") from e
 
 # %% ../nbs/02_tracking.ipynb #b796381f

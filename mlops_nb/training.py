@@ -232,7 +232,7 @@ def _log(found: Search, settings: Settings) -> None:
 
 # %% ../nbs/08_training.ipynb #ada6c3bc
 def search(
-    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,  # rows; of those with a `_split` only `train` is used
+    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,  # rows; with `_split`, only `train` counts
     objective: Objective,
     candidates: Sequence[Candidate],
     *,
@@ -254,7 +254,8 @@ def search(
     frame = split(frame, "train") if "_split" in frame.lazy().collect_schema() else frame.lazy().collect()
     parts = folded(frame, objective, folds, seed, splitting=splitting)
     name = dotted(features, settings.workspace.package)
-    shared = {"frame": frame, "objective": objective, "parts": parts, "seed": seed, "features": name,
+    shared = {"frame": frame, "objective": objective, "parts": parts, "seed": seed,
+              "features": name,
               "signature": contract(frame, objective, name, seed=seed)}
     for c in candidates: build(c, {}, shared["signature"], shared["features"] and imported(shared["features"]))
     _placeable(settings)

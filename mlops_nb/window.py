@@ -81,12 +81,13 @@ def _beyond(together: np.ndarray, n: int, m: int) -> np.ndarray:
     from scipy.special import gammaln
     chance = np.zeros(len(together))
     t = together[together <= n]
-    chance[together <= n] = np.exp(gammaln(n + 1) - gammaln(n - t + 1) - gammaln(n + m + 1) + gammaln(n + m - t + 1))
+    chance[together <= n] = np.exp(gammaln(n + 1) - gammaln(n - t + 1) - gammaln(n + m + 1)
+                                   + gammaln(n + m - t + 1))
     return chance
 
 # %% ../nbs/14a_window.ipynb #f768f76c
 def _many(rows: int, together: np.ndarray, chance: np.ndarray) -> float:
-    "Chernoff's bound of the chance that at least so many rows are of categories that only the window has."
+    "Chernoff's bound of the chance of this many rows or more in categories new in the window."
     from scipy.optimize import minimize_scalar
     possible = chance > 0
     if not possible.any() or rows <= 0: return 1.0
@@ -132,7 +133,8 @@ def drifting(found: Drift) -> list[dict]:
     asked = []
     for row in found.table.iter_rows(named=True):
         problem = None if row["statistic"] == EMPTY else row["problem"]
-        asked.append(question("schema", row["column"], "comparable", None, message=problem or "comparable",
+        asked.append(question("schema", row["column"], "comparable", None,
+                              message=problem or "comparable",
                               fault=problem is not None))
         if row["p_value"] is not None and row["statistic"] != EMPTY:
             asked.append(question("drift", row["column"], row["statistic"], row["distance"], p=row["p_value"],
@@ -159,10 +161,12 @@ def performance(
     y = labelled["label"].to_numpy()
     if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS: return []
     now = measures.measured(y, labelled["prediction"].to_numpy()).interval(name)
-    upper, lower = (expected, now.model_dump()) if name not in LOWER else (now.model_dump(), expected)
+    upper, lower = expected, now.model_dump()
+    if name in LOWER: upper, lower = lower, upper
     error = np.hypot(upper["value"] - upper["low"], lower["high"] - lower["value"]) / 1.96
     lost = (upper["value"] - lower["value"]) / max(error, 1e-9)         # in standard errors
-    return [question("performance", name, name, now.value, p=norm.sf(lost), reference=expected["value"],
+    return [question("performance", name, name, now.value, p=norm.sf(lost),
+                     reference=expected["value"],
                      message=f"{name} {now} on {len(y)} labelled rows, {expected['value']:.3f} on the test split")]
 
 # %% ../nbs/14a_window.ipynb #85d52e1e
@@ -180,12 +184,14 @@ def _gap(groups: pl.DataFrame, column: str, measure: str) -> tuple[float, float,
 def _groups(seen: pl.DataFrame, labelled: pl.DataFrame, objective: Objective, threshold: float) -> pl.DataFrame:
     "Selection rates of all rows, error rates of the labelled ones, by group."
     columns = [c for c in objective.protected if c in seen.columns]
-    all_ = measures.fairness(seen[columns], np.zeros(seen.height, int), seen["prediction"].to_numpy(), threshold)
+    all_ = measures.fairness(seen[columns], np.zeros(seen.height, int),
+                             seen["prediction"].to_numpy(), threshold)
     if all_.is_empty(): return all_
     parts = [all_.filter(pl.col("measure") == "selection_rate")]
     if labelled.height:
         y = labelled["label"].to_numpy()
-        rates = measures.fairness(labelled[columns], y, labelled["prediction"].to_numpy(), threshold)
+        p = labelled["prediction"].to_numpy()
+        rates = measures.fairness(labelled[columns], y, p, threshold)
         parts.append(rates.filter(pl.col("measure").is_in(["tpr", "fpr"])))
     return pl.concat(parts)
 
@@ -260,14 +266,14 @@ def judge(
     "Ask everything of a window."
     columns = [c for c in seen.columns if c != "prediction" or c in reference.columns]
     known = reference.select(columns)
-    found = drift(profile(seen[columns], at=at), known)
+    drifts = drift(profile(seen[columns], at=at), known)
     judged = labelled if labelled.height >= min_rows else labelled.clear()
     inputs, finite = seen.drop("prediction"), lambda f: f.filter(pl.col("prediction").is_between(0, 1))
-    questions = [*drifting(found), *missing(inputs, known), *outside(inputs, known), *unseen(inputs, known),
+    questions = [*drifting(drifts), *missing(inputs, known), *outside(inputs, known), *unseen(inputs, known),
                  *faulty(seen), *performance(finite(judged), objective, report),
                  *fairness(finite(seen), finite(judged), objective, report)]
     table = corrected(questions, significance)
     joint = table.filter(pl.col("kind") == "drift").select("column", "corrected", drifted="alarm")
-    rows = found.table.drop("corrected", "drifted").join(joint, on="column", how="left", maintain_order="left")
-    rows = rows.with_columns(pl.col("drifted").fill_null(False)).select(found.table.columns)
-    return Verdict(table, replace(found, table=rows, significance=significance), judged.height)
+    rows = drifts.table.drop("corrected", "drifted").join(joint, on="column", how="left", maintain_order="left")
+    rows = rows.with_columns(pl.col("drifted").fill_null(False)).select(drifts.table.columns)
+    return Verdict(table, replace(drifts, table=rows, significance=significance), judged.height)

@@ -145,6 +145,19 @@ def postgres():
         shutil.rmtree(folder)
 
 
+def aliases(settings, model: str) -> dict[str, str]:
+    "Return the version of each of a model's aliases in MLflow."
+    from mlops_nb import tracking
+    registered = tracking.client(settings).get_registered_model(model)
+    return {alias: str(version) for alias, version in registered.aliases.items()}
+
+
+def panic(*args, **kwargs):
+    "Raise what Python gets from a Rust library that panics."
+    import polars as pl
+    raise pl.exceptions.PanicException("index out of bounds")
+
+
 @pytest.fixture
 def chromium():
     "The path of a real browser."

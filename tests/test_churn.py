@@ -126,7 +126,7 @@ def test_a_person_decides(churn):
     fails(call("rollback", "nothing", "-w", churn.root), "nothing")
 
 
-def test_no_parameter_passes_by_a_person_or_the_gate(churn):
+def test_parameters_that_would_skip_the_gate_or_a_person_are_refused(churn):
     for name in ("approval=rule", "passed=true"):
         fails(call("run", "-w", churn.root, "-p", name), name.partition("=")[0])
     other = call("run", "-w", churn.root, "-p", "trials=3", "-p", "champion=nobody@champion", "--to", "test", timeout=300)

@@ -97,7 +97,7 @@ def test_a_check_tells_all_and_starts_nothing(tmp_path, apart):
     assert not settings.state.exists()
 
 
-def test_a_check_shows_warnings_and_hinders_nothing_by_them(tmp_path, apart):
+def test_a_check_shows_warnings_and_exits_0(tmp_path, apart):
     settings = create(tmp_path / "w")
     (settings.root / "nbs").mkdir()
     make = nbformat.read(NOTEBOOKS / "1_make.ipynb", as_version=4)

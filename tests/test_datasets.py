@@ -222,6 +222,11 @@ def test_infinity_is_refused_in_words(ws):
     assert json.loads(aside["row"])["x"] == "-inf"
 
 
+def test_why_an_ingest_fails_is_said_in_words(ws):
+    with pytest.raises(DataError, match=r"it allows: x must be finite \(2 rows\)\. Mend"):
+        datasets.ingest("d", text(ws, "d.csv", "id,x\n1,inf\n2,-inf\n3,2.5\n"), settings=ws)
+
+
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("ending", ["csv", "parquet", "ndjson"])
 def test_the_first_values_settle_the_type_of_a_column_without_any(ws, ending, together):
@@ -246,6 +251,26 @@ def test_a_look_at_a_source_gives_a_column_the_type_of_its_first_values(ws):
     assert datasets.read("in/*.csv", settings=ws)["bonus"].to_list() == [None, None, 10.5]
 
 
+TIME = datetime(2024, 5, 1, 10)
+
+@pytest.mark.parametrize("first", ["id\n1\n", "id,at\n1,\n", "id,at\n1,2024-04-01\n"])
+def test_a_table_without_times_may_get_some(ws, first):
+    text(ws, "in/1.csv", first)
+    columns = {"id": Column(dtype="integer")}
+    if "2024" in first: columns["at"] = Column(dtype="date")
+    elif "at" in first: columns["at"] = Column(dtype="unknown", nullable=True)
+    contract = Contract(columns=columns, on_change="evolve")
+    before = datasets.ingest("d", "in", contract=contract, settings=ws)
+    text(ws, "in/2.csv", "id,at\n2,2024-05-01 10:00:00\n")
+    version = datasets.ingest("d", "in", settings=ws)
+    old = datetime(2024, 4, 1) if "2024" in first else None
+    assert rows_of(version) == [(1, old), (2, TIME)] and version.parent.ref == before.ref == "d@0"
+    text(ws, "in/3.csv", "id,at\n3,2024-05-01 10:00:00\n")
+    third = datasets.ingest("d", "in", settings=ws)
+    assert third.version == version.version + 1 and len(rows_of(third)) == 3
+    assert len(rows_of(datasets.get("d@0", settings=ws))) == 1
+
+
 @pytest.mark.parametrize("values, kind", [
     (["7"], "integer"), (["0.5", "7"], "float"), (["2024-05-01"], "date"), (["yes"], "string"),
     (["true"], "boolean"), (["007"], "string"), (["NaN"], "unknown")])
@@ -266,7 +291,9 @@ def test_first_values_after_the_sample_settle_a_type(ws, values, kind, contract)
     ([*map(str, range(MANY)), "Total"], "written as an integer", "Total"),
     (["2024-05-01"] * MANY + ["0000-00-00"], "written as a date", "0000-00-00"),
     (["31/12/2023"] * 50 + ["0000-00-00"], "written as a date", "0000-00-00"),
-    (["true"] * 50 + ["?"], "true or false", "?")])
+    (["true"] * 50 + ["?"], "true or false", "?"),
+    ([*(f"{i}.0" for i in range(50)), "NA"], "written as a number", "NA"),
+    ([*map(str, range(50)), "n.a."], "written as an integer", "n.a.")])
 def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     source = text(ws, "d.csv", column(values))
     with pytest.warns(UserWarning, match=r"d@0: column 'v' is text"):
@@ -283,11 +310,46 @@ def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     assert other.scan().collect()["v"].null_count() == 1
 
 
+@pytest.mark.parametrize("other, option", [(";x", {}), (";2,25", {}), (";2,25", {"decimal_comma": True})])
+def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option):
+    lines = "".join(f"{i};{i},5{other}\n" for i in range(50)) + f"50;NA{other}\n"
+    source = text(ws, "d.csv", "id;v;w\n" + lines)
+    version = ingested(ws, "d", source, options=option)
+    assert kinds(version)["v"] == "string" and version.notes == [
+        "column 'v' is text: 1 of 51 values is not written as a number, the first 'NA' in row 51 of d.csv; "
+        "options={'null_values': ['NA']} makes it missing"]
+    known = datasets.ingest("e", source, options=option | {"null_values": ["NA"]}, settings=ws)
+    assert known.scan().collect()["v"].sum() == sum(range(50)) + 25
+
+
+def test_one_word_does_not_hide_that_dates_could_be_read_in_two_ways(ws):
+    version = ingested(ws, "d", text(ws, "d.csv", column(["05/01/2024"] * 50 + ["NA"])))
+    assert version.notes == ["column 'v' is text, for it could be read in two ways: set "
+                             "date_format=%d/%m/%Y or date_format=%m/%d/%Y"]
+
+
 def test_one_word_of_json_lines_is_named_without_an_option_that_they_do_not_have(ws):
     lines = [*(f'{{"v": {i}.5}}\n' for i in range(50)), '{"v": "N/A"}\n']
     version = ingested(ws, "d", text(ws, "d.ndjson", "".join(lines)))
     assert version.notes == ["column 'v' is text: 1 of 51 values is not written as a number, "
                              "the first 'N/A' in row 51 of d.ndjson"]
+
+
+@pytest.mark.parametrize("value, late, kind", [
+    ("3", '"N/A"', "written as an integer"), ("1.5", '"N/A"', "written as a number"),
+    ("true", '"?"', "true or false"), ("3", "99999999999999999999", "written as an integer")])
+def test_one_word_of_json_lines_is_named_however_late_it_comes(ws, value, late, kind):
+    lines = f'{{"v": {value}}}\n' * MANY + f'{{"v": {late}}}\n'
+    version, word = ingested(ws, "d", text(ws, "d.ndjson", lines)), late.strip('"')
+    assert version.notes == [f"column 'v' is text: 1 of {MANY + 1:,} values is not {kind}, "
+                             f"the first '{word}' in row {MANY + 1:,} of d.ndjson"]
+    assert kinds(version)["v"] == "string" and version.facts["rows"] == MANY + 1
+
+
+def test_digits_that_json_lines_write_as_text_are_text_and_no_exception(ws):
+    source = text(ws, "d.ndjson", '{"v": "7"}\n' * 50)
+    with warnings.catch_warnings(action="error"): version = datasets.ingest("d", source, settings=ws)
+    assert (kinds(version)["v"], version.notes) == ("string", [])
 
 
 def test_one_word_in_another_file_is_named_and_the_note_goes_on(ws):

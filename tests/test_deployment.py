@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
+from conftest import aliases
 
 from mlops_nb import approvals, cli, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
 from mlops_nb.candidate import Candidate, fit
@@ -177,19 +178,13 @@ def test_a_rollback_of_a_rollback_goes_further_back(shop):
         deployment.rollback("churn", by="bob", note="too far", settings=shop)
 
 
-def aliases(settings):
-    "What those see who read MLflow."
-    found = tracking.client(settings).get_registered_model("churn").aliases
-    return {alias: str(version) for alias, version in found.items()}
-
-
 def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     end = deployment.deploy("churn/2", by="bob", canary=60, settings=shop)
     assert end.versions == {"1": 40, "2": 60} and (end.champion, end.challenger) == ("1", "2")
     assert [r["champion"] for r in end.replicas] == ["1"], "documentation and signature are the champion's"
     assert registry.resolve("churn@champion", settings=shop).ref == "churn/1"
     assert registry.resolve("churn@challenger", settings=shop).ref == "churn/2"
-    assert aliases(shop) == {"champion": "1", "challenger": "2"}
+    assert aliases(shop, "churn") == {"champion": "1", "challenger": "2"}
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
     shown = pages.page(pages.state(shop))
     assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
@@ -199,7 +194,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
         deployment.deploy("churn/1", by="bob", canary=10, settings=shop)
     end = deployment.rollback("churn", by="bob", note="no canary", settings=shop)
     assert (end.versions, end.champion, end.challenger) == ({"1": 100}, "1", None)
-    assert aliases(shop) == {"champion": "1"}, "no challenger, no alias"
+    assert aliases(shop, "churn") == {"champion": "1"}, "no challenger, no alias"
 
 
 def test_an_event_of_an_earlier_release_is_read_by_its_shares():
@@ -311,7 +306,7 @@ def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
     assert newest(shop)["by"] == "carol"
 
 
-def test_who_waits_for_a_state_that_was_replaced_is_told(shop):
+def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
     "And does not wait for it until the time is out."
     first = newest(shop)
     events.record(shop.events, "deployed", "churn", by="carol", **first["details"])
@@ -328,10 +323,10 @@ def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(sho
     with monkeypatch.context() as m:
         m.setattr(roles, "mirror", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"): deployment.promote("churn/2", by="bob", settings=shop)
-    assert newest(shop)["details"]["champion"] == "2" and aliases(shop) == {"champion": "1"}
+    assert newest(shop)["details"]["champion"] == "2" and aliases(shop, "churn") == {"champion": "1"}
     assert registry.resolve("churn@champion", settings=shop).ref == "churn/2"
     deployment.restore(shop)
-    assert aliases(shop) == {"champion": "2"}
+    assert aliases(shop, "churn") == {"champion": "2"}
 
 
 def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
@@ -346,7 +341,7 @@ def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
     champion = newest(shop)["details"]["champion"]
     end = deployment.endpoint("churn", settings=shop)
     assert champion in ("1", "6") and len(told) <= 1
-    assert (end.versions, end.ready, aliases(shop)) == ({champion: 100}, True, {"champion": champion})
+    assert (end.versions, end.ready, aliases(shop, "churn")) == ({champion: 100}, True, {"champion": champion})
     deployment.promote("churn/1", by="bob", settings=shop)
 
 

@@ -125,7 +125,8 @@ def test_a_decision_does_not_block_another_subject_or_kind(tmp_path):
     a = events.record(log, "deployed", "a", by="x", after=None)
     events.record(log, "deployed", "b", by="x", after=None)
     events.record(log, "monitored", "a", by="x", after=None)
-    events.record(log, "deployed", "a", by="x", after=a)
+    last = events.record(log, "deployed", "a", by="x", after=a)
+    assert events.newest(log, "deployed", "a")["id"] == last
 
 
 def _record_many(log: str, name: str, count: int) -> None:

@@ -86,7 +86,7 @@ def test_auc_has_delongs_variance(rows):
 
 @pytest.mark.parametrize(("hits", "n", "low", "high"), [
     (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634)])
-def test_wilson(hits, n, low, high):
+def test_the_interval_of_a_share_is_wilsons(hits, n, low, high):
     found = iv.share(hits, n)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
 
@@ -144,7 +144,7 @@ def test_a_constant_prediction_has_intervals_of_some_width(constant):
         assert interval.high - interval.low > 1e-3 and interval.low <= found.values[metric] <= interval.high, metric
 
 
-def test_rows_said_twice_make_no_interval_narrower():
+def test_repeated_rows_of_a_key_make_no_interval_narrower():
     rng, twice = np.random.default_rng(0), np.repeat(np.arange(400), 8)
     y, p = (rng.random(400) < 0.3).astype(int), rng.random(400)
     once, again = iv.measured(y, p), iv.measured(y[twice], p[twice], keys=twice)

@@ -27,7 +27,7 @@ from mlops_nb.settings import create
     (1.0, "1"), (-0.0, "0"), (0.1, "0.1"), (1e16, "10000000000000000"), (1e-7, "0.0000001"), (Decimal("1.500"), "1.5"), (Decimal("2.00"), "2"),
     (Decimal("100"), "100"), (date(2026, 1, 31), "2026-01-31"), (datetime(2026, 1, 31, 12), "2026-01-31T12:00:00"),
     (datetime.fromisoformat("2026-01-31T14:00:00+02:00"), "2026-01-31T12:00:00Z")])
-def test_spelling(value, text): assert spelling(value) == text
+def test_a_label_has_one_spelling(value, text): assert spelling(value) == text
 
 
 @given(st.one_of(st.booleans(), st.integers(-2**63, 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False)))
@@ -95,7 +95,7 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
     versions = Versions(settings, "m", desired.library, fixed=desired)
     handlers = Handlers(versions, *logs)
     handlers.predictor.stage = "production"
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(application_of(handlers)), base_url="http://m")
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(application_of(handlers)), base_url="http://localhost")
     async def talk():
         answer = await http.post("/predict", json={"rows": frame.select("x").to_dicts()})
         ids = [p["prediction_id"] for p in answer.json()["predictions"]]

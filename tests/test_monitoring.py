@@ -408,6 +408,53 @@ def test_labels_of_a_version_are_not_used_up_by_another(space):
     assert look(space, 5).judged["2"].verdict.labelled == 300
 
 
+def tell_ahead(space, frame: pl.DataFrame, hour: float) -> None:
+    "Labels of predictions that the next `serve` will log."
+    ids = pl.format(f"{space.batch + 1}-{{}}", pl.int_range(frame.height))
+    tell(space, frame.with_columns(prediction_id=ids), hour)
+
+
+def test_a_label_that_comes_before_its_prediction_is_used(space):
+    first, late = serve(space, people(200, 1), hour=0), people(150, 2)
+    tell(space, first, hour=0.1)
+    tell_ahead(space, late, hour=0.2)    # the prediction is in the log of a replica that died
+    assert look(space, 1).found.labelled == 200
+    serve(space, late, hour=0.1)
+    second = look(space, 2)
+    assert (second.rows, second.found.labelled, second.judged["1"].corrections) == (150, 150, 0)
+    serve(space, people(150, 3), hour=2)
+    assert look(space, 3).found.labelled == 0
+
+
+def test_few_labels_that_came_before_their_predictions_wait_for_more(space):
+    first, late = serve(space, people(200, 1), hour=0), people(60, 2)
+    tell(space, first, hour=0.1)
+    tell_ahead(space, late, hour=0.2)
+    assert look(space, 1).found.labelled == 200
+    serve(space, late, hour=0.1)
+    more = serve(space, people(100, 3), hour=1.5)
+    assert look(space, 2).found.labelled == 0     # 60 are too few
+    serve(space, people(100, 4), hour=2.5)
+    tell(space, more[:60], hour=2.6)
+    assert look(space, 3).found.labelled == 120
+    serve(space, people(100, 5), hour=3.5)
+    assert look(space, 4).found.labelled == 0
+
+
+def test_a_correction_after_the_look_is_left_for_the_next(space):
+    first, more = (serve(space, people(n, n), hour=0) for n in (200, 150))
+    tell(space, first, hour=0.1)
+    assert look(space, 0.5).found.labelled == 200
+    tell(space, more, hour=1.1)
+    tell(space, more.with_columns(y=pl.lit("No")), hour=3)
+    serve(space, people(150, 3), hour=1.2)
+    second = look(space, 2)
+    assert (second.found.labelled, second.judged["1"].corrections) == (150, 0)
+    serve(space, people(150, 4), hour=3)
+    third = look(space, 4)
+    assert (third.found.labelled, third.judged["1"].corrections) == (0, 0)
+
+
 def test_the_state_of_earlier_releases_is_read(space):
     rows = serve(space, people(300, 1), hour=0)
     tell(space, rows, hour=0)

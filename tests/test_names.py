@@ -162,7 +162,7 @@ def test_a_file_is_itself_whatever_its_name(tmp_path, ending, name):
 
 @pytest.mark.parametrize("ending", WRITERS)
 @pytest.mark.parametrize("name", ["s[1]", "s*", "s?", "a b", "s#1", "s%20"])
-def test_so_is_an_object_in_a_bucket(s3, tmp_path, ending, name):
+def test_an_object_in_a_bucket_is_itself_whatever_its_name(s3, tmp_path, ending, name):
     for n, stem in enumerate(("s1", "sx", name)):
         WRITERS[ending](pl.DataFrame({"id": [n]}), tmp_path / "one")
         obstore.put(*store(f"{s3.address}/in/{stem}{ending}"), (tmp_path / "one").read_bytes())
@@ -200,7 +200,7 @@ def test_a_part_without_rows_is_read_once_and_the_next_is_taken(tmp_path, name):
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".jsonl", ".csv.gz"])
-def test_so_is_an_empty_file_of_another_kind(tmp_path, ending):
+def test_an_empty_file_of_each_kind_is_read_once_and_the_next_is_taken(tmp_path, ending):
     workspace = create(tmp_path)
     def write(name, n):
         frame = pl.DataFrame({"id": list(range(n))}, schema={"id": pl.Int64})
@@ -348,7 +348,7 @@ def test_columns_that_a_table_cannot_have_are_named(tmp_path, columns, says, end
     assert not (tmp_path / "storage").exists()
 
 
-def test_so_are_those_that_come_later(tmp_path):
+def test_later_columns_that_a_table_cannot_have_are_named(tmp_path):
     workspace = create(tmp_path)
     pl.DataFrame({"id": [1]}).write_parquet(tmp_path / "1.parquet")
     contract = datasets.Contract(columns={"id": {"dtype": "integer", "nullable": True}}, on_change="evolve")

@@ -16,7 +16,7 @@ def old(tmp_path_factory):
     return load(unpack(tmp_path_factory.mktemp("old") / "club"))
 
 
-def test_its_state_is_shown(old):
+def test_status_shows_the_state_of_an_old_workspace(old):
     done = call("status", "--json", "-w", old.root)
     assert done.returncode == 0, done.stdout + done.stderr
     state = json.loads(done.stdout)
@@ -28,7 +28,7 @@ def test_its_state_is_shown(old):
         ("drift", "fee"), ("drift", "prediction"), ("range", "fee")}
 
 
-def test_its_history_is_complete_and_in_order(old):
+def test_the_history_of_an_old_workspace_is_complete_and_in_order(old):
     kinds = events.history(old.events).collect()["kind"].to_list()
     decisions = ["registered", "approved", "deployed", "monitored", "registered", "approved", "deployed", "deployed",
                  "rejected"]
@@ -87,7 +87,7 @@ def test_predictions_that_no_pass_has_judged_are_judged_once(old):
     assert log() == 3
 
 
-def test_one_more_decision_is_recorded(old):
+def test_a_decision_in_an_old_workspace_is_added_as_the_last_event(old):
     events_before = events.history(old.events).collect()
     done = call("reject", "club/1", "--by", "carol", "--note", "too old", "-w", old.root)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ import mlflow
 import polars as pl
 import pytest
 import skops.io
+from conftest import aliases
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -395,7 +396,7 @@ def test_what_was_checked_is_what_is_used(place):
     assert "changed" not in (built.library / "wspkg/features.py").read_text()
 
 
-def test_a_bundle_sealed_again_under_our_hands_is_refused(place, monkeypatch):
+def test_a_bundle_that_is_resealed_while_it_is_read_is_refused(place, monkeypatch):
     "Whoever vouched for the first manifest did not vouch for the second."
     monkeypatch.chdir(place.settings.root)
     built = Bundle(place.register().bundle(place.settings).path)
@@ -647,12 +648,6 @@ def test_an_alias_moves_and_goes(place):
         set_alias("m/2", "champion", settings=settings)
 
 
-def aliases(settings):
-    "What those see who read MLflow."
-    found = tracking.client(settings).get_registered_model("m").aliases
-    return {alias: str(version) for alias, version in found.items()}
-
-
 def test_the_champion_is_what_the_newest_event_says_not_an_alias(place):
     settings = place.settings
     for dataset in ("m@3", "m@4", "m@5"): place.register(dataset=dataset)
@@ -674,11 +669,11 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
     event = deployed(settings, champion="1", challenger="2")
     assert not roles.mirrored("m", event, settings)
     roles.mirror("m", settings)
-    assert aliases(settings) == {"champion": "1", "challenger": "2", "best": "1"}
+    assert aliases(settings, "m") == {"champion": "1", "challenger": "2", "best": "1"}
     assert roles.mirrored("m", event, settings)
     deployed(settings, champion="2")
     roles.mirror("m", settings)
-    assert aliases(settings) == {"champion": "2", "best": "1"}, "no challenger, no alias"
+    assert aliases(settings, "m") == {"champion": "2", "best": "1"}, "no challenger, no alias"
 
 
 def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
@@ -694,7 +689,7 @@ def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
         real(client, name, wanted)
     monkeypatch.setattr(roles, "_mirror", overtaken)
     roles.mirror("m", settings)
-    assert aliases(settings) == {"champion": "2"}
+    assert aliases(settings, "m") == {"champion": "2"}
 
 
 def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(place):
@@ -703,9 +698,9 @@ def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(pl
     deployed(settings, champion="1", challenger="2")
     roles.mirror("m", settings)
     deployed(settings, champion="2")  # and here the process died
-    assert aliases(settings) == {"champion": "1", "challenger": "2"}
+    assert aliases(settings, "m") == {"champion": "1", "challenger": "2"}
     pages.state(settings)
-    assert aliases(settings) == {"champion": "2"}
+    assert aliases(settings, "m") == {"champion": "2"}
 
 
 def test_outputs_do_not_change_a_notebooks_hash(tmp_path):

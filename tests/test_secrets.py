@@ -8,6 +8,7 @@ import httpx
 import nbformat
 import polars as pl
 import pytest
+from conftest import panic
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from mlops_nb.workflow.execution import _reason
 from mlops_nb.workflow.records import Ledger, Run
 from mlops_nb.workflow.stages import Stage
 
-SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "open", "sesame", "pass2")
+SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_what_is_refused_in_the_settings_is_not_shown_where_it_is_secret(tmp_pat
     assert not shown(error.value) and not shown(error.value.__cause__) and "port" in str(error.value)
 
 
-def test_the_environment_may_hold_them(tmp_path, monkeypatch):
+def test_secrets_from_the_environment_are_used_and_masked(tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPS_NB__SERVE__TOKENS", "alice:s3cret")
     monkeypatch.setenv("MLOPS_NB__TRACKING__URI", "postgresql://me:hunter2@h/d")
     settings = create(tmp_path)
@@ -135,16 +136,16 @@ def test_the_environment_may_hold_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text, safe", [
-    ("postgresql://me:open sesame@1@h/d", "postgresql://me:***@h/d"),
+    ("postgresql://me:0pen sesame@1@h/d", "postgresql://me:***@h/d"),
     ("postgresql://me:a/b?c#d@h/d", "postgresql://me:***@h/d"),
-    ("postgresql://h/d?user=me&password=open&sslpassword=sesame", "postgresql://h/d?user=me&password=***&sslpassword=***"),
-    ("s3://b/k?access_token=open&api_key=sesame&page=2", "s3://b/k?access_token=***&api_key=***&page=2"),
+    ("postgresql://h/d?user=me&password=0pen&sslpassword=sesame", "postgresql://h/d?user=me&password=***&sslpassword=***"),
+    ("s3://b/k?access_token=0pen&api_key=sesame&page=2", "s3://b/k?access_token=***&api_key=***&page=2"),
     ("postgresql://me:${PG}@h/d", "postgresql://me:${PG}@h/d"), ("postgresql://me@h/d", "postgresql://me@h/d"),
     ("http://127.0.0.1:8000/models/churn", "http://127.0.0.1:8000/models/churn"),
     ("see http://127.0.0.1:8000 and churn@champion", "see http://127.0.0.1:8000 and churn@champion"),
-    ("no route to mysql://me:open@h/d or pg://me:sesame@h/e", "no route to mysql://me:***@h/d or pg://me:***@h/e"),
+    ("no route to mysql://me:0pen@h/d or pg://me:sesame@h/e", "no route to mysql://me:***@h/d or pg://me:***@h/e"),
     ("data/customers.csv", "data/customers.csv")])
-def test_passwords_in_texts(text, safe): assert masked(text) == safe == masked(safe)
+def test_passwords_in_texts_are_masked(text, safe): assert masked(text) == safe == masked(safe)
 
 
 @given(st.text(min_size=1).filter(lambda p: p[0] != "$"))
@@ -153,7 +154,7 @@ def test_no_password_survives_in_an_address(password):
 
 
 def test_scrubbing_finds_a_password_in_other_words():
-    assert scrubbed("FATAL: 'open sesame' of postgresql://me:open%20sesame@h", "postgresql://me:open%20sesame@h/d") == (
+    assert scrubbed("FATAL: '0pen sesame' of postgresql://me:0pen%20sesame@h", "postgresql://me:0pen%20sesame@h/d") == (
         "FATAL: '***' of postgresql://me:***@h")
 
 
@@ -258,7 +259,7 @@ def test_sources_show_no_password():
     assert not shown(f"{source} {source!r}") and masked_all([source.uri]) == ["postgresql://u:***@h/d?sslpassword=***#table=t"]
 
 
-def test_types_are_what_they_were_made_of():
+def test_secrets_are_equal_by_type_and_value():
     assert Address("x") == Address("x") != Webhook("x") and not Address("") and hash(Address("x")) == hash(Address("x"))
 
 
@@ -305,9 +306,6 @@ def test_a_panic_behind_a_page_is_a_500(control, monkeypatch):
 
 # ---- panics
 
-def panic(*args, **kwargs): raise pl.exceptions.PanicException("index out of bounds")
-
-
 class Panicking(Part):
     def _batches(self, dtypes, text, rows):
         panic()
@@ -334,7 +332,7 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
     assert heard[-1][0] == "t" and "out of bounds" in heard[-1][1]
 
 
-def test_only_panics_are_turned():
+def test_errors_that_are_no_panics_stay_as_they_are():
     with pytest.raises(PanicError), panics_as_errors(): panic()
     for error in (KeyboardInterrupt, SystemExit, ValueError):
         with pytest.raises(error), panics_as_errors(): raise error

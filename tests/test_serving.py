@@ -11,12 +11,14 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import orjson
 import polars as pl
 import pytest
+from conftest import panic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -477,9 +479,6 @@ def test_a_log_that_cannot_be_moved_stops_no_other(settings):
 
 # ---- panics and errors of a model
 
-def panic(*args, **kwargs): raise pl.exceptions.PanicException("index out of bounds")
-
-
 def test_a_panic_is_a_500_and_spares_the_batch(settings):
     endpoint, http = client(settings)
     model = endpoint.versions.traffic.choose()
@@ -492,7 +491,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
     assert (broken.status_code, good.status_code) == (500, 200) and broken.json()["error"]["id"]
 
 
-def test_a_panic_of_the_mover_is_said_and_caught_up_with(settings, monkeypatch):
+def test_a_panic_of_the_mover_is_logged_and_its_rows_are_moved_later(settings, monkeypatch):
     log = PredictionLog(settings, "churn", "_feedback").start()
     monkeypatch.setattr(lake, "append", panic)
     log.append(label(1))
@@ -542,6 +541,13 @@ def test_rows_that_plainly_fit_make_a_frame(rows):
     assert plainly_fits(SIGNATURE, [GOOD]) and (plain or not plainly_fits(SIGNATURE, rows))
 
 
+@pytest.mark.parametrize("charges", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
+def test_an_integer_that_no_float_holds_does_not_plainly_fit(charges):
+    rows = [GOOD | {"charges": charges}]
+    with pytest.raises(DataError, match="an integer that no float holds"): SIGNATURE.frame(rows)
+    assert not plainly_fits(SIGNATURE, rows)
+
+
 def test_a_bad_request_never_reaches_the_batch(settings):
     endpoint, http = client(settings)
     batches = []
@@ -585,11 +591,9 @@ MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'
 @pytest.mark.parametrize("body", MANY)
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
-    began = time.monotonic()
-    for read in (protocols.read_rows, protocols.read_labels):
+    for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
         with pytest.raises(protocols.Refused) as refused: read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413
-    assert time.monotonic() - began < 20
 
 
 def test_brackets_in_texts_are_no_rows(settings):

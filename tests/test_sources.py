@@ -191,7 +191,10 @@ def test_what_is_parsed_from_text_is_held_to_its_form(tmp_path, text, value):
     ("10001", "01234"), ("4915", "+4915"), ("1.5", "007.5"), ("1.5", "9007199254740993"),
     ("1", "99999999999999999999"), ("1.5", "1e400"), ("31/12/2023", "31/12/24"),
     ("31/12/2023 10:00", "31/12/24 10:00"), ("2023-12-31", "23-12-31"),
-    ("2024-05-01T10:00:00.5", "2024-05-01T10:00:00.123456789"), ("2024-05-01", "0000-00-00")])
+    ("2024-05-01T10:00:00.5", "2024-05-01T10:00:00.123456789"), ("2024-05-01", "0000-00-00"),
+    ("2024-05-01 10:00:00", "2024-05-01 23:59:60"),
+    ("2024-05-01T10:00:00Z", "2024-05-01T23:59:60Z"),
+    ("2024-05-01T10:00:00.5", "2024-05-01T23:59:60.5")])
 def test_a_value_after_the_sample_is_never_changed(tmp_path, first, late):
     write(tmp_path, "a.csv", "a,b\n" + f"{first},x\n" * 12_000 + f"{late},x\n")
     part = only(tmp_path, "a.csv")
@@ -203,6 +206,14 @@ def test_a_value_after_the_sample_is_never_changed(tmp_path, first, late):
 def test_a_decimal_comma_does_not_hide_a_code(tmp_path):
     write(tmp_path, "a.csv", "a;b\n" + "1,5;x\n" * 12_000 + "007,5;x\n")
     with pytest.raises(Unparsable, match="column 'a' has '007,5'"): rows(only(tmp_path, "a.csv"))
+
+
+def test_half_a_surrogate_pair_of_json_lines_is_refused_and_a_whole_one_read(tmp_path):
+    write(tmp_path, "a.ndjson", r'{"a": "\ud83d\ude00", "b": "C:\\udata"}' "\n")
+    assert rows(only(tmp_path, "a.ndjson")).rows() == [("\U0001f600", "C:\\udata")]
+    write(tmp_path, "b.ndjson", '{"a": "x"}\n' * 12_000 + r'{"a": "\ud83d\ude00\ud800"}' "\n")
+    with pytest.raises(DataError, match=r"line 12,001 of .*b.ndjson has \\ud800, half of a surrogate"):
+        rows(only(tmp_path, "b.ndjson"))
 
 
 def test_large_numbers_of_json_lines_are_never_changed(tmp_path):
@@ -449,6 +460,13 @@ def test_sqlite(tmp_path):
 def test_what_a_database_does_not_have(tmp_path, options, said):
     fill(tmp_path / "shop.db", "CREATE TABLE orders (id INTEGER, amount REAL)", "INSERT INTO orders VALUES (1, NULL)")
     with pytest.raises(DataError, match=said): Source(f"sqlite:///shop.db{options}", tmp_path).parts()
+
+
+def test_a_query_may_not_name_columns_as_patterns(tmp_path):
+    fill(tmp_path / "a.db", "CREATE TABLE t (a INTEGER)", "INSERT INTO t VALUES (1)")
+    said = r"the table or query has columns '\^a\$': polars takes a name between"
+    with pytest.raises(DataError, match=said):
+        rows(only(tmp_path, "sqlite:///a.db", query='SELECT a AS "^a$" FROM t'))
 
 
 def test_a_file_that_is_no_database(tmp_path):

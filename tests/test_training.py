@@ -311,6 +311,16 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
     finally: sys.modules.pop("rowpkg", None)
 
 
+def test_a_third_label_is_refused_before_a_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_placeable", lambda settings: pytest.fail("the search began"))
+    frame = table()
+    third = pl.when(pl.int_range(pl.len()) % 10 == 0).then(pl.lit("perhaps")).otherwise(OBJECTIVE.target)
+    frame = frame.with_columns(third.alias(OBJECTIVE.target))
+    others = sorted(set(frame[OBJECTIVE.target]) - {OBJECTIVE.positive})
+    with pytest.raises(TrainingError, match="and one other label, came " + re.escape(str(others))):
+        search(frame, OBJECTIVE, [LOGISTIC], trials=1, settings=create(tmp_path / "ws"))
+
+
 def test_features_of_each_kind_that_work_row_by_row_pass():
     def good(frame):
         return frame.with_columns(

@@ -23,7 +23,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 
 from .. import lake, profiles
 from .contracts import (DTYPES, MOST_CATEGORIES, Column, Contract, Seen, conform, enforce, infer,
-                                         tightened)
+                                         reason, tightened)
 from .replacing import Change, change
 from .resplitting import resplit
 from .differences import diff
@@ -120,8 +120,9 @@ def _bound(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     read, refused = sum(c.read for c in chunks), sum(c.refused for c in chunks)
     if refused <= plan.contract.max_rejected * read: return
     rules = sum((c.rules for c in chunks), Counter()).most_common(3)
+    reasons = "; ".join(f"{reason(rule, plan.contract)} ({rows} rows)" for rule, rows in rules)
     raise DataError(f"{refused} of {read} rows of {source} break the contract, more than the "
-                    f"{plan.contract.max_rejected:.0%} it allows: {'; '.join(f'{r} ({n} rows)' for r, n in rules)}. "
+                    f"{plan.contract.max_rejected:.0%} it allows: {reasons}. "
                     "Mend the source, or edit the contract. Nothing was written.")
 
 # %% ../../nbs/06_datasets.ipynb #992f48d4
@@ -202,7 +203,7 @@ def ingest(
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
     group: str | None = None,                 # rows with one value of this column stay in one split
-    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end, fixed
+    ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end
     options: Mapping[str, Any] | None = None, # of the source: see `datasets.sources`
     by: str = "mlops_nb",                     # the person or program responsible
     settings: Settings | None = None,         # default: the workspace around the current folder

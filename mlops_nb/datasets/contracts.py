@@ -91,12 +91,12 @@ def _check_names(names: Iterable[str]) -> None:
         raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it "
                         "in the source")
     if blank := [repr(c) for c in names if not c.strip() or {"\0", "\1"} & {*c}]:
-        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them in "
-                        "the source")
+        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them "
+                        "in the source")
     refuse_patterns(names, "the source")
     if clashing := same_name(names):
-        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table does "
-                        "not tell such names apart: rename one of them in the source")
+        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table "
+                        "does not tell such names apart: rename one of them in the source")
 
 def _kept(rule: Any) -> Any:
     "A rule as text."
@@ -107,7 +107,8 @@ def expression(rule: str) -> pl.Expr:
     "A rule's text as an expression."
     try:
         with panics_as_errors():
-            return pl.Expr.deserialize(StringIO(rule), format="json") if rule.startswith("{") else pl.sql_expr(rule)
+            if rule.startswith("{"): return pl.Expr.deserialize(StringIO(rule), format="json")
+            return pl.sql_expr(rule)
     except Exception as e:  # polars raises many kinds
         raise DataError(f"rule {rule!r} cannot be read: expected an SQL condition such as 'total >= monthly', "
                         f"or a polars expression ({str(e).splitlines()[0]})") from e

@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 import polars as pl
 
-from .dialects import EXACT, DataError, Unparsable, lost, numbers
+from .dialects import (
+    EXACT, DataError, Unparsable, lost, numbers, refuse_patterns)
 from .parts import Part, convert, gathered
 from .splits import added, digest_of, row_hashes
 from ..masking import masked, scrubbed
@@ -83,8 +84,9 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
                                 "number or to text")
             names = Counter(f.name for f in reader.schema)
             if twice := [name for name, count in names.items() if count > 1]:
-                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own in "
-                                "a query=SELECT … AS …")
+                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own "
+                                "in a query=SELECT … AS …")
+            refuse_patterns(names, "the table or query")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader: yield _plain(pl.DataFrame(rows))
         finally: del reader  # before the cursor is closed
@@ -198,8 +200,10 @@ class QueryPart(Part):
                          "the database answers")
 
 # %% ../../nbs/06f_datasets_databases.ipynb #480b373d
-def _as_before(part: QueryPart, batches: Iterator[pl.DataFrame], dtypes: dict) -> Iterator[pl.DataFrame]:
-    "Yield batches in these types; raise at the end where they are not the rows of the part's digest."
+def _as_before(
+    part: QueryPart, batches: Iterator[pl.DataFrame], dtypes: dict,
+) -> Iterator[pl.DataFrame]:
+    "Yield batches in these types; raise at the end if they are not the rows of the part's digest."
     digest = Digest()
     for frame in batches:
         digest.add(frame)

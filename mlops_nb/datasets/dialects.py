@@ -6,8 +6,8 @@
 __all__ = ['BOMS', 'SEPARATORS', 'SAMPLE_BYTES', 'SAMPLE_ROWS', 'MOMENT', 'FIRST_DAY', 'COMMA', 'PROVES_COMMA', 'PROVES_POINT',
            'CODE', 'NAN', 'EXACT', 'MAX_COLUMNS', 'TRUE', 'FALSE', 'FEW', 'ISO', 'DataError', 'NoRows', 'CutShort',
            'Unparsable', 'Dialect', 'encoding', 'separator', 'records', 'date_formats', 'moments', 'fitting_formats',
-           'numbers', 'lost', 'number', 'commas', 'detect', 'refuse_patterns', 'ragged', 'almost', 'with_comma',
-           'parsed']
+           'numbers', 'lost', 'number', 'commas', 'detect', 'refuse_patterns', 'ragged', 'almost', 'almost_fitting',
+           'almost_commas', 'with_comma', 'parsed']
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #01d970d6
 import codecs
@@ -161,6 +161,8 @@ def _without(values: pl.Series, wrong: pl.Series) -> pl.Series:
 def _read_times(text: pl.Series, form: str) -> pl.Series:
     "Text as times, those with an offset in UTC."
     times = text.str.to_datetime(form, time_unit="us", strict=False)
+    sixty = text.str.ends_with("60") if form.endswith("%S") else text.str.contains(":60", literal=True)
+    if sixty.any(): times = _without(times, sixty)  # a leap second, read as the next minute
     return times.dt.replace_time_zone(None) if "%z" in form else times
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #9cc32584
@@ -273,7 +275,7 @@ def detect(
 # %% ../../nbs/06c_datasets_dialects.ipynb #269006de
 def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
                    least: int) -> list[list[str]]:
-    "Return the records of some lines, of all lines if those hold too few; never one that may be cut."
+    "Return the records of some lines, of all if those hold too few; never one that may be cut."
     for some in (lines[:SAMPLE_ROWS + 1], lines):
         rows = records(some, mark, quote)
         if len(rows) > 1 and (not whole or len(some) < len(lines)): rows.pop()
@@ -283,14 +285,14 @@ def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
 def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
     "Refuse a beginning that is too short to tell how the file is written."
     if enough: return
-    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a quote "
-                   "not closed there? Mend the line, or set quote=… or separator=…")
+    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a "
+                   "quote not closed there? Mend the line, or set quote=… or separator=…")
 
 def refuse_patterns(names: Iterable[str], name: str) -> None:
     "Refuse columns whose names polars takes for patterns, even in the methods of a series."
     if wild := [repr(c) for c in names if is_pattern(c)]:
-        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and $ for "
-                        "a pattern; rename them in the source")
+        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
+                        "$ for a pattern; rename them in the source")
 
 MAX_COLUMNS = 4096
 
@@ -309,10 +311,12 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
         raise DataError(f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, "
                         "or set header=false")
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
+        index = ", or leave the index out: to_csv(index=False) of pandas" if blank == ["1"] else ""
         raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
-                        "in its first line")
+                        f"in its first line{index}")
     refuse_patterns(names, name)
-    if len(rows) == header: raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
+    if len(rows) == header:
+        raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
 
 # %% ../../nbs/06c_datasets_dialects.ipynb #94d623d2
@@ -333,7 +337,8 @@ def ragged(where: str, came: int, wanted: int) -> str:
 # %% ../../nbs/06c_datasets_dialects.ipynb #dc8cfe03
 def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
     "The type of each column, and how its values are written."
-    comma, doubtful = commas(columns, said.get("decimal_comma", None if mark != "," else False))
+    option = said.get("decimal_comma", None if mark != "," else False)
+    comma, doubtful = commas(columns, option)
     unsure = dict.fromkeys(doubtful, "decimal_comma=true or decimal_comma=false")
     schema, formats, nearly = {}, {}, {}
     for name, values in columns.items():
@@ -346,9 +351,13 @@ def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
         elif len(fits := fitting_formats(values, said.get("date_format"))) == 1:
             formats[name], schema[name] = fits[0], _kind(fits[0])
         elif fits: unsure[name] = " or ".join(f"date_format={f}" for f in fits)
+        elif option is not False and almost_commas(values):
+            nearly[name] = pl.Float64()
+            comma.add(name)
         elif most := almost(values, said.get("date_format")):
             nearly[name] = most[0]
             formats |= most[1]
+        elif fits := almost_fitting(values): unsure[name] = " or ".join(f"date_format={f}" for f in fits)
     return {"schema": schema, "formats": formats, "commas": frozenset(comma), "unsure": unsure,
             "nearly": nearly}
 
@@ -370,13 +379,25 @@ def almost(
     for dtype in (pl.Int64(), pl.Float64()):
         odd = lost(values, numbers(values, dtype))
         if not _few(odd): continue
+        whole = not values.filter(~odd).str.contains(".", literal=True).any()
+        if dtype == pl.Int64 and not whole: continue  # 3.0 is written as a float
         codes = values.filter(odd).str.contains(r"^[+-]?\d+$").any()
         return None if codes else (dtype, {})
+    fits = almost_fitting(values, date_format)
+    return (_kind(fits[0]), {values.name: fits[0]}) if len(fits) == 1 else None
+
+def almost_fitting(values: pl.Series, date_format: str | None = None) -> list[str]:
+    "The formats that parse all but a few values of a column; the one of the setting, if it does."
     first = values.filter(values.str.contains(r"^\d")).head(20)
     forms = [date_format] if date_format else []
     for value in first: forms += date_formats(value)
     fits = [form for form in dict.fromkeys(forms) if _few(_not_of_form(values, form))]
-    return (_kind(fits[0]), {values.name: fits[0]}) if len(fits) == 1 else None
+    return [date_format] if date_format in fits else fits
+
+def almost_commas(values: pl.Series) -> bool:
+    "Do all but a few values have decimal commas, or may have them, and some prove it?"
+    odd = ~values.str.contains(COMMA)
+    return _few(odd) and values.filter(~odd).str.contains(PROVES_COMMA).any()
 
 def _few(odd: pl.Series) -> bool: return 0 < odd.sum() <= FEW * len(odd)
 

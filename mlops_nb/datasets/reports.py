@@ -138,14 +138,14 @@ def _overlaps(spill: Spill, what: str, order: Sequence[str]) -> pl.DataFrame:
 # %% ../../nbs/06l_datasets_reports.ipynb #24ffcaa9
 def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) -> pl.DataFrame:
     "One row of each split for each of these hashes."
-    found = []
+    matches = []
     for batch in batches(rows) if len(hashes) else ():
         marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch[list(columns)])))
         wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
-        found.append(marked.filter(pl.col("\1hash").is_in(wanted)))
-        found = [pl.concat(found).unique(["\1hash", "_split"], keep="first", maintain_order=True)]
-        if found[0].height >= 2 * len(hashes): break
-    return found[0].sort("\1hash", "_split").drop("\1hash") if found else pl.DataFrame()
+        matches.append(marked.filter(pl.col("\1hash").is_in(wanted)))
+        matches = [pl.concat(matches).unique(["\1hash", "_split"], keep="first", maintain_order=True)]
+        if matches[0].height >= 2 * len(hashes): break
+    return matches[0].sort("\1hash", "_split").drop("\1hash") if matches else pl.DataFrame()
 
 # %% ../../nbs/06l_datasets_reports.ipynb #def35b4a
 def _times(version: "DatasetVersion", time: str, order: Sequence[str]) -> tuple[pl.DataFrame, list[dict]]:

@@ -28,8 +28,8 @@ def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"])
     "Return the version's splitting with other ends."
     how = version.splitting
     if how.by != "time":
-        raise DataError(f"{version.name} is divided by {how.by}: only splits by time have ends that "
-                        "can move")
+        raise DataError(f"{version.name} is divided by {how.by}: only splits by time have ends "
+                        "that can move")
     if ends == "shares":
         times = profile(version.scan().select(lake.column(how.column)))
         ends = ends_by_shares(times, how.column, how.shares)
@@ -39,8 +39,8 @@ def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"])
                         f"{', '.join(new.ends)}")
     for split, end in new.ends.items():
         if end is not None and naive(end) < naive(how.ends[split]):
-            raise DataError(f"{split} ends at {how.ends[split]} and cannot end earlier, at {end}: its "
-                            "later rows have been trained on, and would come into a test split")
+            raise DataError(f"{split} ends at {how.ends[split]} and cannot end earlier, at {end}: "
+                            "its later rows have been trained on, and would come into a test split")
     return new
 
 # %% ../../nbs/06p_datasets_resplitting.ipynb #2d49f2f5
@@ -98,6 +98,6 @@ def resplit(
     except BaseException:
         if not lake.done(table, ingest): lake.discard(table, files)
         raise
-    made = record(name, version, facts, settings)
-    events.record(settings.events, "resplit", made.ref, by=by, **facts["moved"])
-    return made
+    moved = record(name, version, facts, settings)
+    events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])
+    return moved

@@ -90,12 +90,12 @@ def matching(place: str, root: Path) -> list[Path]:
 def local_files(place: str, root: Path) -> list[str]:
     "The files at a path, in a folder, or of a pattern."
     target = root / place
-    if target.is_file(): found = [target]
+    if target.is_file(): files = [target]
     elif target.is_dir():
-        found = [p for p in target.iterdir() if p.is_file() and p.name[0] not in "._" and endings(p.name)[0]]
-    else: found = [p for p in matching(place, root) if p.is_file()]
-    if not found: raise DataError(f"no data at {target}: {_instead(target)}")
-    return sorted(map(str, found))
+        files = [p for p in target.iterdir() if p.is_file() and p.name[0] not in "._" and endings(p.name)[0]]
+    else: files = [p for p in matching(place, root) if p.is_file()]
+    if not files: raise DataError(f"no data at {target}: {_instead(target)}")
+    return sorted(map(str, files))
 
 def _instead(target: Path) -> str:
     "What is there in the place of what was looked for."
@@ -212,7 +212,8 @@ class Source(Address):
             with panics_as_errors(): return self._parts(Path(self.root), dict(since or {}))
         except MlopsError: raise
         except Exception as e:
-            raise DataError(f"{self} cannot be looked at: {masked(str(e)).splitlines()[0][:300]}") from e
+            reason = masked(str(e)).splitlines()[0][:300]
+            raise DataError(f"{self} cannot be looked at: {reason}") from e
 
     def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
         kind = self.kind

@@ -69,7 +69,8 @@ class TablePart(Part):
         for version in range(self.since + 1, self.version + 1):
             for rows in table.load_cdf(starting_version=version, ending_version=version):
                 changed = pl.DataFrame(rows).filter(new)
-                yield changed.select(lake.column(c).cast(t) if c in changed.columns else pl.lit(None, t).alias(c)
+                yield changed.select(lake.column(c).cast(t) if c in changed.columns
+                                     else pl.lit(None, t).alias(c)
                                      for c, t in schema.items())
 
     def _file(self, path: str, partition: str) -> pl.LazyFrame:

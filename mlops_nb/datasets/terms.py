@@ -93,10 +93,13 @@ def ends_by_shares(times: Profile, column: str,
         ends[name] = datetime.fromtimestamp(sketch.get_quantile(edge), UTC).replace(tzinfo=None, microsecond=0)
     return {**ends, names[-1]: None}
 
-def _ends(parts: Sequence[Part], contract: Contract, shares: Mapping[str, float]) -> dict[str, datetime | None]:
+def _ends(
+    parts: Sequence[Part], contract: Contract, shares: Mapping[str, float],
+) -> dict[str, datetime | None]:
     "Ends of splits by time such that each has about its share of these rows."
     time = contract.time
-    seen = (profile(rows[[time]]) for part in parts for rows in part.batches({time: contract.dtypes[time]}))
+    dtypes = {time: contract.dtypes[time]}
+    seen = (profile(rows[[time]]) for part in parts for rows in part.batches(dtypes))
     return ends_by_shares(reduce(Profile.merge, seen), time, shares)
 
 # %% ../../nbs/06o_datasets_terms.ipynb #7f9880c3
@@ -122,5 +125,7 @@ def same_splits(last: DatasetVersion, shares: dict | None, group: str | None, en
             said = has.model_dump(exclude_none=True)
             advice = "a row never changes its split. Ingest into a dataset of another name."
             if what == "ends" and has.by == "time":
-                advice = "no ingest moves ends. Leave them out, or move the ends by datasets.resplit."
-            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: {advice}")
+                advice = ("no ingest moves ends. Leave them out, or move the ends by "
+                          "datasets.resplit.")
+            raise DataError(f"{last.name} is divided by {said}, and {what}={value} was asked for: "
+                            f"{advice}")

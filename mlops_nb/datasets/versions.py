@@ -46,7 +46,8 @@ def dataset_name(name: str, settings: Settings) -> str:
     if name[:1].isalnum() and letters and short: return name
     harmless = re.fullmatch(r"[^@/:\\\0._][^@/:\\\0]*", name) and not name.endswith(ASIDE)
     if harmless and lake.exists(settings.table(name)): return name  # made before names were checked
-    raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most {LONGEST_NAME} "
+    raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most "
+                    f"{LONGEST_NAME} "
                     f"letters, digits, _ and -, a letter or digit first, and no {ASIDE} at the end")
 
 # %% ../../nbs/06n_datasets_versions.ipynb #89bc8593

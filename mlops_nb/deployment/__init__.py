@@ -101,12 +101,12 @@ def approved(version: registry.ModelVersion, settings: Settings) -> str:
                               "final: approve and deploy another version")
     approver = approvals.policy(bundle.objective, settings)
     if decision["by"] == approvals.RULE != approver:
-        raise DeploymentError(f"{version.ref} was approved by the rule, but a person has to decide: "
-                              f"{command}")
+        raise DeploymentError(f"{version.ref} was approved by the rule, but a person has to "
+                              f"decide: {command}")
     trial = approvals.acceptance(version.ref, bundle.digest, settings)
     if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision["at"]:
-        raise DeploymentError(f"{version.ref} failed acceptance tests after {decision['by']} approved "
-                              f"it: test it again, or {command[:-1]} --despite REASON`")
+        raise DeploymentError(f"{version.ref} failed acceptance tests after {decision['by']} "
+                              f"approved it: test it again, or {command[:-1]} --despite REASON`")
     return decision["id"]
 
 # %% ../../nbs/13_deployment.ipynb #495babc4
@@ -144,8 +144,8 @@ def deploy(
     settings = settings or load()
     if canary is None and not shadow: return promote(ref, by=by, settings=settings)
     if canary is not None and (shadow or not 0 < canary < 100):
-        raise DeploymentError(f"canary = {canary:g}{', shadow' if shadow else ''}: expected a share of "
-                              "more than 0 and less than 100 percent, or shadow alone")
+        raise DeploymentError(f"canary = {canary:g}{', shadow' if shadow else ''}: expected a "
+                              "share of more than 0 and less than 100 percent, or shadow alone")
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
     version, new = target(ref, settings)
     approval, champion = approved(version, settings), champion_of(version, new, before)
@@ -186,9 +186,9 @@ def demand_same_inputs(
     "Raise if a version would refuse rows that the champion takes."
     ours, theirs = (v.bundle(settings).signature for v in (version, champion))
     if differing := differences(theirs, ours):
-        raise DeploymentError(f"{version.ref} cannot stand beside the champion {champion.ref}, for it "
-                              f"would refuse requests made for it: {'; '.join(differing)}. Promote it "
-                              "when the clients are ready")
+        raise DeploymentError(f"{version.ref} cannot stand beside the champion {champion.ref}, for "
+                              f"it would refuse requests made for it: {'; '.join(differing)}. "
+                              "Promote it when the clients are ready")
 
 def differences(champion: Signature, other: Signature) -> list[str]:
     "Return the columns, in words, for which another signature refuses what the champion's takes."
@@ -249,8 +249,8 @@ def _demand_none_rejected(model: str, past: dict, settings: Settings) -> None:
     ref, note = f"{model}/{champion}", rejection["details"].get("note")
     offer = (f"Before it {ref} was served: `mlops-nb deploy {ref}`" if champion else
              "No version was served before it: promote another one")
-    raise DeploymentError(f"{rejection['subject']} was served before, but {rejection['by']} rejected "
-                          f"it since{': ' + note if note else ''}. {offer}")
+    raise DeploymentError(f"{rejection['subject']} was served before, but {rejection['by']} "
+                          f"rejected it since{': ' + note if note else ''}. {offer}")
 
 # %% ../../nbs/13_deployment.ipynb #18636b42
 def undeploy(model: str, *, by: str, note: str = "", settings: Settings | None = None) -> None:

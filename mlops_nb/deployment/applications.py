@@ -119,8 +119,8 @@ def current(settings: Settings, model: str, event: str | None) -> Desired | None
     newest = events.newest(settings.events, "deployed", model)
     if event is not None and newest["id"] != event:
         raise events.Conflict(f"{model} was deployed meanwhile by {newest['by']} at "
-                              f"{newest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and "
-                              "decide again")
+                              f"{newest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state "
+                              "and decide again")
     if newest is None or not newest["details"]["versions"]: return None
     return Desired.of(newest["details"], event=newest["id"])
 

@@ -153,7 +153,7 @@ def profile(
         parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
         return reduce(Profile.merge, parts, profile(empty, at=at))
     now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
-    unnamed = [column.alias("values") for column in order]  # its methods may take a name for a pattern
+    unnamed = [column.alias("values") for column in order]  # a name may be taken for a pattern
     columns = dict(zip((column.name for column in order), column_profiles(unnamed), strict=True))
     return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
 

@@ -144,7 +144,7 @@ _TESTS = {"numeric": ("Kolmogorov–Smirnov", _smirnov), "categorical": ("total 
 EMPTY = "no values"
 
 def _empty(target: "ColumnProfileView", reference: "ColumnProfileView") -> dict:
-    "The part of a row that says how likely it is that one of two columns has no values by chance."
+    "How likely it is that one of two columns has no values by chance, as part of a row."
     from scipy.stats import hypergeom
     rows = [int(c.get_metric("counts").n.value) for c in (target, reference)]
     values = [used(target), used(reference)]
@@ -284,7 +284,8 @@ def drift(
     rows = [_compare(name, target, reference, times=columns is not None) for name in names]
     tested = [r for r in rows if "p_value" in r]
     for row, p in zip(tested, holm([r["p_value"] for r in tested]), strict=True): row["corrected"] = float(p)
-    unlikely, empty = (pl.col("corrected") < significance).fill_null(False), pl.col("statistic") == EMPTY
+    unlikely = (pl.col("corrected") < significance).fill_null(False)
+    empty = pl.col("statistic") == EMPTY
     table = pl.DataFrame(rows, schema=DRIFT).with_columns(
         drifted=unlikely & ~empty.fill_null(False),
         problem=pl.when(unlikely & empty).then(_which_is_empty()).otherwise("problem"))

@@ -46,7 +46,8 @@ def framed(signature: Signature, rows: list[dict]) -> pl.DataFrame:
     "Return rows as a frame; raises `Refused` where they do not fit."
     try: return signature.frame(rows)
     except DataError as e:
-        raise Refused(422, str(e), row=e.row, column=e.column, expected=e.expected, came=e.came) from e
+        raise Refused(422, str(e), row=e.row, column=e.column, expected=e.expected,
+                      came=e.came) from e
 
 
 def validated(signature: Signature, rows: list[dict]) -> list[dict]:
@@ -129,7 +130,8 @@ class Predictor(Scorer):
         served = request.served
         try:
             with panics_as_errors():
-                self.predict(served, served.signature.frame(request.rows), [request], stage="shadow")
+                frame = served.signature.frame(request.rows)
+                self.predict(served, frame, [request], stage="shadow")
         except Exception: logger.exception("shadow version %s failed", served.version)
         finally: end()
 
@@ -180,7 +182,8 @@ class Handlers:
         self.versions, self.log, self.labels = versions, log, labels
         self.stage, self.limit = ("staging" if versions.fixed else "production"), versions.settings.serve.max_rows
         self.predictor = Predictor(log, self.stage)
-        self.answer, self.queue = batched(self.predictor.answer), Queue(10 * max(self.limit, BATCH_ROWS))
+        self.answer = batched(self.predictor.answer)
+        self.queue = Queue(10 * max(self.limit, BATCH_ROWS))
         self.shadows, self.waiting = ThreadPoolExecutor(1), Semaphore(64)
 
     async def predict(self, body: bytes, content_type: str) -> bytes:
@@ -222,7 +225,8 @@ def application_of(handlers: Handlers, *, close: Callable = lambda: None) -> Cal
         return orjson.dumps({"status": "ok", "model": model, "versions": desired.versions, "event": desired.event})
     async def openapi(*_):
         return orjson.dumps(protocols.openapi(model, signature(), server=prefix(model, stage=handlers.stage),
-                                              secured=bool(settings.serve.tokens), limit=handlers.limit,
+                                              secured=bool(settings.serve.tokens),
+                                              limit=handlers.limit,
                                               labels=handlers.versions.traffic.labels))
     async def docs(*_): return protocols.page(model, signature()).encode()
     routes = {
@@ -254,7 +258,8 @@ class Replica:
     async def prepare(self, details: dict) -> str | None:
         "Load versions ahead of their traffic; why that cannot be, if it cannot."
         try:
-            with panics_as_errors(): await asyncio.to_thread(self.versions.prepare, Desired.of(details))
+            with panics_as_errors():
+                await asyncio.to_thread(self.versions.prepare, Desired.of(details))
         except Exception as e: return f"{type(e).__name__}: {e}"
 
     async def converge(self) -> dict:
@@ -271,7 +276,8 @@ class Replica:
         "What this replica serves, and what troubles it."
         desired = self.versions.traffic.desired
         return {"replica": self.name, "pid": os.getpid(), "library": self.versions.library, "event": desired.event,
-                "versions": desired.versions, "champion": desired.champion, "shadow": list(desired.shadow),
+                "versions": desired.versions, "champion": desired.champion,
+                "shadow": list(desired.shadow),
                 "problem": self.versions.problem or next((log.trouble for log in self.logs if log.trouble), None)}
 
 # %% ../../nbs/12_serving.ipynb #fc14dfd3

@@ -64,8 +64,8 @@ class Segment:
 
     def __init__(self, path: Path, fd: int, *, moved: int | None):
         self.path, self.fd, self.moved = path, fd, moved  # `moved`: offset known to be in the table
-        self.size = os.fstat(fd).st_size  # what has been appended, whole and as durable as was promised
-        self.torn = False                 # is there half a frame behind it, which could not be undone yet?
+        self.size = os.fstat(fd).st_size  # bytes of whole frames, as durable as was promised
+        self.torn = False                 # is half a frame behind them, which could not be undone?
 
     @classmethod
     def create(cls, folder: Path) -> "Segment":

@@ -45,7 +45,8 @@ class Refused(MlopsError):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         "Headers that the status asks for."
-        return {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(self.status, [])
+        headers = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}
+        return headers.get(self.status, [])
 
 # %% ../../nbs/12b_serving_protocols.ipynb #1067cde0
 MAX_VALUES = 1 << 21  # values in one request
@@ -84,8 +85,8 @@ def parse(
     try: found = orjson.loads(body)
     except orjson.JSONDecodeError as e: raise Refused(400, f"the body is not JSON: {e}") from e
     if not isinstance(found, dict) or set(found) != set(keys):
-        came = f"keys {names_of(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise Refused(400, f"expected a JSON object with {', '.join(map(repr, keys))} and nothing else, came {came}")
+        shown = f"keys {names_of(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise Refused(400, f"expected a JSON object with {', '.join(map(repr, keys))} and nothing else, came {shown}")
     return found
 
 # %% ../../nbs/12b_serving_protocols.ipynb #dc0e4b21
@@ -119,7 +120,8 @@ def read_labels(
     items = objects(parse(body, content_type, "labels", limit=limit), "labels", limit=limit)
     for i, item in enumerate(items):
         if set(item) != {"prediction_id", "label"}:
-            raise Refused(422, f"row {i} has {names_of(item)}, expected 'label' and 'prediction_id'", row=i)
+            raise Refused(422, f"row {i} has {names_of(item)}, expected 'label' and "
+                               "'prediction_id'", row=i)
         if not (isinstance(item["prediction_id"], str) and item["prediction_id"]):
             raise Refused(422, f"row {i}: prediction_id is not a text", row=i, column="prediction_id",
                           expected="string")
@@ -142,7 +144,8 @@ def bounded(
     for name, values in columns.items():
         for i, value in enumerate(values):
             if isinstance(value, str) and len(value) > most:
-                raise Refused(422, f"row {i}: {name} has {len(value)} characters, at most {most} are kept",
+                raise Refused(422, f"row {i}: {name} has {len(value)} characters, at most {most} "
+                                   "are kept",
                               row=i, column=name)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #4c0a9dff
@@ -206,7 +209,8 @@ def openapi(
     text = {"type": "string"}
     words = text | ({"enum": list(labels)} if labels else {})
     reported = {"type": ["string", "number", "boolean"], "examples": list(labels)}
-    prediction = {"type": "object", "properties": {"prediction": words, "probability": {"type": "number"},
+    prediction = {"type": "object", "properties": {"prediction": words,
+                                                   "probability": {"type": "number"},
                                                    "prediction_id": text, "model_version": text}}
     label = {"type": "object", "properties": {"prediction_id": text, "label": reported},
              "required": ["prediction_id", "label"]}
@@ -283,15 +287,19 @@ async def read_body(scope: dict, receive: Callable, *, limit: int = MAX_BODY) ->
     return b"".join(parts)
 
 # %% ../../nbs/12b_serving_protocols.ipynb #31569f35
-async def handle(routes: dict[str, Route], serve: Serve, scope: dict, receive: Callable) -> tuple[bytes, str]:
+async def handle(
+    routes: dict[str, Route], serve: Serve, scope: dict, receive: Callable,
+) -> tuple[bytes, str]:
     "The answer's body and content type for one request; raises `Refused`."
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
     if path not in OPEN and not authorized(headers.get(b"authorization", ""), serve):
         raise Refused(401, "send the header 'Authorization: Bearer TOKEN' with one of the endpoint's tokens")
-    if not (route := routes.get(path)): raise Refused(404, f"nothing at {cut(path)!r}: there are {', '.join(routes)}")
+    if not (route := routes.get(path)):
+        raise Refused(404, f"nothing at {cut(path)!r}: there are {', '.join(routes)}")
     if scope["method"] not in (route.method, "HEAD" if route.method == "GET" else ""):
-        raise Refused(405, f"{path} takes {route.method}, came {cut(scope['method'])}", expected=route.method)
+        raise Refused(405, f"{path} takes {route.method}, came {cut(scope['method'])}",
+                      expected=route.method)
     body = await read_body(scope, receive) if route.method == "POST" else b""
     return await route.handler(body, headers.get(b"content-type", "")), route.type
 

@@ -75,7 +75,8 @@ class Served:
         self.labels = self.bundle.labels  # negative, positive
         self.threshold = self.bundle.objective.decision_threshold
         try:
-            with panics_as_errors(): self.predict(self.signature.frame([protocols.example(self.signature)]))
+            with panics_as_errors():
+                self.predict(self.signature.frame([protocols.example(self.signature)]))
         except Exception as e: raise ServingError(f"version {version} in {path} fails on a row made from its own "
                                                   f"signature: {type(e).__name__}: {e}") from e
 
@@ -140,7 +141,7 @@ class Versions:
         if desired and (self.traffic is None or desired != self.traffic.desired):
             labels = registered_labels(self.settings, self.model)
             self.traffic = Traffic(desired, self._load(desired), labels)
-            self.loaded = {(v, desired.bundles[v]): served for v, served in self.traffic.served.items()}
+            self.loaded = {(v, desired.bundles[v]): s for v, s in self.traffic.served.items()}
 
     def prepare(self, desired: Desired) -> None:
         "Load versions before they get traffic; raises what stands in the way."
@@ -150,9 +151,10 @@ class Versions:
         if desired.library != self.library:
             raise ServingError(f"the replica runs library {self.library}, the versions need {desired.library}")
         keys = [(v, desired.bundles[v]) for v in (*desired.versions, *desired.shadow)]
-        found = {key: self.loaded.get(key) or _registered(self.settings, self.model, *key) for key in keys}
-        self.loaded = self.loaded | found
-        return {version: served for (version, _), served in found.items()}
+        by_key = {key: self.loaded.get(key) or _registered(self.settings, self.model, *key)
+                 for key in keys}
+        self.loaded = self.loaded | by_key
+        return {version: served for (version, _), served in by_key.items()}
 
 # %% ../../nbs/12c_serving_versions.ipynb #24ca4842
 def _registered(settings: Settings, model: str, version: str, path: str) -> Served:

@@ -36,8 +36,8 @@ def request(
     if wrong := flaw({"parameters": dict(parameters or {}), "by": by, "note": note}, "the request"):
         raise TriggerError(f"{wrong}: give None, bool, int, float, str, lists or dicts")
     for name in [n for n, value in (parameters or {}).items() if masked_all(value) != value]:
-        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit log: "
-                           "name an environment variable instead, as in "
+        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit "
+                           "log: name an environment variable instead, as in "
                            "postgresql://user:$PASSWORD@host/database")
     return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
                          parameters=dict(parameters or {}), note=masked(note))
@@ -113,14 +113,14 @@ def pending(
 ) -> list[Due]:                                              # also those that must wait, see `after`
     "Every reason for a run that there is now."
     settings, now = settings or load(), datetime.now(UTC)
-    log, found = events.history(settings.events).collect(), []
+    log, due = events.history(settings.events).collect(), []
     for name, section in settings.trigger.items():
         try:
-            with panics_as_errors(): found += _due(name, section, settings, now, log)
+            with panics_as_errors(): due += _due(name, section, settings, now, log)
         except Exception as e:
             if on_error is None: raise
             on_error(name, e)
-    return found + list(_requests(settings, log))
+    return due + list(_requests(settings, log))
 
 # %% ../../nbs/16_triggers.ipynb #d275bfb8
 def coalesce(
@@ -149,7 +149,8 @@ def fire(
         with panics_as_errors(): done = run(parameters)
     except Busy: raise
     except Exception as e:
-        note("trigger_failed", run=getattr(getattr(e, "run", None), "id", None), error=masked(str(e)[:5000]))
+        note("trigger_failed", run=getattr(getattr(e, "run", None), "id", None),
+             error=masked(str(e)[:5000]))
         raise
     note("triggered", run=done.id, parameters=masked_all(parameters))
     return done
@@ -301,7 +302,8 @@ def _row(name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], 
         from cronsim import CronSim
         following = next(CronSim(section.cron, now))
     elif following is not None: following = max(following, now)
-    return {"trigger": name, "kind": kind(section), "waits_for": masked(str(getattr(section, kind(section)))),
+    return {"trigger": name, "kind": kind(section),
+            "waits_for": masked(str(getattr(section, kind(section)))),
             "last": mine.filter(kind="triggered")["at"].max(), "next": following,
             "pending": "; ".join(d.reason for d in due) or None,
             "failed": trouble or (json.loads(failed[0])["error"] if failed else None)}

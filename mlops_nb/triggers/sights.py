@@ -88,7 +88,8 @@ PROPOSED = "retraining_proposed"
 
 def _alert(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
     "The newest proposal to retrain what an endpoint serves now."
-    last = log.filter(pl.col("kind").is_in([PROPOSED, "deployed"]), subject=section.alert).tail(1).to_dicts()
+    about = log.filter(pl.col("kind").is_in([PROPOSED, "deployed"]), subject=section.alert)
+    last = about.tail(1).to_dicts()
     if not last or last[0]["kind"] == "deployed": return None
     details = json.loads(last[0]["details"])
     reason = details.get("reason") or "a retraining was proposed"

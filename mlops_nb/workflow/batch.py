@@ -69,7 +69,8 @@ def _typed(
         cells = [one[name] for one in sets if isinstance(one.get(name), Plain)]
         if any(isinstance(untyped(cell), str) for cell in cells): texts.add(name)
     kinds |= dict.fromkeys(texts, str)
-    return [{str(name): _value(value, kinds.get(name)) for name, value in one.items()} for one in sets]
+    return [{str(name): _value(value, kinds.get(name)) for name, value in one.items()}
+            for one in sets]
 
 def _value(value: Any, kind: Any) -> Any:
     "Return a value without `Plain`, of a type if it has that."
@@ -150,7 +151,7 @@ class Batch(Run):
 
 # %% ../../nbs/15i_workflow_batch.ipynb #0b6ab6b0
 def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
-    "Return warnings; raise with all that is wrong with the sets, what is wrong with all of them once."
+    "Return warnings; raise with all that is wrong with the sets, what they share only once."
     sets_by_problem, own = {}, review((stage,), sets[0])
     for n, given in enumerate(sets, 1):
         for problem in judged((stage,), given): sets_by_problem.setdefault(problem, []).append(n)

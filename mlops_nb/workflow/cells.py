@@ -94,16 +94,16 @@ def magic(call: ast.AST) -> str | None:
 
 def hidden(module: ast.Module) -> Iterator[str]:
     "Yield what in a cell may define any name without showing it, as its author wrote it."
-    known = set()   # `get_ipython` where it belongs to a magic
+    of_magics = set()   # `get_ipython` where it belongs to a magic
     for node in ast.walk(module):
         if name := magic(node):
-            known.add(node.func.value.func)
+            of_magics.add(node.func.value.func)
             arguments = [a.value for a in node.args[1:] if isinstance(a, ast.Constant)]
             if name == "%load_ext" and arguments == ["autoreload"]: continue
             if name.lstrip("%") not in PLAIN: yield name
     for node in ast.walk(module):
         match node:
-            case ast.Name("get_ipython") if node not in known: yield "get_ipython()"
+            case ast.Name("get_ipython") if node not in of_magics: yield "get_ipython()"
             case ast.Name("__builtins__"): yield "__builtins__"
             case ast.Call(func=ast.Name("exec")): yield "exec()"
             case ast.Call(func=ast.Name("globals" | "locals" | "vars" as name), args=[]):

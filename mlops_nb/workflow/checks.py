@@ -25,7 +25,7 @@ def unexported(
     settings: Settings,
     stages: Iterable[str] = (),   # file names of the stages
 ) -> list[Problem]:
-    "Return the notebooks whose module is not what they say; as warnings, those that are no notebooks."
+    "Return notebooks whose module differs from them; as warnings, files that are no notebooks."
     if not settings.workspace.package: return []
     from nbdev.config import get_config
     configured = (settings.root / "pyproject.toml").is_file()
@@ -98,7 +98,8 @@ def review(
     "Return everything wrong with a workflow that can be known without running it."
     problems = [p for s in stages for p in _alone(s)] + judged(stages, given) + _doubles(stages)
     if not settings: return problems
-    return problems + _sections(stages, settings) + unexported(settings, {s.path.name for s in stages})
+    names = {s.path.name for s in stages}
+    return problems + _sections(stages, settings) + unexported(settings, names)
 
 def check(
     stages: tuple[Stage, ...],
@@ -156,9 +157,9 @@ def _gates(stages: tuple[Stage, ...], given: Mapping) -> list[Problem]:
         for name, giver in takes.items():
             own = next(s for s in stages if s.name == giver).parameters
             if name not in given or name in own: continue   # to the giver itself it may be given
-            message = (f"`{name}` cannot be given: stage {giver} glues it, and {taker} takes it from "
-                       f"there. Leave it out; to keep an earlier result of {giver}, start after that "
-                       "stage (`--from`)")
+            message = (f"`{name}` cannot be given: stage {giver} glues it, and {taker} takes it "
+                       f"from there. Leave it out; to keep an earlier result of {giver}, start "
+                       "after that stage (`--from`)")
             problems[name] = Problem("parameters", None, message)
     return list(problems.values())
 

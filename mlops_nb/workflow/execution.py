@@ -197,7 +197,8 @@ def _reason(
         message = masked(str(error)) or "without a message"
         return f"{stage.path.name}: {type(error).__name__}: {message}"
     line = _line(error)
-    where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}" + (f", line {line}" if line else "")
+    where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}"
+    if line: where += f", line {line}"
     message, silent = f"{error.ename}: {error.evalue}", not error.evalue.strip()
     if silent:
         code = error.source.splitlines()[line - 1].strip() if line else ""

@@ -296,7 +296,8 @@ def _death(process) -> str:   # of a kernel that is gone: a `Popen` or a `Forked
     if code is None: return start + "it was killed (by the system, if memory ran out) or it crashed"
     if code >= 0: return f"{start}its process exited with status {code}"
     name = signal.Signals(-code).name
-    if name == "SIGKILL": return f"{start}it was killed by SIGKILL (by the system, if memory ran out)"
+    if name == "SIGKILL":
+        return f"{start}it was killed by SIGKILL (by the system, if memory ran out)"
     return f"{start}it was ended by {name}" + " (a crash in compiled code)" * (name in CRASHES)
 
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")

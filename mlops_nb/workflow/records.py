@@ -146,7 +146,8 @@ class Run:
                        f"{escape(s.error or s.note or given(s))}</td></tr>"
                        for s in self.stages)
         return (f"<p>run <code>{self.id}</code>: <b>{self.state}</b></p>{graph(self.stages, self.wires)}"
-                f"<table><tr><th>stage</th><th>state</th><th>s</th><th>outputs</th></tr>{rows}</table>"
+                "<table><tr><th>stage</th><th>state</th><th>s</th><th>outputs</th></tr>"
+                f"{rows}</table>"
                 + "".join(f"<p>warning: {escape(str(w))}</p>" for w in self.warnings))
 
 # %% ../../nbs/15g_workflow_records.ipynb #8b07cd80

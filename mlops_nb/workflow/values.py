@@ -86,7 +86,7 @@ def typed(
     text: str,
     kinds: Sequence[Any],   # the types of the parameters of this name, as `demanded` gives them
 ) -> Any:
-    "Return the value that a text stands for; the text, for `mistyped` to refuse, if none has the type."
+    "Return the value that a text stands for; the text itself if no value has the type."
     wanted = [kind for kind in kinds if kind is not None]
     if not wanted: return untyped(text)
     for value in _readings(text, wanted):
