@@ -22,7 +22,7 @@ from pydantic import (BaseModel, ConfigDict, Field, Json, ValidationError, field
                       model_validator)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .masking import Address, Secret, Tokens, Webhook, masked_all
+from .masking import Address, Secret, Tokens, Webhook, masked, masked_all
 
 # %% ../nbs/00_settings.ipynb #5da7d786
 class MlopsError(Exception):
@@ -214,7 +214,8 @@ def _check_addresses(settings: "Settings") -> "Settings":
     for key, place in places.items():
         ends = re.search("[#?]", place) if "://" in place else None
         if wrong := misread(place) or (ends and ends[0]):
-            raise SettingsError(f"{settings.root / 'settings.ini'}: {key} is {place}, and libraries "
+            shown = f"{settings.root / 'settings.ini'}: {key} is {masked(place)}"
+            raise SettingsError(f"{shown}, and libraries "
                                 f"misread '{wrong}' in it: rename the folder, or choose another")
     return settings
 

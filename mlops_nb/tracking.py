@@ -43,6 +43,7 @@ def client(
 def _mlflow():
     "MLflow, imported when it is needed, quiet and without telemetry."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password of a server
     import logging
 
     import mlflow
@@ -142,7 +143,9 @@ def fetch(
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         try: base = client(settings).get_run(run_id).info.artifact_uri
         except TrackingError: raise
-        except Exception as e: raise TrackingError(f"no run {run_id} in MLflow: {_root(e)}") from e
+        except Exception as e:
+            reason = scrubbed(_root(e), (settings or load()).tracking_uri)
+            raise TrackingError(f"no run {run_id} in MLflow: {reason}") from e
         uri = f"{base}/{path}"
     if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
         place = Path(local(uri))
@@ -154,7 +157,9 @@ def fetch(
 def _downloaded(uri: str) -> Path:
     "A local copy of what is elsewhere."
     try: place = Path(_mlflow().artifacts.download_artifacts(uri))
-    except Exception as e: raise TrackingError(f"nothing at {uri}, or it cannot be reached: {_root(e)}") from e
+    except Exception as e:
+        raise TrackingError(f"nothing at {masked(uri)}, or it cannot be reached: "
+                            f"{scrubbed(_root(e), uri)}") from e
     if place.is_dir() and not any(place.iterdir()):
-        raise TrackingError(f"nothing at {uri}: the files were moved or removed")
+        raise TrackingError(f"nothing at {masked(uri)}: the files were moved or removed")
     return place

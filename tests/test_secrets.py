@@ -200,6 +200,32 @@ def test_a_tracking_database_that_is_away_is_named_without_its_password(secretiv
     assert not shown(error.value)
 
 
+def test_a_server_of_mlflow_is_not_printed_with_its_password(monkeypatch, capsys):
+    "MLflow prints where a run is when it ends, with the whole address of the server."
+    from mlflow.store.tracking.rest_store import RestStore
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    info, data = SimpleNamespace(experiment_id="1", run_name="a"), SimpleNamespace(tags={})
+    monkeypatch.setattr(RestStore, "get_run", lambda *_: SimpleNamespace(info=info, data=data))
+    client = TrackingServiceClient("http://me:hunter2@127.0.0.1:9")
+    client._log_url("r")
+    assert shown(capsys.readouterr().out) == ["hunter2"], "as MLflow does it"
+    tracking._mlflow()
+    client._log_url("r")
+    assert capsys.readouterr().out == ""
+
+
+def test_files_that_are_away_are_named_without_the_password_of_their_store(secretive, monkeypatch):
+    monkeypatch.setattr(tracking, "client", lambda settings: None)
+    with pytest.raises(tracking.TrackingError, match=r"nothing at ftp://me:\*\*\*@127.0.0.1:9/a/b") as error:
+        tracking.fetch("ftp://me:hunter2@127.0.0.1:9/a/b", settings=secretive)
+    assert not shown(error.value)
+    with pytest.raises(SettingsError, match="libraries misread '#' in it") as error:
+        create(secretive.root / "x", tracking={"artifacts": "ftp://me:hunter2@host/a#1"})
+    assert not shown(error.value)
+
+
 def test_parameters_in_mlflow_are_masked(tmp_path):
     ledger = Ledger(create(tmp_path))
     run = ledger.open("run", parameters={"source": "postgresql://u:pass2@h/d", "n": 1})

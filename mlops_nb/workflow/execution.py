@@ -150,6 +150,7 @@ def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dic
         "MLOPS_NB_WORKSPACE": str(settings.root), "MLOPS_NB_LIBRARY": library,
         "MLFLOW_TRACKING_URI": settings.tracking_uri, "MLFLOW_EXPERIMENT_NAME": settings.experiment,
         "MLFLOW_RUN_ID": result.id, "MLOPS_NB_RUN_ID": result.id,
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",   # it would print the server's password
         "MLFLOW_DISABLE_TELEMETRY": "true", "WHYLOGS_NO_ANALYTICS": "True"}
     literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths
     return papermill.execute_notebook(
