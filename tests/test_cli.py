@@ -111,7 +111,7 @@ def test_a_check_shows_warnings_and_exits_0(tmp_path, apart):
     done = call("run", "--check", "--json", "-w", settings.root, "-p", "rows=many")
     report = json.loads(done.stdout)
     assert done.returncode == 1 and report["can_run"] is False and "`rows` is 'many'" in report["problems"][0]
-    assert all(said in given for said, given in zip(warnings, report["warnings"], strict=True))
+    assert all(expected in given for expected, given in zip(warnings, report["warnings"], strict=True))
     (settings.root / "nbs" / "2_broken.ipynb").write_text("")
     fails(call("run", "--check", "-w", settings.root), "2_broken.ipynb: not a notebook: the file is empty")
 

@@ -330,17 +330,17 @@ def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(sho
 
 
 def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
-    told = []
+    conflicts = []
 
     def promote(ref):
         try: deployment.promote(ref, by=ref, settings=shop)
-        except events.Conflict as e: told.append(str(e))
+        except events.Conflict as e: conflicts.append(str(e))
     threads = [threading.Thread(target=promote, args=(f"churn/{v}",)) for v in (1, 6)]
     for t in threads: t.start()
     for t in threads: t.join()
     champion = newest(shop)["details"]["champion"]
     end = deployment.endpoint("churn", settings=shop)
-    assert champion in ("1", "6") and len(told) <= 1
+    assert champion in ("1", "6") and len(conflicts) <= 1
     assert (end.versions, end.ready, aliases(shop, "churn")) == ({champion: 100}, True, {"champion": champion})
     deployment.promote("churn/1", by="bob", settings=shop)
 

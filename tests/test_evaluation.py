@@ -139,10 +139,10 @@ def test_importance_does_not_depend_on_the_order_of_the_rows():
     frame = frame[order]
     model = LogisticRegression().fit(frame.select("a", "b", "noise"), frame["y"].to_numpy())
     p = model.predict_proba(frame.select("a", "b", "noise"))[:, 1]
-    found = e.importance(model, frame, p, objective)
-    assert found["column"].to_list() == ["a", "b", "noise"] and found["drop"][0] > 0.1
-    assert found.equals(e.importance(model, frame, p, objective))
-    assert not found.equals(e.importance(model, frame, p, objective, seed=1))
+    ranking = e.importance(model, frame, p, objective)
+    assert ranking["column"].to_list() == ["a", "b", "noise"] and ranking["drop"][0] > 0.1
+    assert ranking.equals(e.importance(model, frame, p, objective))
+    assert not ranking.equals(e.importance(model, frame, p, objective, seed=1))
 
 
 def test_a_sample_keeps_the_rarer_class():

@@ -50,24 +50,24 @@ def scikit(y, p, threshold, w):
 @settings(max_examples=150, deadline=None)
 def test_metrics_are_scikit_learns_with_ties(rows, at):
     y, p, _ = (np.array(v) for v in zip(*rows, strict=True))
-    found = iv.measured(y, p / 6, at / 6)
-    assert list(found.values) == list(iv.METRICS)
-    assert found.values == pytest.approx(scikit(y, p / 6, at / 6, np.ones(len(y))))
+    result = iv.measured(y, p / 6, at / 6)
+    assert list(result.values) == list(iv.METRICS)
+    assert result.values == pytest.approx(scikit(y, p / 6, at / 6, np.ones(len(y))))
     for metric in iv.METRICS:
-        interval = found.interval(metric)
+        interval = result.interval(metric)
         assert interval.low <= interval.value <= interval.high and interval.low < interval.high, metric
 
 
 def test_the_influence_of_a_row_is_what_its_weight_changes():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, 300), rng.integers(1, 8, 300) / 8
-    found, step = iv.measured(y, p, 0.4), 1e-6
+    result, step = iv.measured(y, p, 0.4), 1e-6
     for row in range(0, 300, 37):
         weights = np.ones(300)
         weights[row] += step
         for metric, value in scikit(y, p, 0.4, weights).items():
-            change = (value - found.values[metric]) / step
-            assert found.influences[metric][row] == pytest.approx(change, rel=0.02, abs=1e-6), metric
+            change = (value - result.values[metric]) / step
+            assert result.influences[metric][row] == pytest.approx(change, rel=0.02, abs=1e-6), metric
 
 
 @given(ROWS)
@@ -87,8 +87,8 @@ def test_auc_has_delongs_variance(rows):
 @pytest.mark.parametrize(("hits", "n", "low", "high"), [
     (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634)])
 def test_the_interval_of_a_share_is_wilsons(hits, n, low, high):
-    found = iv.share(hits, n)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    interval = iv.share(hits, n)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
 
 
 def covered(population, draws=DRAWS, seed=1):
@@ -121,15 +121,15 @@ def test_with_ten_positive_rows_intervals_hold_the_truth_nine_times_in_ten(tied,
 
 def test_an_area_of_95_percent_from_12_rows_of_each_class_is_covered():
     rng, y = np.random.default_rng(0), np.repeat([0, 1], 12)
-    found = [iv.auc(y, rng.normal(size=24) + 2.3262 * y) for _ in range(1000)]        # by Wald's interval: 74 %
-    assert np.mean([i.low <= 0.95 <= i.high for i in found]) >= least(0.9, 1000)
+    intervals = [iv.auc(y, rng.normal(size=24) + 2.3262 * y) for _ in range(1000)]        # by Wald's interval: 74 %
+    assert np.mean([i.low <= 0.95 <= i.high for i in intervals]) >= least(0.9, 1000)
 
 
 @pytest.mark.parametrize("n", [12, 500])
 def test_a_perfect_ranking_is_not_sure_to_stay_perfect(n):
     y = np.repeat([0, 1], n)
-    for found in (iv.auc(y, np.arange(2 * n)), iv.auc(1 - y, np.arange(2 * n))):
-        assert found.value in (0, 1) and 0.01 / n < found.high - found.low < 4 / n
+    for interval in (iv.auc(y, np.arange(2 * n)), iv.auc(1 - y, np.arange(2 * n))):
+        assert interval.value in (0, 1) and 0.01 / n < interval.high - interval.low < 4 / n
     perfect = iv.measured(y, y.astype(float))
     for metric in iv.METRICS:
         assert perfect.interval(metric).high > perfect.interval(metric).low, metric
@@ -138,10 +138,10 @@ def test_a_perfect_ranking_is_not_sure_to_stay_perfect(n):
 @pytest.mark.parametrize("constant", [0.0, 0.3, 0.5, 1.0])
 def test_a_constant_prediction_has_intervals_of_some_width(constant):
     y = (np.arange(300) % 3 == 0).astype(int)
-    found = iv.measured(y, np.full(300, constant))
+    result = iv.measured(y, np.full(300, constant))
     for metric in iv.METRICS:
-        interval = found.interval(metric)
-        assert interval.high - interval.low > 1e-3 and interval.low <= found.values[metric] <= interval.high, metric
+        interval = result.interval(metric)
+        assert interval.high - interval.low > 1e-3 and interval.low <= result.values[metric] <= interval.high, metric
 
 
 def test_repeated_rows_of_a_key_make_no_interval_narrower():
@@ -184,8 +184,8 @@ def wrong(kind, per_key, effect=0.1, draws=DRAWS):
         for true in (effect, 0.0):
             if kind == "numbers": y, x, keys = populations.correlated(rng, 300, true, per_key=per_key)
             else: y, x, keys = populations.categories(rng, 300, true, shares, per_key=per_key)
-            found, p = (association.ranked if kind == "numbers" else association.associated)(y, x, keys=keys)
-            if true: beyond.append(not found.low <= true <= found.high)
+            interval, p = (association.ranked if kind == "numbers" else association.associated)(y, x, keys=keys)
+            if true: beyond.append(not interval.low <= true <= interval.high)
             else: false.append(p < 0.05)
     return np.mean(beyond), np.mean(false)
 

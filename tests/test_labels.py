@@ -99,9 +99,9 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
     async def talk():
         answer = await http.post("/predict", json={"rows": frame.select("x").to_dicts()})
         ids = [p["prediction_id"] for p in answer.json()["predictions"]]
-        told = [{"prediction_id": i, "label": said[int(y)]} for i, y in zip(ids, frame["y"], strict=True)]
-        good = await http.post("/feedback", json={"labels": told})
-        return answer, good, await http.post("/feedback", json={"labels": [*told[:3], told[3] | {"label": "perhaps"}]})
+        feedback = [{"prediction_id": i, "label": said[int(y)]} for i, y in zip(ids, frame["y"], strict=True)]
+        good = await http.post("/feedback", json={"labels": feedback})
+        return answer, good, await http.post("/feedback", json={"labels": [*feedback[:3], feedback[3] | {"label": "perhaps"}]})
     answer, good, bad = asyncio.run(talk())
     assert {p["prediction"] for p in answer.json()["predictions"]} == set(labels)
     assert good.json() == {"accepted": 300}
@@ -120,11 +120,11 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
     ("1.0", ["0.0", "1.0"], ("0.0", "1.0"))])
 def test_a_bundle_of_the_old_spelling_finds_its_feedback(tmp_path, positive, old, new):
     fitted = fit(rows(pl.Int64), objective(1), Candidate("logistic", LogisticRegression()))
-    made = write(fitted, tmp_path / "made")
-    about = (made / "candidate.json").read_text().replace('"0"', f'"{old[0]}"').replace('"1"', f'"{old[1]}"')
-    (made / "candidate.json").write_text(about)
+    candidate_folder = write(fitted, tmp_path / "made")
+    about = (candidate_folder / "candidate.json").read_text().replace('"0"', f'"{old[0]}"').replace('"1"', f'"{old[1]}"')
+    (candidate_folder / "candidate.json").write_text(about)
     (tmp_path / "report.json").write_text("{}")
-    fill(tmp_path / "b", candidate=made, report=tmp_path, profile=b"", objective=objective(positive), lineage={}, requirements="")
+    fill(tmp_path / "b", candidate=candidate_folder, report=tmp_path, profile=b"", objective=objective(positive), lineage={}, requirements="")
     seal(tmp_path / "b")
     labels = Bundle(tmp_path / "b").labels
     assert labels == new

@@ -35,12 +35,12 @@ def test_rows_of_equal_probability_are_one_bin_whatever_their_order(share):
 
 def test_rows_of_one_key_are_not_taken_for_noise_free():
     rng, eight = np.random.default_rng(0), np.repeat(np.arange(100), 8)
-    found = []
+    errors = []
     for _ in range(60):
         p = rng.beta(1, 3, 100)
         y = (rng.random(100) < p).astype(int)
-        found.append(m.calibration_error(m.calibration(y[eight], p[eight], keys=eight)))
-    assert np.median(found) < 0.05                                # without keys 0.12
+        errors.append(m.calibration_error(m.calibration(y[eight], p[eight], keys=eight)))
+    assert np.median(errors) < 0.05                                # without keys 0.12
 
 
 def test_gains_do_not_depend_on_the_order_of_equal_rows():

@@ -104,8 +104,8 @@ def test_quiet_windows_stay_quiet():
 
 def asked(frame: pl.DataFrame, reference: Profile) -> pl.DataFrame:
     "What is asked of a window's inputs, corrected at 1 %."
-    found = window.drift(profile(frame), reference)
-    return window.corrected([*window.drifting(found), *window.missing(frame, reference),
+    drifts = window.drift(profile(frame), reference)
+    return window.corrected([*window.drifting(drifts), *window.missing(frame, reference),
                              *window.outside(frame, reference), *window.unseen(frame, reference)], 0.01)
 
 
@@ -128,8 +128,8 @@ def test_a_sparse_column_that_is_filled_or_emptied_is_an_alarm():
     reference = profile(rare(rng, 2000, 0.9))
     quiet = rare(rng, 300, 0.9)
     for changed in (quiet.with_columns(number=pl.lit(None, pl.Float64)), quiet.with_columns(number=pl.lit(0.5))):
-        found = asked(changed, reference).filter("alarm")
-        assert ("nulls", "number") in set(found.select("kind", "column").iter_rows())
+        answers = asked(changed, reference).filter("alarm")
+        assert ("nulls", "number") in set(answers.select("kind", "column").iter_rows())
 
 
 @pytest.mark.parametrize("kind", ["alike", "Zipf"])
@@ -294,14 +294,14 @@ def test_staging_and_shadows_do_not_count_and_each_version_that_answers_is_judge
 def test_a_shifted_canary_beside_a_quiet_champion_is_an_alarm(space):
     serve(space, people(800, 1), hour=0, version="1")
     serve(space, people(150, 2, shift=50), hour=0, version="2")
-    found = look(space, 1)
-    assert not found.quiet and found.rows == 950
-    assert {a["version"] for a in found.alerts} == {"2"}
-    assert ("drift", "age") in {(a["kind"], a["column"]) for a in found.alerts}
+    result = look(space, 1)
+    assert not result.quiet and result.rows == 950
+    assert {a["version"] for a in result.alerts} == {"2"}
+    assert ("drift", "age") in {(a["kind"], a["column"]) for a in result.alerts}
     assert {a["version"] for a in open_alerts("m", settings=space.settings)} == {"2"}
     event = events.newest(space.settings.events, "monitored", "m")["details"]
     assert (event["judged"]["1"]["quiet"], event["judged"]["2"]["quiet"]) == (True, False)
-    assert "m/2: " in found._repr_html_() and "m/1: quiet" in found._repr_html_()
+    assert "m/2: " in result._repr_html_() and "m/1: quiet" in result._repr_html_()
 
 
 def test_a_version_with_few_rows_keeps_them_for_its_own_window(space):
@@ -464,8 +464,8 @@ def test_the_state_of_earlier_releases_is_read(space):
                   seen={"_predictions": mark, "_feedback": old}, quiet=True, labelled=300)
     assert look(space, 1).rows == 0
     serve(space, people(150, 2), hour=-2)
-    found = look(space, 2)
-    assert found.rows == 150 and found.judged["1"].verdict.labelled == 0
+    result = look(space, 2)
+    assert result.rows == 150 and result.judged["1"].verdict.labelled == 0
 
 
 def test_labels_of_earlier_windows_count_when_they_come_and_the_last_one_counts(space):
@@ -548,8 +548,8 @@ def test_broken_data_proposes_no_retraining(space):
     half = pl.int_range(pl.len()) % 2 == 0
     nulls = pl.when(half).then(None).otherwise("lines").alias("lines")
     serve(space, people(300, 1, shift=9).with_columns(nulls), hour=0)
-    found = {(a["kind"], a["column"]) for a in look(space, 1).alerts}
-    assert {("nulls", "lines"), ("drift", "age")} <= found
+    columns = {(a["kind"], a["column"]) for a in look(space, 1).alerts}
+    assert {("nulls", "lines"), ("drift", "age")} <= columns
     assert "retraining_proposed" not in kinds(space)
     serve(space, people(300, 2, shift=9), hour=2)
     look(space, 3)

@@ -254,8 +254,8 @@ def test_a_file_that_lost_its_rows_takes_them_along(tmp_path):
 def test_a_first_cell_may_be_longer_than_the_sample(tmp_path, cell, ending):
     text = f"id,doc\n1,{cell}\n2,short\n".encode()
     (tmp_path / f"d.{ending}").write_bytes(gzip.compress(text) if ending.endswith("gz") else text)
-    found = Source(f"d.{ending}", tmp_path).scan().collect()
-    assert found["id"].to_list() == [1, 2] and found["doc"].to_list() == [cell.strip('"'), "short"]
+    rows_read = Source(f"d.{ending}", tmp_path).scan().collect()
+    assert rows_read["id"].to_list() == [1, 2] and rows_read["doc"].to_list() == [cell.strip('"'), "short"]
 
 
 def test_a_quote_that_is_never_closed_is_named(tmp_path, monkeypatch):
@@ -274,8 +274,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, code):
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress("id,Wort\n1,ü\n".encode(code)))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress('{"id": 1, "Wort": "ü"}\n'.encode(code)))
     for name in ("a.csv", "a.jsonl", "b.csv.gz", "b.jsonl.gz"):
-        found = Source(name, tmp_path).scan().collect()
-        assert found.columns == ["id", "Wort"] and found.row(0) == (1, "ü"), name
+        rows_read = Source(name, tmp_path).scan().collect()
+        assert rows_read.columns == ["id", "Wort"] and rows_read.row(0) == (1, "ü"), name
 
 
 @pytest.mark.parametrize("line, says", [
@@ -308,9 +308,9 @@ def test_columns_keep_their_names(tmp_path, key):
     pl.concat([changed, changed.tail(1)]).write_parquet(tmp_path / "2.parquet")
     second = datasets.ingest("d", "2.parquet", settings=workspace)
     assert (second.facts["replaced"], second.facts["rejected"]) == ((n, 1) if key else (0, 0))
-    found = datasets.diff(first, second)
-    assert found.changed == (10 if key else 0)
-    if key: assert found.examples["column"].unique().to_list() == ["a$"] and found.examples.height == 10
+    difference = datasets.diff(first, second)
+    assert difference.changed == (10 if key else 0)
+    if key: assert difference.examples["column"].unique().to_list() == ["a$"] and difference.examples.height == 10
     assert second.balance("*").table.height and second.leakage(group="*").table.height
     wrong = changed.with_columns(pl.Series("_row", [-5.0] + changed["_row"].to_list()[1:]))
     wrong.write_parquet(tmp_path / "3.parquet")
@@ -450,8 +450,8 @@ def test_ends_of_splits_by_time_are_fixed_until_a_person_moves_them(tmp_path):
     assert datasets.get("sales@1", settings=workspace).counts == fixed.counts and fixed.scan("test").collect().height == 56
     month(workspace, 4)
     assert datasets.ingest("sales", "*.csv", settings=workspace).counts == {"train": 56, "test": 56}
-    told = events.newest(workspace.events, "resplit", "sales@2")
-    assert told["by"] == "ann" and told["details"] == {
+    event = events.newest(workspace.events, "resplit", "sales@2")
+    assert event["by"] == "ann" and event["details"] == {
         "ends_before": {"train": "2024-02-01T00:00:00", "test": None},
         "ends_after": {"train": "2024-03-01T00:00:00", "test": None}}
     difference = datasets.diff(fixed, rolled)

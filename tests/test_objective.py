@@ -164,8 +164,8 @@ def test_a_million_rows_and_a_rare_category_take_seconds():
     import time
     rare = lambda r, y: np.where(np.arange(len(y)) < 3, "rare", r.choice(["a", "b"], len(y)))
     frame, start = table(1_000_000, k=rare), time.perf_counter()
-    found = verdict(frame, column="k")
-    assert found["verdict"] == "refuted" and 0.001 < found["p_value"]
+    result = verdict(frame, column="k")
+    assert result["verdict"] == "refuted" and 0.001 < result["p_value"]
     assert time.perf_counter() - start < 60                       # seconds alone; permutations of all rows took hours
 
 

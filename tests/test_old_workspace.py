@@ -76,9 +76,9 @@ def test_predictions_that_no_pass_has_judged_are_judged_once(old):
     log = lambda: events.history(old.events, "club", "monitored").collect().height
     judged, opened = log(), monitoring.open_alerts("club", settings=old)
     assert judged == 2
-    found = monitoring.check("club", settings=old)
-    assert found.rows == 140  # 120 that were moved to the table, 20 that were not
-    columns = {(a["kind"], a["column"]) for a in found.alerts}
+    result = monitoring.check("club", settings=old)
+    assert result.rows == 140  # 120 that were moved to the table, 20 that were not
+    columns = {(a["kind"], a["column"]) for a in result.alerts}
     assert {("drift", "fee"), ("drift", "prediction")} <= columns
     assert {a["id"] for a in opened} <= {a["id"] for a in monitoring.open_alerts("club", settings=old)}
     table = lake.scan(old.table("_predictions", "club")).filter(pl.col("stage") == "production").collect()

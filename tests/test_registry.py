@@ -278,9 +278,9 @@ def test_the_code_of_a_resealed_bundle_never_runs(place, attacked, monkeypatch, 
 def test_mlflows_own_record_of_the_digest_is_not_believed(place, attacked):
     client = tracking.client(place.settings)
     client.set_model_version_tag("m", "1", "bundle", attacked.resealed)
-    found = resolve("m/1", settings=place.settings)
-    assert found.tags["bundle"] == attacked.resealed
-    with pytest.raises(BundleError, match="another was expected"): found.bundle(place.settings).pipeline  # noqa: B018
+    version = resolve("m/1", settings=place.settings)
+    assert version.tags["bundle"] == attacked.resealed
+    with pytest.raises(BundleError, match="another was expected"): version.bundle(place.settings).pipeline  # noqa: B018
     assert not attacked.mark.exists()
 
 
@@ -334,10 +334,10 @@ def test_a_version_without_its_event_is_not_loaded(place, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(events, "record", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError): place.register()
-    found = resolve("m/1", settings=place.settings)
-    with pytest.raises(BundleError, match="m/1 has no `registered` event"): found.bundle(place.settings)
+    version = resolve("m/1", settings=place.settings)
+    with pytest.raises(BundleError, match="m/1 has no `registered` event"): version.bundle(place.settings)
     place.register()
-    assert found.bundle(place.settings).verify().digest == found.tags["bundle"]
+    assert version.bundle(place.settings).verify().digest == version.tags["bundle"]
 
 
 def test_planted_bytecode_beside_the_library_never_runs(place, tmp_path):
@@ -416,7 +416,7 @@ def test_a_manifest_that_is_none_is_refused_in_words(place, text, says):
 
 def test_a_replica_loads_what_was_registered(place):
     version = place.register()
-    found, state = applications.target(version.ref, place.settings)
+    desired_state, state = applications.target(version.ref, place.settings)
     served = Versions(place.settings, "m", state.library, fixed=state).traffic.champion
     assert served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))[1] == pytest.approx(
         place.fitted.probability(ROWS).tolist())
@@ -474,10 +474,10 @@ def accepted(settings, ref, *, passed=True, bundle=None):
 
 def report_of(place, *checks, objective=None):
     "A test report with these checks (name, passed), kept with a run: its address."
-    found = [{"name": n, "expected": "at least 0.8", "came": "0.7", "passed": p} for n, p in checks]
+    rows = [{"name": n, "expected": "at least 0.8", "came": "0.7", "passed": p} for n, p in checks]
     folder = place.settings.root / "report"
     folder.mkdir(exist_ok=True)
-    report = {"checks": found, "passed": True} | ({"objective": objective.model_dump(mode="json")} if objective else {})
+    report = {"checks": rows, "passed": True} | ({"objective": objective.model_dump(mode="json")} if objective else {})
     (folder / "report.json").write_text(json.dumps(report))
     with tracking.start_run(place.settings, name="workflow"):
         return tracking.log_folder(folder, f"report-{len(checks)}-{all(p for _, p in checks)}", settings=place.settings)

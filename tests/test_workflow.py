@@ -126,8 +126,8 @@ VISIBLE = [("%time df = [1]", "sum(df)"), ("%%bash --out files --err=errors\nls"
 @pytest.mark.parametrize(("cells", "warnings"), [(c, 1) for c in HIDDEN] + [(c, 0) for c in VISIBLE])
 def test_a_name_that_may_be_defined_is_no_error(tmp_path, cells, warnings):
     stage(tmp_path, "1_a", "rows = 1", *cells)
-    problems, found = Workflow.discover(tmp_path).review()
-    assert problems == [] and len(found) == warnings and all(p.cell and p.warning for p in found), (problems, found)
+    problems, noted = Workflow.discover(tmp_path).review()
+    assert problems == [] and len(noted) == warnings and all(p.cell and p.warning for p in noted), (problems, noted)
 
 
 @pytest.mark.parametrize(("cells", "place"), [
@@ -218,12 +218,12 @@ def test_what_a_stage_gives_cannot_be_given(tmp_path):
 @pytest.mark.parametrize("value", ["a\ud800", ["\udfff"], {"a": "\ud800"}, {"\ud800": 1}])
 def test_half_a_surrogate_pair_is_refused_before_anything_is_written(tmp_path, value):
     path, settings = stage(tmp_path, "1_a", "x = None", "glue('y', 1)"), create(tmp_path / "w")
-    said = r"U\+D[8F].. at character \d, half of a surrogate pair"
+    message = r"U\+D[8F].. at character \d, half of a surrogate pair"
     [problem] = Workflow.discover(tmp_path).check({"x": value})
-    assert re.search(said, problem.message) and problem.message.encode()
-    with pytest.raises(WorkflowError, match=said): Workflow.discover(tmp_path).run({"x": value}, settings=settings)
-    with pytest.raises(WorkflowError, match=said): workflow_map(path, [{"x": 1}, {"x": value}], settings=settings)
-    with pytest.raises(WorkflowError, match=said): glue("x", value)
+    assert re.search(message, problem.message) and problem.message.encode()
+    with pytest.raises(WorkflowError, match=message): Workflow.discover(tmp_path).run({"x": value}, settings=settings)
+    with pytest.raises(WorkflowError, match=message): workflow_map(path, [{"x": 1}, {"x": value}], settings=settings)
+    with pytest.raises(WorkflowError, match=message): glue("x", value)
     assert not settings.state.exists()
     [unknown] = Workflow.discover(tmp_path).check({"\ud800": 1})
     assert unknown.message.encode() and "no stage has a parameter" in unknown.message
@@ -666,10 +666,10 @@ def test_a_failure_says_its_reason(workspace, tmp_path):
 def test_a_stage_that_ends_itself_has_stopped_and_is_never_reused(workspace, tmp_path, end):
     stage(tmp_path, "1_a", "", "glue('x', 1)", end, "glue('y', 2)")
     stage(tmp_path, "2_b", "x: int", "glue('z', x)")
-    said = []
-    run = Workflow.discover(tmp_path).run(settings=workspace, on_event=lambda now: said.append((now.what, now.stage)))
+    lines = []
+    run = Workflow.discover(tmp_path).run(settings=workspace, on_event=lambda now: lines.append((now.what, now.stage)))
     assert [s.state for s in run.stages] == ["stopped", "done"] and run.outputs == {"x": 1, "z": 1}
-    assert run.state == "done" and ("stopped", "a") in said
+    assert run.state == "done" and ("stopped", "a") in lines
     assert run.stages[0].note == "cell 3 ended the stage early (sys.exit, status 0)"
     tags = Ledger(workspace).client.get_run(run.stages[0].id).data.tags
     assert tags["mlops_nb.state"] == "stopped" and tags["mlops_nb.note"] == run.stages[0].note
