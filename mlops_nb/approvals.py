@@ -126,8 +126,9 @@ def _undecided(ref: str, settings: Settings) -> str | None:
     before = decision(ref, settings)
     if before and before["kind"] == "rejected":
         raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, "
-                            "register a new version: `mlops-nb run`, or for the same model "
-                            "`mlops-nb run --from register --force`")
+                            "register a new version: change the data, the features or the search and "
+                            "`mlops-nb run`; or `mlops-nb run --from register --force` for the same "
+                            "model, which only a person can approve then")
     return before and before["id"]
 
 def _last(ref: str, settings: Settings) -> str | None:

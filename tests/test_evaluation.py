@@ -245,6 +245,6 @@ def test_it_says_why_it_failed_first():
 
 def test_the_metrics_of_a_large_test_split_take_seconds():
     frame, p = table(20_000)
-    start = time.perf_counter()
+    start = time.process_time()
     e.evaluate(frame, p, objective, champion=p)
-    assert time.perf_counter() - start < 20                          # 3 s alone; others may be at work
+    assert time.process_time() - start < 20                          # 3 s alone; others may be at work

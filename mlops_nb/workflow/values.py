@@ -44,7 +44,7 @@ def mistyped(
 ) -> dict[str, str]:             # by parameter's name, what is wrong
     "Return what is wrong with values that are not of their parameter's type."
     problems = {}
-    for name in values.keys() & stage.parameters.keys():
+    for name in sorted(values.keys() & stage.parameters.keys()):
         if (kind := demanded(stage.parameters[name])) is None: continue
         try: TypeAdapter(kind).validate_python(values[name], strict=True)
         except ValidationError as e:
