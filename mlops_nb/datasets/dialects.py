@@ -294,6 +294,7 @@ def refuse_patterns(names: Iterable[str], name: str) -> None:
         raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
                         "$ for a pattern; rename them in the source")
 
+# %% ../../nbs/06c_datasets_dialects.ipynb #b8151c9a
 MAX_COLUMNS = 4096
 
 def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[str]:
