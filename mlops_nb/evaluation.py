@@ -146,7 +146,7 @@ def importance(
     rng = np.random.default_rng(seed)
     rows = _sampled(labels(frame, objective), most, rng)
     frame = frame[rows]
-    inputs = frame[list(getattr(pipeline, "feature_names_in_", features(frame, objective)))]
+    inputs = frame.select(cs.by_name(*getattr(pipeline, "feature_names_in_", features(frame, objective))))
     y, given = labels(frame, objective), probability[rows]
     both = pipeline.predict_proba(inputs)
     positive = int(np.abs(both - given[:, None]).mean(axis=0).argmin())
@@ -241,7 +241,7 @@ def evaluate(
     rivals = [_gain(objective, k, model, results.get(k)) for k in (name, "the champion")]
     metrics = {metric: model.interval(metric) for metric in METRICS}
     calibration, flagged = m.calibration(y, p, keys=keys), p >= threshold
-    groups = m.fairness(frame[list(objective.protected)], y, p, threshold, keys=keys)
+    groups = m.fairness(frame.select(cs.by_name(*objective.protected)), y, p, threshold, keys=keys)
     gaps = m.gaps(groups)
     worst = {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS} if len(gaps) else {}
     error = m.calibration_error(calibration)
@@ -255,7 +255,7 @@ def evaluate(
         fewest=fewest(y, keys),
         importance=[] if pipeline is None else importance(pipeline, frame, p, objective, seed=seed),
         unused=unused(pipeline, frame, objective),
-        errors=m.errors(frame[list(features(frame, objective))], y, p, keys=keys))
+        errors=m.errors(frame.select(cs.by_name(*features(frame, objective))), y, p, keys=keys))
 
 # %% ../nbs/09_evaluation.ipynb #b64b4240
 def story(

@@ -298,7 +298,7 @@ def quick(
     from threadpoolctl import threadpool_limits
 
     words, y = cs.string() | cs.categorical() | cs.enum(), labels(train, objective)
-    table = train[list(features(train, objective))].select(
+    table = train.select(cs.by_name(*features(train, objective))).select(
         words.cast(pl.String).rank("dense"), (cs.numeric() | cs.boolean() | cs.temporal()).to_physical())
     table, probability = table.cast(pl.Float64).to_numpy(), np.full(len(train), np.nan)
     model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=0)

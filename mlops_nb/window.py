@@ -12,6 +12,7 @@ from datetime import datetime
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from . import measures
 from .measures import LOWER
@@ -184,14 +185,14 @@ def _gap(groups: pl.DataFrame, column: str, measure: str) -> tuple[float, float,
 def _groups(seen: pl.DataFrame, labelled: pl.DataFrame, objective: Objective, threshold: float) -> pl.DataFrame:
     "Selection rates of all rows, error rates of the labelled ones, by group."
     columns = [c for c in objective.protected if c in seen.columns]
-    all_ = measures.fairness(seen[columns], np.zeros(seen.height, int),
+    all_ = measures.fairness(seen.select(cs.by_name(*columns)), np.zeros(seen.height, int),
                              seen["prediction"].to_numpy(), threshold)
     if all_.is_empty(): return all_
     parts = [all_.filter(pl.col("measure") == "selection_rate")]
     if labelled.height:
         y = labelled["label"].to_numpy()
         p = labelled["prediction"].to_numpy()
-        rates = measures.fairness(labelled[columns], y, p, threshold)
+        rates = measures.fairness(labelled.select(cs.by_name(*columns)), y, p, threshold)
         parts.append(rates.filter(pl.col("measure").is_in(["tpr", "fpr"])))
     return pl.concat(parts)
 
@@ -266,7 +267,7 @@ def judge(
     "Ask everything of a window."
     columns = [c for c in seen.columns if c != "prediction" or c in reference.columns]
     known = reference.select(columns)
-    drifts = drift(profile(seen[columns], at=at), known)
+    drifts = drift(profile(seen.select(cs.by_name(*columns)), at=at), known)
     judged = labelled if labelled.height >= min_rows else labelled.clear()
     inputs, finite = seen.drop("prediction"), lambda f: f.filter(pl.col("prediction").is_between(0, 1))
     questions = [*drifting(drifts), *missing(inputs, known), *outside(inputs, known), *unseen(inputs, known),

@@ -227,7 +227,7 @@ def test_the_same_seed_gives_the_same_report():
 def test_a_page_needs_nothing_else_and_escapes_what_it_is_given():
     frame, p = table()
     evil = "<script>alert(1)</script>"
-    o = Objective(**BASE | {"name": evil, "question": evil}, goal=evil, protected=("sex", evil))
+    o = Objective(**BASE | {"question": evil}, goal=evil, protected=("sex", evil))
     frame = frame.with_columns(pl.when(pl.col("sex") == "f").then(pl.lit(evil)).otherwise(pl.lit("$x_$")).alias(evil))
     html = e.page(e.evaluate(frame, p, o, baseline=Rule(name=evil, expression="a")))
     assert evil not in html and html.count("&lt;script&gt;") >= 5

@@ -313,7 +313,7 @@ def conform(
 ) -> pl.DataFrame:
     "The rows in the contract's columns and types, or an error that names what would be lost."
     refuse(differences(rows.schema, contract))
-    return convert(rows[list(contract.columns)], contract.dtypes, "the rows")
+    return convert(rows.select(cs.by_name(*contract.columns)), contract.dtypes, "the rows")
 
 # %% ../../nbs/06h_datasets_contracts.ipynb #5d78177e
 def _field(name: str, c: Column, required: bool):

@@ -114,7 +114,7 @@ class Leakage:
 def _hashed(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     "How often each combination of values stands in each split; of one column, without missing values."
     if len(columns) == 1: rows = rows.drop_nulls(cs.by_name(*columns))
-    hashes = pl.Series("hash", row_hashes(rows[list(columns)]))
+    hashes = pl.Series("hash", row_hashes(rows.select(cs.by_name(*columns))))
     return rows.select(hashes, split="_split").group_by("hash", "split").agg(rows=pl.len())
 
 # %% ../../nbs/06l_datasets_reports.ipynb #8dd50bbf
@@ -140,7 +140,7 @@ def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) ->
     "One row of each split for each of these hashes."
     matches = []
     for batch in batches(rows) if len(hashes) else ():
-        marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch[list(columns)])))
+        marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch.select(cs.by_name(*columns)))))
         wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
         matches.append(marked.filter(pl.col("\1hash").is_in(wanted)))
         matches = [pl.concat(matches).unique(["\1hash", "_split"], keep="first", maintain_order=True)]

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from .. import cluster, lake
 from .contracts import MOST_CATEGORIES, OWN, UNIQUE, Contract, Seen, check_rows, reason
@@ -146,7 +147,7 @@ def chunk(
     "Check, split, fingerprint and profile rows, and write them."
     divided = [_divided(rows, part, text, plan) for part, rows, text in batches]
     good, bad = pl.concat(g for g, _ in divided), [b for _, some in divided for b in some]
-    split = plan.splitting.assign(good[[*plan.contract.columns]])  # of the data, whenever it came
+    split = plan.splitting.assign(good.select(cs.by_name(*plan.contract.columns)))  # of the data, whenever it came
     good = good.with_columns(split).select(lake.column(c).cast(t) for c, t in plan.schema.items())
     seen = {c: Seen() for c in plan.contract.columns} if plan.observe else {}
     for name, found in seen.items(): found.see(good[name], MOST_CATEGORIES)
@@ -270,7 +271,7 @@ def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[in
         hits = np.flatnonzero(np.isin(places(keys, plan.splitting.salt, key), twice))
         if not len(hits): continue
         rows = lake.file_rows(path).collect()[hits]
-        content = pl.Series(row_hashes(rows[list(plan.contract.columns)]))
+        content = pl.Series(row_hashes(rows.select(cs.by_name(*plan.contract.columns))))
         found.append(rows.select(
             lake.column(key).alias("_key"), "_source", row=pl.Series(hits).cast(pl.Int64),
             chunk=pl.lit(i, pl.Int32), content=content))

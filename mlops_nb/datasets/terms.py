@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import reduce
 
 import polars as pl
+import polars.selectors as cs
 
 from .contracts import Contract, differences, evolved, kind_of, loose, refuse, settled, wider
 from .dialects import DataError, lost
@@ -27,7 +28,7 @@ def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
     sample = next(iter(part.batches(text=True, rows=1000)))
     shared = [c for c in contract.columns if c in sample.columns]
     wanted = {c: t for c in shared if _may_be(sample.schema[c], t := contract.dtypes[c])}
-    typed = part.typed(sample[list(wanted)], wanted)
+    typed = part.typed(sample.select(cs.by_name(*wanted)), wanted)
     for c, t in wanted.items():
         odd, there = lost(sample[c], typed[c]).sum(), sample[c].count()
         if odd * 2 < there or not there: schema[c] = t
