@@ -76,7 +76,7 @@ def simulate(quick: bool) -> tuple[dict[str, list[float]], dict[str, list[float]
     many, few, wrong = {}, {}, {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         rates = [pool.submit(coverage, population, draws) for population in populations]
-        errors = [pool.submit(verdicts, kind, keys, draws // 4) for kind, keys in tests]
+        errors = [pool.submit(verdicts, kind, keys, max(QUICK, draws // 4)) for kind, keys in tests]
         edge = pool.submit(areas, draws)
         for population, rate in zip(populations, rates, strict=True):
             group = few if population.rows * population.prevalence < FEW else many
@@ -101,7 +101,7 @@ def targets(quick: bool) -> list[Result]:
     for name, rates in wrong.items():
         # A gate uses one end of an interval, whose two ends miss unequally often: 5 % is claimed, not 2.5 %.
         exact = name.startswith("gate") and not quick
-        by_luck = 0.0 if exact else margin(0.05, draws if quick else draws // 4)
+        by_luck = 0.0 if exact else margin(0.05, max(QUICK, draws // 4))
         results.append(Result(name, max(rates), round(0.05 + by_luck, 4)))
     results.append(least("intervals, fewer rows", map(min, few.values()), 0.9))
     return [*results, least("intervals", map(min, many.values()), 0.93)]
