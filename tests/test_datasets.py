@@ -26,7 +26,8 @@ from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
 from mlops_nb.data import ingest as steps
 from mlops_nb.data import profiles, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce, infer
+from mlops_nb.data.contracts import Column, Contract, conform, enforce
+from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read
 from mlops_nb.data.sources import Source
 from mlops_nb.data.splits import content_digest
@@ -876,7 +877,8 @@ INGEST = """
 import sys
 from mlops_nb.core.settings import load
 from mlops_nb.data import ingest, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce, infer
+from mlops_nb.data.contracts import Column, Contract, conform, enforce
+from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},

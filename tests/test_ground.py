@@ -26,7 +26,8 @@ from mlops_nb.core.errors import (
 )
 from mlops_nb.core.settings import create, load
 from mlops_nb.data import versions
-from mlops_nb.data.contracts import Contract, conform, enforce, infer
+from mlops_nb.data.contracts import Contract, conform, enforce
+from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.splits import content_digest, split
 

@@ -22,7 +22,7 @@ from ..core.errors import DataError, EventConflict
 from ..core.settings import Settings, load
 from .batches import QUARANTINE, source_of
 from .contracts import OWN, Contract
-from .evidence import sentence
+from .inference import sentence
 from .profiles import Profile, profile
 from .quality import differences, leakage
 from .sources.partition import Part

@@ -18,9 +18,8 @@ from ...core import events, lake
 from ...core.errors import CommitConflict, DataError
 from ...core.settings import Settings, load
 from ..batches import Tally
-from .terms import ends_by_shares
 from ..profiles import profile
-from ..splits import Splitting, digest_of, naive
+from ..splits import Splitting, digest_of, ends_by_shares, naive
 from ..versions import DatasetVersion, dataset_name, newest, record
 
 # %% ../../../nbs/2_data/20_ingest_resplitting.ipynb #2bebe34b

@@ -24,9 +24,9 @@ import polars as pl
 
 from ...core.errors import DataError, Unparsable
 from ...core.masking import masked, scrubbed
-from .dialects import EXACT, lost, numbers, refuse_patterns
-from .partition import Part, convert, gathered
+from .partition import Part, gathered
 from ..splits import added, digest_of, row_hashes
+from ..values import EXACT, convert, lost, numbers, refuse_patterns
 
 # %% ../../../nbs/2_data/09_sources_databases.ipynb #b266abf8
 def expanded(uri: str) -> str:

@@ -33,10 +33,10 @@ import polars.selectors as cs
 from ...core import lake
 from ...core.errors import CutShort, DataError, NoRows
 from mlops_nb.data.sources.dialects import (
-    FALSE, SAMPLE_BYTES, SAMPLE_ROWS, TRUE, Dialect, almost, detect, encoding, fitting_formats,
-    number, ragged, refuse_patterns,
+    SAMPLE_BYTES, SAMPLE_ROWS, Dialect, almost, detect, encoding, fitting_formats, number, ragged,
 )
-from .partition import WORDS, Part, chunk, convert, gathered, unparsable
+from .partition import Part, chunk, gathered
+from ..values import FALSE, TRUE, WORDS, convert, refuse_patterns, unparsable
 
 # %% ../../../nbs/2_data/08_sources_files.ipynb #4cd41d69
 def store(url: str):

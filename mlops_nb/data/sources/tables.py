@@ -20,7 +20,8 @@ import polars.selectors as cs
 from ...core import lake
 from ...core.errors import DataError
 from .files import store
-from .partition import Part, chunk, convert, gathered
+from .partition import Part, chunk, gathered
+from ..values import convert
 
 # %% ../../../nbs/2_data/10_sources_tables.ipynb #11a89e82
 def is_table(address: str) -> bool:
