@@ -2063,8 +2063,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlops_nb/science/signature.py'),
                                             'mlops_nb.science.signature.cut': ( '3_science/signature.html#cut',
                                                                                 'mlops_nb/science/signature.py'),
-                                            'mlops_nb.science.signature.kind_of': ( '3_science/signature.html#kind_of',
-                                                                                    'mlops_nb/science/signature.py'),
                                             'mlops_nb.science.signature.plainly_fits': ( '3_science/signature.html#plainly_fits',
                                                                                          'mlops_nb/science/signature.py'),
                                             'mlops_nb.science.signature.rounded': ( '3_science/signature.html#rounded',

@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import TrainingError, panics_as_errors
-from .signature import Signature, kind_of, without
+from ..data.values import kind_of
+from .signature import Signature, without
 
 # %% ../../nbs/3_science/07_features.ipynb #768f2ba5
 def outputs(
