@@ -24,14 +24,16 @@ from hypothesis import strategies as st
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
+from mlops_nb.data import contracts, profiles, values, versions
 from mlops_nb.data import ingest as steps
-from mlops_nb.data import profiles, versions
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read
 from mlops_nb.data.sources import Source
+from mlops_nb.data.sources.partition import Part
 from mlops_nb.data.splits import content_digest
 from mlops_nb.data.versions import quarantine
+from mlops_nb.science import features, signature
 
 slow = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -402,6 +404,69 @@ def test_nan_is_missing_for_every_rule():
     assert infer(nan).columns["n"].nullable
     assert conform(nan, contract)["n"].to_list() == [1.5, None]
     assert enforce(nan, contract)[0]["n"].to_list() == [1.5, None]
+
+
+# --- one inference, one conformance check, one uniqueness check ------------------------------------
+
+FRAMES = {
+    "plain": pl.DataFrame({"k": ["a", "b", "c"], "n": [3, 1, None], "x": [0.5, -1.5, 2.0], "c": ["u", "v", "u"]}),
+    "no values": pl.DataFrame({"k": [1, 2], "bonus": [None, None], "x": [float("nan"), 1.0]}),
+    "large integers": pl.DataFrame({"k": [1, 2], "n": pl.Series([2**64 - 1, 1], dtype=pl.UInt64),
+                                    "d": pl.Series([Decimal(10**19), Decimal(1)], dtype=pl.Decimal(38, 0))}),
+    "integers and fractions": pl.DataFrame({"k": [1, 2], "d": pl.Series([Decimal("1.5"), Decimal(2)])}),
+    "times": pl.DataFrame({"k": [1, 2], "at": pl.Series([1000, 2000]).cast(pl.Datetime("ns")),
+                           "day": [TIME.date(), None]}),
+    "words": pl.DataFrame({"k": [1, 2, 3, 4], "c": pl.Series(["a", "b", "a", "b"], dtype=pl.Categorical)})}
+
+
+@pytest.mark.parametrize("what", FRAMES)
+def test_infer_proposes_what_a_first_ingest_of_the_rows_proposes(ws, what):
+    FRAMES[what].write_parquet(ws.root / "d.parquet")
+    version = ingested(ws, "d", "d.parquet", key="k")
+    assert infer(FRAMES[what], key="k") == version.contract
+    assert version.facts["rows"] == FRAMES[what].height and version.contract.version == 1
+
+
+@settings(slow, max_examples=15)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 1)), min_size=1, max_size=8))
+def test_enforce_sets_aside_what_an_ingest_of_the_rows_sets_aside(tmp_path_factory, rows):
+    ws = create(tmp_path_factory.mktemp("unique"))
+    frame = pl.DataFrame(rows, schema={"k": pl.String, "v": pl.Int64}, orient="row")
+    columns = {"k": Column(dtype="string"), "v": Column(dtype="integer", min=0)}
+    contract = Contract(columns=columns, key="k", max_rejected=1)
+    frame.write_parquet(ws.root / "d.parquet")
+    version, aside = ingest("d", "d.parquet", contract=contract, settings=ws), quarantine("d", settings=ws).collect()
+    good, bad = enforce(conform(frame, contract), contract)
+    assert rows_of(version) == sorted(good.rows())
+    assert sorted(aside["rules"]) == sorted(bad["_rules"])
+    assert sorted(map(json.loads, aside["row"]), key=repr) == sorted(bad.select("k", "v").to_dicts(), key=repr)
+
+
+def test_a_guess_that_several_columns_break_is_settled_once(ws, monkeypatch):
+    "Written by the guess, read to settle the kinds of all columns, written once more: no more passes."
+    rows = [f"{i},{i},{i}.5,{i}" for i in range(MANY)]
+    rows[-3:] = [f"{MANY - 3},0.5,1.5,1", f"{MANY - 2},1,n.a.,1", f"{MANY - 1},1,1.5,007"]
+    passes, real = [], Part.batches
+    monkeypatch.setattr(Part, "batches", lambda self, *a, **how: passes.append(self) or real(self, *a, **how))
+    version = ingested(ws, "d", text(ws, "d.csv", "id,a,b,c\n" + "\n".join(rows) + "\n"), key="id")
+    assert kinds(version) == {"id": "integer", "a": "float", "b": "string", "c": "string"}
+    assert len(passes) == 3 and version.facts["rows"] == MANY and len(version.notes) == 2
+    assert files_in(ws.table("d")) == {f.path for f in lake.files(ws.table("d"))}
+    passes.clear()
+    ingest("e", text(ws, "e.csv", column(range(MANY))), key="id", settings=ws)
+    assert len(passes) == 1
+
+
+def test_a_failed_note_leaves_no_file(ws, monkeypatch):
+    def fails(*_): raise DataError("the source changed")
+    monkeypatch.setattr(steps, "remarks", fails)
+    with pytest.raises(DataError, match="the source changed"): ingest("d", put(ws, "d.csv", k=[1]), settings=ws)
+    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+
+
+def test_kinds_and_the_base_of_columns_have_one_home():
+    assert signature.kind_of is features.kind_of is contracts.kind_of is values.kind_of
+    assert issubclass(signature.Column, values.TypedColumn) and issubclass(Column, values.TypedColumn)
 
 
 # --- the same table, whatever the order ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import polars.selectors as cs
 
 from ..core.errors import DataError
 from .contracts import (
-    Column, Contract, conform, differences, evolved, loose, refuse, settled)
+    Column, Contract, check_rows, conform, differences, evolved, loose, refuse, settled)
 from .sources.dialects import FEW
 from .sources.partition import Part
 from .values import DTYPES, WORDS, convert, kind_of, lost, unparsable, wider
@@ -305,4 +305,6 @@ def infer(
     "Return a contract that these rows keep, as a first ingest of them would: a proposal to edit."
     parts = [_InMemory("the rows", {}, datetime.now(UTC), None, rows=rows)]
     contract, _ = widened(parts, guessed(parts, key=key, time=time), guess=True)
-    return tightened(contract, observed(conform(rows, contract), max_categories))
+    [typed] = parts[0].batches(contract.dtypes)
+    good, _ = check_rows(conform(typed, contract), contract)
+    return tightened(contract, observed(good, max_categories))
