@@ -379,6 +379,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlops_nb/data/contracts.py'),
                                          'mlops_nb.data.contracts._as_html': ( '2_data/contracts.html#_as_html',
                                                                                'mlops_nb/data/contracts.py'),
+                                         'mlops_nb.data.contracts._check_named': ( '2_data/contracts.html#_check_named',
+                                                                                   'mlops_nb/data/contracts.py'),
                                          'mlops_nb.data.contracts._check_names': ( '2_data/contracts.html#_check_names',
                                                                                    'mlops_nb/data/contracts.py'),
                                          'mlops_nb.data.contracts._field': ('2_data/contracts.html#_field', 'mlops_nb/data/contracts.py'),

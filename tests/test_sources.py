@@ -1,4 +1,4 @@
-"Sources that are broken, far away, changing or large: what `datasets.sources` promises of each."
+"Sources that are broken, far away, changing or large: what `data.sources` promises of each."
 import bz2
 import gzip
 import lzma

@@ -109,15 +109,7 @@ class Contract(BaseModel):
     @model_validator(mode="after")
     def _coherent(self) -> "Contract":
         _check_names(self.columns)
-        named = {"key": [self.key], "time": [self.time], "aggregates": self.aggregates}
-        named |= {f"rule '{name}'": expression(rule).meta.root_names() for name, rule in self.rules.items()}
-        for what, columns in named.items():
-            for c in columns:
-                if c is not None and c not in self.columns: raise DataError(
-                    f"the contract's {what} names column '{c}': there are {', '.join(self.columns)}")
-        if self.fresh_hours is not None and self.moment is None:
-            raise DataError("fresh_hours needs `time`: a column of dates or moments that says when "
-                            "a row came about")
+        _check_named(self)
         return self
 
     @property
@@ -139,6 +131,21 @@ class Contract(BaseModel):
     def digest(self) -> str:
         "16 hexadecimal digits of all that it says."
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+
+# %% ../../nbs/2_data/12_contracts.ipynb #1462c419
+def _check_named(contract: Contract) -> None:
+    "Refuse a contract that names columns which it does not have."
+    named = {"key": [contract.key], "time": [contract.time], "aggregates": contract.aggregates}
+    named |= {f"rule '{name}'": expression(rule).meta.root_names()
+              for name, rule in contract.rules.items()}
+    for what, columns in named.items():
+        for c in columns:
+            if c is None or c in contract.columns: continue
+            raise DataError(f"the contract's {what} names column '{c}': there are "
+                            f"{', '.join(contract.columns)}")
+    if contract.fresh_hours is not None and contract.moment is None:
+        raise DataError("fresh_hours needs `time`: a column of dates or moments that says when a "
+                        "row came about")
 
 # %% ../../nbs/2_data/12_contracts.ipynb #2f4e5c77
 def _as_html(self: Contract) -> str:

@@ -158,7 +158,8 @@ ISO = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%dT%H:
 # %% ../../nbs/2_data/04a_values.ipynb #e1e82fa9
 def with_comma(name: str, spelling: Spelling) -> bool:
     "May its numbers have a decimal comma? In a file with commas, all but those seen with a point."
-    return bool(spelling.commas) and (name in spelling.commas or spelling.schema.get(name) != pl.Float64)
+    plain = spelling.schema.get(name) == pl.Float64 and name not in spelling.commas
+    return bool(spelling.commas) and not plain
 
 def _with_point(text: pl.Expr) -> pl.Expr:
     "Numbers with a decimal comma as they are with a point; null for other text."

@@ -41,7 +41,7 @@ from ..versions import (
 def read(
     source: str,                               # address of the source; relative to the workspace
     *,
-    options: Mapping[str, Any] | None = None,  # of the source: see `datasets.sources`
+    options: Mapping[str, Any] | None = None,  # of the source: see `data.sources`
     settings: Settings | None = None,          # default: the workspace around the current folder
 ) -> pl.DataFrame:
     "All rows of a source, as its beginning types them."
@@ -94,8 +94,8 @@ class Request:
 # %% ../../../nbs/2_data/21_ingest.ipynb #dbc66419
 def unread_parts(request: Request) -> tuple[list[Part], list[Part]]:
     "Return the parts of the source that are new, and those of them that have rows."
-    known = {place: part["state"] for place, part in request.taken.items()}
-    parts = request.source.parts({} if request.again else known)
+    states = {place: part["state"] for place, part in request.taken.items()}
+    parts = request.source.parts({} if request.again else states)
     full = [part for part in parts if not part.is_empty()]
     if not full and request.previous is None: raise _nothing(request.source, parts)
     return parts, full
@@ -110,8 +110,9 @@ def _nothing(source: Source, parts: Sequence[Part]) -> DataError:
 # %% ../../../nbs/2_data/21_ingest.ipynb #1034b51e
 def _replaced(parts: Sequence[Part], taken: Mapping[str, dict], contract: Contract) -> set[str]:
     "The `_source` of rows that the parts take the place of."
-    known = [(p, taken[p.origin]["source"]) for p in parts if p.complete and p.origin in taken]
-    return {old for p, old in known if contract.key is None or old == source_of(p)}
+    again = [(p, taken[p.origin]["source"]) for p in parts
+             if p.complete and p.origin in taken]
+    return {old for p, old in again if contract.key is None or old == source_of(p)}
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #4754434f
 def plan_ingest(
@@ -126,12 +127,12 @@ def plan_ingest(
     origins = {source_of(part): part.origin for part in parts}
     decisive = [name, previous and previous.version, [*origins], contract.digest,
                 splitting.model_dump(mode="json")]
-    known = previous is not None and not request.again
+    continues = previous is not None and not request.again
     return Plan(
         name, sha256(json.dumps(decisive).encode()).hexdigest()[:16],
         request.settings.table(name), request.settings.table(f"{name}{ASIDE}"),
         contract, splitting, datetime.now(UTC), origins, observe=request.contract is None,
-        notes=tuple(previous.facts.get("notes", ())) if known else ())
+        notes=tuple(previous.facts.get("notes", ())) if continues else ())
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #55791e12
 def _contract(request: Request, parts: Sequence[Part]) -> Contract:
@@ -186,8 +187,8 @@ def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chun
 # %% ../../../nbs/2_data/21_ingest.ipynb #d8779186
 def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
     "Remove files that are part of no version of a table."
-    made = [version for version, facts in committed(plan.table) if facts["ingest"] == plan.ingest]
-    kept = {f.path for version in made for f in lake.files(plan.table, version=version)}
+    versions = [version for version, facts in committed(plan.table) if facts["ingest"] == plan.ingest]
+    kept = {f.path for version in versions for f in lake.files(plan.table, version=version)}
     if lake.exists(plan.quarantine): kept |= {f.path for f in lake.files(plan.quarantine)}
     lake.discard(plan.table, [c.file for c in chunks if c.file and c.file.path not in kept])
     lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept])
@@ -246,19 +247,20 @@ def _set_aside(chunks: Sequence[Chunk], plan: Plan) -> None:
     rejected = [f for c in chunks for f in c.rejected]
     if not rejected or lake.done(plan.quarantine, plan.ingest): return
     at = lake.version(plan.quarantine)
-    lake.commit(plan.quarantine, rejected, schema=pl.Schema(QUARANTINE), at=at, keys={plan.ingest: 1})
+    lake.commit(plan.quarantine, rejected, schema=pl.Schema(QUARANTINE), at=at,
+                keys={plan.ingest: 1})
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #5f26ce9d
 def _facts(
-    made: Change,
+    effect: Change,
     plan: Plan,
     parts: Sequence[Part],
     parent: int | None,    # the version that the change begins from
     request: Request,
 ) -> dict:
     "What is known of the version that a change makes."
-    read, rejected = sum(c.read for c in made.chunks), sum(c.refused for c in made.chunks)
-    rows, total, columns = made.tally.rows, made.tally.total, [*plan.contract.columns, "_split"]
+    read, rejected = sum(c.read for c in effect.chunks), sum(c.refused for c in effect.chunks)
+    rows, total, columns = effect.tally.rows, effect.tally.total, [*plan.contract.columns, "_split"]
     return {"source": str(request.source), "options": request.source.options,
             "asked": request.asked, "by": request.by,
             "ingest": plan.ingest, "parent": parent, "at": plan.at.isoformat(),
@@ -267,8 +269,8 @@ def _facts(
             "notes": list(plan.notes), "contract": plan.contract.model_dump(),
             "splitting": plan.splitting.model_dump(mode="json"),
             "key": plan.contract.key, "read": read, "accepted": read - rejected,
-            "rejected": rejected, "replaced": made.replaced, "late": made.late, "rows": rows,
-            "counts": dict(sorted(made.tally.counts.items())), "sum": str(total),
+            "rejected": rejected, "replaced": effect.replaced, "late": effect.late, "rows": rows,
+            "counts": dict(sorted(effect.tally.counts.items())), "sum": str(total),
             "digest": digest_of(columns, rows, total)}
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #b75978b5
@@ -285,18 +287,18 @@ def commit_rows(
     earlier = committed(plan.table, at)
     for version, facts in earlier:
         if facts["ingest"] == plan.ingest: return version, facts, Change([], [], Tally(), [])
-    made = _changed(chunks, plan, parts, earlier, at, request.settings)
-    facts = _facts(made, plan, parts, earlier[0][0] if earlier else None, request)
+    effect = _changed(chunks, plan, parts, earlier, at, request.settings)
+    facts = _facts(effect, plan, parts, earlier[0][0] if earlier else None, request)
     try:
         _set_aside(chunks, plan)
         ingests = (lake.done(plan.table, "ingests", version=at) or 0) + 1
-        version = lake.commit(plan.table, made.add, made.remove, schema=plan.schema, at=at,
+        version = lake.commit(plan.table, effect.add, effect.remove, schema=plan.schema, at=at,
                               keys={plan.ingest: 1, "ingests": ingests},
                               metadata={"ingest": json.dumps(facts)})
     except BaseException:
-        if not lake.done(plan.table, plan.ingest): lake.discard(plan.table, made.anew)
+        if not lake.done(plan.table, plan.ingest): lake.discard(plan.table, effect.anew)
         raise
-    return version, facts, made
+    return version, facts, effect
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #b76c8a34
 def _changed(
@@ -322,14 +324,14 @@ def finish(
     plan: Plan,
     version: int,
     facts: dict,
-    made: Change,
+    effect: Change,
 ) -> DatasetVersion:
     "Clean up, warn of columns that became text, and record the version."
     for table in (plan.table, plan.quarantine): _sweep(table)
     for note in plan.notes if request.contract is None else ():
         warnings.warn(f"{plan.name}@{version}: {sentence(note)}", stacklevel=3)
     settings = request.settings
-    return record(plan.name, version, facts, settings, _merged(plan.name, facts, made, settings))
+    return record(plan.name, version, facts, settings, _merged(plan.name, facts, effect, settings))
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #ec717128
 STRAY_HOURS = 24  # age from which files of ingests that never came about are removed, h
@@ -339,26 +341,27 @@ def _sweep(table: str) -> None:
     if not lake.exists(table): return
     before = datetime.now(UTC) - timedelta(hours=STRAY_HOURS)
     old = [path for path, at in lake.written(table).items() if at < before]
-    dead = {i for i in {path.partition("-")[0] for path in old} if lake.done(table, i) is None}
-    lake.discard(table, [lake.DataFile(path, 0, 0) for path in old if path.partition("-")[0] in dead])
+    ingest_of = lambda path: path.partition("-")[0]
+    dead = {i for i in map(ingest_of, old) if lake.done(table, i) is None}
+    lake.discard(table, [lake.DataFile(path, 0, 0) for path in old if ingest_of(path) in dead])
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #90cc0f66
-def _merged(name: str, facts: dict, made: Change, settings: Settings) -> Profile | None:
+def _merged(name: str, facts: dict, effect: Change, settings: Settings) -> Profile | None:
     "The profile of the parent merged with that of the new rows; None if rows were replaced."
-    if not made.chunks or made.replaced: return None
+    if not effect.chunks or effect.replaced: return None
     before, last = [], facts["parent"]
     if last is not None:  # as the table says: its event may not be recorded yet
         parent = DatasetVersion(name, last, dict(committed(settings.table(name)))[last], settings)
         if parent.contract.dtypes != Contract(**facts["contract"]).dtypes: return None
         before = [parent.profile()]
-    return reduce(Profile.merge, before + [Profile.from_bytes(c.profile) for c in made.chunks])
+    return reduce(Profile.merge, before + [Profile.from_bytes(c.profile) for c in effect.chunks])
 
 # %% ../../../nbs/2_data/21_ingest.ipynb #cc6415c6
 def ingest(
     name: str,                                # of the dataset
     source: str,                              # address of the source; relative to the workspace
     *,
-    contract: Contract | None = None,         # default: the dataset's; at first, inferred from its rows
+    contract: Contract | None = None,         # default: the dataset's; at first, inferred
     key: str | None = None,                   # identifies a row; default: the contract's
     time: str | None = None,                  # says when a row came about; default: the contract's
     shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
@@ -384,6 +387,6 @@ def ingest(
     try:
         if plan.observe: plan = propose_contract(full, plan, chunks)
         check_together(chunks, plan, str(origin))
-        version, facts, made = commit_rows(chunks, plan, parts, request)
+        version, facts, effect = commit_rows(chunks, plan, parts, request)
     finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
-    return finish(request, plan, version, facts, made)
+    return finish(request, plan, version, facts, effect)
