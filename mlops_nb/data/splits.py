@@ -214,6 +214,6 @@ def demand_same(
         advice = "a row never changes its split. Ingest into a dataset of another name."
         if what == "ends" and splitting.by == "time":
             advice = ("no ingest moves ends. Leave them out, or move the ends by "
-                      "data.ingest.resplitting.resplit.")
+                      "resplit (mlops_nb.data.ingest.resplitting).")
         has = splitting.model_dump(exclude_none=True)
         raise DataError(f"{name} is divided by {has}, and {what}={value} was asked for: {advice}")
