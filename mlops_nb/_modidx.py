@@ -346,6 +346,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlops_nb.data.batches._ahead': ('2_data/batches.html#_ahead', 'mlops_nb/data/batches.py'),
                                        'mlops_nb.data.batches._divided': ('2_data/batches.html#_divided', 'mlops_nb/data/batches.py'),
                                        'mlops_nb.data.batches._gathered': ('2_data/batches.html#_gathered', 'mlops_nb/data/batches.py'),
+                                       'mlops_nb.data.batches._key_hashes': ('2_data/batches.html#_key_hashes', 'mlops_nb/data/batches.py'),
+                                       'mlops_nb.data.batches._newest': ('2_data/batches.html#_newest', 'mlops_nb/data/batches.py'),
                                        'mlops_nb.data.batches._read': ('2_data/batches.html#_read', 'mlops_nb/data/batches.py'),
                                        'mlops_nb.data.batches._typed': ('2_data/batches.html#_typed', 'mlops_nb/data/batches.py'),
                                        'mlops_nb.data.batches._verdicts': ('2_data/batches.html#_verdicts', 'mlops_nb/data/batches.py'),

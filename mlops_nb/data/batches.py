@@ -156,17 +156,26 @@ def chunk(
     "Check, split, fingerprint and profile rows, and write them."
     divided = [_divided(rows, part, text, plan) for part, rows, text in batches]
     good, bad = pl.concat(g for g, _ in divided), [b for _, some in divided for b in some]
-    split = plan.splitting.assign(good.select(cs.by_name(*plan.contract.columns)))  # of the data, whenever it came
+    data = good.select(cs.by_name(*plan.contract.columns))  # a split is of the data, whenever it came
+    split = plan.splitting.assign(data)
     good = good.with_columns(split).select(lake.column(c).cast(t) for c, t in plan.schema.items())
-    seen = observed(good.select(cs.by_name(*plan.contract.columns))) if plan.observe else {}
-    key, time = plan.contract.key, plan.contract.time
+    seen = observed(data) if plan.observe else {}
     return replace(
         described(good, plan), seen=seen, read=sum(rows.height for _, rows, _ in batches),
         file=lake.write(plan.table, good, plan.new_name()) if good.height else None,
         rejected=[lake.write(plan.quarantine, pl.concat(bad), plan.new_name())] if bad else [],
-        rules=Counter(dict(pl.concat(bad)["rules"].value_counts().iter_rows())) if bad else Counter(),
-        hashes=np.empty(0, np.uint64) if key is None else places(good, plan.splitting.salt, key).to_numpy(),
-        newest=None if plan.contract.fresh_hours is None else good[time].cast(pl.Datetime("us")).max())
+        rules=sum((Counter(dict(b["rules"].value_counts().iter_rows())) for b in bad), Counter()),
+        hashes=_key_hashes(good, plan),
+        newest=None if plan.contract.fresh_hours is None else _newest(good, plan))
+
+def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
+    "The 64 bits that stand for the key of each row; none without a key."
+    if plan.contract.key is None: return np.empty(0, np.uint64)
+    return places(rows, plan.splitting.salt, plan.contract.key).to_numpy()
+
+def _newest(rows: pl.DataFrame, plan: Plan) -> datetime | None:
+    "The latest time of a row."
+    return rows[plan.contract.time].cast(pl.Datetime("us")).max()
 
 # %% ../../nbs/2_data/14_batches.ipynb #82d75b0e
 def described(rows: pl.DataFrame, plan: Plan) -> Chunk:
@@ -270,7 +279,7 @@ class Keys:
 
 # %% ../../nbs/2_data/14_batches.ipynb #a98493aa
 def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[int, pl.DataFrame]:
-    "Rows to set aside, by chunk: all of a key's if they differ, all but the first if they are the same."
+    "Rows to set aside, by chunk, as `contracts.repeated` decides."
     several, key = [], plan.contract.key
     for i, one in enumerate(chunks):
         if one.file is None: continue

@@ -41,7 +41,7 @@ def kept_as(dtype: pl.DataType) -> str:
 class Column(TypedColumn):
     "What one column must hold."
     model_config = ConfigDict(extra="forbid")
-    min: float | str | None = None        # smallest value allowed; of dates in ISO form, "2024-01-31"
+    min: float | str | None = None        # smallest value allowed; a date as "2024-01-31"
     max: float | str | None = None        # greatest value allowed
     categories: list[str] | None = None   # the only values allowed
     pattern: str | None = None            # a regular expression that a text must match somewhere
@@ -51,8 +51,9 @@ class Column(TypedColumn):
         for limit in (self.min, self.max):
             try: self.limit(limit)
             except (ValueError, TypeError) as e:
-                raise DataError(f"{limit!r} is no limit of a {self.dtype} column: expected a number, "
-                                "or of dates and moments their ISO form such as '2024-01-31'") from e
+                raise DataError(f"{limit!r} is no limit of a {self.dtype} column: expected a "
+                                "number, or of dates and moments their ISO form such as "
+                                "'2024-01-31'") from e
         return self
 
     def limit(self, value: float | str | None) -> Any:
@@ -60,7 +61,8 @@ class Column(TypedColumn):
         if value is None: return None
         if self.dtype == "date": return date.fromisoformat(value)
         if self.dtype == "datetime": return datetime.fromisoformat(value)
-        if self.dtype not in ("integer", "float"): raise ValueError(f"a {self.dtype} column has no range")
+        if self.dtype not in ("integer", "float"):
+            raise ValueError(f"a {self.dtype} column has no range")
         return int(value) if self.dtype == "integer" else float(value)
 
 # %% ../../nbs/2_data/12_contracts.ipynb #7d88dd32
@@ -98,11 +100,11 @@ class Contract(BaseModel):
     model_config = ConfigDict(extra="forbid")
     columns: dict[str, Column]
     key: str | None = None                # its values identify rows
-    time: str | None = None               # says when a row came about: of two with one key the later counts
+    time: str | None = None               # when a row came about: of two with one key the later counts
     rules: dict[str, Annotated[str, BeforeValidator(_kept)]] = {}  # name → condition on a row
-    aggregates: dict[str, dict[str, Any]] = {}  # column → rule → value for all rows, as `profiles.check` takes them
-    fresh_hours: float | None = None      # greatest age of the newest row's time when it is ingested
-    max_rejected: float = 0.05            # share of rows that may break the contract before the ingest fails
+    aggregates: dict[str, dict[str, Any]] = {}  # column → rule → value: see `profiles.check`
+    fresh_hours: float | None = None      # greatest age of the newest row when it is ingested, h
+    max_rejected: float = 0.05            # greatest share of rows that may break the contract
     on_change: Literal["fail", "evolve"] = "fail"  # when a source gains, loses or retypes a column
     version: int = 1                      # one more each time it evolved
 
@@ -113,7 +115,9 @@ class Contract(BaseModel):
         return self
 
     @property
-    def dtypes(self) -> dict[str, pl.DataType]: return {name: DTYPES[c.dtype] for name, c in self.columns.items()}
+    def dtypes(self) -> dict[str, pl.DataType]:
+        "The polars type of each column."
+        return {name: DTYPES[c.dtype] for name, c in self.columns.items()}
     @property
     def moment(self) -> str | None:
         "The time column, if it holds dates or moments; else None."
@@ -130,7 +134,8 @@ class Contract(BaseModel):
     @property
     def digest(self) -> str:
         "16 hexadecimal digits of all that it says."
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+        content = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 # %% ../../nbs/2_data/12_contracts.ipynb #1462c419
 def _check_named(contract: Contract) -> None:
@@ -243,7 +248,7 @@ def settled(contract: Contract, kinds: Mapping[str, str]) -> Contract:
 
 # %% ../../nbs/2_data/12_contracts.ipynb #10ab28ce
 def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
-    "The contract's next version, in which the source's columns have a place; itself if they have one."
+    "The contract's next version, in which a source's columns have a place; itself if they have."
     contract = settled(contract, {c: kept_as(schema[c]) for c in contract.undecided if c in schema})
     changed = differences(schema, contract)
     if not changed: return contract

@@ -23,7 +23,6 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from ...core import lake
 from ...core.errors import CommitConflict, DataError, NoRows, Unparsable
 from ...core.settings import Settings, load
-from .. import profiles
 from ..batches import (
     QUARANTINE, Chunk, Keys, Plan, Tally, source_of, without_doubles, write_all)
 from ..contracts import Contract, reason, with_roles
@@ -31,6 +30,7 @@ from ..inference import (
     agreed, guessed, observed_together, remarks, sentence, tightened, widened)
 from .upsert import Change, change
 from ..profiles import Profile
+from ..profiles.constraints import check
 from ..sources import Source
 from ..sources.partition import Part
 from ..splits import Splitting, demand_same, digest_of, new_splitting
@@ -232,9 +232,9 @@ def _check_age(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
 def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise where the profile of all rows is not as the contract says."
     if not plan.contract.aggregates or not chunks: return
-    profiles_of_chunks = (Profile.from_bytes(b) for c in chunks for b in (c.profile, c.rest))
-    whole = reduce(Profile.merge, profiles_of_chunks)
-    failed = profiles.check(whole, plan.contract.aggregates).failed
+    stored = (part for one in chunks for part in (one.profile, one.rest))
+    whole = reduce(Profile.merge, map(Profile.from_bytes, stored))
+    failed = check(whole, plan.contract.aggregates).failed
     if failed.is_empty(): return
     broken = "; ".join(f"{row['column']} {row['rule']}: {row['found']}"
                        for row in failed.iter_rows(named=True))
