@@ -248,7 +248,7 @@ def _bar(total: int) -> Iterator[Callable]:
     "A progress bar on the terminal, and the function that moves it."
     from rich.progress import Progress
 
-    from mlops_nb.workflow.records import ENDED
+    from mlops_nb.workflow.runs import ENDED
     with Progress(console=_console(stderr=True)) as progress:
         task = progress.add_task("starting", total=total)
         def tell(now) -> None:

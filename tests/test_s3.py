@@ -15,7 +15,7 @@ from mlops_nb.settings import create
 from mlops_nb.workflow import Workflow, WorkflowError, outputs
 from mlops_nb.workflow import map as workflow_map
 from mlops_nb.workflow.files import exists, get, put, read
-from mlops_nb.workflow.records import Ledger
+from mlops_nb.workflow.ledger import Ledger
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from mlops_nb.settings import SettingsError, create, load
 from mlops_nb.triggers.sights import TriggerError
 from mlops_nb.workflow import _recorded
 from mlops_nb.workflow.execution import _reason
-from mlops_nb.workflow.records import Ledger, Run
+from mlops_nb.workflow.ledger import Ledger
+from mlops_nb.workflow.runs import Run
 from mlops_nb.workflow.stages import Stage
 
 SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")

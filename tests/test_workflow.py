@@ -28,9 +28,11 @@ from mlops_nb import events
 from mlops_nb.settings import StageSection, create, load
 from mlops_nb.workflow import Workflow, WorkflowError, glue, grid, kernels, outputs
 from mlops_nb.workflow import map as workflow_map
+from mlops_nb.workflow.cache import key, modules
 from mlops_nb.workflow.gluing import LIMIT, encode
 from mlops_nb.workflow.kernels import drive
-from mlops_nb.workflow.records import Ledger, alone, key, modules
+from mlops_nb.workflow.ledger import Ledger
+from mlops_nb.workflow.records import alone
 from mlops_nb.workflow.stages import Stage, parse
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"

@@ -25,7 +25,9 @@ from .checks import numbered, review
 from .execution import Execution, Progress, listener, perform
 from .files import NotANotebook, Problem, WorkflowError
 from .gluing import glue, outputs
-from .records import Ledger, Run, StageRun, alone, graph
+from .ledger import Ledger
+from .records import alone
+from .runs import Run, StageRun, graph
 from .stages import RESERVED, Parameter, Stage, wiring
 
 # %% ../../nbs/15_workflow.ipynb #8e774a73

@@ -26,7 +26,8 @@ from . import kernels
 from .checks import judged, review
 from .execution import Execution, Progress, listener, perform
 from .files import Problem, WorkflowError
-from .records import COLOURS, Ledger, Run, StageRun
+from .ledger import Ledger
+from .runs import COLOURS, Run, StageRun
 from .stages import RESERVED, Parameter, Stage
 from .values import accepts, demanded, typed, untyped
 

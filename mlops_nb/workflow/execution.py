@@ -25,7 +25,9 @@ from ..masking import masked
 from ..settings import Settings, StageSection
 from .files import Handler, exists, get, put, read
 from .gluing import placed
-from .records import ENDED, Ledger, Run, StageRun, key
+from .cache import key
+from .ledger import Ledger
+from .runs import ENDED, Run, StageRun
 from .stages import Stage
 from .values import mistyped
 
