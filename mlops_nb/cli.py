@@ -118,6 +118,13 @@ def _telling(console) -> tuple[Any, Callable]:
         else: live.update(f"{where}" + (f": cell {now.cell} of {now.cells}" if now.cells else ""))
     return live, tell
 
+# %% ../nbs/19_cli.ipynb #411934cc
+def _reuse(workflow: Any, settings: Settings) -> dict[str, Callable]:
+    "Return the arguments of a run that say what a reference stands for, and what still holds."
+    from mlops_nb import references
+    return {"resolve": references.fingerprints(workflow, settings),
+            "valid": references.validity(settings)}
+
 # %% ../nbs/19_cli.ipynb #cd192ca9
 @app.command()
 def run(
@@ -130,7 +137,6 @@ def run(
     workspace: Workspace = None,
 ) -> None:
     "Run the workflow; stages in which nothing changed are reused."
-    from mlops_nb import lineage
     from mlops_nb.workflow import Workflow, WorkflowError
     parameters(p)   # wrong words are said before anything is read
     settings = load(workspace)
@@ -145,7 +151,7 @@ def run(
     live, tell = _telling(_console(stderr=True))
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
-                            resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+                            **_reuse(workflow, settings))
     states = [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages]
     if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
                              "stages": states, "warnings": list(map(str, warnings))})
@@ -228,12 +234,12 @@ def batch(
     workspace: Workspace = None,
 ) -> None:
     "Run a notebook for many sets of parameters."
-    from mlops_nb import lineage, workflow
+    from mlops_nb import workflow
     settings, sets = load(workspace), workflow.grid(grid, notebook)
     alone = workflow.Workflow((workflow.Stage.read(notebook),))
     with _bar(len(sets)) as tell:
         done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
-                            resolve=lineage.fingerprints(alone, settings), valid=lineage.validity(settings))
+                            **_reuse(alone, settings))
     _warn(done.warnings)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table.drop("error", "notebook"))
@@ -393,11 +399,10 @@ def work(
     by: str = "watch",
 ):                                      # the finished `workflow.Run`
     "One run of the workspace's workflow, for a trigger."
-    from mlops_nb import lineage
     from mlops_nb.workflow import Workflow
     workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
     return workflow.run(parameters, settings=settings, by=by, on_event=on_event,
-                        resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+                        **_reuse(workflow, settings))
 
 # %% ../nbs/19_cli.ipynb #b31a1faa
 @app.command()

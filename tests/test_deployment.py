@@ -14,7 +14,20 @@ import polars as pl
 import pytest
 from conftest import aliases
 
-from mlops_nb import approvals, cli, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
+from mlops_nb import (
+    approvals,
+    cli,
+    cluster,
+    deployment,
+    events,
+    lake,
+    lineage,
+    pages,
+    references,
+    registry,
+    roles,
+    tracking,
+)
 from mlops_nb.candidate import Candidate, fit
 from mlops_nb.deployment import applications
 from mlops_nb.deployment.acceptance import Acceptance
@@ -188,7 +201,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
     shown = pages.page(pages.state(shop))
     assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
-    assert lineage.champion("churn", shop) == "churn/1"
+    assert references.champion("churn", shop) == "churn/1"
     assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
     with pytest.raises(deployment.DeploymentError, match="churn/1 is the champion already"):
         deployment.deploy("churn/1", by="bob", canary=10, settings=shop)

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from test_workflow import NOTEBOOKS, stage, wait, workflow
 
-from mlops_nb import events, lake, lineage, pages
+from mlops_nb import events, lake, lineage, pages, references
 from mlops_nb.settings import create
 from mlops_nb.workflow import Workflow, WorkflowError, outputs
 from mlops_nb.workflow import map as workflow_map
@@ -78,7 +78,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
           "with mlflow.start_run() as run: mlflow.log_text('weights', 'model/weights.txt')\n"
           "glue('candidate', f'runs:/{run.info.run_id}/model')")
     flow = Workflow.discover(tmp_path)
-    again = dict(settings=bucket, resolve=lineage.fingerprints(flow, bucket), valid=lineage.validity(bucket))
+    again = dict(settings=bucket, resolve=references.fingerprints(flow, bucket), valid=references.validity(bucket))
     run = flow.run({"rows": 3}, **again)
     storage = f"{s3.address}/team/churn"
     assert run.state == "done" and run.outputs["frame"] == f"{storage}/runs/{run.id}/1_ingest.frame.parquet"
