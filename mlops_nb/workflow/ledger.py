@@ -32,15 +32,15 @@ class Ledger:
         if params: self.client.log_batch(run_id, params=params)
         return run_id
 
-    def close(self, run_id: str, status: str, outputs: Mapping[str, Any] = {}, *, seconds: float | None = None,
+    def close(self, run_id: str, state: str, outputs: Mapping[str, Any] = {}, *, seconds: float | None = None,
               **facts) -> None:
-        "End a run: what it gave, how long it took, and what is to be known about it."
+        "End a run: its last state, what it gave, how long it took, and other facts."
         from mlflow.entities import Metric, RunTag
         tags = {f"glued.{k}": json.dumps(v, ensure_ascii=False) for k, v in outputs.items()}
-        tags |= {f"mlops_nb.{k}": str(v) for k, v in facts.items()}
+        tags |= {f"mlops_nb.{k}": str(v) for k, v in {"state": state, **facts}.items()}
         took = [] if seconds is None else [Metric("seconds", seconds, round(time.time() * 1000), 0)]
         self.client.log_batch(run_id, metrics=took, tags=[RunTag(k, v) for k, v in tags.items()])
-        self.client.set_terminated(run_id, status)
+        self.client.set_terminated(run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def keep(self, run_id: str, texts: Mapping[str, str]) -> None:
         "Files of a run, by their place among its artifacts."
