@@ -18,7 +18,7 @@ import polars as pl
 
 from ...core import events
 from ...core.errors import Busy, TriggerError, panics_as_errors
-from ...core.locks import alone, holder
+from ...core.locks import alone, holder, in_words
 from ...core.masking import masked, masked_all
 from ...core.settings import Settings, TriggerSection, load
 from .sensors import KINDS, kind
@@ -251,7 +251,7 @@ def detach(
     "Start a watch on the workspace's cluster; it goes on when this process has ended."
     from mlops_nb.core import cluster
     if found := watching(settings):
-        raise TriggerError(f"a watch is on already ({', '.join(f'{k} {v}' for k, v in found.items())}): "
+        raise TriggerError(f"a watch is on already ({in_words(found)}): "
                            "end it first, a detached one with `mlops-nb watch --stop`")
     cluster.connect(settings)
     import ray
