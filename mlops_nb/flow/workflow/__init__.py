@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Workflow', 'glue', 'outputs', 'Stage', 'Parameter', 'Problem', 'WorkflowError', 'Progress', 'Run', 'StageRun',
-           'Batch', 'grid', 'map', 'RayEngine']
+           'Batch', 'grid', 'map']
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #19bd4684
 from collections.abc import Callable, Iterator, Mapping
@@ -32,14 +32,7 @@ from .stages import Parameter, Stage, wiring
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #8e774a73
 _all_ = ["glue", "outputs", "Stage", "Parameter", "Problem", "WorkflowError", "Progress", "Run", "StageRun",
-         "Batch", "grid", "map", "RayEngine"]
-
-def __getattr__(name: str) -> type:
-    "`RayEngine`, imported when papermill asks for it: papermill takes two seconds to import."
-    if name != "RayEngine": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import papermill  # noqa: F401  the engine's import must not be what starts this one, which looks for the engine
-    from mlops_nb.flow.workflow.engine import RayEngine
-    return RayEngine
+         "Batch", "grid", "map"]
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #3aaea02e
 @dataclass(frozen=True)
