@@ -19,10 +19,9 @@ import psutil
 import pytest
 from conftest import free_port
 
-from mlops_nb.core import cluster, lake
+from mlops_nb.core import cluster, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.flow import workflow
 from mlops_nb.front.cli import parameters
 
 ROOT = Path(__file__).parent.parent
@@ -208,7 +207,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with pytest.raises(WorkflowError, match="a run holds this workspace"):
             while not time.sleep(0.1):
-                with workflow.records.alone(settings): pass
+                with locks.alone(settings): pass
         executed = lambda: [n for n in Path(settings.runs).rglob("2_hangs.ipynb") if '"still here' in n.read_text()]
         until = time.monotonic() + 60
         while not executed(): assert time.monotonic() < until and not time.sleep(0.1)
@@ -218,7 +217,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         run.kill()
         run.wait()
         while not len(kernels()) == len(server.children()) == 1: assert time.monotonic() < until and not time.sleep(0.1)
-        with workflow.records.alone(settings): pass
+        with locks.alone(settings): pass
         [notebook] = executed()
         cells = nbformat.read(notebook, as_version=4).cells
         states = [c.metadata.papermill.status for c in cells if c.cell_type == "code"]

@@ -18,7 +18,7 @@ from mlops_nb.core import cluster, events, lake, tracking
 from mlops_nb.core.errors import ApprovalError, ClusterError, DeploymentError, EventConflict
 from mlops_nb.core.settings import create, load
 from mlops_nb.data.profiles import profile
-from mlops_nb.flow import lineage
+from mlops_nb.flow import lineage, references
 from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
@@ -193,7 +193,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
     shown = pages.page(pages.state(shop))
     assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
-    assert lineage.champion("churn", shop) == "churn/1"
+    assert references.champion("churn", shop) == "churn/1"
     assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
     with pytest.raises(DeploymentError, match="churn/1 is the champion already"):
         deployment.deploy("churn/1", by="bob", canary=10, settings=shop)

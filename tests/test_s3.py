@@ -13,12 +13,12 @@ from test_workflow import NOTEBOOKS, stage, wait, workflow
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import EventConflict, LakeError, WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.flow import lineage
+from mlops_nb.flow import lineage, references
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.files import exists, get, put, read
+from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import outputs
-from mlops_nb.flow.workflow.records import Ledger
 from mlops_nb.front import pages
 
 
@@ -82,7 +82,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
           "with mlflow.start_run() as run: mlflow.log_text('weights', 'model/weights.txt')\n"
           "glue('candidate', f'runs:/{run.info.run_id}/model')")
     flow = Workflow.discover(tmp_path)
-    again = dict(settings=bucket, resolve=lineage.fingerprints(flow, bucket), valid=lineage.validity(bucket))
+    again = dict(settings=bucket, resolve=references.fingerprints(flow, bucket), valid=references.validity(bucket))
     run = flow.run({"rows": 3}, **again)
     storage = f"{s3.address}/team/churn"
     assert run.state == "done" and run.outputs["frame"] == f"{storage}/runs/{run.id}/1_ingest.frame.parquet"

@@ -33,7 +33,8 @@ from mlops_nb.data.sources.partition import Part
 from mlops_nb.flow import triggers
 from mlops_nb.flow.workflow import _recorded
 from mlops_nb.flow.workflow.execution import _reason
-from mlops_nb.flow.workflow.records import Ledger, Run
+from mlops_nb.flow.workflow.ledger import Ledger
+from mlops_nb.flow.workflow.runs import Run
 from mlops_nb.flow.workflow.stages import Stage
 from mlops_nb.front import pages
 from mlops_nb.service import monitoring

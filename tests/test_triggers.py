@@ -21,10 +21,10 @@ from fastapi.testclient import TestClient
 
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowError
+from mlops_nb.core.locks import alone
 from mlops_nb.core.settings import create
 from mlops_nb.flow import triggers
 from mlops_nb.flow.triggers.sensors import KINDS
-from mlops_nb.flow.workflow.records import alone
 from mlops_nb.front import pages
 
 COMMAND = Path(sys.executable).parent / "mlops-nb"

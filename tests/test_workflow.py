@@ -26,14 +26,16 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mlops_nb.core import events
 from mlops_nb.core.errors import WorkflowError
+from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load
 from mlops_nb.flow.workflow import Workflow, kernels
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
+from mlops_nb.flow.workflow.cache import key, modules
 from mlops_nb.flow.workflow.cells import parse
 from mlops_nb.flow.workflow.kernels import drive
+from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, outputs
-from mlops_nb.flow.workflow.records import Ledger, alone, key, modules
 from mlops_nb.flow.workflow.stages import Stage
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
@@ -419,6 +421,16 @@ def test_the_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
         holder.kill()
         holder.join()
     with alone(settings): pass
+
+
+def test_a_look_at_the_lock_keeps_nobody_out(tmp_path):
+    "`holder` takes the lock for an instant, shared; a run that starts in that instant starts."
+    settings = create(tmp_path)
+    with alone(settings): pass
+    with (settings.state / "run.lock").open() as look:
+        assert take(look, shared=True)
+        threading.Timer(0.01, look.close).start()
+        with alone(settings): pass
 
 
 # Kernels, without a cluster

@@ -25,8 +25,9 @@ from pathlib import Path
 import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from . import forkserver
 from .errors import ClusterError
-from .settings import Settings, load
+from .settings import LOOPBACK, Settings, load
 
 # %% ../../nbs/1_core/04_cluster.ipynb #7f60d351
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Cluster:
     @property
     def forks(self) -> str | None:
         "Where the local head's fork server listens, once it is ready."
-        return f"{self.folder}/forks" if self.folder else None
+        return forkserver.socket_in(self.folder) if self.folder else None
 
 # %% ../../nbs/1_core/04_cluster.ipynb #54102ecc
 def _record(settings: Settings) -> Path:
@@ -63,8 +64,7 @@ def find(
 ) -> Cluster | None:                   # none where no head of this workspace runs
     "The workspace's cluster, without importing Ray."
     settings = settings or load()
-    url = f"http://{settings.serve.host}:{settings.serve.port}"
-    if settings.cluster.address: return Cluster(settings.cluster.address, url)
+    if settings.cluster.address: return Cluster(settings.cluster.address, settings.serve.url)
     try: found = Cluster(**json.loads(_record(settings).read_text()))
     except (OSError, ValueError, TypeError): return None
     head = _head(found.session)
@@ -173,7 +173,7 @@ def _command(settings: Settings, folder: Path, ports: dict[str, int]) -> list[st
 # %% ../../nbs/1_core/04_cluster.ipynb #766c8950
 def _own(folder: Path) -> dict[str, str]:
     "Environment of the head alone: temporary files of its workers go with its folder, its fork server is found there."
-    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": str(folder / "forks"),
+    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": forkserver.socket_in(folder),
             "RAY_prestart_worker_first_driver": "0"}  # workers for nobody: ours have environments of their own
 
 # %% ../../nbs/1_core/04_cluster.ipynb #ab3c5eee
@@ -196,7 +196,7 @@ def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
         last = log.read_text().strip().splitlines()[-1:]
         raise ClusterError(f"Ray did not start within {START_SECONDS} s; see {log}, which ends: {''.join(last)}")
     address = (folder / "ray_current_cluster").read_text().strip()
-    return Cluster(address, f"http://{settings.serve.host}:{settings.serve.port}", starter.pid,
+    return Cluster(address, settings.serve.url, starter.pid,
                    head.create_time(), str(folder), env)
 
 # %% ../../nbs/1_core/04_cluster.ipynb #d01a8142
@@ -341,8 +341,7 @@ def serve(
 ) -> str:                              # the address under which everything answers
     "Start Ray Serve on the cluster, or find it started."
     settings = settings or load()
-    loopback = settings.serve.host in ("127.0.0.1", "localhost", "::1")
-    if not loopback and not settings.serve.tokens:
+    if settings.serve.host not in LOOPBACK and not settings.serve.tokens:
         raise ClusterError(f"[serve] host = {settings.serve.host} would publish models to the network without tokens: "
                            "set [serve] tokens in settings.ini, or host = 127.0.0.1")
     cluster = connect(settings)

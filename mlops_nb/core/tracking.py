@@ -6,13 +6,13 @@
 __all__ = ['client', 'current', 'start_run', 'log_folder', 'fetch']
 
 # %% ../../nbs/1_core/05_tracking.ipynb #a1d9e94f
-import fcntl
 import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TrackingError
+from .locks import in_turn
 from .masking import masked, scrubbed
 from .settings import Settings, load, local, sqlite
 
@@ -56,20 +56,18 @@ def _file(uri: str) -> Path:
 
 # %% ../../nbs/1_core/05_tracking.ipynb #e125880e
 def _create(path: Path) -> None:
-    "MLflow's SQLite database, whole or not at all."
+    "Make MLflow's SQLite database, whole or not at all."
     if path.exists(): return
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder, fresh = os.open(path.parent, os.O_RDONLY), path.with_name(f"{path.name}.new")
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # let go when the folder is closed, at the latest by the end of the process
+    fresh = path.with_name(f"{path.name}.new")
+    with in_turn(path.parent):
         if path.exists(): return
         fresh.unlink(missing_ok=True)
         engine = create_sqlalchemy_engine(sqlite(str(fresh)))
         _initialize_tables(engine)
         engine.dispose()
         fresh.replace(path)
-    finally: os.close(folder)
 
 # %% ../../nbs/1_core/05_tracking.ipynb #78230635
 def _root(error: BaseException) -> str:

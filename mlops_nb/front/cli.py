@@ -12,8 +12,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,6 +119,13 @@ def _telling(console) -> tuple[Any, Callable]:
         else: live.update(f"{where}" + (f": cell {now.cell} of {now.cells}" if now.cells else ""))
     return live, tell
 
+# %% ../../nbs/7_front/01_cli.ipynb #411934cc
+def _reuse(workflow: Any, settings: Settings) -> dict[str, Callable]:
+    "Return the arguments of a run that say what a reference stands for, and what still holds."
+    from mlops_nb.flow import references
+    return {"resolve": references.fingerprints(workflow, settings),
+            "valid": references.validity(settings)}
+
 # %% ../../nbs/7_front/01_cli.ipynb #cd192ca9
 @app.command()
 def run(
@@ -132,23 +138,22 @@ def run(
     workspace: Workspace = None,
 ) -> None:
     "Run the workflow; stages in which nothing changed are reused."
-    from mlops_nb.core.errors import WorkflowError
-    from mlops_nb.flow import lineage
     from mlops_nb.flow.workflow import Workflow
+    from mlops_nb.flow.workflow.checks import refuse
     parameters(p)   # wrong words are said before anything is read
     settings = load(workspace)
-    workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
+    workflow = Workflow.discover(settings.notebooks)
     given = parameters(p, workflow.stages)
     problems, warnings = workflow.review(given, settings)
     if check and as_json: return _checked(problems, warnings)
     _warn(warnings)
-    if problems: raise WorkflowError("the workflow cannot run:", problems=tuple(problems))
+    refuse(problems)
     if check: return _console().print("the workflow can run")
     _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
         done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
-                            resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+                            **_reuse(workflow, settings))
     states = [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages]
     if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
                              "stages": states, "warnings": list(map(str, warnings))})
@@ -174,14 +179,13 @@ def _summary(settings: Settings, done) -> None:
     "What came of a run, and what to do next."
     from mlops_nb.front import pages
     now, reused = pages.state(settings), [s.name for s in done.stages if s.state == "reused"]
-    champion = next((m for m in now["models"] if m["champion"]), None)
     lines = {"run": f"{done.id} {done.state}" + (f" (reused: {', '.join(reused)})" if reused else ""),
              "data": done.outputs.get("dataset_version")}
-    if champion: lines |= _champion(champion)
+    lines |= _champion(now["models"])
     for e in now["endpoints"]: lines |= {"endpoint": f"{e['url']} ({e['state']})", "try it": _curl(settings, e),
-                                         "report": e["report"] + _file(settings, e["model"]),
+                                         "report": f"{e['report']}  {pages.report_file(e['model'], settings) or ''}",
                                          "proposed": e["proposal"]}
-    lines["alerts"] = "; ".join(f"{a['kind']} {a['column'] or ''}" for a in now["alerts"]) or "none open"
+    lines["alerts"] = _alerts(now["alerts"])
     database = shlex.quote(masked(settings.tracking_uri))
     lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {database}",
               "stop": "mlops-nb down"}
@@ -195,18 +199,18 @@ def _print(lines: dict[str, Any]) -> None:
         if value: typer.echo(f"{name:>{width}}  {value}")
 
 # %% ../../nbs/7_front/01_cli.ipynb #24259c8e
-def _champion(model: dict) -> dict[str, str]:
-    "The best model and how good it is on the untouched test split."
+def _champion(models: list[dict]) -> dict[str, str]:
+    "The champion among models, and how good it is on the untouched test split; empty if there is none."
+    model = next((m for m in models if m["champion"]), None)
+    if model is None: return {}
     scores = (f"{k} {v['value']:.3f}, 95 % interval [{v['low']:.3f}, {v['high']:.3f}]"
               for k, v in list(model["metrics"].items())[:1])
     return {"model": f"{model['ref']} ({model['candidate']}): test split {'; '.join(scores)}"}
 
-# %% ../../nbs/7_front/01_cli.ipynb #1bdf64fe
-def _file(settings: Settings, model: str) -> str:
-    "Where the file of an endpoint's last report is."
-    from mlops_nb.core import events
-    newest = events.newest(settings.events, "monitored", model)
-    return f"  {newest['details'].get('report', '')}" if newest else ""
+def _alerts(alerts: list[dict]) -> str:
+    "Return the open alerts, in words."
+    about = lambda a: f"{a['model']}/{a['version']}" if a["version"] else a["model"]
+    return "; ".join(f"{about(a)}: {a['message']}" for a in alerts) or "none open"
 
 # %% ../../nbs/7_front/01_cli.ipynb #9d3c8fb2
 def _curl(settings: Settings, endpoint: dict) -> str:
@@ -232,12 +236,13 @@ def batch(
 ) -> None:
     "Run a notebook for many sets of parameters."
     from mlops_nb.core.errors import WorkflowError
-    from mlops_nb.flow import lineage, workflow
+    from mlops_nb.flow import workflow
     settings, sets = load(workspace), workflow.grid(grid, notebook)
     alone = workflow.Workflow((workflow.Stage.read(notebook),))
-    with _bar(len(sets)) as tell:
+    live, tell = _telling(_console(stderr=True))
+    with live:
         done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
-                            resolve=lineage.fingerprints(alone, settings), valid=lineage.validity(settings))
+                            **_reuse(alone, settings))
     _warn(done.warnings)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table.drop("error", "notebook"))
@@ -247,19 +252,6 @@ def batch(
                                      "command again, it repeats only these")
 
 # %% ../../nbs/7_front/01_cli.ipynb #6702d71d
-@contextmanager
-def _bar(total: int) -> Iterator[Callable]:
-    "A progress bar on the terminal, and the function that moves it."
-    from rich.progress import Progress
-
-    from mlops_nb.flow.workflow.records import ENDED
-    with Progress(console=_console(stderr=True)) as progress:
-        task = progress.add_task("starting", total=total)
-        def tell(now) -> None:
-            ended = now.what in ENDED
-            progress.update(task, description=f"{now.stage}: {now.what}", advance=ended)
-        yield tell
-
 def _table(frame: Any) -> None:
     "A polars data frame, whole."
     from rich.table import Table
@@ -274,15 +266,14 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
     from mlops_nb.front import pages
     now = pages.state(load(workspace))
     if as_json: return _say(now)
-    champion = next((m for m in now["models"] if m["champion"]), None)
     lines = {"workspace": f"{now['workspace']['name']} in {now['workspace']['folder']}",
              "cluster": f"{now['cluster']['state']} {now['cluster']['url'] or ''}",
              "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
              "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
-    if champion: lines |= _champion(champion)
+    lines |= _champion(now["models"])
     for e in now["endpoints"]:
         lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
-    lines["alerts"] = "; ".join(f"{a['model']}: {a['message']}" for a in now["alerts"]) or "none open"
+    lines["alerts"] = _alerts(now["alerts"])
     _print(lines)
 
 # %% ../../nbs/7_front/01_cli.ipynb #cdcf4547
@@ -354,8 +345,12 @@ def deploy(
     from mlops_nb.service import deployment
     settings = load(workspace)
     _ready(settings)
-    found = deployment.deploy(ref, by=by or _me(), canary=canary, shadow=shadow, settings=settings)
-    _print({"endpoint": found.url, "versions": found.versions, "state": "ready" if found.ready else "not ready"})
+    _served(deployment.deploy(ref, by=by or _me(), canary=canary, shadow=shadow, settings=settings))
+
+def _served(endpoint: Any) -> None:
+    "What an endpoint serves now."
+    state = "ready" if endpoint.ready else "not ready"
+    _print({"endpoint": endpoint.url, "versions": endpoint.versions, "state": state})
 
 # %% ../../nbs/7_front/01_cli.ipynb #c4c1cf1d
 @app.command()
@@ -367,8 +362,7 @@ def rollback(
     from mlops_nb.service import deployment
     settings = load(workspace)
     _ready(settings)
-    found = deployment.rollback(model, by=by or _me(), note=note, settings=settings)
-    _print({"endpoint": found.url, "versions": found.versions, "state": "ready" if found.ready else "not ready"})
+    _served(deployment.rollback(model, by=by or _me(), note=note, settings=settings))
 
 # %% ../../nbs/7_front/01_cli.ipynb #30d6f8c2
 @app.command()
@@ -384,10 +378,8 @@ def monitor(
     if as_json: return _say({"model": model, "rows": found.rows, "versions": found.versions,
                              "quiet": found.quiet,
                              "alerts": found.alerts, "report": str(found.report)})
-    alerts = "; ".join(f"{model}/{a['version']}: {a['message']}" for a in found.alerts)
     _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
-            "alerts": alerts or "none",
-            "report": found.report})
+            "alerts": _alerts(found.alerts), "report": found.report})
 
 # %% ../../nbs/7_front/01_cli.ipynb #37fc410a
 def work(
@@ -397,11 +389,10 @@ def work(
     by: str = "watch",
 ):                                      # the finished `workflow.Run`
     "One run of the workspace's workflow, for a trigger."
-    from mlops_nb.flow import lineage
     from mlops_nb.flow.workflow import Workflow
-    workflow = Workflow.discover(settings.root / settings.workspace.notebooks)
+    workflow = Workflow.discover(settings.notebooks)
     return workflow.run(parameters, settings=settings, by=by, on_event=on_event,
-                        resolve=lineage.fingerprints(workflow, settings), valid=lineage.validity(settings))
+                        **_reuse(workflow, settings))
 
 # %% ../../nbs/7_front/01_cli.ipynb #b31a1faa
 @app.command()

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.forkserver import Forked
+from ..core.forkserver import Forked, socket_in
 
 # %% ../../nbs/7_front/02_launcher.ipynb #6cd531f9
 def server(
@@ -25,7 +25,8 @@ def server(
     start = Path(*named[:1] or [os.environ.get("MLOPS_NB_WORKSPACE") or "."]).absolute()
     for folder in (start, *start.parents):
         with suppress(OSError, ValueError, KeyError):
-            return f"{json.loads((folder / '.mlops_nb' / 'cluster.json').read_text())['folder']}/forks"
+            record = json.loads((folder / ".mlops_nb" / "cluster.json").read_text())
+            return socket_in(record["folder"])
     return None
 
 # %% ../../nbs/7_front/02_launcher.ipynb #9991282c

@@ -6,12 +6,8 @@
 __all__ = ['ROLES', 'named', 'serving', 'mirror', 'mirrored']
 
 # %% ../../nbs/4_models/01_roles.ipynb #414b5c0e
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 from ..core import events, tracking
+from ..core.locks import in_turn
 from ..core.settings import Settings
 
 # %% ../../nbs/4_models/01_roles.ipynb #8ecfed91
@@ -42,7 +38,7 @@ def mirror(
 ) -> None:
     "Make MLflow's aliases say which version has which role; safe to repeat."
     client, mark = tracking.client(settings), settings.state / "roles" / name
-    with _locked(mark.with_suffix(".lock")):
+    with in_turn(mark.with_suffix(".lock")):
         mark.unlink(missing_ok=True)
         event = events.newest(settings.events, "deployed", name)
         while True:
@@ -65,14 +61,6 @@ def _mirror(client, name: str, wanted: dict[str, str]) -> None:
     for role in present.keys() - wanted.keys(): client.delete_registered_model_alias(name, role)
 
 # %% ../../nbs/4_models/01_roles.ipynb #22bffa35
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    "Hold a lock among this machine's processes; it goes with the process."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
 def mirrored(name: str, event: str, settings: Settings) -> bool:
     "Return whether MLflow's aliases were made to say what this `deployed` event says."
     mark = settings.state / "roles" / name

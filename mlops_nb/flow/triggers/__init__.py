@@ -7,7 +7,6 @@ __all__ = ['FIRST', 'LONGEST', 'EPOCH', 'request', 'watching', 'Due', 'pending',
            'Watcher', 'detach', 'end', 'table']
 
 # %% ../../../nbs/6_flow/14_triggers.ipynb #04f387f4
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ import polars as pl
 
 from ...core import events
 from ...core.errors import Busy, TriggerError, panics_as_errors
+from ...core.locks import alone, holder, in_words
 from ...core.masking import masked, masked_all
 from ...core.settings import Settings, TriggerSection, load
 from .sensors import KINDS, kind
 from ..workflow.outputs import flaw
-from ..workflow.records import alone, holder
 
 # %% ../../../nbs/6_flow/14_triggers.ipynb #ba6e9d3f
 def request(
@@ -74,11 +73,11 @@ EPOCH = datetime.min.replace(tzinfo=UTC)
 def _past(name: str, log: pl.DataFrame) -> tuple[Any, datetime, list[datetime]]:
     "What a trigger's last run had seen, when that ended, and when runs failed since."
     mine = log.filter(subject=f"trigger:{name}")
-    known = mine.filter(pl.col("kind").is_in(["triggered", "trigger_armed"])).tail(1).to_dicts()
+    known = events.newest(log, ("triggered", "trigger_armed"), f"trigger:{name}")
     ran = mine.filter(kind="triggered")["at"].max() or EPOCH
-    last = known[0]["at"] if known else EPOCH
+    last = known["at"] if known else EPOCH
     failed = mine.filter(pl.col("at") > last, kind="trigger_failed")["at"].to_list()
-    return (json.loads(known[0]["details"])["seen"] if known else None), ran, failed
+    return (known["details"]["seen"] if known else None), ran, failed
 
 # %% ../../../nbs/6_flow/14_triggers.ipynb #ba320822
 def _due(name: str, section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Iterator[Due]:
@@ -98,12 +97,12 @@ def _requests(settings: Settings, log: pl.DataFrame) -> Iterator[Due]:
     answers = log.filter(pl.col("kind").is_in(["triggered", "trigger_failed"]))["details"]
     answered = set(answers.str.json_path_match("$.request"))
     ready = _past(name, log)[1] + timedelta(seconds=section.rest)
-    for asked in log.filter(kind="run_requested").iter_rows(named=True):
-        if asked["id"] in answered: continue
-        details = json.loads(asked["details"])
-        reason = f"asked for by {asked['by']}" + (f": {details['note']}" if details["note"] else "")
-        yield Due(name, reason, {"event": asked["id"]}, asked["at"], ready,
-                  section.parameters | details["parameters"], asked["id"])
+    for event in events.listed(log, kind="run_requested"):
+        if event["id"] in answered: continue
+        details = event["details"]
+        reason = f"asked for by {event['by']}" + (f": {details['note']}" if details["note"] else "")
+        yield Due(name, reason, {"event": event["id"]}, event["at"], ready,
+                  section.parameters | details["parameters"], event["id"])
 
 # %% ../../../nbs/6_flow/14_triggers.ipynb #3d7528ad
 def pending(
@@ -251,7 +250,7 @@ def detach(
     "Start a watch on the workspace's cluster; it goes on when this process has ended."
     from mlops_nb.core import cluster
     if found := watching(settings):
-        raise TriggerError(f"a watch is on already ({', '.join(f'{k} {v}' for k, v in found.items())}): "
+        raise TriggerError(f"a watch is on already ({in_words(found)}): "
                            "end it first, a detached one with `mlops-nb watch --stop`")
     cluster.connect(settings)
     import ray
@@ -296,7 +295,7 @@ def table(
 def _row(name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], trouble: str | None) -> dict:
     "One trigger."
     mine, now = log.filter(subject=f"trigger:{name}"), datetime.now(UTC)
-    failed = mine.filter(kind="trigger_failed").tail(1)["details"].to_list() if _past(name, log)[2] else []
+    failed = events.newest(log, "trigger_failed", f"trigger:{name}") if _past(name, log)[2] else None
     following = max((d.after for d in due), default=None)
     if section.cron and not due:
         from cronsim import CronSim
@@ -306,4 +305,4 @@ def _row(name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], 
             "waits_for": masked(str(getattr(section, kind(section)))),
             "last": mine.filter(kind="triggered")["at"].max(), "next": following,
             "pending": "; ".join(d.reason for d in due) or None,
-            "failed": trouble or (json.loads(failed[0])["error"] if failed else None)}
+            "failed": trouble or (failed["details"]["error"] if failed else None)}

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['Workflow', 'glue', 'outputs', 'Stage', 'Parameter', 'Problem', 'WorkflowError', 'Progress', 'Run', 'StageRun',
-           'Batch', 'grid', 'map', 'RayEngine']
+           'Batch', 'grid', 'map']
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #19bd4684
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -18,27 +17,22 @@ from typing import Any
 
 from ...core import events
 from ...core.errors import NotANotebook, WorkflowError
+from ...core.locks import alone
 from ...core.masking import masked_all
 from ...core.settings import Settings, load
 from . import kernels
 from .batch import Batch, grid, map
-from .checks import numbered, review
+from .checks import numbered, refuse, review
 from .execution import Execution, Progress, listener, perform
 from .files import Problem
+from .ledger import Ledger
 from .outputs import glue, outputs
-from .records import Ledger, Run, StageRun, alone, graph
-from .stages import RESERVED, Parameter, Stage, wiring
+from .runs import Run, StageRun, graph
+from .stages import Parameter, Stage, wiring
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #8e774a73
 _all_ = ["glue", "outputs", "Stage", "Parameter", "Problem", "WorkflowError", "Progress", "Run", "StageRun",
-         "Batch", "grid", "map", "RayEngine"]
-
-def __getattr__(name: str) -> type:
-    "`RayEngine`, imported when papermill asks for it: papermill takes two seconds to import."
-    if name != "RayEngine": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import papermill  # noqa: F401  the engine's import must not be what starts this one, which looks for the engine
-    from mlops_nb.flow.workflow.engine import RayEngine
-    return RayEngine
+         "Batch", "grid", "map"]
 
 # %% ../../../nbs/6_flow/12_workflow.ipynb #3aaea02e
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def _graph(wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], setting
 def _all(execution: Execution, graph: TopologicalSorter, stages: tuple[Stage, ...], one: Callable[..., None]) -> None:
     "Perform stages as soon as those before them are done."
     results, failed = {s.name: r for s, r in zip(stages, execution.run.stages, strict=True)}, None
-    with ThreadPoolExecutor(execution.settings.cluster.stages or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(execution.at_once) as pool:
         running: dict[Future, Stage] = {}
         try:
             while not failed and graph.is_active() or running:
@@ -151,7 +145,7 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
         run.state = "done"
     finally:
         if run.state != "done": run.state = "failed"
-        execution.ledger.close(run.id, "FINISHED" if run.state == "done" else "FAILED", run.outputs, state=run.state)
+        execution.ledger.close(run.id, run.state, run.outputs)
         events.record(log, "run_finished", f"run:{run.id}", by=by, state=run.state, stages=[
             {"name": s.name, "state": s.state, "seconds": round(s.seconds, 2), "id": s.id, "notebook": s.notebook,
              "reused_from": s.reused_from, "error": s.error, "note": s.note} for s in run.stages])
@@ -173,8 +167,7 @@ def _run(
     "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
     settings, given, by = settings or load(), dict(parameters or {}), by or events.user()
     problems, warnings = self.review(given, settings)
-    if problems:
-        raise WorkflowError(f"the workflow cannot run, {len(problems)} to mend:", problems=tuple(problems))
+    refuse(problems)
     stages = _between(self, first, last)
     with alone(settings) as say:
         kernels.begin(settings)
@@ -191,7 +184,7 @@ def _run(
                 own = stage.parameters.keys() - takes.keys()
                 values = {p: v for p, v in given.items() if p in own}
                 values |= {p: there[p] for p in takes if p in there}
-                perform(execution, stage, result, values | ({RESERVED: run.id} if RESERVED in stage.parameters else {}))
+                perform(execution, stage, result, values)
                 there.update(result.outputs)
             _all(execution, _graph(wires, stages, settings), stages, one)
     return run

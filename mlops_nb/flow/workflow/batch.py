@@ -8,7 +8,6 @@ __all__ = ['grid', 'Plain', 'unique', 'Batch', 'map']
 # %% ../../../nbs/6_flow/11_workflow_batch.ipynb #d8635cb0
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,12 @@ from ...core import events
 from ...core.errors import WorkflowError
 from ...core.settings import Settings, load
 from . import kernels
-from .checks import judged, review
+from .checks import judged, refuse, review
 from .execution import Execution, Progress, listener, perform
 from .files import Problem
-from .records import COLOURS, Ledger, Run, StageRun
-from .stages import RESERVED, Parameter, Stage
+from .ledger import Ledger
+from .runs import COLOURS, Run, StageRun
+from .stages import Parameter, Stage
 from .values import accepts, demanded, typed, untyped
 
 # %% ../../../nbs/6_flow/11_workflow_batch.ipynb #33d1511d
@@ -160,7 +160,7 @@ def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
     for problem, ns in sets_by_problem.items():
         place = f"set {', '.join(str(n) for n in ns[:5])}"
         problems.append(problem if len(ns) == len(sets) else Problem(place, None, str(problem)))
-    if problems: raise WorkflowError(f"the batch cannot run, {len(problems)} to mend:", problems=tuple(problems))
+    refuse(problems, "batch")
     return [p for p in own if p.warning]
 
 # %% ../../../nbs/6_flow/11_workflow_batch.ipynb #d1fc73ba
@@ -187,10 +187,9 @@ def map(
                   sets=sets, warnings=warnings)
     execution = Execution(settings, batch, ledger, on_event or listener(), force, resolve, valid)
     def one(result: StageRun, given: dict) -> None:
-        reserved = {RESERVED: batch.id} if RESERVED in stage.parameters else {}
-        perform(execution, stage, result, given | reserved, f"{result.name}.ipynb")
+        perform(execution, stage, result, given, f"{result.name}.ipynb")
     try:
-        with ThreadPoolExecutor(at_once or settings.cluster.stages or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(at_once or execution.at_once) as pool:
             try: list(pool.map(one, batch.stages, sets))
             except BaseException:
                 execution.stop.set()
@@ -198,5 +197,5 @@ def map(
                 raise
     finally:
         batch.state = "failed" if batch.failed else "done"
-        ledger.close(batch.id, "FAILED" if batch.failed else "FINISHED", state=batch.state)
+        ledger.close(batch.id, batch.state)
     return batch

@@ -23,10 +23,12 @@ from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_u
 from ...core import cluster
 from ...core.masking import masked
 from ...core.settings import Settings, StageSection
+from .cache import key
 from .files import Handler, exists, get, put, read
+from .ledger import Ledger
 from .outputs import placed
-from .records import ENDED, Ledger, Run, StageRun, key
-from .stages import Stage
+from .runs import ENDED, Run, StageRun
+from .stages import RESERVED, Stage
 from .values import mistyped
 
 # %% ../../../nbs/6_flow/10_workflow_execution.ipynb #3de9e142
@@ -73,6 +75,11 @@ class Execution:
         stages = self.run.stages
         with self._turn: self.listen(Progress(what, result.name, stages.index(result) + 1, len(stages), *cell))
 
+    @property
+    def at_once(self) -> int:
+        "How many notebooks run at the same time."
+        return self.settings.cluster.stages or os.cpu_count()
+
     def key(self, stage: Stage, values: dict[str, Any]) -> str:
         "The stage's cache key."
         name = self.settings.workspace.package
@@ -92,16 +99,17 @@ def perform(
     execution: Execution,
     stage: Stage,
     result: StageRun,          # says in the end how it went
-    values: dict[str, Any],    # parameters by name
+    values: dict[str, Any],    # parameters by name, without `run_id`
     name: str = "",            # of the executed notebook; default: the stage's own
 ) -> None:
     "Reuse a stage's result or have it made."
+    if RESERVED in stage.parameters: values = {**values, RESERVED: execution.run.id}
     ledger, digest = execution.ledger, execution.key(stage, values)
     found = execution.reusable(stage, digest)
     result.id = ledger.open(result.name, parent=execution.run.id, parameters=values, stage=stage.name, key=digest)
     if found:
         vars(result).update({**vars(found), "id": result.id, "name": result.name})
-        ledger.close(result.id, "FINISHED", found.outputs, state="reused", reused_from=found.reused_from)
+        ledger.close(result.id, "reused", found.outputs, reused_from=found.reused_from)
     else:
         result.notebook = f"{execution.settings.runs}/{execution.run.id}/{name or stage.path.name}"
         _make(execution, stage, result, values)
@@ -245,9 +253,8 @@ def _keep(execution: Execution, result: StageRun) -> None:
     "Put the executed notebook and its page with the stage's MLflow run, and close that."
     _publish(execution, result)
     texts = {"error": result.error and result.error[:5000], "note": result.note}
-    status = "FAILED" if result.state == "failed" else "FINISHED"
-    execution.ledger.close(result.id, status, result.outputs,
-                           seconds=result.seconds, state=result.state, notebook=result.notebook,
+    execution.ledger.close(result.id, result.state, result.outputs,
+                           seconds=result.seconds, notebook=result.notebook,
                            attempts=result.attempts, **{k: v for k, v in texts.items() if v})
 
 def _publish(execution: Execution, result: StageRun, folder: str = "") -> None:

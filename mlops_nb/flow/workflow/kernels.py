@@ -50,7 +50,7 @@ class Host:
     def _start(self) -> None:
         self.starts, self.began = self.starts + 1, time.monotonic()
         heads = os.environ.get("MLOPS_NB_FORKS")  # in the folder of this workspace's head; else in one of its own
-        self.address = heads or f"{tempfile.mkdtemp(prefix='mlops-nb-')}/forks"
+        self.address = heads or forkserver.socket_in(tempfile.mkdtemp(prefix="mlops-nb-"))
         start = ("import runpy, sys; "  # as a file: no workspace code
                  f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})")
         env = {**plain(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .cells import parse
 from .files import Problem, read
@@ -23,6 +24,12 @@ class Parameter:
     name: str
     default: str | None       # the default's code; None: it has to be given
     annotation: str | None    # the annotation's code
+
+    @property
+    def value(self) -> Any:
+        "The default's value; None where there is no default, or its code is no plain value."
+        try: return ast.literal_eval(self.default or "None")
+        except (TypeError, ValueError): return None
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #bbc16e40
 def _parameters(tree: ast.Module) -> Iterator[Parameter]:

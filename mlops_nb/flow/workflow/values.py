@@ -6,7 +6,6 @@
 __all__ = ['demanded', 'brief', 'mistyped', 'literal', 'accepts', 'typed', 'untyped', 'spelled']
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #4e489bcf
-import ast
 import builtins
 import datetime
 import json
@@ -26,9 +25,7 @@ _KNOWN = vars(builtins) | {n: getattr(typing, n) for n in typing.__all__} | {"da
 def demanded(parameter: Parameter) -> Any:
     "Return the type of a parameter's values, or None where any will do."
     if parameter.annotation is None:
-        try: default = ast.literal_eval(parameter.default or "None")
-        except ValueError: return None
-        return None if default is None else type(default)
+        return None if parameter.value is None else type(parameter.value)
     try: return eval(parameter.annotation, dict(_KNOWN))  # what the notebook would do with it
     except Exception: return None  # a name that only the notebook knows
 

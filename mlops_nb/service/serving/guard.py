@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from socket import gethostname
 
 from ...core.errors import PanicError, Refused, panics_as_errors
-from ...core.settings import Serve
+from ...core.settings import LOOPBACK, Serve
 from ...science.signature import cut
 from .protocols import SCRIPT, read_body, respond
 
@@ -24,7 +24,7 @@ ANY_INTERFACE = {"0.0.0.0", "::", ""}
 
 def host_names(serve: Serve) -> frozenset[str]:
     "Return the names that requests may ask for; `*` for any, `ip` for every address."
-    names = {"localhost", "127.0.0.1", "::1", serve.host, *serve.hosts.split()}
+    names = {*LOOPBACK, serve.host, *serve.hosts.split()}
     if serve.host in ANY_INTERFACE:
         names |= {gethostname(), "ip"}
     return frozenset(name.lower().strip("[]") for name in names)

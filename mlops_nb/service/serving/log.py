@@ -7,7 +7,6 @@ __all__ = ['TABLES', 'HEADER', 'framed', 'sound', 'Segment', 'write', 'undo', 'm
            'recover']
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #372926a8
-import fcntl
 import os
 import struct
 import threading
@@ -21,6 +20,7 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import panics_as_errors
+from ...core.locks import take
 from ...core.settings import Settings, load
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #3ed05b9a
@@ -74,7 +74,7 @@ class Segment:
         name = uuid4().hex
         hidden, path = folder / f".{name}", folder / f"{name}.log"
         fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        take(fd)  # nobody knows it yet
         hidden.rename(path)
         for place in (folder, *folder.parents[:4]): lake.to_disk(place)  # up to the workspace
         return cls(path, fd, moved=0)
@@ -85,9 +85,8 @@ class Segment:
         try: fd = os.open(path, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError: return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_ino == path.stat().st_ino: return cls(path, fd, moved=None)
-        except (BlockingIOError, FileNotFoundError): pass
+            if take(fd) and os.fstat(fd).st_ino == path.stat().st_ino: return cls(path, fd, moved=None)
+        except FileNotFoundError: pass
         os.close(fd)
         return None
 
