@@ -280,7 +280,7 @@ def test_empty_frames(frame):
 
 def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
     telco.write_parquet(tmp_path / "t.parquet")
-    monkeypatch.setattr("mlops_nb.data.profiles.BATCH", 1000)
+    monkeypatch.setattr("mlops_nb.data.profiles.profiling.BATCH", 1000)
     lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
     assert lazy.rows == eager.rows
     exact = ["column", "type", "rows", "missing", "min", "max"]
