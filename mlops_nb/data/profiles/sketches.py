@@ -203,8 +203,9 @@ def column_kind(
     reference: "ColumnProfileView | None" = None,  # what it is compared with; default: nothing
 ) -> str:
     "Return how a column is compared and drawn: numeric, categorical or time."
-    reference = reference or column
-    if (type_ := type_of(reference)) != "number": return "time" if type_ == "time" else "categorical"
+    if reference is None: reference = column
+    if type_of(reference) == "time": return "time"
+    if type_of(reference) != "number": return "categorical"
     listed = all(c.get_metric("frequent_items") is not None for c in (column, reference))
     few = distinct(reference) <= FEW and used(reference) >= 10 * distinct(reference)
     return "categorical" if listed and few else "numeric"
