@@ -21,7 +21,7 @@ PROFILES = {"subject": pl.String, "split": pl.String, "at": pl.Datetime("us", "U
 
 # %% ../../../nbs/2_data/03a_profiles_store.ipynb #944131b8
 def stored(settings: Settings) -> pl.LazyFrame:
-    "Return the stored profiles, columns as in `PROFILES`, the oldest first."
+    "Return the stored profiles, columns as in `PROFILES`, in no order."
     table = settings.table(TABLE)
     return lake.scan(table) if lake.exists(table) else pl.LazyFrame(schema=PROFILES)
 
@@ -37,17 +37,18 @@ def write(
     "Store the profile of a slice, once."
     row = {"subject": subject, "split": split, "at": at or datetime.now(UTC), "rows": profile.rows,
            "profile": profile.to_bytes()}
-    lake.append(settings.table(TABLE), pl.DataFrame([row], schema=PROFILES), key=(f"profile {subject} {split}", 1))
+    key = (f"profile {subject} {split}", 1)
+    lake.append(settings.table(TABLE), pl.DataFrame([row], schema=PROFILES), key=key)
 
 # %% ../../../nbs/2_data/03a_profiles_store.ipynb #29daff0e
 def read(
     subject: str,
-    split: str | None = None,    # default: whichever was stored last
+    split: str | None = None,    # default: the one about the latest rows
     *,
     settings: Settings,
 ) -> Profile | None:
-    "Return the newest profile of a subject, or None if none is stored."
+    "Return the profile of a subject, or None if none is stored."
     same = pl.col("subject") == subject
     if split is not None: same &= pl.col("split") == split
-    profiles = stored(settings).filter(same).select("profile").collect()["profile"]
+    profiles = stored(settings).filter(same).sort("at").select("profile").collect()["profile"]
     return Profile.from_bytes(profiles[-1]) if len(profiles) else None
