@@ -118,6 +118,17 @@ def test_the_folders_below_the_workflow_do_not_use_the_public_surface():
     assert not wrong, "import these from where they are defined"
 
 
+def test_no_module_imports_the_front_of_its_own_package():
+    "A package's `__init__` stands above its modules: they import each other, not the package."
+    wrong = {}
+    for module in MODULES:
+        if module.name == "__init__.py" or module.parent.name in ("churn", "mlops_nb"): continue
+        package, siblings = dotted(module.parent), parts_of(module.parent)
+        names = {name for source, name in imported(module) if source == package and name not in siblings}
+        if names: wrong[dotted(module)] = names
+    assert not wrong, "import these from the module that defines them"
+
+
 def patched(module: Path) -> set[str]:
     "The names of classes that a module adds to, by an assignment or by fastcore's `patch`."
     names = set()
