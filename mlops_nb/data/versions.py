@@ -81,12 +81,6 @@ class VersionFacts:
         "What a reader should be told: which columns are text because of a few values."
         return [sentence(note) for note in self.facts.get("notes", [])]
 
-    def require(self, column: str) -> None:
-        "Refuse a column that is not there."
-        if column not in self.contract.columns:
-            columns = ", ".join(self.contract.columns)
-            raise DataError(f"{self.ref} has no column '{column}': it has {columns}")
-
     def _repr_html_(self) -> str:
         facts = self.facts
         rows = {"rows": facts["rows"], **{f"{s} rows": n for s, n in self.counts.items()}}
@@ -119,6 +113,12 @@ class VersionRows(VersionFacts):
         shared = {file.path for file in others}
         paths = [lake.address(self.table, f.path) for f in mine if f.path not in shared]
         return lake.file_rows(paths) if paths else self.scan().clear()
+
+    def require(self, column: str) -> None:
+        "Refuse a column that is not there."
+        if column not in self.contract.columns:
+            columns = ", ".join(self.contract.columns)
+            raise DataError(f"{self.ref} has no column '{column}': it has {columns}")
 
     def profile(self) -> Profile:
         "The whylogs profile of the training split: what later data is compared with."

@@ -34,7 +34,8 @@ def _named(column: str, dtype: pl.DataType, view: "ColumnProfileView | None", re
     "The category of each row."
     values, kind, other = lake.column(column), view and type_of(view), pl.lit(OTHER)
     if kind is None: raise DataError(f"{column} has no values in {ref}'s first split: nothing to compare with")
-    if kind == "time" or kind == "number" and (dtype.is_float() or distinct(view) > FEW): return _bins(column, dtype, view)
+    many = dtype.is_float() or distinct(view) > FEW
+    if kind == "time" or kind == "number" and many: return _bins(column, dtype, view)
     text = values.cast(pl.String)
     if kind != "boolean":
         items = frequent(view)[0]
