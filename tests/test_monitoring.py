@@ -582,7 +582,7 @@ def test_a_pass_that_dies_anywhere_is_made_good_by_the_next(space, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(monitoring.events, "record", mortal(record))
-        patch.setattr(monitoring.lake, "append", mortal(append))
+        patch.setattr(lake, "append", mortal(append))
         try: look(space, 1)
         except RuntimeError: pass
     look(space, 2)

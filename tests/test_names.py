@@ -30,7 +30,6 @@ from mlops_nb.data import versions
 from mlops_nb.data.contracts import Contract
 from mlops_nb.data.ingest import ingest, read
 from mlops_nb.data.ingest.resplitting import resplit
-from mlops_nb.data.quality.differences import diff
 from mlops_nb.data.sources import Source, files
 from mlops_nb.data.sources.databases import connect, frames
 from mlops_nb.data.sources.files import store
@@ -61,7 +60,7 @@ def test_a_workspace_lives_in_a_folder_of_any_name(tmp_path, name):
     assert sorted(rows(versions.get("dataset:Kündigungen@1", settings=load(workspace.root)))) == [
         (1, 1.5), (2, 9.5), (3, 3.5)]
     assert sorted(rows(first)) == [(1, 1.5), (2, 2.5)]
-    assert diff(first, second).table.rows() == [("kept", 1), ("added", 1), ("removed", 0), ("changed", 1)]
+    assert first.diff(second).table.rows() == [("kept", 1), ("added", 1), ("removed", 0), ("changed", 1)]
     assert second.profile().rows == second.counts.get("train", 0)
     assert [c["version"] for c in lake.commits(workspace.table("Kündigungen"))] == [1, 0]
     assert events.history(workspace.events, kind="ingested").collect()["subject"].to_list() == [
@@ -324,7 +323,7 @@ def test_columns_keep_their_names(tmp_path, key):
     pl.concat([changed, changed.tail(1)]).write_parquet(tmp_path / "2.parquet")
     second = ingest("d", "2.parquet", settings=workspace)
     assert (second.facts["replaced"], second.facts["rejected"]) == ((n, 1) if key else (0, 0))
-    difference = diff(first, second)
+    difference = first.diff(second)
     assert difference.changed == (10 if key else 0)
     if key: assert difference.examples["column"].unique().to_list() == ["a$"] and difference.examples.height == 10
     assert second.balance("*").table.height and second.leakage(group="*").table.height
@@ -470,7 +469,7 @@ def test_ends_of_splits_by_time_are_fixed_until_a_person_moves_them(tmp_path):
     assert event["by"] == "ann" and event["details"] == {
         "ends_before": {"train": "2024-02-01T00:00:00", "test": None},
         "ends_after": {"train": "2024-03-01T00:00:00", "test": None}}
-    difference = diff(fixed, rolled)
+    difference = fixed.diff(rolled)
     assert (difference.added, difference.removed, difference.changed) == (0, 0, 0)
     assert resplit("sales", {"train": date(2024, 3, 1), "test": None}, settings=workspace).ref == "sales@3"
 

@@ -1,7 +1,7 @@
 "Profiles: agreement with stock whylogs, what drift says of samples small, odd and broken, and how often it errs."
 import subprocess
 import sys
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import ConstraintError, ProfileError
-from mlops_nb.data.profiles import Profile, profile, profile_files, profile_groups
+from mlops_nb.core.settings import create
+from mlops_nb.data.profiles import Profile, profile, profile_files, profile_groups, store
 from mlops_nb.data.profiles.comparison import drift, holm
 from mlops_nb.data.profiles.constraints import check
 
@@ -280,7 +281,7 @@ def test_empty_frames(frame):
 
 def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
     telco.write_parquet(tmp_path / "t.parquet")
-    monkeypatch.setattr("mlops_nb.data.profiles.BATCH", 1000)
+    monkeypatch.setattr("mlops_nb.data.profiles.profiling.BATCH", 1000)
     lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
     assert lazy.rows == eager.rows
     exact = ["column", "type", "rows", "missing", "min", "max"]
@@ -481,3 +482,23 @@ def test_a_profile_shows_each_column_with_its_shape(telco):
     assert shown.count("<img") == 2 and "7,043 rows" in shown and "Month-to-month" in shown and "100.0%" in shown
     wide = profile(pl.DataFrame({f"c{i:02}": [i] for i in range(53)}))._repr_html_()
     assert wide.count("<tr>") == 51 and "and 3 more" in wide
+
+
+# -- the table of profiles ----------------------------------------------------------------------------------------
+
+def test_the_profile_of_a_slice_is_stored_once(tmp_path):
+    workspace, at = create(tmp_path), datetime(2026, 1, 2, tzinfo=UTC)
+    few, many = (profile(pl.DataFrame({"a": range(n)})) for n in (3, 5))
+    assert store.read("m", settings=workspace) is None and store.stored(workspace).collect().is_empty()
+    for one in (few, many): store.write(one, "m", "1 monday", at=at, settings=workspace)
+    store.write(many, "m", "1 tuesday", settings=workspace)
+    rows = store.stored(workspace).select("subject", "split", "rows").collect().rows()
+    assert sorted(rows) == [("m", "1 monday", 3), ("m", "1 tuesday", 5)]
+    assert store.stored(workspace).filter(split="1 monday").collect()["at"].item() == at
+    assert store.read("m", "1 monday", settings=workspace).rows == 3
+    assert store.read("m", settings=workspace).rows == 5 and store.read("m@1", settings=workspace) is None
+
+
+def test_one_module_knows_the_table_of_profiles():
+    library = Path(store.__file__).parents[2]
+    assert [f.name for f in library.rglob("*.py") if f'"{store.TABLE}"' in f.read_text()] == ["store.py"]

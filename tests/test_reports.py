@@ -11,8 +11,7 @@ from mlops_nb.core.errors import DataError, TrackingError
 from mlops_nb.core.settings import create
 from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.quality import differences, leakage
-from mlops_nb.data.quality.differences import diff
+from mlops_nb.data.quality import balance, differences, leakage, spill
 from mlops_nb.data.versions import DatasetVersion
 from mlops_nb.flow.lineage import as_json, text, trace
 
@@ -25,8 +24,8 @@ def settings(tmp_path): return create(tmp_path / "workspace")
 def parts(request, monkeypatch):
     "Everything in memory, or a few rows at a time."
     if request.param == "in parts":
-        monkeypatch.setattr(leakage, "BATCH", 70)
-        monkeypatch.setattr(leakage, "AT_ONCE", 90)
+        monkeypatch.setattr(spill, "BATCH", 70)
+        monkeypatch.setattr(spill, "AT_ONCE", 90)
 
 
 def given(settings, name: str, rows: pl.DataFrame, **options) -> DatasetVersion:
@@ -121,7 +120,7 @@ def test_shares_are_exact_and_random_splits_are_balanced(settings, column):
         named = dict(found.table.group_by("value").agg(pl.col("rows").sum()).iter_rows())
         wanted = rows.group_by(pl.col(column).cast(pl.String)).len()
         assert named == dict(wanted.iter_rows())
-    if column in ("g", "x"): assert found.table.filter(value=leakage.MISSING)["rows"].sum() == rows[column].null_count()
+    if column in ("g", "x"): assert found.table.filter(value=balance.MISSING)["rows"].sum() == rows[column].null_count()
 
 
 def test_what_differs_is_found_and_its_size_is_told(settings):
@@ -133,7 +132,7 @@ def test_what_differs_is_found_and_its_size_is_told(settings):
 
 def test_the_test_is_pearsons():
     counts = np.array([[200, 90, 40], [60, 40, 22], [55, 30, 15]])
-    p, v, freedom = leakage.homogeneity(counts)
+    p, v, freedom = balance.homogeneity(counts)
     plain = chi2_contingency(counts, correction=False)
     assert freedom == plain.dof and v == pytest.approx(np.sqrt(plain.statistic / counts.sum() / 2)) and p > plain.pvalue
 
@@ -144,7 +143,7 @@ def test_false_alarms_are_as_rare_as_promised_also_in_small_samples():
         alarms = 0
         for _ in range(500):
             counts = np.array([random.multinomial(n, [0.5, 0.3, 0.15, 0.04, 0.01]) for n in sizes])
-            alarms += leakage.homogeneity(leakage.pooled(counts[:, counts.sum(axis=0) > 0]))[0] < 0.05
+            alarms += balance.homogeneity(balance.pooled(counts[:, counts.sum(axis=0) > 0]))[0] < 0.05
         assert alarms / 500 < 0.08
 
 
@@ -152,7 +151,7 @@ def test_false_alarms_are_as_rare_as_promised_also_in_small_samples():
     ([[100, 3, 2], [20, 1, 0]], [[100, 5], [20, 1]]),      # the rare ones together; with them the least of the others
     ([[3, 2], [1, 1]], [[5], [2]]), ([[50, 50], [40, 40]], [[50, 50], [40, 40]])])
 def test_rare_categories_are_pooled(counts, pooled):
-    found = leakage.pooled(np.array(counts))
+    found = balance.pooled(np.array(counts))
     if found.shape[1] == 1: assert found.sum(axis=1).tolist() == np.array(counts).sum(axis=1).tolist()
     else: assert found.tolist() == pooled
 
@@ -167,7 +166,7 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
     first = given(settings, "t", table(500), key="id")
     more = pl.concat([table(60, seed=5), table(520)[480:]])
     second = given(settings, "t", more, key="id")
-    found = diff(first, second)
+    found = first.diff(second)
     assert (found.added, found.removed, found.changed) == brute(first, second) and found.added == 20 and found.changed > 40
     assert found.table["number"].sum() == second.facts["rows"] and found.rows == (500, 520)
     assert found.examples["row"].n_unique() == differences.SHOWN
@@ -181,9 +180,9 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
 
 def test_the_way_back_is_the_opposite(settings, parts):
     first, second = given(settings, "t", table(100), key="id"), given(settings, "t", table(130), key="id")
-    there, back = diff(first, second), diff(second, first)
+    there, back = first.diff(second), second.diff(first)
     assert (there.added, there.removed) == (back.removed, back.added) == (30, 0)
-    assert diff(second, second).same and not there.same
+    assert second.diff(second).same and not there.same
 
 
 def test_without_a_key_rows_come_and_go_as_often_as_they_stand_there(settings, parts):
@@ -193,7 +192,7 @@ def test_without_a_key_rows_come_and_go_as_often_as_they_stand_there(settings, p
     pl.concat([rows[10:], rows[10:13]]).write_parquet(settings.root / "t-0.parquet")
     second = ingest("t", "t-0.parquet", settings=settings)
     old, new = (Counter(v.scan().drop("_split").collect().iter_rows()) for v in (first, second))
-    found = diff(first, second)
+    found = first.diff(second)
     assert (found.added, found.removed, found.changed) == ((new - old).total(), (old - new).total(), 0)
     assert found.removed >= 10 and found.examples.height == 0 and "there is no key" in found._repr_html_()
 
@@ -206,7 +205,7 @@ def test_a_changed_schema_and_contract_are_told_apart_from_changed_rows(settings
     wider = columns | {"a": Column(dtype="float", max=50), "new": Column(dtype="string", nullable=True)}
     other = rows[:10].with_columns(pl.col("a") + 0.5, new=pl.lit("n"))
     second = given(settings, "t", other, contract=Contract(columns=wider, key="id"))
-    found = diff(first, second)
+    found = first.diff(second)
     assert found.schema.rows() == [("a", "integer", "float"), ("new", None, "string")] and not found.same
     fields = {f: (a, b) for f, a, b in found.contract.iter_rows()}
     assert fields["columns.a.max"] == (None, "50.0") and fields["on_change"] == ("evolve", "fail")
@@ -217,7 +216,7 @@ def test_only_files_that_differ_are_read(settings, monkeypatch):
     first, second = given(settings, "t", table(500), key="id"), given(settings, "t", table(510)[500:], key="id")
     read, marked = [], differences._marked
     monkeypatch.setattr(differences, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key))
-    assert diff(first, second).added == 10 and sum(read) == 10
+    assert first.diff(second).added == 10 and sum(read) == 10
 
 
 def test_nothing_is_left_on_disk(settings, tmp_path, monkeypatch):
@@ -226,7 +225,7 @@ def test_nothing_is_left_on_disk(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(place))
     version = given(settings, "t", table(50), key="id")
     version.leakage()
-    diff(version, version)
+    version.diff(version)
     assert not list(place.iterdir())
 
 

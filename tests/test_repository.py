@@ -34,7 +34,7 @@ def test_no_module_imports_the_package_that_it_is_in():
 
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
-    names = [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in MODULES]
+    names = [dotted(f) for f in MODULES]
     names.remove("mlops_nb.flow.workflow.engine")  # papermill's plug-in: papermill imports it, not the other way round
     code = f"""
 import socket, sys
@@ -47,6 +47,115 @@ print([m for m in ("ray", "mlflow", "whylogs", "sklearn", "matplotlib", "papermi
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
     assert not list(tmp_path.iterdir())
+
+
+LAYERS = {container: {name for layer in contract["layers"] for name in re.findall(r"\w+", layer)}
+          for contract in PROJECT["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
+          for container in contract["containers"]}
+FOLDERS = sorted(p.parent for p in MODULES if p.name == "__init__.py")
+
+
+def dotted(path: Path) -> str:
+    "The name that a module or package is imported by."
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def parts_of(folder: Path) -> set[str]:
+    "The modules and packages in a package."
+    packages = {p.name for p in folder.iterdir() if (p / "__init__.py").exists()}
+    return packages | {p.stem for p in folder.glob("*.py")} - {"__init__", "_modidx"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=dotted)
+def test_every_package_has_its_layers(folder):
+    if len(parts_of(folder)) < 2: return
+    missing = parts_of(folder) - LAYERS.get(dotted(folder), set())
+    assert not missing, f"pyproject.toml: no layer of {dotted(folder)} for {', '.join(sorted(missing))}"
+
+
+def test_no_package_has_layers_that_is_not_there():
+    assert not set(LAYERS) - {dotted(folder) for folder in FOLDERS}
+
+
+def test_every_contract_counts_every_import():
+    "Also imports for type checkers only, and no exceptions."
+    settings = PROJECT["tool"]["importlinter"]
+    assert not settings.get("exclude_type_checking_imports") and not settings.get("ignore_imports")
+    for contract in settings["contracts"]:
+        assert contract.get("exhaustive") and not contract.get("ignore_imports"), contract["name"]
+
+
+def test_an_upward_import_for_type_checkers_is_refused(tmp_path):
+    "With the options of this repository, in a package of two layers."
+    package = tmp_path / "house"
+    package.mkdir()
+    for name in ("__init__", "upper"): (package / f"{name}.py").write_text("")
+    (package / "lower.py").write_text("from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from house import upper\n")
+    options = {k: v for k, v in PROJECT["tool"]["importlinter"].items() if k not in ("root_package", "contracts")}
+    (tmp_path / ".importlinter").write_text(
+        "[importlinter]\nroot_package = house\n" + "".join(f"{k} = {v}\n" for k, v in options.items())
+        + "[importlinter:contract:1]\nname = layers\ntype = layers\ncontainers = house\nlayers =\n    upper\n    lower\n")
+    lint = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(lint, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "house.lower is not allowed to import house.upper" in done.stdout
+
+
+def imported(module: Path) -> list[tuple[str, str]]:
+    "What a module imports anywhere, also inside functions: (module, name) of each `from … import …`."
+    package, pairs = [*module.parent.relative_to(ROOT).parts], []
+    for node in ast.walk(ast.parse(module.read_text())):
+        if not isinstance(node, ast.ImportFrom): continue
+        base = package[:len(package) - node.level + 1] if node.level else []
+        source = ".".join([*base, *([node.module] if node.module else [])])
+        pairs += [(source, alias.name) for alias in node.names]
+    return pairs
+
+
+HOUSE = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]  # the folders, highest first
+BELOW = [m for m in MODULES if m.relative_to(ROOT).parts[1] in HOUSE[HOUSE.index("churn") + 1:]]
+
+
+def test_the_folders_below_the_workflow_do_not_use_the_public_surface():
+    "The package itself stands above all folders: what it offers is imported from where it is defined."
+    wrong = {}
+    for module in BELOW:
+        names = {name for source, name in imported(module) if source == "mlops_nb"}
+        names |= {node.attr for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Attribute)
+                  and isinstance(node.value, ast.Name) and node.value.id == "mlops_nb"}
+        names = {n for n in names - parts_of(ROOT / "mlops_nb") if not n.startswith("__")}
+        if names: wrong[dotted(module)] = names
+    assert not wrong, "import these from where they are defined"
+
+
+def test_no_module_imports_the_front_of_its_own_package():
+    "A package's `__init__` stands above its modules: they import each other, not the package."
+    wrong = {}
+    for module in MODULES:
+        if module.name == "__init__.py" or module.parent.name in ("churn", "mlops_nb"): continue
+        package, siblings = dotted(module.parent), parts_of(module.parent)
+        names = {name for source, name in imported(module) if source == package and name not in siblings}
+        if names: wrong[dotted(module)] = names
+    assert not wrong, "import these from the module that defines them"
+
+
+def patched(module: Path) -> set[str]:
+    "The names of classes that a module adds to, by an assignment or by fastcore's `patch`."
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Assign):
+            names |= {ast.unparse(t.value) for t in node.targets if isinstance(t, ast.Attribute)}
+        if isinstance(node, ast.FunctionDef) and any("patch" in ast.unparse(d) for d in node.decorator_list):
+            names |= {ast.unparse(arg.annotation) for arg in node.args.args[:1] if arg.annotation}
+    return names
+
+
+def test_no_module_adds_to_a_class_of_another():
+    "A class of ours says itself what it can do; only classes of other libraries are patched."
+    wrong = {}
+    for module in MODULES:
+        ours = {name for source, name in imported(module) if source.startswith("mlops_nb")}
+        if names := ours & patched(module): wrong[dotted(module)] = names
+    assert not wrong, "define these methods in the class itself"
 
 
 def test_the_lock_is_hashed_and_names_no_address():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKS', 'Checks', 'check']
 
-# %% ../../../nbs/2_data/03_profiles_constraints.ipynb #78259097
+# %% ../../../nbs/2_data/03_profiles_constraints.ipynb #de6f2cdb
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from ...core.errors import ConstraintError
+from .profiling import Profile
 from .sketches import TYPES, type_of, without_telemetry
 
 if TYPE_CHECKING:
     from whylogs.core.constraints import MetricConstraint
-
-    from mlops_nb.data.profiles import Profile
 
 # %% ../../../nbs/2_data/03_profiles_constraints.ipynb #0a73fa04
 def _missing(column: str, share: float) -> "MetricConstraint":
@@ -72,7 +71,7 @@ def _found(summary: dict | None) -> str:
     return ", ".join(f"{name.split('/')[-1]} {number(v)}" for name, v in (summary or {}).items() if v is not None)[:200]
 
 # %% ../../../nbs/2_data/03_profiles_constraints.ipynb #3a3fef26
-def _ruled(profile: "Profile", column: str, rule: str, value: object) -> dict:
+def _ruled(profile: Profile, column: str, rule: str, value: object) -> dict:
     "One row: a rule on a column."
     row = {"column": column, "rule": f"{rule} {value}"}
     constraint, found = _constraint(column, rule, value), profile.view.get_column(column)
@@ -84,7 +83,7 @@ def _ruled(profile: "Profile", column: str, rule: str, value: object) -> dict:
     return {**row, "passed": bool(passed), "found": _found(summary)}
 
 # %% ../../../nbs/2_data/03_profiles_constraints.ipynb #50c772d4
-def _own(profile: "Profile", constraint: object) -> dict:
+def _own(profile: Profile, constraint: object) -> dict:
     "One row: a whylogs constraint."
     column = getattr(getattr(constraint, "metric_selector", None), "column_name", None)
     row = {"column": column, "rule": getattr(constraint, "name", None) or type(constraint).__name__}
@@ -121,7 +120,7 @@ class Checks:
 
 # %% ../../../nbs/2_data/03_profiles_constraints.ipynb #f19896a0
 def check(
-    profile: "Profile",  # of any table
+    profile: Profile,  # of any table
     constraints: Mapping[str, Mapping[str, object]] | Sequence[object],  # rules by column, or whylogs constraints
 ) -> Checks:
     "Check constraints on a profile, without the rows."

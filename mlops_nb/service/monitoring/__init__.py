@@ -16,9 +16,9 @@ from pathlib import Path
 
 import polars as pl
 
-from ...core import events, lake
+from ...core import events
 from ...core.settings import Settings, load
-from ...data.versions import PROFILES
+from ...data.profiles import store
 from ...models import registry
 from ...models.bundle import Bundle
 from ...science.evaluation import STYLE
@@ -397,16 +397,10 @@ def check(
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #bf22da17
 def _keep(model: str, judged: Judged, settings: Settings) -> str:
-    "Keep the window's profile, unless it is there; returns what it is found by."
+    "Keep the window's profile; returns what it is found by."
     start, end = judged.window
     span = f"{judged.version} {start.isoformat()}/{end.isoformat()} {judged.rows}"
-    table = settings.table("_profiles")
-    if lake.exists(table):
-        same = lake.scan(table).filter(pl.col("subject") == model, pl.col("split") == span)
-        if same.select(pl.len()).collect().item(): return span
-    row = {"subject": model, "split": span, "at": end, "rows": judged.rows,
-           "profile": judged.verdict.drift.target.to_bytes()}
-    lake.append(table, pl.DataFrame([row], schema=PROFILES))
+    store.write(judged.verdict.drift.target, model, span, at=end, settings=settings)
     return span
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #c3ff5e23
