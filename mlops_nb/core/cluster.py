@@ -180,9 +180,10 @@ def _own(folder: Path) -> dict[str, str]:
 def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
     "Run `ray start` in a new session and wait until its head is there."
     env = _environment(settings, folder, ports)
+    ours = {k: v for k, v in os.environ.items() if k not in (library.PLACE, "MLOPS_NB_LIBRARY")}  # of one run
     log = settings.state / "ray_start.log"
     with log.open("wb") as out:
-        starter = subprocess.Popen(_command(settings, folder, ports), env=os.environ | env | _own(folder), cwd=folder,
+        starter = subprocess.Popen(_command(settings, folder, ports), env=ours | env | _own(folder), cwd=folder,
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         (folder / "owner").write_text(str(starter.pid))
         try: starter.wait(START_SECONDS)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FRAMEWORK', 'REFERENCE', 'PLACE', 'FORMER', 'within', 'folder_of', 'digest', 'tree', 'modules', 'defining',
-           'framework', 'use', 'environment', 'obey', 'begin']
+           'framework', 'release', 'use', 'environment', 'obey', 'begin']
 
 # %% ../../nbs/1_core/03a_library.ipynb #a9572fd0
 import ast
@@ -104,12 +104,19 @@ def framework(
     package: str = "",       # the workspace's, dotted
 ) -> dict[str, str]:         # version and digest
     "Return which framework this is."
-    root = sys.modules[FRAMEWORK]
+    root = import_module(FRAMEWORK)
     home = Path(root.__file__).parent
     own = [folder_of(home.parent, name) for name in (REFERENCE, package) if name]
     files = (file for file in sorted(home.rglob("*.py"))
              if file.name != "_modidx.py" and not any(file.is_relative_to(f) for f in own))
     return {"version": root.__version__, "digest": digest(files, home)[:16]}
+
+def release(
+    framework: dict[str, str] | None,   # as `framework` gives it; None: not recorded
+) -> str:
+    "Return a framework in words."
+    if framework is None: return f"an earlier release of {FRAMEWORK}"
+    return f"{FRAMEWORK} {framework['version']} ({framework['digest'][:8]})"
 
 # %% ../../nbs/1_core/03a_library.ipynb #f25ca193
 class _Placed(MetaPathFinder):

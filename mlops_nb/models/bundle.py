@@ -403,9 +403,9 @@ def outdated(
     why: str,
 ) -> OutdatedBundle:
     "Return the error that says what to do with a bundle of an earlier release."
-    registered = bundle.lineage.get("framework") or {"version": "an earlier release"}
-    return OutdatedBundle(f"bundle {bundle.path} was registered with mlops_nb {registered['version']}, and "
-                          f"mlops_nb {library.framework()['version']} cannot load it, for {why}. "
+    registered, here = bundle.lineage.get("framework"), library.framework()
+    return OutdatedBundle(f"bundle {bundle.path} was registered with {library.release(registered)}, and "
+                          f"{library.release(here)} cannot load it, for {why}. "
                           "Train the model and register it again")
 
 def _library(bundle: Bundle) -> Path | None:

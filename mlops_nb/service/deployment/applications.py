@@ -16,7 +16,7 @@ import httpx
 import orjson
 import polars as pl
 
-from ...core import cluster, events
+from ...core import cluster, events, library
 from ...core.errors import DeploymentError, EventConflict
 from ...core.settings import Settings, load
 from ...models import registry
@@ -178,8 +178,8 @@ class Endpoint:
     @property
     def notes(self) -> list[str]:
         "A sentence for each version that another framework serves than it was registered with."
-        return [f"{self.model}/{version} was registered with {_release(f['registered'])} and is served by "
-                f"{_release(f['here'])}" for version, f in self.framework.items()]
+        return [f"{self.model}/{version} was registered with {library.release(f['registered'])} and is served by "
+                f"{library.release(f['here'])}" for version, f in self.framework.items()]
 
     def predict(
         self,
@@ -201,11 +201,6 @@ class Endpoint:
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (f"<p><b>{html.escape(self.model)}</b> ({self.stage}, {state}): {shares}{shadow}"
                 f"<br>documentation: <a href='{self.url}/docs'>{self.url}/docs</a><pre>{html.escape(curl)}</pre>{notes}")
-
-def _release(framework: dict | None) -> str:
-    "Return a framework in words."
-    if framework is None: return "an earlier release of mlops_nb"
-    return f"mlops_nb {framework['version']} ({framework['digest'][:8]})"
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #13e784e3
 def endpoint(
