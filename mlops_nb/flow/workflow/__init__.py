@@ -16,7 +16,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ...core import events
+from ...core import cluster, events
 from ...core.errors import NotANotebook, WorkflowError
 from ...core.masking import masked_all
 from ...core.settings import Settings, load
@@ -176,6 +176,7 @@ def _run(
     if problems:
         raise WorkflowError(f"the workflow cannot run, {len(problems)} to mend:", problems=tuple(problems))
     stages = _between(self, first, last)
+    cluster.snapshot(settings)  # a package that is not there stops a run before it begins
     with alone(settings) as say:
         kernels.begin(settings)
         ledger = Ledger(settings)
