@@ -174,6 +174,7 @@ def installed(how: str, folder: Path) -> Path:
     shutil.unpack_archive(wheel, site, "zip")
     others = {p for p in sys.path if p.endswith("site-packages")}   # the same dependencies, not the editable install
     (site / "dependencies.pth").write_text("\n".join(sorted(others)))
+    (folder / "venv" / "share").symlink_to(Path(sys.prefix) / "share")   # Jupyter's templates
     return folder / "venv" / "bin" / "python"
 
 
