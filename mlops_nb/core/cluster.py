@@ -180,11 +180,13 @@ def _own(folder: Path) -> dict[str, str]:
 def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
     "Run `ray start` in a new session and wait until its head is there."
     env = _environment(settings, folder, ports)
-    ours = {k: v for k, v in os.environ.items() if k not in (library.PLACE, "MLOPS_NB_LIBRARY")}  # of one run
+    of_one_run = (library.PLACE, "MLOPS_NB_LIBRARY")
+    ours = {k: v for k, v in os.environ.items() if k not in of_one_run}
     log = settings.state / "ray_start.log"
     with log.open("wb") as out:
-        starter = subprocess.Popen(_command(settings, folder, ports), env=ours | env | _own(folder), cwd=folder,
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        starter = subprocess.Popen(_command(settings, folder, ports), env=ours | env | _own(folder),
+                                   cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                   start_new_session=True)
         (folder / "owner").write_text(str(starter.pid))
         try: starter.wait(START_SECONDS)
         except subprocess.TimeoutExpired: pass
@@ -304,7 +306,8 @@ def connect(
         return cluster
     env = runtime_env(settings)
     try:
-        ray.init(address=cluster.address, namespace="mlops_nb", runtime_env=env, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(address=cluster.address, namespace="mlops_nb", runtime_env=env,
+                 log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except Exception as e:
         raise ClusterError(f"the Ray cluster at {cluster.address} cannot be reached: {str(e).splitlines()[0]}. Check "
                            "[cluster] address in settings.ini and RAY_AUTH_TOKEN_PATH, or leave the address empty "

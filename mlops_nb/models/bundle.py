@@ -91,7 +91,7 @@ def fill(
     lineage: dict[str, Any],
     requirements: str,
     notebooks: list[Path] = (),       # executed
-    sources: dict[str, Path] | None = None,  # modules of the exported package, by place in the library
+    sources: dict[str, Path] | None = None,  # modules of the package, by place in the library
 ) -> Path:                            # the folder
     "The parts of a model version, in their places."
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,8 +275,9 @@ class Parts(Sealed):
 
     @property
     def other_framework(self) -> dict[str, dict | None]:
-        "The framework it was registered with (None: by a release that did not say) and the one here; empty if the same."
-        registered, here = self.lineage.get("framework"), library.framework(self.lineage.get("package") or "")
+        "Which framework it was registered with, if known, and which is here; empty if the same."
+        registered = self.lineage.get("framework")
+        here = library.framework(self.lineage.get("package") or "")
         return {} if registered == here else {"registered": registered, "here": here}
 
     @property
@@ -297,7 +298,7 @@ class Bundle(Parts):
     def pipeline(self) -> Any:
         "The fitted pipeline: verified, its library in place, and only then read."
         if self.own or environment_digests(): vouched(self, self.own)
-        if any(library.within(name, self.package) for name in self.own): _provide(self, self.package)
+        if any(library.within(n, self.package) for n in self.own): _provide(self, self.package)
         try: pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
         except ImportError as e: raise outdated(self, f"its library cannot be imported: {e}") from e
         self.contents.pop("model.skops", None)  # it is large, and not needed again
@@ -404,8 +405,8 @@ def outdated(
 ) -> OutdatedBundle:
     "Return the error that says what to do with a bundle of an earlier release."
     registered, here = bundle.lineage.get("framework"), library.framework()
-    return OutdatedBundle(f"bundle {bundle.path} was registered with {library.release(registered)}, and "
-                          f"{library.release(here)} cannot load it, for {why}. "
+    return OutdatedBundle(f"bundle {bundle.path} was registered with {library.release(registered)}, "
+                          f"and {library.release(here)} cannot load it, for {why}. "
                           "Train the model and register it again")
 
 def _library(bundle: Bundle) -> Path | None:
@@ -423,8 +424,9 @@ def _provide(bundle: Bundle, package: str) -> None:
     if package not in sys.modules: return library.use(bundle.library, package)
     place = Path(next(iter(sys.modules[package].__path__))).parents[package.count(".")]
     if _differ(sources_of(bundle.contents), place):
-        raise BundleError(f"bundle {bundle.path} needs its own version of package '{package}', but another is imported "
-                          f"here from {place}: load it in a process that has not imported '{package}' yet")
+        raise BundleError(f"bundle {bundle.path} needs its own version of package '{package}', but "
+                          f"another is imported here from {place}: load it in a process that has "
+                          f"not imported '{package}' yet")
 
 def _differ(sources: dict[str, bytes], place: Path) -> bool:
     "Return whether a folder has other modules than these."

@@ -277,7 +277,8 @@ def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings)
     try: events.record(
         settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
         dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
-        report=lineage["report"], git=lineage["git"], library=version.tags["library"], framework=lineage["framework"],
+        report=lineage["report"], git=lineage["git"], library=version.tags["library"],
+        framework=lineage["framework"],
         estimator=version.tags["candidate"], labels=list(bundle.labels),
         parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
         metrics=bundle.report.get("metrics", {}), passed=approvals.passed(bundle.report))

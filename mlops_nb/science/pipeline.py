@@ -60,7 +60,8 @@ def dotted(
     "A feature function's name, if it can be found again by that name."
     if features is None: return None
     name = features if isinstance(features, str) else f"{features.__module__}.{features.__qualname__}"
-    if name.split(".")[0] in ("__main__", "builtins") or not (package == "" or within(name, package)):
+    foreign = package != "" and not within(name, package)
+    if foreign or name.split(".")[0] in ("__main__", "builtins"):
         raise TrainingError(f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
                             "(#| export) and pass the exported function, or its dotted name")
     if not isinstance(features, str) and imported(name) is not features:
@@ -224,11 +225,13 @@ def allowed(
     """
     module, _, attribute = name.rpartition(".")
     root = module.split(".")[0]
-    if root not in ("sklearn", "numpy"): return name in TYPES or (package != FRAMEWORK and within(module, package))
+    if name in TYPES: return True
+    if root not in ("sklearn", "numpy"): return package != FRAMEWORK and within(module, package)
     try: member = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError): return False
-    if root == "numpy": return isinstance(member, type) and issubclass(member, (np.generic, np.dtype))
-    return isinstance(member, type) and member.__module__.split(".")[0] == "sklearn"
+    if not isinstance(member, type): return False
+    if root == "numpy": return issubclass(member, (np.generic, np.dtype))
+    return member.__module__.split(".")[0] == "sklearn"
 
 # %% ../../nbs/3_science/08_pipeline.ipynb #e8b8a250
 VERSIONS = ("mlops_nb", "scikit-learn", "polars", "numpy", "skops")

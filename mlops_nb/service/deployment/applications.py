@@ -79,7 +79,7 @@ def run(settings: Settings, model: str, desired: Desired, *, stage: str = "produ
     from ray import serve
     version, path = next(iter(desired.bundles.items()))
     digest = registered_digest(settings, f"{model}/{version}")
-    _ = Bundle(path, digest=digest, settings=settings).library  # what cannot be loaded starts no replica
+    _ = Bundle(path, digest=digest, settings=settings).library  # raises before a replica starts
     app = application(settings, model, library=desired.library,
                       fixed=desired if stage == "staging" else None)
     serve.run(app, name=app_name(model, stage), route_prefix=prefix(model, stage=stage))
@@ -166,7 +166,7 @@ class Endpoint:
     settings: Settings | None = field(default=None, repr=False)
     champion: str | None = None    # the version that others are measured against
     challenger: str | None = None  # the version that answers a share beside it
-    framework: dict[str, dict] = field(default_factory=dict)  # by version: registered with another one than serves it
+    framework: dict[str, dict] = field(default_factory=dict)  # by version: registered with, here
     problem: str | None = None     # why it could not be brought back
 
     @property
@@ -178,8 +178,9 @@ class Endpoint:
     @property
     def notes(self) -> list[str]:
         "A sentence for each version that another framework serves than it was registered with."
-        return [f"{self.model}/{version} was registered with {library.release(f['registered'])} and is served by "
-                f"{library.release(f['here'])}" for version, f in self.framework.items()]
+        named = lambda version, which: library.release(self.framework[version][which])
+        return [f"{self.model}/{version} was registered with {named(version, 'registered')} and is "
+                f"served by {named(version, 'here')}" for version in self.framework]
 
     def predict(
         self,
@@ -200,7 +201,8 @@ class Endpoint:
         state = "ready" if self.ready else "not ready"
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (f"<p><b>{html.escape(self.model)}</b> ({self.stage}, {state}): {shares}{shadow}"
-                f"<br>documentation: <a href='{self.url}/docs'>{self.url}/docs</a><pre>{html.escape(curl)}</pre>{notes}")
+                f"<br>documentation: <a href='{self.url}/docs'>{self.url}/docs</a><pre>{html.escape(curl)}</pre>"
+                + notes)
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #13e784e3
 def endpoint(
@@ -215,4 +217,5 @@ def endpoint(
     state = health(settings, model, stage) if desired.versions else {}
     ready = bool(desired.versions) and serves(state, desired)
     return Endpoint(model, address(settings, model, stage), desired.versions, desired.shadow, ready,
-                    stage, settings, desired.champion, desired.challenger, state.get("framework", {}))
+                    stage, settings, desired.champion, desired.challenger,
+                    state.get("framework", {}))

@@ -290,7 +290,7 @@ def application(
 ) -> "Application":
     "The Serve application of one model."
     from ray import serve
-    env = {"env_vars": cluster.environment(settings)}  # its code a replica has from the bundles it serves
+    env = {"env_vars": cluster.environment(settings)}  # its code is in its bundles
     deployment = serve.deployment(
         serve.ingress()(Replica), name="replica", num_replicas=1 if fixed else settings.serve.replicas,
         ray_actor_options={"num_cpus": 0, "runtime_env": env},

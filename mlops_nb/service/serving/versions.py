@@ -101,7 +101,7 @@ class Traffic:
     @property
     def other_frameworks(self) -> dict[str, dict]:
         "By version: the framework it was registered with and the one here, where they differ."
-        return {v: served.other_framework for v, served in self.served.items() if served.other_framework}
+        return {v: s.other_framework for v, s in self.served.items() if s.other_framework}
 
     def choose(self) -> Served:
         "The version for one request, by the shares."
