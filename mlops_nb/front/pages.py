@@ -94,7 +94,7 @@ def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
             "challenger": found.challenger, "shadow": list(found.shadow),
             "state": "ready" if found.ready else "down",
             "proposal": "retrain" if last["kind"].item() == "retraining_proposed" else None,
-            "framework": found.notes,
+            "framework": deployment.notes(found),
             "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}"}
 
 # %% ../../nbs/7_front/00_pages.ipynb #955da7ed

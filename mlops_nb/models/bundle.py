@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'LOOSE', 'SHOWN', 'files', 'content', 'entry', 'total', 'seal', 'fill', 'code_hash', 'pins', 'installed',
            'registered_digest', 'known_digests', 'environment_digests', 'claims', 'differing', 'Sealed', 'Parts',
-           'Bundle', 'vouched', 'library_digest', 'sources_of', 'sources_digest', 'private_library', 'outdated']
+           'Code', 'Bundle', 'vouched', 'library_digest', 'sources_of', 'sources_digest', 'private_library', 'outdated']
 
 # %% ../../nbs/4_models/00_bundle.ipynb #07725089
 import atexit
@@ -267,6 +267,9 @@ class Parts(Sealed):
         from mlops_nb.data.profiles import Profile
         return Profile.from_bytes(self.contents["profile.bin"])
 
+# %% ../../nbs/4_models/00_bundle.ipynb #2d59cbb7
+class Code(Parts):
+    "What a bundle says about its code, of which nothing is imported here."
     @cached_property
     def trusted(self) -> bool:
         "Whether somebody vouches for the digest."
@@ -285,15 +288,15 @@ class Parts(Sealed):
         "The package whose code it has; empty where nobody vouches for that."
         return (self.lineage.get("package") or "") if self.trusted else ""
 
-# %% ../../nbs/4_models/00_bundle.ipynb #e8bd50f4
-class Bundle(Parts):
-    "A model version's files."
     @cached_property
     def own(self) -> list[str]:
         "What its pipeline names beyond scikit-learn and NumPy, dotted."
         names = named(self.contents["model.skops"])
         return [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
 
+# %% ../../nbs/4_models/00_bundle.ipynb #e8bd50f4
+class Bundle(Code):
+    "A model version's files."
     @cached_property
     def pipeline(self) -> Any:
         "The fitted pipeline: verified, its library in place, and only then read."

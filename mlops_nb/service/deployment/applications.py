@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app_name', 'ask', 'delete', 'client', 'address', 'scored', 'run', 'settled', 'answers', 'serves', 'health', 'current',
-           'realize', 'target', 'staged', 'Endpoint', 'endpoint']
+           'realize', 'target', 'staged', 'Endpoint', 'notes', 'endpoint']
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #f31e93a2
 import html
@@ -175,13 +175,6 @@ class Endpoint:
         cluster.serve(self.settings)
         return ask(app_name(self.model, self.stage), "status")
 
-    @property
-    def notes(self) -> list[str]:
-        "A sentence for each version that another framework serves than it was registered with."
-        named = lambda version, which: library.release(self.framework[version][which])
-        return [f"{self.model}/{version} was registered with {named(version, 'registered')} and is "
-                f"served by {named(version, 'here')}" for version in self.framework]
-
     def predict(
         self,
         frame: pl.DataFrame,     # rows with the columns of the model's signature
@@ -199,10 +192,18 @@ class Endpoint:
         shadow = f"; shadow: {', '.join(self.shadow)}" if self.shadow else ""
         curl = (f"curl {self.url}/predict -H 'content-type: application/json' -d '{{\"rows\": [{{…}}]}}'")
         state = "ready" if self.ready else "not ready"
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (f"<p><b>{html.escape(self.model)}</b> ({self.stage}, {state}): {shares}{shadow}"
                 f"<br>documentation: <a href='{self.url}/docs'>{self.url}/docs</a><pre>{html.escape(curl)}</pre>"
-                + notes)
+                f"<p>{html.escape('; '.join(notes(self)))}")
+
+# %% ../../../nbs/5_service/05_deployment_applications.ipynb #10c2cbac
+def notes(
+    endpoint: Endpoint,
+) -> list[str]:
+    "Return a sentence for each version that another framework serves than it was registered with."
+    named = lambda version, which: library.release(endpoint.framework[version][which])
+    return [f"{endpoint.model}/{version} was registered with {named(version, 'registered')} and is "
+            f"served by {named(version, 'here')}" for version in endpoint.framework]
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #13e784e3
 def endpoint(
