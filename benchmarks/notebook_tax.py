@@ -41,7 +41,7 @@ def prepared(home: Path) -> Path:
     for name in ("nbs", "data", "mlops_nb"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.lock", home)
-    with (home / "settings.ini").open("a") as ini: ini.write("[workspace]\nnotebooks = nbs/churn\npackage = mlops_nb\n")
+    with (home / "settings.ini").open("a") as ini: ini.write("[workspace]\nnotebooks = nbs/churn\npackage = mlops_nb.churn\n")
     run([Path(sys.executable).parent / "mlops-nb", "up", "--workspace", home])
     return home
 

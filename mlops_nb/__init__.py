@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mlops_nb.core import library as _library
+
 __version__ = "0.1.0"
 
 # The public names, lowest folder first: what a stage notebook needs.
@@ -59,3 +61,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_library.begin()  # imports the workflow's package from where the environment says

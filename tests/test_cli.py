@@ -52,7 +52,7 @@ def a_copy(folder: Path, **sections) -> Path:
     "The reference workspace, copied."
     for name in ("nbs", "mlops_nb", "data"): shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "requirements.lock", folder)
-    create(folder, **{"workspace": {"name": "churn", "package": "mlops_nb", "notebooks": "nbs/churn"}} | sections)
+    create(folder, **{"workspace": {"name": "churn", "package": "mlops_nb.churn", "notebooks": "nbs/churn"}} | sections)
     return folder
 
 

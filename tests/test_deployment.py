@@ -2,6 +2,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,23 +38,27 @@ ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 @pytest.fixture(scope="module")
 def shop(ray_cluster, tmp_path_factory):
     """A workspace whose models are churn/1 and /2 (one library), /3 (another library), /4 (as 1), /5 (as 1, without the
-    column tenure and with whole monthly charges), /6 (as 1); all approved but 4."""
+    column tenure and with whole monthly charges), /6 (as 1); all approved but 4. A library has a feature function."""
     settings = create(tmp_path_factory.mktemp("shop"), workspace={"package": "shop"}, serve={"flush_seconds": "0.2"})
     report = tmp_path_factory.mktemp("report")
     (report / "report.json").write_text('{"passed": true}')
     other = CUSTOMERS.drop("tenure").with_columns(pl.col("monthly_charges").cast(pl.Int64))
+    sys.path.insert(0, str(settings.root))
     for c, code, customers in ((1.0, "X = 1", CUSTOMERS), (0.001, "X = 1", CUSTOMERS), (0.1, "X = 2", CUSTOMERS),
                                (0.5, "X = 1", CUSTOMERS), (0.4, "X = 1", other), (0.3, "X = 1", CUSTOMERS)):
         (settings.root / "shop").mkdir(exist_ok=True)
-        (settings.root / "shop" / "__init__.py").write_text(code)
+        (settings.root / "shop" / "__init__.py").write_text(f"{code}\ndef features(frame): return frame\n")
         register(settings, c, report, customers)
     for version in (1, 2, 3, 5, 6): registry.approve(f"churn/{version}", by="alice", settings=settings)
-    return settings
+    yield settings
+    sys.path.remove(str(settings.root))
+    sys.modules.pop("shop", None)
 
 
 def register(settings, c, report, customers):
     from sklearn.linear_model import LogisticRegression
-    fitted = fit(customers, OBJECTIVE, Candidate("logistic", LogisticRegression(max_iter=200)), {"C": c})
+    fitted = fit(customers, OBJECTIVE, Candidate("logistic", LogisticRegression(max_iter=200)), {"C": c},
+                 features="shop.features")
     with tracking.start_run(settings, name="train"):
         report_uri = tracking.log_folder(report, "report", settings=settings)
         registry.register("churn", fitted.save(settings), report_uri=report_uri, dataset="churn@1",

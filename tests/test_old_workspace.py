@@ -1,6 +1,7 @@
 "A workspace that an earlier version left still opens: what it remembers is read, and more is added to it."
 import json
 
+import mlflow
 import polars as pl
 import pytest
 from make_old_workspace import members, unpack
@@ -70,6 +71,17 @@ def test_the_champion_is_found_loaded_and_predicts(old):
     inputs = bundle.signature.frame([json.loads(text) for text in log["inputs"]])
     again = bundle.pipeline.predict_proba(inputs)[:, 1]
     assert again.tolist() == pytest.approx(log["probability"].to_list(), abs=1e-9)
+
+
+def test_mlflow_loads_the_champion_by_the_loader_that_an_earlier_release_named(old, monkeypatch):
+    monkeypatch.chdir(old.root)
+    bundle = registry.resolve("club/1", settings=old).bundle(old)
+    assert "loader_module: mlops_nb.registry" in (bundle.path / "MLmodel").read_text()
+    assert bundle.other_framework["registered"] is None
+    rows = members(30, 4).drop("member", "left").to_pandas()
+    model = mlflow.pyfunc.load_model(str(bundle.path))
+    probability = bundle.pipeline.predict_proba(bundle.signature.conform(members(30, 4)))[:, 1]
+    assert list(model.predict(rows)) == ["yes" if p >= bundle.objective.decision_threshold else "no" for p in probability]
 
 
 def test_what_was_rejected_stays_rejected(old):

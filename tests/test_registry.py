@@ -2,12 +2,13 @@
 import json
 import os
 import py_compile
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import mlflow
 import polars as pl
@@ -17,12 +18,14 @@ from conftest import aliases
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from starlette.testclient import TestClient
 
-from mlops_nb.core import cluster, events, tracking
+from mlops_nb.core import cluster, events, library, tracking
 from mlops_nb.core.errors import (
     ApprovalError,
     BundleError,
     EventConflict,
+    OutdatedBundle,
     RegistryError,
     ServingError,
     TrackingError,
@@ -30,7 +33,7 @@ from mlops_nb.core.errors import (
 )
 from mlops_nb.core.settings import create, load
 from mlops_nb.data.profiles import profile
-from mlops_nb.front import pages
+from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, bundle, registry, roles
 from mlops_nb.models.bundle import Bundle, code_hash, seal
 from mlops_nb.models.registry import (
@@ -45,7 +48,10 @@ from mlops_nb.models.registry import (
 )
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.service import deployment
 from mlops_nb.service.deployment import applications
+from mlops_nb.service.serving import Handlers, application_of
+from mlops_nb.service.serving.log import PredictionLog
 from mlops_nb.service.serving.versions import Desired, Versions
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
@@ -186,6 +192,128 @@ def test_the_same_library_is_shared_another_is_refused(place):
     place.write_library(3)
     with pytest.raises(BundleError, match="needs its own version of package 'wspkg'"):
         Bundle(built.path, digest=built.digest).pipeline  # noqa: B018
+
+
+def test_a_library_is_what_the_pipeline_needs(place):
+    "An edit of what another notebook exports, such as the monitor's, makes no other library; one of a feature does."
+    (place.settings.root / "wspkg/monitor.py").write_text("RULE = 1\n")
+    first = place.register()
+    assert not any("monitor" in name for name in first.bundle(place.settings).manifest["files"])
+    (place.settings.root / "wspkg/monitor.py").write_text("RULE = 2\n")
+    assert place.register() == first
+    place.write_library(3)
+    assert place.register().tags["library"] != first.tags["library"]
+
+
+def test_a_pipeline_without_functions_has_no_library(place):
+    plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression()))
+    with tracking.start_run(place.settings, name="plain"):
+        report = tracking.log_folder(place.settings.root / "made", "report", settings=place.settings)
+        version = place.register(candidate=plain.save(place.settings), report_uri=report)
+    built = version.bundle(place.settings)
+    assert built.library is None and not any(name.startswith("library/") for name in built.manifest["files"])
+    assert built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == pytest.approx(plain.probability(ROWS))
+
+
+# -- the framework beside it ---------------------------------------------------------------------------------------
+
+OTHER = {"version": "9.9", "digest": "0123456789abcdef"}
+
+
+def test_a_bundle_pins_the_framework(place):
+    version = place.register()
+    framework = library.framework("wspkg")
+    assert version.bundle(place.settings).lineage["framework"] == framework
+    assert events.newest(place.settings.events, "registered", "m/1")["details"]["framework"] == framework
+    assert version.bundle(place.settings).other_framework == {}
+
+
+def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatch, capsys):
+    "In the endpoint's metadata, on the page, and by `mlops-nb status`."
+    version = place.register()
+    here, (_, state) = library.framework("wspkg"), applications.target(version.ref, place.settings)
+    monkeypatch.setattr(library, "framework", lambda package="": OTHER)
+    served = Versions(place.settings, "m", state.library, fixed=state)
+    log = PredictionLog(place.settings, "m")
+    app = application_of(Handlers(served, log, PredictionLog(place.settings, "m", "_feedback")))
+    answer = TestClient(app, base_url="http://localhost").get("/healthz").json()
+    assert answer["framework"] == {"1": {"registered": here, "here": OTHER}}
+    assert served.traffic.champion.predict(served.traffic.champion.signature.frame(ROWS.select("x", "c").to_dicts()))
+    event = deployed(place.settings, champion="1")
+    monkeypatch.setattr(applications, "health", lambda *a: answer | {"event": event})
+    note = (f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is served by "
+            "mlops_nb 9.9 (01234567)")
+    now = pages.state(place.settings)
+    assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
+    assert note in pages.page(now)
+    cli.status(as_json=True, workspace=place.settings.root)
+    assert json.loads(capsys.readouterr().out)["endpoints"][0]["framework"] == [note]
+    cli.status(workspace=place.settings.root)
+    assert f"framework of m  {note}" in capsys.readouterr().out
+
+
+# -- bundles of an earlier release -----------------------------------------------------------------------------------
+
+@pytest.fixture
+def whole(place):
+    "A bundle as an earlier release made it: its library is the framework, with the workflow in it."
+    path = place.settings.root / "whole"
+    shutil.copytree(place.register().bundle(place.settings).path, path)
+    shutil.rmtree(path / "library")
+    (path / "library/mlops_nb/shop").mkdir(parents=True)
+    for name in ("__init__", "registry", "shop/__init__"): (path / f"library/mlops_nb/{name}.py").write_text("")
+    (path / "library/mlops_nb/shop/features.py").write_text(FEATURES.format(factor=2))
+    for name in ("mlops_nb.shop", "mlops_nb.shop.features"): sys.modules[name] = ModuleType(name)
+    exec(FEATURES.format(factor=2), vars(sys.modules["mlops_nb.shop.features"]))
+    skops.io.dump(make_pipeline(FunctionTransformer(sys.modules["mlops_nb.shop.features"].features),
+                                LogisticRegression()), path / "model.skops")
+    for name in ("mlops_nb.shop", "mlops_nb.shop.features"): del sys.modules[name]
+    lineage = json.loads((path / "lineage.json").read_text())
+    lineage.pop("framework")
+    (path / "lineage.json").write_text(json.dumps(lineage | {"package": "mlops_nb"}))
+    model = (path / "MLmodel").read_text()
+    (path / "MLmodel").write_text(model.replace("mlops_nb.models.registry", "mlops_nb.registry"))
+    return path
+
+
+REFUSED = ("was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its library is the "
+           "whole framework of that time. Train the model and register it again")
+
+
+def test_a_bundle_whose_library_is_the_framework_is_refused_in_one_sentence(place, whole, monkeypatch):
+    digest = seal(whole)
+    with pytest.raises(OutdatedBundle, match=REFUSED): Bundle(whole, digest=digest).pipeline  # noqa: B018
+    assert Bundle(whole, digest=digest).report == {"passed": True}
+    monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST", digest)
+    with pytest.raises(OutdatedBundle, match=REFUSED): mlflow.pyfunc.load_model(str(whole))
+
+
+def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, monkeypatch):
+    "So that its model can be trained again."
+    digest = seal(whole)
+    for model in ("m", "n"):
+        events.record(place.settings.events, "deployed", model, by="ann", versions={"1": 100}, bundles={"1": str(whole)},
+                      champion="1", challenger=None, library="")
+        if model == "m": continue
+        events.record(place.settings.events, "registered", "n/1", by="ann", bundle=digest)
+    started = []
+    def realize(settings, model):
+        if model == "n": applications.run(settings, model, Desired({"1": 100}, {"1": str(whole)}))
+        started.append(model)
+    monkeypatch.setattr(deployment, "realize", realize)
+    monkeypatch.setattr(roles, "mirror", lambda model, settings: None)
+    one, other = deployment.restore(place.settings)
+    assert started == ["m"] and one.problem is None and not other.ready
+    assert re.search(REFUSED, other.problem)
+
+
+def test_a_library_that_does_not_import_any_more_is_refused_in_one_sentence(place):
+    (place.settings.root / "wspkg/features.py").write_text(
+        "from mlops_nb.datasets import Contract\n" + FEATURES.format(factor=2))
+    built = place.register().bundle(place.settings)
+    forget()
+    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.datasets'. Train"):
+        built.pipeline  # noqa: B018
 
 
 def test_a_process_of_its_own_uses_the_bundles_library_and_never_mlflow(place, tmp_path):

@@ -197,7 +197,7 @@ JSON = {"content-type": "application/json"}
 
 class Model:
     "The least a served version can be."
-    labels = ("No", "Yes")
+    labels, other_framework = ("No", "Yes"), {}
     def __init__(self, version): self.version, self.signature = version, SIGNATURE
     def predict(self, frame):
         if (frame["charges"] > 1e6).any(): raise RuntimeError("the model broke")

@@ -24,15 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from mlops_nb.core import events
+from mlops_nb.core import events, library
 from mlops_nb.core.errors import WorkflowError
+from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load
 from mlops_nb.flow.workflow import Workflow, kernels
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
-from mlops_nb.flow.workflow.cache import key, modules
+from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse
+from mlops_nb.flow.workflow.execution import Execution
 from mlops_nb.flow.workflow.kernels import drive
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, outputs
@@ -344,6 +346,28 @@ def test_a_key_changes_with_what_matters_only(package, tmp_path):
     assert len({before, *changed}) == 6
     (package / "other.py").write_text("import sys")
     assert key(Stage.read(path), {"rows": 1}, **base) == changed[-1]
+
+
+def test_a_key_changes_with_the_framework(tmp_path):
+    stage = workflow(tmp_path, _1_make="1_make").stages[0]
+    frameworks = [{"version": "1", "digest": "a"}, {"version": "1", "digest": "b"}, {"version": "2", "digest": "a"}]
+    assert len({key(stage, {"rows": 1}, framework=framework) for framework in frameworks}) == 3
+
+
+def test_an_execution_gives_its_keys_the_framework_and_a_package_inside_another(tmp_path, monkeypatch):
+    settings = create(tmp_path / "w", workspace={"package": "mlops_nb.shop"})
+    shop = settings.root / "mlops_nb" / "shop"
+    shop.mkdir(parents=True)
+    for name in ("__init__", "prices", "rules"): (shop / f"{name}.py").write_text("x = 1")
+    stage(tmp_path, "1_price", "", "from mlops_nb.shop import prices", "from mlops_nb.core import events")
+    read = lambda: Execution(settings, None, None, None).key(Workflow.discover(tmp_path).stages[0], {})
+    before = read()
+    (shop / "rules.py").write_text("x = 2")
+    assert read() == before
+    (shop / "prices.py").write_text("x = 2")
+    changed = read()
+    monkeypatch.setattr(library, "framework", lambda package: {"version": "0", "digest": package})
+    assert len({before, changed, read()}) == 3
 
 
 def stage(folder: Path, name: str, parameters: str, *code: str) -> Path:

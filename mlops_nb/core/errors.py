@@ -6,8 +6,9 @@
 __all__ = ['MlopsError', 'SettingsError', 'SealedError', 'ClusterError', 'TrackingError', 'LakeError', 'CommitConflict',
            'EventConflict', 'DataError', 'NoRows', 'CutShort', 'ProfileError', 'ConstraintError', 'Unparsable',
            'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'EvaluationError', 'BundleError',
-           'RegistryError', 'ApprovalError', 'ServingError', 'DeploymentError', 'Refused', 'WorkflowError',
-           'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError', 'is_panic', 'panics_as_errors']
+           'OutdatedBundle', 'RegistryError', 'ApprovalError', 'ServingError', 'DeploymentError', 'Refused',
+           'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError', 'is_panic',
+           'panics_as_errors']
 
 # %% ../../nbs/1_core/00_errors.ipynb #fd1502ff
 from collections.abc import Iterator
@@ -108,6 +109,10 @@ class EvaluationError(MlopsError):
 # %% ../../nbs/1_core/00_errors.ipynb #2fd526e1
 class BundleError(MlopsError):
     "A bundle that is incomplete, was changed, or cannot be loaded in this process."
+
+
+class OutdatedBundle(BundleError):
+    "A bundle of an earlier release that this one cannot load: the model has to be trained again."
 
 
 class RegistryError(MlopsError):

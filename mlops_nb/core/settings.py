@@ -34,7 +34,7 @@ class Section(BaseModel):
 class Workspace(Section):
     "`[workspace]`: what this project is called, and where it keeps what it makes."
     name: str = "workspace"           # shown on pages; also the MLflow experiment's default name
-    package: str = ""                 # the package that the notebooks export to
+    package: str = ""                 # dotted: the package that the notebooks export to
     notebooks: str = "nbs"            # folder of the stage notebooks, relative to the workspace
     storage: str = "storage"          # a folder, relative to the workspace, or s3://bucket/prefix
 

@@ -180,6 +180,7 @@ class _Models(_Runs):
                        at=event["at"].isoformat())
         graph.link(id, self.dataset(d["dataset"]["ref"]), "trained on")
         graph.link(id, graph.add(f"commit:{d['git']['commit'] or 'none'}", "commit", library=d["library"],
+                                 framework=d.get("framework"),
                                  uncommitted_changes=d["git"]["dirty"], notebooks=d.get("notebooks")), "built from")
         graph.link(id, graph.add(f"candidate:{d['candidate']}", "candidate", name=d.get("estimator"),
                                  parameters=d.get("parameters")), "packs")

@@ -78,7 +78,8 @@ def _ready(settings: Settings) -> str:
     console = _console(stderr=True)
     with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): kernels.begin(settings)
     with console.status("starting the pages"): url = pages.serve(settings)
-    with console.status("bringing endpoints back"): deployment.restore(settings)
+    with console.status("bringing endpoints back"): endpoints = deployment.restore(settings)
+    _warn(f"{e.model} is down: {e.problem}" for e in endpoints if e.problem)
     return url
 
 # %% ../../nbs/7_front/01_cli.ipynb #df3db2ac
@@ -273,6 +274,7 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
     lines |= _champion(now["models"])
     for e in now["endpoints"]:
         lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
+        lines[f"framework of {e['model']}"] = "; ".join(e["framework"])
     lines["alerts"] = _alerts(now["alerts"])
     _print(lines)
 

@@ -93,6 +93,7 @@ def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
             "challenger": found.challenger, "shadow": list(found.shadow),
             "state": "ready" if found.ready else "down",
             "proposal": "retrain" if monitoring.proposal(log, name) else None,
+            "framework": deployment.notes(found),
             "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}"}
 
 # %% ../../nbs/7_front/00_pages.ipynb #955da7ed
@@ -116,6 +117,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name=
 <td>{% for v, share in e.versions.items() %}{{ e.model }}/{{ v }}
 {{ 'champion' if v == e.champion else 'challenger' }}: {{ '%g' % share }} % {% endfor %}
 {% for v in e.shadow %}{{ e.model }}/{{ v }} shadow {% endfor %}
+{% for note in e.framework %}<br>{{ mark(false, note) }}{% endfor %}
 <td><a href="/monitor/{{ e.model }}">report</a>{% if e.proposal %}: {{ mark(false, e.proposal) }}{% endif %}
 <td>{{ s.alerts|selectattr('model', 'equalto', e.model)|list|length }}</tr>
 {% endfor %}</table>{% else %}<p>None yet: <code>mlops-nb run</code> makes one.{% endif %}
@@ -300,7 +302,7 @@ def serve(
     if running and _shown(running.serve_url) == identity(settings): return running.serve_url  # without importing Serve
     url = cluster.serve(settings)
     from ray import serve
-    env = {"env_vars": cluster.runtime_env(settings)["env_vars"]}  # pages need the library, not the workspace's package
+    env = {"env_vars": cluster.environment(settings)}
     replica = serve.deployment(serve.ingress()(Control), name="pages", max_ongoing_requests=64,
                                ray_actor_options={"num_cpus": 0, "runtime_env": env})
     serve.run(replica.bind(settings), name="control", route_prefix="/")

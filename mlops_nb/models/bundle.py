@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'LOOSE', 'SHOWN', 'files', 'content', 'entry', 'total', 'seal', 'fill', 'code_hash', 'pins', 'installed',
            'registered_digest', 'known_digests', 'environment_digests', 'claims', 'differing', 'Sealed', 'Parts',
-           'Bundle', 'vouched', 'library_digest', 'sources_of', 'sources_digest', 'private_library']
+           'Code', 'Bundle', 'vouched', 'library_digest', 'sources_of', 'sources_digest', 'private_library', 'outdated']
 
 # %% ../../nbs/4_models/00_bundle.ipynb #07725089
 import atexit
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import polars as pl
 
-from ..core import cluster, events
-from ..core.errors import BundleError, SettingsError
+from ..core import events, library
+from ..core.errors import BundleError, OutdatedBundle, SettingsError
 from ..core.settings import Settings, load as workspace
 from ..science.labels import meant, respelled
 from ..science.objective import Objective
@@ -91,7 +91,7 @@ def fill(
     lineage: dict[str, Any],
     requirements: str,
     notebooks: list[Path] = (),       # executed
-    library: Path | None = None,      # folder in which the exported package lies
+    sources: dict[str, Path] | None = None,  # modules of the package, by place in the library
 ) -> Path:                            # the folder
     "The parts of a model version, in their places."
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def fill(
     _copy(report / "report.json", folder / "report.json")
     if (report / "report.html").exists(): _copy(report / "report.html", folder / "report.html")
     for notebook in map(Path, notebooks): _copy(notebook, folder / "notebooks" / notebook.name)
-    if library: shutil.copytree(library, folder / "library", ignore=shutil.ignore_patterns("__pycache__"))
+    for place, module in (sources or {}).items(): _copy(module, folder / "library" / place)
     (folder / "profile.bin").write_bytes(profile)
     (folder / "objective.json").write_text(objective.model_dump_json(indent=1))
     (folder / "requirements.txt").write_text(requirements)
@@ -127,10 +127,11 @@ def pins(
 ) -> str:                # lines of a requirements.txt
     "What has to be installed for the library to work, exactly."
     if (root / "requirements.lock").is_file(): return (root / "requirements.lock").read_text()
-    try: needed = importlib.metadata.requires(package or "mlops_nb") or []
+    name = package.partition(".")[0] or library.FRAMEWORK
+    try: needed = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError: needed = importlib.metadata.requires("mlops_nb") or []
     names = {re.match(r"[\w.-]+", line)[0] for line in needed if "extra ==" not in line}
-    if package != "mlops_nb": names.add("mlops_nb")
+    names.add(library.FRAMEWORK)
     return "".join(sorted(f"{name}=={version}\n" for name in names if (version := installed(name))))
 
 def installed(name: str) -> str | None:
@@ -266,6 +267,9 @@ class Parts(Sealed):
         from mlops_nb.data.profiles import Profile
         return Profile.from_bytes(self.contents["profile.bin"])
 
+# %% ../../nbs/4_models/00_bundle.ipynb #2d59cbb7
+class Code(Parts):
+    "What a bundle says about its code, of which nothing is imported here."
     @cached_property
     def trusted(self) -> bool:
         "Whether somebody vouches for the digest."
@@ -273,22 +277,33 @@ class Parts(Sealed):
         return self.expected is not None or self.digest in known_digests()
 
     @property
+    def other_framework(self) -> dict[str, dict | None]:
+        "Which framework it was registered with, if known, and which is here; empty if the same."
+        registered = self.lineage.get("framework")
+        here = library.framework(self.lineage.get("package") or "")
+        return {} if registered == here else {"registered": registered, "here": here}
+
+    @property
     def package(self) -> str:
         "The package whose code it has; empty where nobody vouches for that."
         return (self.lineage.get("package") or "") if self.trusted else ""
 
+    @cached_property
+    def own(self) -> list[str]:
+        "What its pipeline names beyond scikit-learn and NumPy, dotted."
+        names = named(self.contents["model.skops"])
+        return [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+
 # %% ../../nbs/4_models/00_bundle.ipynb #e8bd50f4
-class Bundle(Parts):
+class Bundle(Code):
     "A model version's files."
     @cached_property
     def pipeline(self) -> Any:
         "The fitted pipeline: verified, its library in place, and only then read."
-        model = self.contents["model.skops"]
-        own = [name for name in named(model) if name.split(".")[0] not in ("sklearn", "numpy")]
-        package = self.package
-        if own or environment_digests(): vouched(self, own)
-        if package and any(name.split(".")[0] == package for name in own): _provide(self, package)
-        pipeline = load_pipeline(model, package=package)
+        if self.own or environment_digests(): vouched(self, self.own)
+        if any(library.within(n, self.package) for n in self.own): _provide(self, self.package)
+        try: pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
+        except ImportError as e: raise outdated(self, f"its library cannot be imported: {e}") from e
         self.contents.pop("model.skops", None)  # it is large, and not needed again
         return pipeline
 
@@ -335,11 +350,10 @@ def vouched(
 
 # %% ../../nbs/4_models/00_bundle.ipynb #2285f106
 def library_digest(
-    folder: Path,                 # in which a package lies
-    package: str = "*",           # its name; default: whatever lies there
+    folder: Path,                 # in which a package lies, and nothing else
 ) -> str:                         # as `cluster.snapshot` names its folders
     "Digest of a package's code."
-    return cluster.digest(sorted(folder.glob(f"{package}/**/*.py")), folder)[:16]
+    return library.digest(sorted(folder.glob("*/**/*.py")), folder)[:16]
 
 def sources_of(
     contents: dict[str, bytes],   # verified, by name
@@ -388,17 +402,36 @@ def _temporary() -> Path:
     return folder
 
 # %% ../../nbs/4_models/00_bundle.ipynb #515ee845
+def outdated(
+    bundle: Parts,
+    why: str,
+) -> OutdatedBundle:
+    "Return the error that says what to do with a bundle of an earlier release."
+    registered, here = bundle.lineage.get("framework"), library.framework()
+    return OutdatedBundle(f"bundle {bundle.path} was registered with {library.release(registered)}, "
+                          f"and {library.release(here)} cannot load it, for {why}. "
+                          "Train the model and register it again")
+
 def _library(bundle: Bundle) -> Path | None:
     "Return the private folder of a bundle's code, or None where it has none."
     sources = sources_of(bundle.contents)
     if not sources: return None
+    if bundle.package == library.FRAMEWORK:  # as earlier releases had it
+        if not any(library.within(name, library.FRAMEWORK) for name in bundle.own): return None
+        raise outdated(bundle, "its library is the whole framework of that time")
     return private_library(sources, vouched(bundle, sorted(sources)).settings)
 
 def _provide(bundle: Bundle, package: str) -> None:
     "Make the bundle's version of its package the one this process imports, or raise."
     if bundle.library is None: return  # installed, or else loading says what is missing
-    if package not in sys.modules: return sys.path.insert(0, str(bundle.library))
-    place = Path(sys.modules[package].__file__).parents[1]
-    if library_digest(place, package) != bundle.library_digest:
-        raise BundleError(f"bundle {bundle.path} needs its own version of package '{package}', but another is imported "
-                          f"here from {place}: load it in a process with {bundle.library} first on the path")
+    if package not in sys.modules: return library.use(bundle.library, package)
+    place = Path(next(iter(sys.modules[package].__path__))).parents[package.count(".")]
+    if _differ(sources_of(bundle.contents), place):
+        raise BundleError(f"bundle {bundle.path} needs its own version of package '{package}', but "
+                          f"another is imported here from {place}: load it in a process that has "
+                          f"not imported '{package}' yet")
+
+def _differ(sources: dict[str, bytes], place: Path) -> bool:
+    "Return whether a folder has other modules than these."
+    try: return any((place / name).read_bytes() != source for name, source in sources.items())
+    except OSError: return True

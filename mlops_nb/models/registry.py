@@ -20,7 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import cluster, events, tracking
+from ..core import cluster, events, library, tracking
 from mlops_nb.core.errors import (
     ApprovalError, BundleError, EventConflict, ObjectiveError, RegistryError,
 )
@@ -31,7 +31,7 @@ from mlops_nb.models.bundle import (
 )
 from .roles import ROLES
 from ..science.objective import Objective, model_name
-from ..science.pipeline import VERSIONS, load_pipeline
+from ..science.pipeline import VERSIONS, load_pipeline, named
 from ..science.signature import Signature
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def origin(
             "parameters": run.data.params, "by": run.info.user_id,
             "at": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(),
             "python": platform.python_version(), "versions": {n: installed(n) for n in (*VERSIONS, "ray", "mlflow")},
-            "package": settings.workspace.package}
+            "package": settings.workspace.package,
+            "framework": library.framework(settings.workspace.package)}
 
 def run_of(uri: str) -> str | None:
     "The run that an artifact address belongs to."
@@ -223,11 +224,24 @@ def register(
         path = fill(Path(folder) / "bundle", candidate=candidate, report=report, objective=objective, lineage=lineage,
                     profile=profile if isinstance(profile, bytes) else profile.to_bytes(),
                     notebooks=[Path(n) for n in notebooks], requirements=pins(settings.root, package),
-                    library=cluster.snapshot(settings) if package else None)
+                    sources=_sources(candidate / "model.skops", settings))
         describe(path, Signature.model_validate_json((path / "signature.json").read_text()), lineage)
         version = _stored(name, Bundle(path, digest=seal(path), settings=settings), settings)
     _announce(version, lineage, by, settings)
     return version
+
+# %% ../../nbs/4_models/03_registry.ipynb #411605da
+def _sources(
+    model: Path,          # a `model.skops`
+    settings: Settings,
+) -> dict[str, Path]:     # by place in the library
+    "Return the modules of the exported package that a pipeline needs."
+    package = settings.workspace.package
+    names = [name for name in named(model) if library.within(name, package)]
+    if not names: return {}
+    root = cluster.snapshot(settings)
+    files = library.defining(names, root, package)
+    return {file.relative_to(root).as_posix(): file for file in files}
 
 # %% ../../nbs/4_models/03_registry.ipynb #1fcf3fbd
 def _stored(name: str, bundle: Bundle, settings: Settings) -> ModelVersion:
@@ -264,6 +278,7 @@ def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings)
         settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
         dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
         report=lineage["report"], git=lineage["git"], library=version.tags["library"],
+        framework=lineage["framework"],
         estimator=version.tags["candidate"], labels=list(bundle.labels),
         parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
         metrics=bundle.report.get("metrics", {}), passed=approvals.passed(bundle.report))

@@ -15,7 +15,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from ...core import events
+from ...core import cluster, events
 from ...core.errors import NotANotebook, WorkflowError
 from ...core.locks import alone
 from ...core.masking import masked_all
@@ -169,6 +169,7 @@ def _run(
     problems, warnings = self.review(given, settings)
     refuse(problems)
     stages = _between(self, first, last)
+    cluster.snapshot(settings)  # a package that is not there stops a run before it begins
     with alone(settings) as say:
         kernels.begin(settings)
         ledger = Ledger(settings)

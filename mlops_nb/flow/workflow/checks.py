@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import NotANotebook, WorkflowError
+from ...core.library import folder_of
 from ...core.settings import Settings
 from .files import Problem, read
 from .names import near, undefined
@@ -50,12 +51,20 @@ def _late(path: Path, settings: Settings) -> list[Path]:
     "Return the modules that a notebook exports and that are not so in the library."
     from nbdev.export import nb_export
     with tempfile.TemporaryDirectory() as folder:
-        lib = Path(folder) / settings.workspace.package
-        try: nb_export(path, lib_path=lib)
+        try: nb_export(path, lib_path=Path(folder) / _target(settings))
         except Exception:
             if _exports(path): raise
-        modules = [m.relative_to(folder) for m in lib.rglob("*.py")]
+        package = folder_of(Path(folder), settings.workspace.package)
+        modules = [m.relative_to(folder) for m in package.rglob("*.py")]
         return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
+
+def _target(settings: Settings) -> Path:
+    "Return the folder that nbdev exports to, in the workspace: the package, or one around it."
+    from nbdev.config import get_config
+    package = folder_of(settings.root, settings.workspace.package)
+    configured = (settings.root / "pyproject.toml").is_file()
+    target = get_config(path=settings.root).lib_path.resolve() if configured else package
+    return (target if package.is_relative_to(target) else package).relative_to(settings.root)
 
 def _exports(path: Path) -> bool:
     "Does a notebook export a module? Raise `NotANotebook` if nbdev cannot know."

@@ -20,7 +20,7 @@ from typing import Any
 from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt,
                       wait_exponential)
 
-from ...core import cluster
+from ...core import cluster, library
 from ...core.masking import masked
 from ...core.settings import Settings, StageSection
 from .cache import key
@@ -83,7 +83,8 @@ class Execution:
     def key(self, stage: Stage, values: dict[str, Any]) -> str:
         "The stage's cache key."
         name = self.settings.workspace.package
-        return key(stage, values, package=cluster.snapshot(self.settings) / name if name else None,
+        package = library.folder_of(cluster.snapshot(self.settings), name) if name else None
+        return key(stage, values, package=package, name=name, framework=library.framework(name),
                    lock=self.settings.root / "requirements.lock",
                    fingerprint=self.resolve(stage.name, values) if self.resolve else "")
 
@@ -152,10 +153,12 @@ def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dic
     papermill.log.logger.setLevel("ERROR")  # it warns of parameters without a default as unknown
     Handler.register()
     settings, ours = execution.settings, ("MLOPS_NB", "RAY_AUTH", "AWS_")
-    library = str(cluster.snapshot(settings))
-    env = {k: v for k, v in os.environ.items() if k.startswith(ours)} | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")])),
-        "MLOPS_NB_WORKSPACE": str(settings.root), "MLOPS_NB_LIBRARY": library,
+    code = str(cluster.snapshot(settings))
+    place = library.environment(code, settings.workspace.package)
+    paths = filter(None, [place.get("PYTHONPATH"), os.environ.get("PYTHONPATH")])
+    env = {k: v for k, v in os.environ.items() if k.startswith(ours)} | place | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MLOPS_NB_WORKSPACE": str(settings.root), "MLOPS_NB_LIBRARY": code,
         "MLFLOW_TRACKING_URI": settings.tracking_uri, "MLFLOW_EXPERIMENT_NAME": settings.experiment,
         "MLFLOW_RUN_ID": result.id, "MLOPS_NB_RUN_ID": result.id,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",   # it would print the server's password

@@ -5,26 +5,27 @@
 # %% auto #0
 __all__ = ['stage', 'unstage', 'decide', 'prepare', 'approved', 'promote', 'deploy', 'champion_of', 'beside',
            'demand_same_inputs', 'differences', 'rollback', 'undeploy', 'restore', 'Acceptance', 'accept',
-           'DeploymentError', 'Endpoint', 'endpoint']
+           'DeploymentError', 'Endpoint', 'endpoint', 'notes']
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #59662baa
+from dataclasses import replace
 from functools import partial
 
 import orjson
 
 from ...core import cluster, events
-from ...core.errors import DeploymentError, EventConflict
+from ...core.errors import DeploymentError, EventConflict, OutdatedBundle
 from ...core.settings import Settings, load
 from ...models import approvals, registry, roles
 from ...science.signature import Signature
 from .acceptance import Acceptance, accept
 from mlops_nb.service.deployment.applications import (
-    Endpoint, app_name, ask, delete, endpoint, realize, run, settled, target,
+    Endpoint, app_name, ask, delete, endpoint, notes, realize, run, settled, target,
 )
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #7f1b61ca
-_all_ = ["Acceptance", "accept", "DeploymentError", "Endpoint", "endpoint"]
+_all_ = ["Acceptance", "accept", "DeploymentError", "Endpoint", "endpoint", "notes"]
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #398aedfe
 def stage(
@@ -267,7 +268,12 @@ def restore(settings: Settings | None = None) -> list[Endpoint]:
     "Bring every deployed endpoint back, as its newest event says; those that are there are left alone."
     settings = settings or load()
     models = events.history(settings.events, kind="deployed").select("subject").unique().collect()["subject"].sort()
-    for model in models:
-        realize(settings, model)
-        roles.mirror(model, settings)
-    return [endpoint(model, settings=settings) for model in models]
+    return [_restored(model, settings) for model in models]
+
+def _restored(model: str, settings: Settings) -> Endpoint:
+    "Bring an endpoint back; one whose bundle is of an earlier release stays down, and says why."
+    problem = None
+    try: realize(settings, model)
+    except OutdatedBundle as e: problem = str(e)
+    roles.mirror(model, settings)
+    return replace(endpoint(model, settings=settings), problem=problem)

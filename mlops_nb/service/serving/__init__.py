@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Semaphore
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -24,7 +23,7 @@ from uuid import uuid4
 import orjson
 import polars as pl
 
-from ...core.cluster import runtime_env
+from ...core import cluster
 from ...core.errors import InputError, Refused, ServingError, panics_as_errors
 from ...core.settings import Settings
 from ...science.signature import Signature, plainly_fits
@@ -221,8 +220,9 @@ def application_of(handlers: Handlers, *, close: Callable = lambda: None) -> Cal
     signature = lambda: handlers.versions.traffic.champion.signature
     async def ping(*_): return b"\n"
     async def healthz(*_):
-        desired = handlers.versions.traffic.desired
-        return orjson.dumps({"status": "ok", "model": model, "versions": desired.versions, "event": desired.event})
+        traffic = handlers.versions.traffic
+        return orjson.dumps({"status": "ok", "model": model, "versions": traffic.desired.versions,
+                             "event": traffic.desired.event, "framework": traffic.other_frameworks})
     async def openapi(*_):
         return orjson.dumps(protocols.openapi(model, signature(), server=prefix(model, stage=handlers.stage),
                                               secured=bool(settings.serve.tokens),
@@ -277,7 +277,7 @@ class Replica:
         desired = self.versions.traffic.desired
         return {"replica": self.name, "pid": os.getpid(), "library": self.versions.library, "event": desired.event,
                 "versions": desired.versions, "champion": desired.champion,
-                "shadow": list(desired.shadow),
+                "shadow": list(desired.shadow), "framework": self.versions.traffic.other_frameworks,
                 "problem": self.versions.problem or next((log.trouble for log in self.logs if log.trouble), None)}
 
 # %% ../../../nbs/5_service/04_serving.ipynb #fc14dfd3
@@ -286,15 +286,14 @@ def application(
     model: str,                      # the model's name
     *,
     library: str,                    # digest of the exported library its versions were trained with
-    path: Path | None = None,        # folder that holds that library, to be imported by the replicas
     fixed: Desired | None = None,    # a staging application: these versions, whatever the audit log says
 ) -> "Application":
     "The Serve application of one model."
     from ray import serve
-    env = runtime_env(settings)["env_vars"] | ({"PYTHONPATH": str(path)} if path and path.exists() else {})
+    env = {"env_vars": cluster.environment(settings)}  # its code is in its bundles
     deployment = serve.deployment(
         serve.ingress()(Replica), name="replica", num_replicas=1 if fixed else settings.serve.replicas,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": env}},
+        ray_actor_options={"num_cpus": 0, "runtime_env": env},
         max_ongoing_requests=512, max_queued_requests=1024, max_surge_percent=100, max_constructor_retry_count=2,
         health_check_period_s=2, health_check_timeout_s=30)
     return deployment.bind(settings, model, library, fixed)

@@ -71,6 +71,7 @@ class Served:
         self.version, self.bundle = version, Bundle(path, digest=digest, settings=settings)
         self.signature, self.pipeline = self.bundle.signature, self.bundle.pipeline
         self.labels = self.bundle.labels  # negative, positive
+        self.other_framework = self.bundle.other_framework
         self.threshold = self.bundle.objective.decision_threshold
         try:
             with panics_as_errors():
@@ -96,6 +97,11 @@ class Traffic:
         "The labels that feedback may report: those of the versions served, then of all others."
         served = (label for version in self.served.values() for label in version.labels)
         return list(dict.fromkeys((*served, *self.earlier)))
+
+    @property
+    def other_frameworks(self) -> dict[str, dict]:
+        "By version: the framework it was registered with and the one here, where they differ."
+        return {v: s.other_framework for v, s in self.served.items() if s.other_framework}
 
     def choose(self) -> Served:
         "The version for one request, by the shares."
