@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from ..core.errors import DataError, panics_as_errors
 from ..core.lake import column, same_name
+from ..core.templates import render
 from .sources.dialects import refuse_patterns
 from .sources.partition import convert, without_nan
 
@@ -157,14 +157,11 @@ class Contract(BaseModel):
 
 # %% ../../nbs/2_data/12_contracts.ipynb #2f4e5c77
 def _as_html(self: Contract) -> str:
-    "A table of the columns, and the rest below."
-    said = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
+    "Return a table of the columns, and the rest below."
     heads = ["column", *Column.model_fields]
-    cell = lambda v: "" if v is None else ", ".join(v) if isinstance(v, list) else str(v)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell(row.get(h)))}</td>" for h in heads) + "</tr>" for row in said)
-    rest = self.model_dump(exclude={"columns"}, exclude_defaults=True)
-    return (f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}</table>"
-            + "".join(f"<p>{k}: {escape(str(v))}</p>" for k, v in rest.items()))
+    columns = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
+    return render("contract.html", heads=heads, rows=[[c.get(head) for head in heads] for c in columns],
+                  rest=self.model_dump(exclude={"columns"}, exclude_defaults=True))
 
 
 Contract._repr_html_ = _as_html

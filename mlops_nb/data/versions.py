@@ -13,13 +13,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from html import escape
 
 import polars as pl
 
 from ..core import events, lake
 from ..core.errors import DataError, EventConflict
 from ..core.settings import Settings, load
+from ..core.templates import render
 from .batches import QUARANTINE, source_of
 from .contracts import OWN, Contract
 from .evidence import sentence
@@ -103,8 +103,7 @@ def _as_html(self: DatasetVersion) -> str:
     rows = {"rows": f["rows"], **{f"{s} rows": n for s, n in self.counts.items()}, "quarantined": f["rejected"],
             "columns": len(self.contract.columns), "key": f["key"], "digest": f["digest"], "source": f["source"]}
     if self.notes: rows["notes"] = "; ".join(self.notes)
-    return f"<h4>Dataset {self.ref}</h4><table>" + "".join(
-        f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items()) + "</table>"
+    return render("facts.html", title=f"Dataset {self.ref}", facts=rows.items())
 
 def _notes(self: DatasetVersion) -> list[str]:
     "What a reader should be told: which columns are text because of a few values."

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import polars as pl
@@ -20,6 +19,7 @@ import polars as pl
 from ..core import events, lake, tracking
 from ..core.errors import LineageError, MlopsError
 from ..core.settings import Settings, load
+from ..core.templates import render
 from ..data import versions
 from ..data.sources import Source
 from ..models import registry, roles
@@ -53,7 +53,7 @@ class Lineage:
         while id in before: found.append(id := before[id])
         return found
 
-    def _repr_html_(self) -> str: return f"<pre>{escape(text(self))}</pre>"
+    def _repr_html_(self) -> str: return render("lineage.html", text=text(self))
 
 # %% ../../nbs/6_flow/15_lineage.ipynb #18b2fbc1
 def text(

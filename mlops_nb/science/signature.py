@@ -13,7 +13,6 @@ import json
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from functools import cached_property
-from html import escape
 from operator import itemgetter
 from typing import Literal
 
@@ -22,6 +21,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import InputError, PanicError, panics_as_errors
+from ..core.templates import render
 
 # %% ../../nbs/3_science/06_signature.ipynb #d87f5f78
 LONGEST_NAME = 100  # characters of a name that may be a misspelt column
@@ -257,10 +257,9 @@ def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
 
 def shown(signature: Signature) -> str:
     "Return a signature as HTML: its columns, and what is not used."
-    columns = [c.model_dump() for c in signature.columns]
-    table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
-    notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in signature.unused.items())
-    return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+    heads = list(Column.model_fields)
+    rows = [[getattr(c, head) for head in heads] for c in signature.columns]
+    return render("signature.html", heads=heads, rows=rows, unused=signature.unused)
 
 # %% ../../nbs/3_science/06_signature.ipynb #3b70b61f
 def widened(

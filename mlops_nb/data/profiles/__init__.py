@@ -11,7 +11,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ import polars as pl
 from ...core import cluster, lake
 from ...core.errors import ConstraintError, ProfileError
 from ...core.settings import Settings
+from ...core.templates import render
 from .comparison import DRIFT, Drift, drift, holm, picture, shape
 from .constraints import CHECKS, Checks, check
 from mlops_nb.data.profiles.sketches import (
@@ -119,17 +119,11 @@ _SHOWN = 50  # columns in the HTML table
 
 # %% ../../../nbs/2_data/04_profiles.ipynb #72c6bcfd
 def _as_html(profile: Profile) -> str:
-    "The summary as a table, each column with the shape of its distribution."
-    form = lambda v: ".4g" if isinstance(v, float) else "," if isinstance(v, int) else ""
-    said = lambda v: "" if v is None else escape(format(v, form(v)))
-    lines = [(f"<b>{escape(row['column'])}</b>", shape(profile.view.get_column(row["column"])),
-              said(row["type"]), f"{row['missing'] or 0:.1%}", *(said(row[c]) for c in list(SUMMARY)[4:]))
-             for row in profile.summary().head(_SHOWN).iter_rows(named=True)]
-    cells = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in line) for line in lines)
-    heads = "".join(f"<th>{name}</th>" for name in ("column", "", "type", "missing", *list(SUMMARY)[4:]))
-    more = len(profile.columns) - _SHOWN
-    return (f"<p>{profile.rows:,} rows</p><table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in cells)
-            + "</table>" + f"<p>and {more} more in <code>.summary()</code></p>" * (more > 0))
+    "Return the summary as a table, each column with the shape of its distribution."
+    columns = profile.summary().head(_SHOWN).to_dicts()
+    shapes = {c["column"]: shape(profile.view.get_column(c["column"])) for c in columns}
+    return render("profile.html", profile=profile, columns=columns, shapes=shapes,
+                  measures=list(SUMMARY)[4:], more=len(profile.columns) - _SHOWN)
 
 
 Profile._repr_html_ = _as_html

@@ -6,16 +6,14 @@
 __all__ = ['GRID', 'LIMIT', 'CELLS', 'LEAST', 'FEW', 'DRIFT', 'EMPTY', 'holm', 'picture', 'shape', 'Drift', 'drift']
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #bb548130
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from ...core import templates
 from .sketches import distinct, frequent, type_of, used
 
 if TYPE_CHECKING:
@@ -209,27 +207,15 @@ def picture(
     axes.bar(range(len(bars)), bars, width=0.95, color="#c4c9cf" if reference else color)
     if reference: axes.stairs(_bars(target, kind, edges), np.arange(len(bars) + 1) - 0.5, color=color, linewidth=1.4)
     axes.set_axis_off()
-    figure.savefig(out := BytesIO(), format="png", transparent=True)
-    return f'<img alt="distributions" height="40" src="data:image/png;base64,{b64encode(out.getvalue()).decode()}">'
+    return templates.picture(figure, "distributions", small=True)
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #5ae1d0fe
 def shape(column: "ColumnProfileView") -> str:
     "A column's distribution as an HTML image; empty where it has no values."
     return "" if type_of(column) is None else picture(column, None, _kind(column, column))
 
-# %% ../../../nbs/2_data/02_profiles_comparison.ipynb #5c831a57
-def _cells(row: dict, image: str) -> str:
-    "One column of the drift table in HTML."
-    number = lambda v, form: "" if v is None else format(v, form)
-    verdict = row["problem"] or ("drifted" if row["drifted"] else "" if row["p_value"] is None else "no drift")
-    cells = [f"<b>{escape(row['column'])}</b>", image, row["statistic"] or row["kind"] or "",
-             number(row["distance"], ".3f"), number(row["corrected"], ".2g"), escape(verdict)]
-    alarm = ' style="color:#c0392b"' if row["drifted"] or row["problem"] else ""
-    return f"<tr{alarm}>" + "".join(f'<td style="text-align:left">{c}</td>' for c in cells) + "</tr>"
-
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #1bb31d08
 _SHOWN = 50  # columns in the HTML table
-_HEADS = ("column", "reference grey, target coloured", "statistic", "distance", "p, corrected", "verdict")
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #d69c5914
 @dataclass(frozen=True, repr=False)
@@ -258,12 +244,10 @@ class Drift:
                        "#c0392b" if row["drifted"] else "#1f6fb2")
 
     def _repr_html_(self) -> str:
-        rows = [_cells(r, self.picture(r["column"])) for r in self.table.head(_SHOWN).iter_rows(named=True)]
-        more = f"<p>and {self.table.height - _SHOWN} more in <code>.table</code></p>" * (self.table.height > _SHOWN)
-        return (f"<p>{len(self.drifted)} of {self.table.height} columns drifted, {len(self.problems)} not comparable "
-                f"({self.target.rows:,} rows against {self.reference.rows:,}; family-wise significance "
-                f"{self.significance:g}).</p><table><tr>" + "".join(f"<th>{h}</th>" for h in _HEADS) + "</tr>"
-                + "".join(rows) + "</table>" + more)
+        columns = self.table.head(_SHOWN).to_dicts()
+        pictures = {c["column"]: self.picture(c["column"]) for c in columns}
+        return templates.render("drift.html", drift=self, columns=columns, pictures=pictures,
+                                more=self.table.height - _SHOWN)
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #1440c04c
 def _which_is_empty() -> pl.Expr:

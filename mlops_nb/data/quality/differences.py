@@ -9,7 +9,6 @@ __all__ = ['SHOWN', 'Diff', 'diff', 'as_mlflow', 'log_input']
 import json
 from dataclasses import dataclass
 from functools import cache
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,10 @@ import polars as pl
 
 from ...core import lake, tracking
 from ...core.errors import DataError, TrackingError
+from ...core.templates import render
 from ..contracts import Contract
 from ..profiles.comparison import Drift, drift
-from .leakage import Spill, as_table, batches
+from .leakage import Spill, batches
 from ..splits import places, row_hashes
 
 if TYPE_CHECKING:
@@ -129,12 +129,9 @@ class Diff:
         return f"Diff({self.before} → {self.after}: {self.added} added, {self.removed} removed, {self.changed} changed)"
 
     def _repr_html_(self) -> str:
-        told = f"by {escape(self.key)}" if self.key else "by all their values: there is no key"
-        parts = [("schema", self.schema), ("contract", self.contract), ("changed rows, for example", self.examples)]
-        return (f"<h4>From {escape(self.before)} to {escape(self.after)}</h4><p>Rows are told apart {told}.</p>"
-                + as_table(self.table)
-                + "".join(f"<p>{head}</p>{as_table(frame)}" for head, frame in parts if frame.height)
-                + f"<p>drift of the training split</p>{self.drift._repr_html_()}")
+        parts = [("schema", self.schema), ("contract", self.contract),
+                 ("changed rows, for example", self.examples)]
+        return render("diff.html", diff=self, parts=parts)
 
 # %% ../../../nbs/2_data/16_quality_differences.ipynb #4db89bb1
 def _tally(old: pl.LazyFrame, new: pl.LazyFrame, key: str | None) -> tuple[int, int, int, pl.Series]:
