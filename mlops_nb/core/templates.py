@@ -47,6 +47,7 @@ def _environment() -> "Environment":
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": cell, "html": lambda shown: Markup(shown._repr_html_())}
     environment.globals["file"] = lambda name: Markup(file(name))
+    environment.globals["stylesheet"] = Markup(" ".join(file("style.css").split()))  # one line of an output
     return environment
 
 def render(
