@@ -47,7 +47,8 @@ def state(name: str = EVIL) -> dict:
     return {
         "workspace": {"name": name},
         "endpoints": [{"model": name, "url": f"http://h/{name}", "state": name,
-                       "versions": {name: 90.0}, "champion": name, "challenger": None, "shadow": [name], "proposal": name}],
+                       "versions": {name: 90.0}, "champion": name, "challenger": None,
+                       "shadow": [name], "proposal": name}],
         "alerts": [{"model": name, "version": name, "kind": name, "column": name, "since": name,
                     "message": name}],
         "models": [{"ref": name, "champion": True, "candidate": name, "metrics": {name: metric},
