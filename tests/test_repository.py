@@ -23,6 +23,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 def test_the_promised_files_exist(name): assert (ROOT / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_between_documents_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in MODULES]
