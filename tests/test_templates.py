@@ -1,6 +1,7 @@
 "HTML comes from templates, and from nothing else; what they are given stays text."
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -109,6 +110,17 @@ def test_the_stylesheet_reaches_nothing_outside():
         elif part == "}": depth -= 1
         elif depth == 0 and part.strip(): selectors += part.split(",")
     assert depth == 0 and selectors and all(".mlops-nb" in selector for selector in selectors)
+
+
+def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
+    style = " ".join(file("style.css").split())
+    worn = {}
+    for notebook in sorted(LIBRARY.parent.glob("nbs/[1-7]_*/*.ipynb")):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                if 'class="mlops-nb"' in html: worn[notebook.name, cell["id"]] = style in html
+    assert worn and all(worn.values()), [where for where, good in worn.items() if not good]
 
 
 def test_the_policy_allows_exactly_the_script_of_the_page():
