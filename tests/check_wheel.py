@@ -1,4 +1,4 @@
-"The wheel builds, installs into a fresh environment with the locked dependencies, and imports without doing anything."
+"The wheel builds, installs into a fresh environment with the locked dependencies, imports without doing anything, shows a page."
 import subprocess
 import sys
 import tempfile
@@ -6,6 +6,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+
+PAGE = """
+from mlops_nb.core import templates
+from mlops_nb.front import pages
+assert "site-packages" in templates.__file__
+nothing = {"workspace": {"name": "fresh"}, "endpoints": [], "alerts": [], "models": [], "run": None}
+html = pages.page(nothing)
+assert html.startswith("<!doctype html>") and "<h1>Overview</h1>" in html and ".mlops-nb {" in html
+"""
 
 with tempfile.TemporaryDirectory() as folder:
     run = lambda *command: subprocess.run([str(c) for c in command], check=True, cwd=folder)
@@ -16,4 +25,5 @@ with tempfile.TemporaryDirectory() as folder:
     run(BIN / "uv", "pip", "sync", "--quiet", "--require-hashes", "--python", fresh / "python", ROOT / "requirements.lock")
     run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", fresh / "python", wheel)
     run(fresh / "python", "-c", "import mlops_nb, sys; assert 'site-packages' in mlops_nb.__file__; assert 'ray' not in sys.modules")
+    run(fresh / "python", "-c", PAGE)
     run(fresh / "mlops-nb", "--help")

@@ -311,7 +311,7 @@ def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
         f"column 'v' is text: 1 of {len(values):,} values is not {kind}, the first '{word}' in row "
         f"{values.index(word) + 1:,} of d.csv; options={{'null_values': ['{word}']}} makes it missing"]
     assert kinds(version)["v"] == "string" and version.facts["rows"] == len(values)
-    assert "column &#x27;v&#x27; is text" in version._repr_html_()
+    assert "column &#39;v&#39; is text" in version._repr_html_()
     assert versions.get("d", settings=ws).notes == version.notes
     with warnings.catch_warnings(action="error"):
         other = ingest("e", source, options={"null_values": [word]}, settings=ws)

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
+from mlops_nb.core.templates import picture
 from mlops_nb.science import metrics as m
 
 
@@ -107,8 +108,8 @@ def test_a_picture_is_the_same_each_time_and_escaped():
     def draw():
         fig = Figure(figsize=(3, 2), layout="constrained")
         m.dots(fig.subplots(), ["$a$b_$", "cost in $"], pl.DataFrame({"low": [0, 1], "v": [1, 2], "high": [2, 3]}), "v")
-        return m.picture(fig, '"<x>')
+        return picture(fig, '"<x>')
     assert draw() == draw()
     head, data = draw().split("base64,")
-    assert "<x>" not in head and 'alt="&quot;&lt;x&gt;"' in head
+    assert "<x>" not in head and 'alt="&#34;&lt;x&gt;"' in head
     assert "$a$b_$" in base64.b64decode(data.removesuffix('">')).decode()

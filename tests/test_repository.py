@@ -32,6 +32,12 @@ def test_no_module_imports_the_package_that_it_is_in():
     assert {u for u in upward if ".data." not in u} == {"mlops_nb.front.launcher imports mlops_nb"}
 
 
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_between_documents_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
     names = [dotted(f) for f in MODULES]

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
-from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from ..core.errors import DataError, panics_as_errors
 from ..core.lake import column, same_name
+from ..core.templates import render
 from .splits import row_hashes
 from .values import (
     DTYPES, TypedColumn, convert, kind_of, refuse_patterns, wider, without_nan)
@@ -154,14 +154,11 @@ def _check_named(contract: Contract) -> None:
 
 # %% ../../nbs/2_data/12_contracts.ipynb #2f4e5c77
 def _as_html(self: Contract) -> str:
-    "A table of the columns, and the rest below."
-    said = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
+    "Return a table of the columns, and the rest below."
     heads = ["column", *Column.model_fields]
-    cell = lambda v: "" if v is None else ", ".join(v) if isinstance(v, list) else str(v)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell(row.get(h)))}</td>" for h in heads) + "</tr>" for row in said)
-    rest = self.model_dump(exclude={"columns"}, exclude_defaults=True)
-    return (f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}</table>"
-            + "".join(f"<p>{k}: {escape(str(v))}</p>" for k, v in rest.items()))
+    columns = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
+    return render("contract.html", heads=heads, rows=[[c.get(head) for head in heads] for c in columns],
+                  rest=self.model_dump(exclude={"columns"}, exclude_defaults=True))
 
 
 Contract._repr_html_ = _as_html

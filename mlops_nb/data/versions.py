@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from html import escape
 
 import polars as pl
 import polars.selectors as cs
@@ -21,6 +20,7 @@ import polars.selectors as cs
 from ..core import events, lake, tracking
 from ..core.errors import DataError, EventConflict, TrackingError
 from ..core.settings import Settings, load
+from ..core.templates import render
 from .batches import QUARANTINE, source_of
 from .contracts import OWN, Contract
 from .evidence import sentence
@@ -87,8 +87,7 @@ class VersionFacts:
         rows |= {"quarantined": facts["rejected"], "columns": len(self.contract.columns)}
         rows |= {name: facts[name] for name in ("key", "digest", "source")}
         if self.notes: rows["notes"] = "; ".join(self.notes)
-        cells = "".join(f"<tr><th>{k}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<h4>Dataset {self.ref}</h4><table>{cells}</table>"
+        return render("facts.html", title=f"Dataset {self.ref}", facts=rows.items())
 
 # %% ../../nbs/2_data/17_versions.ipynb #fdaee641
 class VersionRows(VersionFacts):

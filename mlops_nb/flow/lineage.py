@@ -9,7 +9,6 @@ __all__ = ['FEW', 'GROWN', 'READ', 'FORMATS', 'Lineage', 'text', 'as_json', 'mer
 import json
 import re
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 import polars as pl
@@ -17,6 +16,7 @@ import polars as pl
 from ..core import events, lake
 from ..core.errors import LineageError
 from ..core.settings import Settings, load
+from ..core.templates import render
 from ..data import versions
 from ..models import registry, roles
 
@@ -48,7 +48,7 @@ class Lineage:
         while id in before: found.append(id := before[id])
         return found
 
-    def _repr_html_(self) -> str: return f"<pre>{escape(text(self))}</pre>"
+    def _repr_html_(self) -> str: return render("lineage.html", text=text(self))
 
 # %% ../../nbs/6_flow/15_lineage.ipynb #18b2fbc1
 def text(

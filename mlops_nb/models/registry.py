@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from mlops_nb.core.errors import (
     ApprovalError, BundleError, EventConflict, ObjectiveError, RegistryError,
 )
 from ..core.settings import Settings, load as workspace
+from ..core.templates import render
 from . import approvals, roles
 from mlops_nb.models.bundle import (
     Bundle, fill, installed, known_digests, pins, registered_digest, seal, vouched,
@@ -100,8 +100,7 @@ class ModelVersion:
 
     def _repr_html_(self) -> str:
         facts = {"aliases": ", ".join(self.aliases), "run": self.run_id, **self.tags}
-        rows = "".join(f"<tr><th>{escape(k)}<td>{escape(str(v))}" for k, v in facts.items() if v)
-        return f"<b>{escape(self.ref)}</b><table>{rows}</table>"
+        return render("facts.html", title=self.ref, facts=[(k, v) for k, v in facts.items() if v])
 
 def _version(found, aliases: dict[str, str]) -> ModelVersion:
     "From MLflow's record."

@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -20,6 +19,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from ..core.errors import FoldError, ObjectiveError
+from ..core.templates import picture, render
 from ..data.profiles.comparison import holm
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
@@ -27,7 +27,7 @@ from .association import associated, ranked
 from .folds import clusters, folded, rows_of
 from .intervals import METRICS, Interval, measured
 from .labels import labels_of, spelling
-from .metrics import GAPS, LOWER, picture
+from .metrics import GAPS, LOWER
 
 if TYPE_CHECKING: from matplotlib.figure import Figure
 
@@ -221,12 +221,8 @@ class Verdicts:
         return self.table.filter(pl.col("hypothesis") == name)["verdict"].item()
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(r['hypothesis'])}<td style='text-align:left'>{escape(r['statement'])}<td>{r['measure']}"
-            f"<td>{r['effect']:+.2f}<td>{r['corrected']:.2g}<td>{r['rows']:,}"
-            f"<td><b style='color:{COLOURS[r['verdict']]}'>{r['verdict']}</b>" for r in self.table.to_dicts())
-        return (f"<table><tr><th>hypothesis<th>statement<th>measure<th>effect<th>p, corrected<th>rows<th>verdict{rows}"
-                f"</table>{picture(self.figure(), 'Effect of each hypothesis with its interval')}")
+        return render("hypotheses.html", hypotheses=self.table.to_dicts(),
+                      figure=picture(self.figure(), "Effect of each hypothesis with its interval"))
 
     def figure(self) -> "Figure":
         "Each effect with its interval, and the band of effects too small to matter."
@@ -336,8 +332,7 @@ class Warrant:
             ax.plot(score.value, y, "o", color=colour)
         ax.set_yticks([0, 1], list(self.scores))
         ax.set(xlabel=self.objective.metric, ylim=(-0.6, 1.6))
-        verdict = "A model is warranted." if self.warranted else "A model is not warranted."
-        return f"<p><b>{verdict}</b> {escape(self.reason)}</p>{picture(fig, 'Rule and quick model')}"
+        return render("warrant.html", warrant=self, figure=picture(fig, "Rule and quick model"))
 
 # %% ../../nbs/3_science/05_objective.ipynb #2f102001
 def warranted(

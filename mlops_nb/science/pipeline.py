@@ -14,7 +14,6 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ..core import tracking
 from ..core.errors import TrainingError
 from ..core.library import FRAMEWORK, within
 from ..core.settings import Settings, load as workspace
+from ..core.templates import render
 from .features import check_row_by_row, numbers_and_strings, outputs, used_only
 from .labels import labels_of, spelling
 from .objective import Objective, labels
@@ -125,10 +125,7 @@ class Fitted:
         "The likelier label of each row, or the positive one from another threshold on."
         return pl.Series("prediction", np.array(self.labels)[(self.probability(frame) >= threshold).astype(int)])
 
-    def _repr_html_(self) -> str:
-        cv = self.cv
-        score = f", {cv['metric']} {cv['mean']:.4f} ± {cv['std']:.4f} in cross-validation" if cv else ""
-        return f"<b>{self.name}</b>{escape(str(self.params))}{score}{self.pipeline._repr_html_()}"
+    def _repr_html_(self) -> str: return render("candidate.html", fitted=self)
 
     def save(self, settings: Settings | None = None) -> str:
         "Keep it with the open MLflow run, or a new one; returns \"runs:/<run id>/candidate\"."

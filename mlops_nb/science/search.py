@@ -25,10 +25,10 @@ from ..core import tracking
 from ..core.cluster import connect
 from ..core.errors import FoldError, InputError, TrainingError
 from ..core.settings import Settings, load as workspace
+from ..core.templates import picture, render
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .folds import folded as divided, rows_of
-from .metrics import picture
 from .objective import Objective, labels, split
 from mlops_nb.science.pipeline import (
     Candidate, Fitted, build, contract, dotted, fit, imported, load,
@@ -198,7 +198,7 @@ class Search:
 
     def _repr_html_(self) -> str:
         alt = f"{self.metric} of {len(self.trials)} trials, by candidate"
-        return f"{picture(self.figure(), alt)}<br>{self.best._repr_html_()}"
+        return render("search.html", trials=picture(self.figure(), alt), best=self.best)
 
 # %% ../../nbs/3_science/09_search.ipynb #68e385d2
 def _best(results: list, named: dict[str, Candidate], objective: Objective, folds: int, shared: dict) -> Search:

@@ -12,7 +12,6 @@ import json
 from datetime import UTC, date, datetime
 from difflib import get_close_matches
 from functools import cached_property
-from html import escape
 from operator import itemgetter
 
 import polars as pl
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import InputError, PanicError, panics_as_errors
 from ..core.lake import is_pattern
+from ..core.templates import render
 from ..data.values import EXACT, Kind, TypedColumn, kind_of
 
 # %% ../../nbs/3_science/06_signature.ipynb #d87f5f78
@@ -244,10 +244,9 @@ def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
 
 def shown(signature: Signature) -> str:
     "Return a signature as HTML: its columns, and what is not used."
-    columns = [{"name": c.name, **c.model_dump()} for c in signature.columns]
-    table = pl.DataFrame(columns, infer_schema_length=None)._repr_html_()
-    notes = "".join(f"<li>{escape(name)}: {escape(why)}" for name, why in signature.unused.items())
-    return table + (f"<p>Not used:<ul>{notes}</ul>" if notes else "")
+    heads = ["name", *(head for head in Column.model_fields if head != "name")]
+    rows = [[getattr(c, head) for head in heads] for c in signature.columns]
+    return render("signature.html", heads=heads, rows=rows, unused=signature.unused)
 
 # %% ../../nbs/3_science/06_signature.ipynb #3b70b61f
 def widened(

@@ -8,12 +8,12 @@ __all__ = ['GRID', 'LIMIT', 'CELLS', 'LEAST', 'DRIFT', 'EMPTY', 'holm', 'Drift',
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #2519cb24
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from ...core import templates
 from .pictures import picture
 from .profiling import Profile
 from .sketches import column_kind, frequent, type_of, used
@@ -163,19 +163,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order)]
 
-# %% ../../../nbs/2_data/02_profiles_comparison.ipynb #5c831a57
-def _cells(row: dict, image: str) -> str:
-    "One column of the drift table in HTML."
-    number = lambda v, form: "" if v is None else format(v, form)
-    verdict = row["problem"] or ("drifted" if row["drifted"] else "" if row["p_value"] is None else "no drift")
-    cells = [f"<b>{escape(row['column'])}</b>", image, row["statistic"] or row["kind"] or "",
-             number(row["distance"], ".3f"), number(row["corrected"], ".2g"), escape(verdict)]
-    alarm = ' style="color:#c0392b"' if row["drifted"] or row["problem"] else ""
-    return f"<tr{alarm}>" + "".join(f'<td style="text-align:left">{c}</td>' for c in cells) + "</tr>"
-
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #1bb31d08
 _SHOWN = 50  # columns in the HTML table
-_HEADS = ("column", "reference grey, target coloured", "statistic", "distance", "p, corrected", "verdict")
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #d69c5914
 @dataclass(frozen=True, repr=False)
@@ -204,12 +193,10 @@ class Drift:
                        "#c0392b" if row["drifted"] else "#1f6fb2")
 
     def _repr_html_(self) -> str:
-        rows = [_cells(r, self.picture(r["column"])) for r in self.table.head(_SHOWN).iter_rows(named=True)]
-        more = f"<p>and {self.table.height - _SHOWN} more in <code>.table</code></p>" * (self.table.height > _SHOWN)
-        return (f"<p>{len(self.drifted)} of {self.table.height} columns drifted, {len(self.problems)} not comparable "
-                f"({self.target.rows:,} rows against {self.reference.rows:,}; family-wise significance "
-                f"{self.significance:g}).</p><table><tr>" + "".join(f"<th>{h}</th>" for h in _HEADS) + "</tr>"
-                + "".join(rows) + "</table>" + more)
+        columns = self.table.head(_SHOWN).to_dicts()
+        pictures = {c["column"]: self.picture(c["column"]) for c in columns}
+        return templates.render("drift.html", drift=self, columns=columns, pictures=pictures,
+                                more=self.table.height - _SHOWN)
 
 # %% ../../../nbs/2_data/02_profiles_comparison.ipynb #1440c04c
 def _which_is_empty() -> pl.Expr:

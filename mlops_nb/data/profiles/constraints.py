@@ -9,12 +9,12 @@ __all__ = ['CHECKS', 'Checks', 'check']
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from ...core.errors import ConstraintError
+from ...core.templates import render
 from .profiling import Profile
 from .sketches import TYPES, type_of, without_telemetry
 
@@ -109,14 +109,8 @@ class Checks:
         return self.table.filter(~pl.col("passed"))
 
     def _repr_html_(self) -> str:
-        cell = lambda v: f'<td style="text-align:left">{escape(v or "")}</td>'
-        style = {True: "", False: ' style="color:#c0392b"'}
-        rows = [f"<tr{style[r['passed']]}>" + cell(r["column"]) + cell(r["rule"])
-                + cell("holds" if r["passed"] else "fails") + cell(r["found"]) + "</tr>"
-                for r in self.table.sort("passed", maintain_order=True).iter_rows(named=True)]
-        head = "".join(f"<th>{h}</th>" for h in ("column", "rule", "", "found"))
-        return (f"<p>{self.failed.height} of {self.table.height} constraints fail.</p>"
-                f"<table><tr>{head}</tr>{''.join(rows)}</table>")
+        rows = self.table.sort("passed", maintain_order=True).to_dicts()
+        return render("constraints.html", checks=self, rows=rows)
 
 # %% ../../../nbs/2_data/03_profiles_constraints.ipynb #f19896a0
 def check(

@@ -6,12 +6,11 @@
 __all__ = ['picture', 'shape']
 
 # %% ../../../nbs/2_data/01a_profiles_pictures.ipynb #33ddef66
-from base64 import b64encode
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...core import templates
 from .sketches import column_kind, frequent, type_of, used
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def picture(
     axes.bar(range(len(bars)), bars, width=0.95, color="#c4c9cf" if reference else color)
     if reference: axes.stairs(_bars(target, kind, edges), np.arange(len(bars) + 1) - 0.5, color=color, linewidth=1.4)
     axes.set_axis_off()
-    figure.savefig(out := BytesIO(), format="png", transparent=True)
-    return f'<img alt="distributions" height="40" src="data:image/png;base64,{b64encode(out.getvalue()).decode()}">'
+    return templates.picture(figure, "distributions", small=True)
 
 # %% ../../../nbs/2_data/01a_profiles_pictures.ipynb #5ae1d0fe
 def shape(column: "ColumnProfileView") -> str:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from ...core.errors import ProfileError
+from ...core.templates import render
 from .pictures import shape
 from .sketches import column_profiles, distinct, frequent, type_of, used, without_telemetry
 
@@ -109,17 +109,11 @@ _SHOWN = 50  # columns in the HTML table
 
 # %% ../../../nbs/2_data/01b_profiles_profiling.ipynb #72c6bcfd
 def _as_html(profile: Profile) -> str:
-    "The summary as a table, each column with the shape of its distribution."
-    form = lambda v: ".4g" if isinstance(v, float) else "," if isinstance(v, int) else ""
-    said = lambda v: "" if v is None else escape(format(v, form(v)))
-    lines = [(f"<b>{escape(row['column'])}</b>", shape(profile.view.get_column(row["column"])),
-              said(row["type"]), f"{row['missing'] or 0:.1%}", *(said(row[c]) for c in list(SUMMARY)[4:]))
-             for row in profile.summary().head(_SHOWN).iter_rows(named=True)]
-    cells = ("".join(f'<td style="text-align:left">{cell}</td>' for cell in line) for line in lines)
-    heads = "".join(f"<th>{name}</th>" for name in ("column", "", "type", "missing", *list(SUMMARY)[4:]))
-    more = len(profile.columns) - _SHOWN
-    return (f"<p>{profile.rows:,} rows</p><table><tr>{heads}</tr>" + "".join(f"<tr>{line}</tr>" for line in cells)
-            + "</table>" + f"<p>and {more} more in <code>.summary()</code></p>" * (more > 0))
+    "Return the summary as a table, each column with the shape of its distribution."
+    columns = profile.summary().head(_SHOWN).to_dicts()
+    shapes = {c["column"]: shape(profile.view.get_column(c["column"])) for c in columns}
+    return render("profile.html", profile=profile, columns=columns, shapes=shapes,
+                  measures=list(SUMMARY)[4:], more=len(profile.columns) - _SHOWN)
 
 
 Profile._repr_html_ = _as_html

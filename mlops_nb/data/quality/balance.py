@@ -9,7 +9,6 @@ __all__ = ['MOST', 'MISSING', 'OTHER', 'pooled', 'homogeneity', 'Balance', 'bala
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import DataError
+from ...core.templates import render
 from ..profiles.comparison import LEAST
 from ..profiles import Profile
 from ..profiles.sketches import FEW, distinct, frequent, type_of
@@ -103,19 +103,11 @@ class Balance:
         return f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f})"
 
     def _repr_html_(self) -> str:
-        colour = "#1f6fb2" if self.passed else "#c0392b"
-        verdict = "alike" if self.passed else "not alike"
-        splits, values = (self.table[c].unique(maintain_order=True) for c in ("split", "value"))
-        shares = self.table.rows_by_key(["value", "split"], named=True)
-        bar = lambda share: (f'<td style="text-align:left;width:220px"><div style="background:{colour};height:0.8em;'
-                             f'display:inline-block;width:{150 * share:.0f}px"></div> {share:.1%}</td>')
-        cells = lambda v: "".join(bar(shares[v, s][0]["share"]) for s in splits)
-        rows = "".join(f"<tr><td>{escape(v)}</td>{cells(v)}</tr>" for v in values)
-        heads = "".join(f"<th>{escape(s)}</th>" for s in splits)
-        return (f"<p><b>{escape(self.column)}</b> of {escape(self.ref)} is {verdict} in its splits: "
-                f"p = {self.p_value:.2g} "
-                f"(significance {self.significance:g}), Cramér's V = {self.cramers_v:.3f}</p>"
-                f"<table><tr><th>value</th>{heads}</tr>{rows}</table>")
+        splits = self.table["split"].unique(maintain_order=True).to_list()
+        values = self.table["value"].unique(maintain_order=True).to_list()
+        shares = {(value, split): share for value, split, share in
+                  self.table.select("value", "split", "share").iter_rows()}
+        return render("balance.html", balance=self, splits=splits, values=values, shares=shares)
 
 # %% ../../../nbs/2_data/15a_quality_balance.ipynb #c561d0e6
 def balance(

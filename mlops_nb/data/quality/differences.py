@@ -8,17 +8,16 @@ __all__ = ['SHOWN', 'Side', 'Diff', 'diff']
 # %% ../../../nbs/2_data/16_quality_differences.ipynb #cd6c1f50
 import json
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ...core import lake
+from ...core.templates import render
 from ..contracts import Contract
 from ..profiles.comparison import Drift, drift
 from ..profiles import Profile
-from .display import as_table
 from .spill import Spill, batches
 from ..splits import places, row_hashes
 
@@ -131,12 +130,9 @@ class Diff:
         return f"Diff({self.before} → {self.after}: {self.added} added, {self.removed} removed, {self.changed} changed)"
 
     def _repr_html_(self) -> str:
-        told = f"by {escape(self.key)}" if self.key else "by all their values: there is no key"
-        parts = [("schema", self.schema), ("contract", self.contract), ("changed rows, for example", self.examples)]
-        return (f"<h4>From {escape(self.before)} to {escape(self.after)}</h4><p>Rows are told apart {told}.</p>"
-                + as_table(self.table)
-                + "".join(f"<p>{head}</p>{as_table(frame)}" for head, frame in parts if frame.height)
-                + f"<p>drift of the training split</p>{self.drift._repr_html_()}")
+        parts = [("schema", self.schema), ("contract", self.contract),
+                 ("changed rows, for example", self.examples)]
+        return render("diff.html", diff=self, parts=parts)
 
 # %% ../../../nbs/2_data/16_quality_differences.ipynb #4db89bb1
 def _tally(old: pl.LazyFrame, new: pl.LazyFrame, key: str | None) -> tuple[int, int, int, pl.Series]:

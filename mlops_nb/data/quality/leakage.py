@@ -8,14 +8,13 @@ __all__ = ['LEAKAGE', 'EXAMPLES', 'Leakage', 'leakage']
 # %% ../../../nbs/2_data/15_quality_leakage.ipynb #4e295256
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import combinations
 
 import polars as pl
 import polars.selectors as cs
 
 from ...core import lake
-from .display import as_table
+from ...core.templates import render
 from .spill import Spill, batches
 from ..splits import row_hashes
 
@@ -43,11 +42,8 @@ class Leakage:
     def __repr__(self) -> str: return f"Leakage({self.ref}: {'; '.join(self.problems) or 'none found'})"
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<li>{escape(p)}</li>" for p in self.problems)
-        parts = [("rows in several splits, for example", self.examples), ("time of the splits", self.ranges)]
-        return (f"<h4>Leakage in {escape(self.ref)}: {'none found' if self.passed else f'<ul>{said}</ul>'}</h4>"
-                + as_table(self.table.with_columns(pl.col("problem").is_not_null()), "problem")
-                + "".join(f"<p>{head}</p>{as_table(frame)}" for head, frame in parts if frame.height))
+        checks = self.table.with_columns(pl.col("problem").is_not_null())
+        return render("leakage.html", leakage=self, checks=checks)
 
 # %% ../../../nbs/2_data/15_quality_leakage.ipynb #6585c2e0
 def _hashed(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:

@@ -8,7 +8,6 @@ __all__ = ['OPTIONS', 'KNOWN', 'CLOUDS', 'options_of', 'checked', 'matching', 'l
 
 # %% ../../../nbs/2_data/11_sources.ipynb #c7894efb
 import hashlib
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ import polars as pl
 from ...core.errors import DataError, MlopsError, panics_as_errors
 from ...core.masking import masked
 from ...core.settings import local
+from ...core.templates import render
 from .databases import database_parts
 from .files import BINARY, JSON, TEXT, FilePart, digest, endings, stamp, store
 from .partition import Part
@@ -245,8 +245,7 @@ def _shown(source: "Source") -> str:
     lines = [("kind", source.kind), ("parts", len(parts)), *((p.origin, json.dumps(p.state)) for p in parts[:5])]
     full = next((p for p in parts if not p.is_empty()), None)
     if full: lines += [(c, t) for c, t in list(full.schema().items())[:30]]
-    return f"<h4>{html.escape(str(source))}</h4><table>" + "".join(
-        f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in lines) + "</table>"
+    return render("facts.html", title=str(source), facts=lines)
 
 # %% ../../../nbs/2_data/11_sources.ipynb #a1d10444
 def _digest(value: Any) -> str:

@@ -7,7 +7,6 @@ __all__ = ['Check', 'Acceptance', 'Probe', 'schema_check', 'parity_check', 'refu
            'accept']
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #ddf67166
-import html
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import polars as pl
 from ...core import cluster, events, lake
 from ...core.errors import DeploymentError
 from ...core.settings import Settings, load
+from ...core.templates import render
 from ...science.signature import Signature
 from .applications import answers, app_name, ask, client, scored, target
 from ..serving import prefix
@@ -36,13 +36,7 @@ class Acceptance:
         "Return whether there are checks and all of them passed."
         return self.table.height > 0 and bool(self.table["passed"].all())
 
-    def _repr_html_(self) -> str:
-        cells = lambda *values: "<tr>" + "".join(f"<td>{html.escape(v)}" for v in values)
-        rows = "".join(cells("✓" if passed else "✗", check, found, demanded)
-                       for check, passed, found, demanded in self.table.rows())
-        verdict = "passed" if self.passed else "failed"
-        return (f"<p><b>{html.escape(self.ref)} {verdict} acceptance</b><table><tr><th><th>check<th>found<th>demanded"
-                f"{rows}</table>")
+    def _repr_html_(self) -> str: return render("acceptance.html", acceptance=self)
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #2751b9d2
 Check = tuple[str, bool, str, str]  # check, passed, found, demanded

@@ -7,7 +7,6 @@ __all__ = ['app_name', 'ask', 'delete', 'client', 'address', 'scored', 'run', 's
            'realize', 'target', 'staged', 'Endpoint', 'notes', 'endpoint']
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #f31e93a2
-import html
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import polars as pl
 from ...core import cluster, events, library
 from ...core.errors import DeploymentError, EventConflict
 from ...core.settings import Settings, load
+from ...core.templates import render
 from ...models import registry
 from ...models.bundle import Bundle, registered_digest
 from ..serving import application, prefix
@@ -186,15 +186,7 @@ class Endpoint:
             return pl.DataFrame(scored(http, frame.to_dicts(), rows))
 
     def _repr_html_(self) -> str:
-        role = {self.challenger: " (challenger)", self.champion: " (champion)"}
-        parts = (f"version {v}{role.get(v, '')}: {s:g} %" for v, s in self.versions.items())
-        shares = ", ".join(parts) or "not deployed"
-        shadow = f"; shadow: {', '.join(self.shadow)}" if self.shadow else ""
-        curl = (f"curl {self.url}/predict -H 'content-type: application/json' -d '{{\"rows\": [{{…}}]}}'")
-        state = "ready" if self.ready else "not ready"
-        return (f"<p><b>{html.escape(self.model)}</b> ({self.stage}, {state}): {shares}{shadow}"
-                f"<br>documentation: <a href='{self.url}/docs'>{self.url}/docs</a><pre>{html.escape(curl)}</pre>"
-                f"<p>{html.escape('; '.join(notes(self)))}")
+        return render("endpoint.html", endpoint=self, notes=notes(self))
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #10c2cbac
 def notes(
