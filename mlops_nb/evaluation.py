@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Table', 'GREY', 'RED', 'STYLE', 'ARTICLE', 'EvaluationError', 'Check', 'Comparison', 'Tables', 'Report', 'importance',
-           'unused', 'evaluate', 'story', 'pictures', 'article', 'page']
+           'unused', 'evaluate', 'story', 'pictures', 'article', 'page', 'reference']
 
 # %% ../nbs/09_evaluation.ipynb #d5c09220
+import tempfile
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +18,16 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from . import measures as m
+from . import tracking
+from .datasets import DatasetVersion
+from .candidate import Fitted
 from .features import DATE, LEFT_OUT
 from .intervals import FEW, METRICS, Interval, Measured, fewest, measured
 from .labels import spelling
 from .measures import BLUE, GAPS, LOWER, dots, picture
 from .objective import Objective, Rule, features, labels
-from .settings import MlopsError
+from .profiles import Profile, profile
+from .settings import MlopsError, Settings
 
 if TYPE_CHECKING: from matplotlib.axes import Axes
 
@@ -99,6 +104,11 @@ class Report(Tables, frozen=True):
         (folder / "report.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
         (folder / "report.html").write_text(page(self), encoding="utf-8")
         return folder
+
+    def keep(self, settings: Settings | None = None) -> str:
+        "Keep it with the open MLflow run, or a new one. Return its address, \"runs:/…/report\"."
+        with tempfile.TemporaryDirectory() as folder:
+            return tracking.log_folder(self.save(folder), "report", settings=settings)
 
     def _repr_html_(self) -> str: return article(self)
 
@@ -424,3 +434,14 @@ def page(
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width"><title>{escape(report.objective.name)}: test report'
             f'</title></head><body>{article(report)}</body></html>')
+
+# %% ../nbs/09_evaluation.ipynb #41757f2d
+def reference(
+    version: DatasetVersion,   # what the model was trained and tested on
+    fitted: Fitted,
+) -> Profile:                  # a column for each input, and `prediction`: the probability
+    "Return the profile that monitoring compares production with."
+    test = version.scan("test").collect()
+    inputs = version.scan("train").select(c.name for c in fitted.signature.columns).collect()
+    predictions = pl.DataFrame({"prediction": fitted.probability(test)})
+    return profile(inputs).merge(profile(predictions))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['stage', 'unstage', 'decide', 'prepare', 'approved', 'promote', 'deploy', 'champion_of', 'beside',
-           'demand_same_inputs', 'differences', 'rollback', 'undeploy', 'restore', 'Acceptance', 'accept',
+           'demand_same_inputs', 'differences', 'rollback', 'undeploy', 'restore', 'Acceptance', 'accept', 'approve',
            'DeploymentError', 'Endpoint', 'endpoint']
 
 # %% ../../nbs/13_deployment.ipynb #59662baa
@@ -13,7 +13,7 @@ from functools import partial
 import orjson
 
 from .. import approvals, cluster, events, registry, roles
-from .acceptance import Acceptance, accept
+from .acceptance import Acceptance, accept, approve
 from .applications import (DeploymentError, Endpoint, app_name, ask, delete, endpoint, realize, run,
                                               settled, target)
 from ..serving import Desired
@@ -21,7 +21,7 @@ from ..settings import Settings, load
 from ..signature import Signature
 
 # %% ../../nbs/13_deployment.ipynb #7f1b61ca
-_all_ = ["Acceptance", "accept", "DeploymentError", "Endpoint", "endpoint"]
+_all_ = ["Acceptance", "accept", "approve", "DeploymentError", "Endpoint", "endpoint"]
 
 # %% ../../nbs/13_deployment.ipynb #398aedfe
 def stage(
