@@ -29,8 +29,9 @@ def sparse(rng, rows: int):
 
 def alarms(window, reference) -> list[dict]:
     "What a window's questions about its inputs answer."
-    from mlops_nb import window as judging
-    from mlops_nb.profiles import drift, profile
+    from mlops_nb.data.profiles import profile
+    from mlops_nb.data.profiles.comparison import drift
+    from mlops_nb.service.monitoring import checks as judging
     questions = [*judging.drifting(drift(profile(window), reference)), *judging.missing(window, reference),
                  *judging.outside(window, reference), *judging.unseen(window, reference)]
     return judging.corrected(questions, SIGNIFICANCE).filter("alarm").to_dicts()
@@ -38,7 +39,7 @@ def alarms(window, reference) -> list[dict]:
 
 def sparse_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
     "False alarms and windows, by rows of the window."
-    from mlops_nb.profiles import profile
+    from mlops_nb.data.profiles import profile
     counts = {}
     for rows in WINDOWS:
         false = sum(bool(alarms(sparse(rng, rows), profile(sparse(rng, 3000)))) for _ in range(draws))
@@ -57,7 +58,7 @@ def categories(rng, kind: str, rows: int) -> dict[str, int]:
 
 def category_rates(rng, draws: int) -> dict[str, tuple[float, int, int]]:
     "The promised rate, false alarms and windows, by kind of categories."
-    from mlops_nb.window import newness
+    from mlops_nb.service.monitoring.checks import newness
     lines = {}
     for kind in KINDS:
         p = [newness(categories(rng, kind, 300), categories(rng, kind, 3000), 3000) for _ in range(draws)]
@@ -70,8 +71,8 @@ def power(rng, draws: int) -> dict[str, float]:
     "Shares of windows in which a real change is an alarm, or its p-value below 0.00025."
     import polars as pl
 
-    from mlops_nb.profiles import profile
-    from mlops_nb.window import newness
+    from mlops_nb.data.profiles import profile
+    from mlops_nb.service.monitoring.checks import newness
     found = {"power, no nulls": 0, "power, only nulls": 0, "power, a new category": 0}
     column = "number 0.9"
     for _ in range(draws):

@@ -127,8 +127,8 @@ def seconds(call, repeats: int) -> float:
 @contextmanager
 def workspace() -> Iterator[Path]:
     "A workspace of its own in a temporary folder, its cluster up as long as it is needed."
-    from mlops_nb import cluster
-    from mlops_nb.settings import create
+    from mlops_nb.core import cluster
+    from mlops_nb.core.settings import create
     with TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         settings = create(folder, serve={"port": free.getsockname()[1]})

@@ -1,4 +1,4 @@
-"""A CSV of 2 GB, 17M rows × 10 columns, ingested (--quick: 0.25 GB): `datasets.ingest` against bare polars `scan_csv` → Delta.
+"""A CSV of 2 GB, 17M rows × 10 columns, ingested (--quick: 0.25 GB): `ingest` against bare polars `scan_csv` → Delta.
 
 Ours infers and enforces a contract, finds doubled keys, splits, fingerprints and profiles every row, and takes the file's
 SHA-256; polars parses and writes. Each in a process of its own on all cores, imports not timed; the file is read once
@@ -26,13 +26,13 @@ def ours(file: str, folder: str) -> dict:
     "Time of an ingest, s."
     import polars as pl
 
-    from mlops_nb import datasets
-    from mlops_nb.profiles import profile
-    from mlops_nb.settings import create
+    from mlops_nb.core.settings import create
+    from mlops_nb.data.ingest import ingest
+    from mlops_nb.data.profiles import profile
     settings = create(folder)
     profile(pl.DataFrame({"a": [1.0]}))  # imports whylogs
     began = time.perf_counter()
-    version = datasets.ingest("rows", file, key="identifier", settings=settings)
+    version = ingest("rows", file, key="identifier", settings=settings)
     return {"seconds": time.perf_counter() - began, "rows": version.facts["rows"]}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from harness import Result, options, report
 from populations import Population, categories, correlated
 
-from mlops_nb.association import associated, ranked
-from mlops_nb.intervals import FEW, METRICS, auc, measured
+from mlops_nb.science.association import associated, ranked
+from mlops_nb.science.intervals import FEW, METRICS, auc, measured
 
 DRAWS, QUICK = 2000, 200
 

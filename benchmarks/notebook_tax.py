@@ -14,12 +14,12 @@ from harness import ROOT, finish, options, run, workspace
 
 HEAD = """
 import os
-from mlops_nb import cluster
-from mlops_nb.settings import load
+from mlops_nb.core import cluster
+from mlops_nb.core.settings import load
 cluster.connect(load())
 given, glued = {given}, {{}}
-import mlops_nb.workflow
-mlops_nb.workflow.glue = glued.__setitem__
+import mlops_nb.flow.workflow
+mlops_nb.flow.workflow.outputs.glue = glued.__setitem__
 def parameters(scope): scope.update({{k: v for k, v in {{**glued, **given}}.items() if k in scope}})
 """
 

@@ -35,7 +35,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         import psutil
 
-        from mlops_nb import cluster
+        from mlops_nb.core import cluster
         while not self.ended.wait(0.1):
             for process in cluster.members(self.session):
                 try:
@@ -45,7 +45,7 @@ class Watch(threading.Thread):
 
 def timed(files: list[Path], settings, session: int) -> tuple[float, float, int]:
     "Seconds, greatest size of a worker in MiB, rows."
-    from mlops_nb.profiles import profile_files
+    from mlops_nb.data.profiles import profile_files
     watch = Watch(session)
     watch.start()
     began = time.perf_counter()
@@ -59,8 +59,8 @@ def timed(files: list[Path], settings, session: int) -> tuple[float, float, int]
 def main() -> None:
     import socket
 
-    from mlops_nb import cluster
-    from mlops_nb.settings import create
+    from mlops_nb.core import cluster
+    from mlops_nb.core.settings import create
     asked = harness.options(__doc__, leaves_out="90 of 100 files")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -15,7 +15,7 @@ def stages(folder: Path, number: int) -> None:
     "Notebooks that import and give the next one a number."
     for n in range(number):
         notebook(folder / f"{n}_stage{n}.ipynb", f"out{n - 1}: int" if n else "", IMPORTS,
-                 f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")
+                 f"from mlops_nb import glue\nglue('out{n}', {n})")
 
 
 def main() -> None:

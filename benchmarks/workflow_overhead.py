@@ -40,7 +40,7 @@ def stages(folder: Path) -> None:
     "Five notebooks, each taking what the one before gives."
     for n in range(5):
         notebook(folder / f"{n}_stage{n}.ipynb", f"out{n - 1}: int" if n else "",
-                 f"from mlops_nb.workflow import glue\nglue('out{n}', {n})")
+                 f"from mlops_nb import glue\nglue('out{n}', {n})")
 
 
 def ours(home: Path, times: int) -> float:

@@ -9,8 +9,8 @@ import httpx
 import polars as pl
 import psutil
 
-from mlops_nb import cluster, lake
-from mlops_nb.settings import load
+from mlops_nb.core import cluster, lake
+from mlops_nb.core.settings import load
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"

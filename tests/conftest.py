@@ -17,8 +17,8 @@ import pytest
 
 os.environ.update(WHYLOGS_NO_ANALYTICS="True", MLFLOW_DISABLE_TELEMETRY="true", RAY_USAGE_STATS_ENABLED="0")
 
-from mlops_nb import cluster  # noqa: E402
-from mlops_nb.settings import create  # noqa: E402
+from mlops_nb.core import cluster  # noqa: E402
+from mlops_nb.core.settings import create  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -147,7 +147,7 @@ def postgres():
 
 def aliases(settings, model: str) -> dict[str, str]:
     "Return the version of each of a model's aliases in MLflow."
-    from mlops_nb import tracking
+    from mlops_nb.core import tracking
     registered = tracking.client(settings).get_registered_model(model)
     return {alias: str(version) for alias, version in registered.aliases.items()}
 

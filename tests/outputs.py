@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from mlops_nb.settings import load
+from mlops_nb.core.settings import load
 
 ROOT = Path(__file__).parent.parent
 

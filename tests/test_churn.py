@@ -8,8 +8,11 @@ import polars as pl
 import pytest
 from test_cli import ROOT, a_copy, call, fails
 
-from mlops_nb import datasets, events, lake, registry, tracking
-from mlops_nb.settings import load
+from mlops_nb.core import events, lake, tracking
+from mlops_nb.core.errors import ApprovalError
+from mlops_nb.core.settings import load
+from mlops_nb.data import versions
+from mlops_nb.models import registry
 
 CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
 
@@ -77,7 +80,7 @@ def test_bad_requests_are_refused(churn):
 
 
 def test_mlflow_knows_the_data_of_each_stage(churn):
-    client, version = tracking.client(churn), datasets.get("churn@0", settings=churn)
+    client, version = tracking.client(churn), versions.get("churn@0", settings=churn)
     for name, context in (("train", "training"), ("test", "testing")):
         run, = client.search_runs([client.get_experiment_by_name(churn.experiment).experiment_id], f"tags.`mlops_nb.stage` = '{name}'")
         used, = run.inputs.dataset_inputs
@@ -114,7 +117,7 @@ def test_a_person_decides(churn):
     fails(call("approve", "churn/1", "--by", "dave", "-w", churn.root), "rejected by carol (not yet)", "final")
     again = call("run", "-w", churn.root, "--from", "register", "--to", "register", "--force", timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr
-    with pytest.raises(registry.ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"):
+    with pytest.raises(ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"):
         registry.approve_by_rule("churn/2", settings=churn)
     assert call("approve", "churn/2", "--by", "dave", "-w", churn.root).returncode == 0
     decision = events.newest(churn.events, "approved", "churn/2")

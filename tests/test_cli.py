@@ -19,9 +19,11 @@ import psutil
 import pytest
 from conftest import free_port
 
-from mlops_nb import cluster, lake, workflow
-from mlops_nb.cli import parameters
-from mlops_nb.settings import create
+from mlops_nb.core import cluster, lake
+from mlops_nb.core.errors import WorkflowError
+from mlops_nb.core.settings import create
+from mlops_nb.flow import workflow
+from mlops_nb.front.cli import parameters
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -124,7 +126,8 @@ def test_a_check_shows_warnings_and_exits_0(tmp_path, apart):
     ("x = None", "True", True), ("x = None", "2026-01-31", "2026-01-31"), ("x = None", "1e999", "1e999"),
     ("x = None", "Infinity", "Infinity"), ("x = None", '{"a": [1]}', {"a": [1]}), ("x = 1", "many", "many")])
 def test_a_parameter_is_what_its_type_says(declared, given, value):
-    from mlops_nb.workflow.stages import _parameters, parse
+    from mlops_nb.flow.workflow.cells import parse
+    from mlops_nb.flow.workflow.stages import _parameters
     stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse(declared))})
     assert repr(parameters([f"x={given}"], [stage])) == repr({"x": value})
 
@@ -203,7 +206,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         forks = [p for p in family if "forkserver.py" in " ".join(p.cmdline())]
         server = min(forks, key=lambda p: p.create_time())  # the others are its children
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with pytest.raises(workflow.WorkflowError, match="a run holds this workspace"):
+        with pytest.raises(WorkflowError, match="a run holds this workspace"):
             while not time.sleep(0.1):
                 with workflow.records.alone(settings): pass
         executed = lambda: [n for n in Path(settings.runs).rglob("2_hangs.ipynb") if '"still here' in n.read_text()]

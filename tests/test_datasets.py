@@ -21,10 +21,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import datasets, events, lake, profiles
-from mlops_nb.datasets import Column, Contract, DataError, quarantine
-from mlops_nb.datasets.splits import content_digest
-from mlops_nb.settings import create
+from mlops_nb.core import events, lake
+from mlops_nb.core.errors import DataError
+from mlops_nb.core.settings import create
+from mlops_nb.data import ingest as steps
+from mlops_nb.data import profiles, versions
+from mlops_nb.data.contracts import Column, Contract, conform, enforce, infer
+from mlops_nb.data.ingest import ingest, read
+from mlops_nb.data.sources import Source
+from mlops_nb.data.splits import content_digest
+from mlops_nb.data.versions import quarantine
 
 slow = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -58,7 +64,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path_factory, rows):
     contract = Contract(key="k", max_rejected=1, columns={
         "k": Column(dtype="string"), "n": Column(dtype="integer", min=0, nullable=True), "t": Column(dtype="string")})
     (ws.root / "d.csv").write_text("k,n,t\n" + "".join(",".join(v or "" for v in row) + "\n" for row in rows))
-    try: version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    try: version = ingest("d", "d.csv", contract=contract, settings=ws)
     except DataError as e:  # most of a column is of another type: the source has changed
         assert "expected integer" in str(e) and not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
         return
@@ -78,7 +84,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path_factory, rows):
 def test_what_does_not_parse_is_kept_as_it_was_spelt(ws):
     (ws.root / "d.csv").write_text("k,n\n" + "".join(f"{k},{k}\n" for k in range(200)) + "200,twelve\n")
     contract = Contract(columns={"k": Column(dtype="integer"), "n": Column(dtype="integer")}, key="k")
-    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    version = ingest("d", "d.csv", contract=contract, settings=ws)
     aside = quarantine("d", settings=ws).collect().row(0, named=True)
     assert (aside["rules"], aside["source"]) == ("n|dtype", "d.csv")
     assert aside["reason"] == ("n must be an integer of 64 bits, written without leading zeros or "
@@ -89,7 +95,7 @@ def test_what_does_not_parse_is_kept_as_it_was_spelt(ws):
 def test_a_type_guessed_too_narrowly_is_widened(ws):
     rows = [*map(str, range(150_000)), "0.5"]
     (ws.root / "d.csv").write_text("k,n\n" + "".join(f"{i},{n}\n" for i, n in enumerate(rows)))
-    version = datasets.ingest("d", "d.csv", key="k", settings=ws)
+    version = ingest("d", "d.csv", key="k", settings=ws)
     assert version.contract.columns["n"].dtype == "float" and version.facts["rows"] == len(rows)
 
 
@@ -111,7 +117,7 @@ def ingested(ws, name, source, **how):
     "A version, whatever it warns of."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return datasets.ingest(name, source, settings=ws, **how)
+        return ingest(name, source, settings=ws, **how)
 
 
 MANY = 12_000  # rows, more than the sample
@@ -134,9 +140,9 @@ def test_evidence_after_the_sample_makes_a_column_text(ws, what):
 @pytest.mark.parametrize("what", LATE)
 def test_evidence_in_a_later_ingest_is_set_aside_as_it_was_written(ws, what):
     early = [*map(str, LATE[what][0])]
-    first = datasets.ingest("d", text(ws, "1.csv", column(early)), key="id", settings=ws)
+    first = ingest("d", text(ws, "1.csv", column(early)), key="id", settings=ws)
     more = [f"{20_000 + i},{v}\n" for i, v in enumerate([*early[:40], LATE[what][1]])]
-    second = datasets.ingest("d", text(ws, "2.csv", "id,v\n" + "".join(more)), settings=ws)
+    second = ingest("d", text(ws, "2.csv", "id,v\n" + "".join(more)), settings=ws)
     aside = quarantine("d", settings=ws).collect()
     assert kinds(second) == kinds(first) and second.facts["rejected"] == aside.height == 1
     assert json.loads(aside["row"][0]) == {"id": "20040", "v": LATE[what][1]}
@@ -165,11 +171,11 @@ def test_large_typed_integers_stay_what_they_are(ws):
 
 
 def test_integers_of_a_table_do_not_evolve_into_floats_that_lose_them(ws):
-    first = datasets.ingest("d", put(ws, "1.csv", k=["a"], n=[2**53 + 1]), key="k", settings=ws)
+    first = ingest("d", put(ws, "1.csv", k=["a"], n=[2**53 + 1]), key="k", settings=ws)
     contract = first.contract.model_copy(update={"on_change": "evolve"})
     with pytest.raises(DataError, match="column 'n' has '9007199254740993', expected number"):
-        datasets.ingest("d", put(ws, "2.csv", k=["b"], n=[0.5]), contract=contract, settings=ws)
-    assert datasets.get("d", settings=ws).scan().collect()["n"].to_list() == [2**53 + 1]
+        ingest("d", put(ws, "2.csv", k=["b"], n=[0.5]), contract=contract, settings=ws)
+    assert versions.get("d", settings=ws).scan().collect()["n"].to_list() == [2**53 + 1]
 
 
 MICROSECONDS = [datetime(1970, 1, 1, 0, 0, 0, n) for n in range(1, 4)]
@@ -180,11 +186,11 @@ def test_nanoseconds_are_an_error_unless_they_are_whole_microseconds(ws, unit, s
     times = pl.Series([unit, 2 * unit, 3 * unit]).cast(pl.Datetime("ns"))
     pl.DataFrame({"id": [1, 2, 3], "at": times}).write_parquet(ws.root / "d.parquet")
     if stored:
-        version = datasets.ingest("d", "d.parquet", settings=ws)
+        version = ingest("d", "d.parquet", settings=ws)
         assert version.scan().sort("id").collect()["at"].to_list() == stored
         return
     cut = "column 'at' has '1970-01-01 00:00:00.000000001', expected time of whole microseconds"
-    with pytest.raises(DataError, match=cut): datasets.ingest("d", "d.parquet", settings=ws)
+    with pytest.raises(DataError, match=cut): ingest("d", "d.parquet", settings=ws)
     assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
@@ -200,15 +206,15 @@ def written(ws, name, **columns):
 def test_nan_is_a_missing_value(ws, ending):
     nan = float("nan")
     values = [nan if i % 10 == 0 else i / 2 for i in range(100)]
-    first = datasets.ingest("d", written(ws, f"1.{ending}", id=range(100), x=values), settings=ws)
+    first = ingest("d", written(ws, f"1.{ending}", id=range(100), x=values), settings=ws)
     assert first.facts["rejected"] == 0 and first.scan().collect()["x"].null_count() == 10
     assert first.contract.columns["x"] == Column(dtype="float", nullable=True, min=0)
     more = written(ws, f"2.{ending}", id=range(3), x=[1.5, nan, nan])
-    second = datasets.ingest("d", more, settings=ws)
+    second = ingest("d", more, settings=ws)
     assert second.facts["rejected"] == 0 and second.scan().collect()["x"].null_count() == 12
     columns = {"id": Column(dtype="integer"), "x": Column(dtype="float")}
     needed = Contract(columns=columns, max_rejected=0.5)
-    third = datasets.ingest("e", f"1.{ending}", contract=needed, settings=ws)
+    third = ingest("e", f"1.{ending}", contract=needed, settings=ws)
     reasons = quarantine("e", settings=ws).collect()["reason"]
     assert third.facts["rejected"] == 10 and {*reasons} == {"x must be there"}
 
@@ -216,7 +222,7 @@ def test_nan_is_a_missing_value(ws, ending):
 def test_infinity_is_refused_in_words(ws):
     values = [*map(float, range(99)), float("-inf")]
     pl.DataFrame({"id": range(100), "x": values}).write_parquet(ws.root / "d.parquet")
-    version = datasets.ingest("d", "d.parquet", settings=ws)
+    version = ingest("d", "d.parquet", settings=ws)
     aside = quarantine("d", settings=ws).collect().row(0, named=True)
     assert version.facts["rows"] == 99 and aside["reason"] == "x must be finite"
     assert json.loads(aside["row"])["x"] == "-inf"
@@ -224,7 +230,7 @@ def test_infinity_is_refused_in_words(ws):
 
 def test_why_an_ingest_fails_is_said_in_words(ws):
     with pytest.raises(DataError, match=r"it allows: x must be finite \(2 rows\)\. Mend"):
-        datasets.ingest("d", text(ws, "d.csv", "id,x\n1,inf\n2,-inf\n3,2.5\n"), settings=ws)
+        ingest("d", text(ws, "d.csv", "id,x\n1,inf\n2,-inf\n3,2.5\n"), settings=ws)
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -232,23 +238,23 @@ def test_why_an_ingest_fails_is_said_in_words(ws):
 def test_the_first_values_settle_the_type_of_a_column_without_any(ws, ending, together):
     written(ws, f"in/1.{ending}", id=[1, 2], bonus=[None, None])
     if not together:
-        first = datasets.ingest("d", f"in/*.{ending}", key="id", settings=ws)
+        first = ingest("d", f"in/*.{ending}", key="id", settings=ws)
         assert kinds(first) == {"id": "integer", "bonus": "unknown"}
         assert rows_of(first) == [(1, None), (2, None)]
     written(ws, f"in/2.{ending}", id=[3, 4], bonus=[10.5, 12.5])
-    version = datasets.ingest("d", f"in/*.{ending}", key="id", settings=ws)
+    version = ingest("d", f"in/*.{ending}", key="id", settings=ws)
     assert version.contract.columns["bonus"].dtype == "float"
     assert version.contract.columns["bonus"].nullable
     assert rows_of(version) == [(1, None), (2, None), (3, 10.5), (4, 12.5)]
     assert version.facts["digest"] == content_digest(version.scan().collect())
-    old = datasets.get("d@0", settings=ws).scan().collect()
+    old = versions.get("d@0", settings=ws).scan().collect()
     assert together or old["bonus"].null_count() == old.height == 2
 
 
 def test_a_look_at_a_source_gives_a_column_the_type_of_its_first_values(ws):
     text(ws, "in/1.csv", "id,bonus\n1,\n2,\n")
     text(ws, "in/2.csv", "id,bonus\n3,10.5\n")
-    assert datasets.read("in/*.csv", settings=ws)["bonus"].to_list() == [None, None, 10.5]
+    assert read("in/*.csv", settings=ws)["bonus"].to_list() == [None, None, 10.5]
 
 
 TIME = datetime(2024, 5, 1, 10)
@@ -260,15 +266,15 @@ def test_a_table_without_times_may_get_some(ws, first):
     if "2024" in first: columns["at"] = Column(dtype="date")
     elif "at" in first: columns["at"] = Column(dtype="unknown", nullable=True)
     contract = Contract(columns=columns, on_change="evolve")
-    before = datasets.ingest("d", "in", contract=contract, settings=ws)
+    before = ingest("d", "in", contract=contract, settings=ws)
     text(ws, "in/2.csv", "id,at\n2,2024-05-01 10:00:00\n")
-    version = datasets.ingest("d", "in", settings=ws)
+    version = ingest("d", "in", settings=ws)
     old = datetime(2024, 4, 1) if "2024" in first else None
     assert rows_of(version) == [(1, old), (2, TIME)] and version.parent.ref == before.ref == "d@0"
     text(ws, "in/3.csv", "id,at\n3,2024-05-01 10:00:00\n")
-    third = datasets.ingest("d", "in", settings=ws)
+    third = ingest("d", "in", settings=ws)
     assert third.version == version.version + 1 and len(rows_of(third)) == 3
-    assert len(rows_of(datasets.get("d@0", settings=ws))) == 1
+    assert len(rows_of(versions.get("d@0", settings=ws))) == 1
 
 
 @pytest.mark.parametrize("values, kind", [
@@ -276,9 +282,9 @@ def test_a_table_without_times_may_get_some(ws, first):
     (["true"], "boolean"), (["007"], "string"), (["NaN"], "unknown")])
 @pytest.mark.parametrize("contract", [True, False])
 def test_first_values_after_the_sample_settle_a_type(ws, values, kind, contract):
-    if contract: datasets.ingest("d", text(ws, "1.csv", "id,v\n-1,\n"), key="id", settings=ws)
+    if contract: ingest("d", text(ws, "1.csv", "id,v\n-1,\n"), key="id", settings=ws)
     source = text(ws, "2.csv", column([*[""] * MANY, *values]))
-    version = datasets.ingest("d", source, key="id", settings=ws)
+    version = ingest("d", source, key="id", settings=ws)
     assert kinds(version)["v"] == kind and version.facts["rejected"] == 0
     stored = version.scan().sort("id").collect()["v"]
     assert stored.null_count() == len(stored) - (kind != "unknown") * len(values)
@@ -297,15 +303,15 @@ def test_first_values_after_the_sample_settle_a_type(ws, values, kind, contract)
 def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     source = text(ws, "d.csv", column(values))
     with pytest.warns(UserWarning, match=r"d@0: column 'v' is text"):
-        version = datasets.ingest("d", source, settings=ws)
+        version = ingest("d", source, settings=ws)
     assert version.notes == [
         f"column 'v' is text: 1 of {len(values):,} values is not {kind}, the first '{word}' in row "
         f"{values.index(word) + 1:,} of d.csv; options={{'null_values': ['{word}']}} makes it missing"]
     assert kinds(version)["v"] == "string" and version.facts["rows"] == len(values)
     assert "column &#x27;v&#x27; is text" in version._repr_html_()
-    assert datasets.get("d", settings=ws).notes == version.notes
+    assert versions.get("d", settings=ws).notes == version.notes
     with warnings.catch_warnings(action="error"):
-        other = datasets.ingest("e", source, options={"null_values": [word]}, settings=ws)
+        other = ingest("e", source, options={"null_values": [word]}, settings=ws)
     assert other.notes == [] and kinds(other)["v"] != "string"
     assert other.scan().collect()["v"].null_count() == 1
 
@@ -318,7 +324,7 @@ def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option)
     assert kinds(version)["v"] == "string" and version.notes == [
         "column 'v' is text: 1 of 51 values is not written as a number, the first 'NA' in row 51 of d.csv; "
         "options={'null_values': ['NA']} makes it missing"]
-    known = datasets.ingest("e", source, options=option | {"null_values": ["NA"]}, settings=ws)
+    known = ingest("e", source, options=option | {"null_values": ["NA"]}, settings=ws)
     assert known.scan().collect()["v"].sum() == sum(range(50)) + 25
 
 
@@ -348,7 +354,7 @@ def test_one_word_of_json_lines_is_named_however_late_it_comes(ws, value, late, 
 
 def test_digits_that_json_lines_write_as_text_are_text_and_no_exception(ws):
     source = text(ws, "d.ndjson", '{"v": "7"}\n' * 50)
-    with warnings.catch_warnings(action="error"): version = datasets.ingest("d", source, settings=ws)
+    with warnings.catch_warnings(action="error"): version = ingest("d", source, settings=ws)
     assert (kinds(version)["v"], version.notes) == ("string", [])
 
 
@@ -359,7 +365,7 @@ def test_one_word_in_another_file_is_named_and_the_note_goes_on(ws):
     assert version.notes[0].startswith("column 'v' is text: 1 of 101 values is not written as an "
                                        "integer, the first 'N/A' in row 1 of in/2.csv")
     text(ws, "in/3.csv", "id,v\n101,5\n")
-    assert datasets.ingest("d", "in", settings=ws).notes == version.notes
+    assert ingest("d", "in", settings=ws).notes == version.notes
 
 
 def test_a_column_that_could_be_read_in_two_ways_is_named(ws):
@@ -370,31 +376,31 @@ def test_a_column_that_could_be_read_in_two_ways_is_named(ws):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_float_that_is_whole_is_an_integer_where_one_is_expected(ws, ending):
-    datasets.ingest("d", written(ws, f"1.{ending}", id=[1, 2], n=[1, None]), key="id", settings=ws)
-    version = datasets.ingest("d", written(ws, f"2.{ending}", id=[3, 4], n=[3.0, None]), settings=ws)
+    ingest("d", written(ws, f"1.{ending}", id=[1, 2], n=[1, None]), key="id", settings=ws)
+    version = ingest("d", written(ws, f"2.{ending}", id=[3, 4], n=[3.0, None]), settings=ws)
     assert kinds(version)["n"] == "integer"
     assert rows_of(version) == [(1, 1), (2, None), (3, 3), (4, None)]
     mixed = written(ws, f"3.{ending}", id=range(10, 50), n=[3.5, *map(float, range(39))])
-    assert datasets.ingest("d", mixed, settings=ws).facts["rejected"] == 1
+    assert ingest("d", mixed, settings=ws).facts["rejected"] == 1
     assert "3.5" in quarantine("d", settings=ws).collect()["row"][0]
     other = written(ws, f"4.{ending}", id=[60], n=[3.5])
     with pytest.raises(DataError, match="n is float, expected integer"):
-        datasets.ingest("d", other, settings=ws)
+        ingest("d", other, settings=ws)
 
 
 @pytest.mark.parametrize("value", [2**53 + 1, Decimal("12345678901234567.5")])
 def test_rows_do_not_conform_where_a_value_would_change(value):
     contract = Contract(columns={"n": Column(dtype="float", nullable=True)})
     with pytest.raises(DataError, match="column 'n' has"):
-        datasets.conform(pl.DataFrame({"n": [value]}), contract)
+        conform(pl.DataFrame({"n": [value]}), contract)
 
 
 def test_nan_is_missing_for_every_rule():
     nan = pl.DataFrame({"n": [1.5, float("nan")]})
     contract = Contract(columns={"n": Column(dtype="float", nullable=True)})
-    assert datasets.infer(nan).columns["n"].nullable
-    assert datasets.conform(nan, contract)["n"].to_list() == [1.5, None]
-    assert datasets.enforce(nan, contract)[0]["n"].to_list() == [1.5, None]
+    assert infer(nan).columns["n"].nullable
+    assert conform(nan, contract)["n"].to_list() == [1.5, None]
+    assert enforce(nan, contract)[0]["n"].to_list() == [1.5, None]
 
 
 # --- the same table, whatever the order ------------------------------------------------------------------------------
@@ -414,7 +420,7 @@ def test_any_order_and_any_number_of_times_give_the_same_table(tmp_path_factory,
     for attempt in range(2):
         ws = create(folder / str(attempt))
         order = random.sample(names, k=len(names)) + random.choices(names, k=2)
-        for name in order: version = datasets.ingest("d", name, contract=contract, settings=ws)
+        for name in order: version = ingest("d", name, contract=contract, settings=ws)
         assert version.facts["digest"] == content_digest(version.scan().collect())
         digests.append((version.facts["digest"], rows_of(version)))
     assert digests[0] == digests[1]
@@ -425,11 +431,11 @@ def test_the_greater_time_counts_then_the_files_digest(ws):
     put(ws, "early.csv", k=["a", "b"], v=[2, 2], t=[3, 5])
     for first, second in itertools.permutations(["late.csv", "early.csv"]):
         name = f"from_{first[:4]}"
-        datasets.ingest(name, first, key="k", time="t", settings=ws)
-        version = datasets.ingest(name, second, settings=ws)
+        ingest(name, first, key="k", time="t", settings=ws)
+        version = ingest(name, second, settings=ws)
         found = dict(version.scan().select("k", "v").collect().iter_rows())
-        digests = {1: datasets.Source("late.csv", ws.root).parts()[0].state["digest"],
-                   2: datasets.Source("early.csv", ws.root).parts()[0].state["digest"]}
+        digests = {1: Source("late.csv", ws.root).parts()[0].state["digest"],
+                   2: Source("early.csv", ws.root).parts()[0].state["digest"]}
         assert found == {"a": 1, "b": max(digests, key=digests.get)}
         assert version.facts["replaced"] + version.facts["late"] == 2
 
@@ -439,7 +445,7 @@ def test_rows_of_one_key_within_an_ingest(ws):
     put(ws, "in/1.csv", k=["a", "b", "c", *map(str, range(50))], v=[1, 2, 3] + [0] * 50)
     put(ws, "in/2.csv", k=["a", "b", "d"], v=[1, 9, 4])
     contract = Contract(columns={"k": Column(dtype="string"), "v": Column(dtype="integer")}, key="k", max_rejected=0.1)
-    version = datasets.ingest("d", "in", contract=contract, settings=ws)
+    version = ingest("d", "in", contract=contract, settings=ws)
     aside = quarantine("d", settings=ws).collect()
     assert sorted(json.loads(r)["k"] for r in aside["row"]) == ["a", "b", "b"]
     assert set(aside["source"]) <= {"in/1.csv", "in/2.csv"} and version.facts["rows"] == 53
@@ -448,12 +454,12 @@ def test_rows_of_one_key_within_an_ingest(ws):
 
 def test_new_files_only_are_read(ws):
     put(ws, "in/1.csv", k=["a", "b"], v=[1, 2])
-    first = datasets.ingest("d", "in", key="k", settings=ws)
+    first = ingest("d", "in", key="k", settings=ws)
     put(ws, "in/2.csv", k=["c"], v=[3])
-    second = datasets.ingest("d", "in", settings=ws)
+    second = ingest("d", "in", settings=ws)
     assert (second.facts["read"], second.facts["rows"], second.parent.ref) == (1, 3, first.ref)
     assert [*second.facts["files"]] == ["in/2.csv"]
-    assert datasets.ingest("d", "in", settings=ws).ref == second.ref
+    assert ingest("d", "in", settings=ws).ref == second.ref
     whole = profiles.profile(second.scan("train"))
     assert second.profile().summary().equals(whole.summary())
 
@@ -461,21 +467,21 @@ def test_new_files_only_are_read(ws):
 def test_without_a_key_a_files_new_content_replaces_its_old(ws):
     put(ws, "in/1.csv", v=[1, 1, 2])
     put(ws, "in/2.csv", v=[7])
-    datasets.ingest("d", "in", settings=ws)
+    ingest("d", "in", settings=ws)
     put(ws, "in/1.csv", v=[1, 3])
-    version = datasets.ingest("d", "in", settings=ws)
+    version = ingest("d", "in", settings=ws)
     assert rows_of(version) == [(1,), (3,), (7,)] and version.facts["replaced"] == 3
     assert version.facts["digest"] == content_digest(version.scan().collect())
 
 
 def test_another_contract_judges_all_rows_anew(ws):
     put(ws, "d.csv", k=list(range(100)), v=list(range(100)))
-    first = datasets.ingest("d", "d.csv", key="k", settings=ws)
+    first = ingest("d", "d.csv", key="k", settings=ws)
     strict = first.contract.model_copy(update={"columns": first.contract.columns | {"v": Column(dtype="integer", max=97)}})
-    second = datasets.ingest("d", "d.csv", contract=strict, settings=ws)
+    second = ingest("d", "d.csv", contract=strict, settings=ws)
     assert (second.facts["rows"], second.facts["rejected"], second.facts["replaced"]) == (98, 2, 100)
-    assert datasets.ingest("d", "d.csv", contract=strict, settings=ws).ref == second.ref
-    third = datasets.ingest("d", "d.csv", contract=first.contract, settings=ws)
+    assert ingest("d", "d.csv", contract=strict, settings=ws).ref == second.ref
+    third = ingest("d", "d.csv", contract=first.contract, settings=ws)
     assert third.facts["digest"] == first.facts["digest"] and first.scan().collect().height == 100
 
 
@@ -487,7 +493,7 @@ COLUMNS = {"k": Column(dtype="string"), "a": Column(dtype="float"), "b": Column(
 def test_rules_between_columns(ws):
     put(ws, "d.csv", k=["x", "y", "z"], a=[1.0, 2.0, 3.0], b=[2.0, 1.0, None])
     contract = Contract(columns=COLUMNS, key="k", max_rejected=1, rules={"a under b": "a < b", "small": pl.col("a") < 3})
-    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    version = ingest("d", "d.csv", contract=contract, settings=ws)
     aside = quarantine("d", settings=ws).sort("row").collect()
     assert rows_of(version) == [("x", 1.0, 2.0)] and aside["rules"].to_list() == ["a under b", "small"]
     assert aside["reason"][0] == "a under b: a < b" and version.contract == contract
@@ -499,53 +505,53 @@ def test_a_stale_delivery_fails(ws):
                         fresh_hours=2)
     put(ws, "old.csv", k=[1], at=[now - timedelta(hours=3)])
     with pytest.raises(DataError, match="3.0 h ago: the contract allows 2 h"):
-        datasets.ingest("d", "old.csv", contract=contract, settings=ws)
+        ingest("d", "old.csv", contract=contract, settings=ws)
     assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
     put(ws, "new.csv", k=[1], at=[now - timedelta(hours=1)])
-    assert datasets.ingest("d", "new.csv", contract=contract, settings=ws).facts["rows"] == 1
+    assert ingest("d", "new.csv", contract=contract, settings=ws).facts["rows"] == 1
 
 
 def test_rows_as_a_whole(ws):
     put(ws, "d.csv", k=["x", "y"], a=[1.0, 3.0], b=[2.0, 1.0])
     contract = Contract(columns=COLUMNS, key="k", aggregates={"a": {"mean": [5, 10]}})
     with pytest.raises(DataError, match=r"as a whole break the contract: a mean \[5, 10\]"):
-        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+        ingest("d", "d.csv", contract=contract, settings=ws)
     assert not files_in(ws.table("d"))
     contract = Contract(columns=COLUMNS, key="k", aggregates={"a": {"mean": [1, 3]}})
-    assert datasets.ingest("d", "d.csv", contract=contract, settings=ws).facts["rows"] == 2
+    assert ingest("d", "d.csv", contract=contract, settings=ws).facts["rows"] == 2
 
 
 def evolving(ws):
     put(ws, "1.csv", k=["a", "b"], n=[1, 2], gone=["x", "y"])
-    version = datasets.ingest("d", "1.csv", key="k", settings=ws)
+    version = ingest("d", "1.csv", key="k", settings=ws)
     return version.contract.model_copy(update={"on_change": "evolve"})
 
 
 def test_columns_that_changed_evolve(ws):
     contract = evolving(ws)
     put(ws, "2.csv", k=["b", "c"], n=[2.5, 3.5], more=[True, False])
-    version = datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    version = ingest("d", "2.csv", contract=contract, settings=ws)
     assert version.contract.version == 2 and version.contract.columns["n"].dtype == "float"
     assert sorted(version.scan().select("k", "n", "gone", "more").collect().rows()) == [
         ("a", 1.0, "x", None), ("b", 2.5, None, True), ("c", 3.5, None, False)]
     assert version.facts["digest"] == content_digest(version.scan().collect())
-    again = datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    again = ingest("d", "2.csv", contract=contract, settings=ws)
     assert again.ref == version.ref
-    old = datasets.get("d@0", settings=ws)
+    old = versions.get("d@0", settings=ws)
     assert old.scan().collect().columns == ["k", "n", "gone", "_split"]
 
 
 def test_a_key_does_not_evolve(ws):
     contract = evolving(ws)
     put(ws, "2.csv", n=[1], gone=["z"])
-    with pytest.raises(DataError, match="missing column k"): datasets.ingest("d", "2.csv", contract=contract, settings=ws)
+    with pytest.raises(DataError, match="missing column k"): ingest("d", "2.csv", contract=contract, settings=ws)
 
 
 def test_schema_changed_between_files_writes_nothing(ws):
     put(ws, "in/1.csv", k=["a"], v=[1])
     put(ws, "in/2.csv", k=["b"], w=[1])
     with pytest.raises(DataError, match="new column w.*missing column v|missing column v.*new column w"):
-        datasets.ingest("d", "in", key="k", settings=ws)
+        ingest("d", "in", key="k", settings=ws)
     assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
@@ -555,27 +561,27 @@ def test_a_group_never_straddles_and_splits_stay(ws):
     rows = pl.DataFrame({"k": range(2000), "house": [i % 300 for i in range(2000)]})
     put(ws, "1.csv", **rows[:1000].to_dict(as_series=False))
     put(ws, "2.csv", **rows[1000:].to_dict(as_series=False))
-    first = datasets.ingest("d", "1.csv", key="k", group="house", settings=ws)
-    second = datasets.ingest("d", "2.csv", settings=ws)
+    first = ingest("d", "1.csv", key="k", group="house", settings=ws)
+    second = ingest("d", "2.csv", settings=ws)
     table = second.scan().collect()
     assert table.group_by("house").agg(pl.col("_split").n_unique())["_split"].max() == 1
     before = dict(first.scan().select("k", "_split").collect().iter_rows())
     assert all(before.get(k, s) == s for k, s in table.select("k", "_split").iter_rows())
     with pytest.raises(DataError, match="a row never changes its split"):
-        datasets.ingest("d", "1.csv", shares={"train": 0.5, "test": 0.5}, settings=ws)
+        ingest("d", "1.csv", shares={"train": 0.5, "test": 0.5}, settings=ws)
 
 
 def test_splits_by_time(ws):
     days = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(100)]
     put(ws, "1.csv", k=list(range(100)), at=days)
-    version = datasets.ingest("d", "1.csv", key="k", time="at", ends="shares", shares={"train": 0.7, "test": 0.3}, settings=ws)
+    version = ingest("d", "1.csv", key="k", time="at", ends="shares", shares={"train": 0.7, "test": 0.3}, settings=ws)
     assert abs(version.counts["train"] - 70) <= 2
     ends = version.scan().group_by("_split").agg(pl.col("at").min().alias("first"), pl.col("at").max().alias("last")).collect()
     at = {r["_split"]: r for r in ends.iter_rows(named=True)}
     assert at["train"]["last"] < at["test"]["first"]
     put(ws, "2.csv", k=[100], at=[datetime(2025, 1, 1)])
-    assert datasets.ingest("d", "2.csv", settings=ws).counts["test"] == version.counts["test"] + 1
-    stated = datasets.ingest("e", "1.csv", key="k", time="at", ends={"train": "2024-02-01", "test": None}, settings=ws)
+    assert ingest("d", "2.csv", settings=ws).counts["test"] == version.counts["test"] + 1
+    stated = ingest("e", "1.csv", key="k", time="at", ends={"train": "2024-02-01", "test": None}, settings=ws)
     assert stated.counts == {"test": 69, "train": 31}
 
 
@@ -584,13 +590,13 @@ def test_splits_by_time(ws):
 def test_a_failed_ingest_leaves_no_file(ws, monkeypatch):
     put(ws, "1.csv", k=[1], v=[-1])
     put(ws, "2.csv", k=[2], v=[1])
-    datasets.ingest("d", "2.csv", key="k", settings=ws)
+    ingest("d", "2.csv", key="k", settings=ws)
     before = files_in(ws.table("d"))
 
     def fails(*_, **__): raise OSError("disk full")
     monkeypatch.setattr(lake, "commit", fails)
-    contract = datasets.get("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
-    with pytest.raises(OSError, match="disk full"): datasets.ingest("d", "1.csv", contract=contract, settings=ws)
+    contract = versions.get("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
+    with pytest.raises(OSError, match="disk full"): ingest("d", "1.csv", contract=contract, settings=ws)
     assert files_in(ws.table("d")) == before and not files_in(ws.table("d__quarantine"))
 
 
@@ -604,22 +610,22 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
         return real(table, *given, **named)
     with monkeypatch.context() as m:
         m.setattr(lake, "commit", dies_between)
-        with pytest.raises(KeyboardInterrupt): datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+        with pytest.raises(KeyboardInterrupt): ingest("d", "d.csv", contract=contract, settings=ws)
     assert quarantine("d", settings=ws).collect().is_empty()
-    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    version = ingest("d", "d.csv", contract=contract, settings=ws)
     assert quarantine("d", settings=ws).collect().height == 1 == version.facts["rejected"]
 
 
 def test_what_dead_ingests_left_is_removed_a_day_later(ws):
     put(ws, "1.csv", k=[1])
     put(ws, "2.csv", k=[2])
-    datasets.ingest("d", "1.csv", key="k", settings=ws)
+    ingest("d", "1.csv", key="k", settings=ws)
     kept, table = files_in(ws.table("d")), Path(ws.table("d"))
     old, young = (lake.write(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path for i in ("a" * 16, "b" * 16))
     for name in (old, *kept): os.utime(table / name, (time.time() - 90_000,) * 2)
-    datasets.ingest("d", "2.csv", settings=ws)
+    ingest("d", "2.csv", settings=ws)
     assert old not in files_in(table) and {young, *kept} <= files_in(table)
-    assert datasets.get("d", settings=ws).scan().collect().height == 2
+    assert versions.get("d", settings=ws).scan().collect().height == 2
 
 
 def test_storage_in_a_bucket(s3, tmp_path):
@@ -627,12 +633,12 @@ def test_storage_in_a_bucket(s3, tmp_path):
     put(ws, "1.csv", k=list(range(100)), v=[*range(98), -1, -2])
     put(ws, "2.csv", k=[5, 200], v=[55, 200])
     contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k")
-    datasets.ingest("d", "1.csv", contract=contract, settings=ws)
-    version = datasets.ingest("d", "2.csv", settings=ws)
+    ingest("d", "1.csv", contract=contract, settings=ws)
+    version = ingest("d", "2.csv", settings=ws)
     table = version.scan().collect()
     assert table.height == version.facts["rows"] == 99 and table.filter(k=5)["v"].item() == 55
     assert version.facts["digest"] == content_digest(table) and quarantine("d", settings=ws).collect().height == 2
-    assert datasets.get("d@1", settings=ws).parent.scan().collect().height == 98
+    assert versions.get("d@1", settings=ws).parent.scan().collect().height == 98
 
 
 # --- other sources ----------------------------------------------------------------------------------------------------
@@ -646,10 +652,10 @@ def test_a_database_grows_past_its_watermark(ws):
     sql(ws, "CREATE TABLE orders (id INTEGER, total REAL, at TEXT)",
         "INSERT INTO orders VALUES (1, 9.5, '2024-01-01'), (2, 3.0, '2024-01-02')")
     address = "sqlite:///shop.db#table=orders&watermark=at"
-    first = datasets.ingest("orders", address, key="id", time="at", settings=ws)
-    assert datasets.ingest("orders", address, settings=ws).ref == first.ref
+    first = ingest("orders", address, key="id", time="at", settings=ws)
+    assert ingest("orders", address, settings=ws).ref == first.ref
     sql(ws, "INSERT INTO orders VALUES (3, 1.0, '2024-01-03')", "UPDATE orders SET total = 4.0, at = '2024-01-04' WHERE id = 2")
-    second = datasets.ingest("orders", address, settings=ws)
+    second = ingest("orders", address, settings=ws)
     assert (second.facts["read"], second.facts["replaced"]) == (2, 1)
     assert dict(second.scan().select("id", "total").collect().iter_rows()) == {1: 9.5, 2: 4.0, 3: 1.0}
 
@@ -657,26 +663,26 @@ def test_a_database_grows_past_its_watermark(ws):
 def test_a_database_without_a_watermark_is_what_it_is_now(ws):
     sql(ws, "CREATE TABLE orders (id INTEGER, total REAL)", "INSERT INTO orders VALUES (1, 9.5), (2, 3.0)")
     address = "sqlite:///shop.db#query=SELECT id, total FROM orders WHERE total > 2"
-    first = datasets.ingest("orders", address, settings=ws)
-    assert datasets.ingest("orders", address, settings=ws).ref == first.ref
+    first = ingest("orders", address, settings=ws)
+    assert ingest("orders", address, settings=ws).ref == first.ref
     sql(ws, "DELETE FROM orders WHERE id = 1", "INSERT INTO orders VALUES (3, 7.0), (4, 1.0)")
-    second = datasets.ingest("orders", address, settings=ws)
+    second = ingest("orders", address, settings=ws)
     assert rows_of(second) == [(2, 3.0), (3, 7.0)] and second.facts["replaced"] == 2
 
 
 def test_postgresql_and_its_password(ws, postgres):
-    from mlops_nb.datasets.databases import connect
+    from mlops_nb.data.sources.databases import connect
     with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
         cursor.execute("CREATE TABLE readings (id BIGINT, celsius DOUBLE PRECISION, at TIMESTAMP)")
         cursor.execute("INSERT INTO readings SELECT i, i / 10.0, TIMESTAMP '2024-01-01' + i * INTERVAL '1 hour'"
                        " FROM generate_series(1, 5000) i")
         db.commit()
     address = f"{postgres}#table=readings&watermark=at"
-    first = datasets.ingest("readings", address, key="id", time="at", settings=ws)
+    first = ingest("readings", address, key="id", time="at", settings=ws)
     with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
         cursor.execute("INSERT INTO readings VALUES (5001, 1.5, '2025-01-01'), (1, 99.0, '2025-01-02')")
         db.commit()
-    second = datasets.ingest("readings", address, settings=ws)
+    second = ingest("readings", address, settings=ws)
     assert (first.facts["rows"], second.facts["read"], second.facts["rows"], second.facts["replaced"]) == (5000, 2, 5001, 1)
     written = b"".join(p.read_bytes() for p in ws.root.rglob("*") if p.is_file())
     assert b"sesame" not in written and "***" in second.facts["source"]
@@ -686,12 +692,12 @@ def test_a_delta_table_grows(ws):
     place = str(ws.root / "warehouse" / "stock")
     Path(place).parent.mkdir()
     pl.DataFrame({"item": ["bolt", "nut"], "pieces": [1, 2]}).write_delta(place)
-    first = datasets.ingest("stock", "warehouse/stock", key="item", settings=ws)
+    first = ingest("stock", "warehouse/stock", key="item", settings=ws)
     pl.DataFrame({"item": ["washer"], "pieces": [3]}).write_delta(place, mode="append")
-    second = datasets.ingest("stock", "warehouse/stock", settings=ws)
+    second = ingest("stock", "warehouse/stock", settings=ws)
     assert (second.facts["read"], second.facts["rows"]) == (1, 3)
-    assert datasets.ingest("stock", "warehouse/stock", settings=ws).ref == second.ref
-    old = datasets.ingest("old", "delta:warehouse/stock#version=0", key="item", settings=ws)
+    assert ingest("stock", "warehouse/stock", settings=ws).ref == second.ref
+    old = ingest("old", "delta:warehouse/stock#version=0", key="item", settings=ws)
     assert rows_of(old) == rows_of(first)
 
 
@@ -702,7 +708,7 @@ def test_every_kind_of_file_gives_the_same_rows(ws, name, write):
     rows = pl.DataFrame({"k": ["a", "b"], "n": [1, None], "x": [0.5, -1.5], "ok": [True, False],
                          "day": [datetime(2024, 1, 31).date(), datetime(2024, 2, 29).date()]})
     write(rows, ws.root / name)
-    version = datasets.ingest("d", name, key="k", settings=ws)
+    version = ingest("d", name, key="k", settings=ws)
     assert version.scan().drop("_split").sort("k").collect().equals(rows)
     assert {c: d.dtype for c, d in version.contract.columns.items()} == {
         "k": "string", "n": "integer", "x": "float", "ok": "boolean", "day": "date"}
@@ -715,7 +721,7 @@ def test_columns_may_have_any_name(ws):
     put(ws, "d.csv", k=[1, 2, 3], **{n: [1, 2, -1] for n in names})
     columns = {"k": Column(dtype="integer"), **{n: Column(dtype="integer", min=0) for n in names}}
     contract = Contract(columns=columns, key="k", max_rejected=1, rules={"a, then b": '"filter" < 2'})
-    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    version = ingest("d", "d.csv", contract=contract, settings=ws)
     aside = quarantine("d", settings=ws).sort("row").collect()
     assert version.facts["rows"] == 1 and aside["rules"][0] == "a, then b"
     assert aside["reason"][1] == "; ".join(f"{n} must be at least 0.0" for n in names)
@@ -723,31 +729,31 @@ def test_columns_may_have_any_name(ws):
 
 def test_names_that_a_dataset_has_itself_are_refused(ws):
     put(ws, "d.csv", k=[1], _split=["test"])
-    with pytest.raises(DataError, match="column _split: a dataset has its own"): datasets.ingest("d", "d.csv", key="k", settings=ws)
+    with pytest.raises(DataError, match="column _split: a dataset has its own"): ingest("d", "d.csv", key="k", settings=ws)
 
 
 def test_without_a_key_a_row_keeps_its_split_too(ws):
     put(ws, "d.csv", v=list(range(500)))
-    before = dict(datasets.ingest("d", "d.csv", settings=ws).scan().collect().iter_rows())
+    before = dict(ingest("d", "d.csv", settings=ws).scan().collect().iter_rows())
     put(ws, "d.csv", v=list(range(600)))
-    after = dict(datasets.ingest("d", "d.csv", settings=ws).scan().collect().iter_rows())
+    after = dict(ingest("d", "d.csv", settings=ws).scan().collect().iter_rows())
     assert all(after[v] == where for v, where in before.items()) and len(after) == 600
 
 
 def test_a_narrower_type_does_not_change_what_the_table_has(ws):
     put(ws, "1.csv", k=[1, 2], v=[1.5, 2.0])
     put(ws, "2.csv", k=[3], v=[1])
-    first = datasets.ingest("d", "1.csv", key="k", settings=ws)
+    first = ingest("d", "1.csv", key="k", settings=ws)
     narrow = first.contract.model_copy(update={"columns": first.contract.columns | {"v": Column(dtype="integer")}})
     with pytest.raises(DataError, match="column 'v' has '1.5', expected integer"):
-        datasets.ingest("d", "2.csv", contract=narrow, settings=ws)
-    assert datasets.get("d", settings=ws).ref == first.ref
+        ingest("d", "2.csv", contract=narrow, settings=ws)
+    assert versions.get("d", settings=ws).ref == first.ref
 
 
 def test_who_made_a_version(ws):
     put(ws, "d.csv", k=[1])
-    made = datasets.ingest("d", "d.csv", key="k", by="ann", options={"separator": ","}, settings=ws)
-    found = datasets.get("d", settings=ws)
+    made = ingest("d", "d.csv", key="k", by="ann", options={"separator": ","}, settings=ws)
+    found = versions.get("d", settings=ws)
     assert found.facts == made.facts and (found.facts["by"], found.facts["options"]) == ("ann", {"separator": ","})
 
 
@@ -761,12 +767,12 @@ def test_another_writer_may_replace_rows_before_an_ingest_has_ended(ws, monkeypa
         version = real(table, *given, **named)
         if version == 0:
             monkeypatch.setattr(lake, "commit", real)
-            datasets.ingest("d", "2.csv", settings=ws)
+            ingest("d", "2.csv", settings=ws)
         return version
     monkeypatch.setattr(lake, "commit", overtaken)
-    datasets.ingest("d", "1.csv", key="k", time="t", settings=ws)
-    assert rows_of(datasets.get("d@0", settings=ws)) == [(1, 1, 1), (2, 1, 1)]
-    assert rows_of(datasets.get("d@1", settings=ws)) == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
+    ingest("d", "1.csv", key="k", time="t", settings=ws)
+    assert rows_of(versions.get("d@0", settings=ws)) == [(1, 1, 1), (2, 1, 1)]
+    assert rows_of(versions.get("d@1", settings=ws)) == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
 
 
 def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
@@ -774,16 +780,16 @@ def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
     put(ws, "0.csv", v=[0])
     put(ws, "1.csv", v=[1, 2])
     put(ws, "2.csv", v=[3])
-    datasets.ingest("d", "0.csv", settings=ws)
+    ingest("d", "0.csv", settings=ws)
     real = lake.commit
 
     def overtaken(table, *given, **named):
         monkeypatch.setattr(lake, "commit", real)
-        for name in ("2.csv", "1.csv"): datasets.ingest("d", name, settings=ws)
+        for name in ("2.csv", "1.csv"): ingest("d", name, settings=ws)
         return real(table, *given, **named)
     monkeypatch.setattr(lake, "commit", overtaken)
-    datasets.ingest("d", "1.csv", settings=ws)
-    assert rows_of(datasets.get("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
+    ingest("d", "1.csv", settings=ws)
+    assert rows_of(versions.get("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -805,7 +811,7 @@ BAD = {
 def test_bad_files_are_refused_and_nothing_is_committed(ws, what):
     content, says = BAD[what]
     (ws.root / "bad.csv").write_bytes(content)
-    with pytest.raises(DataError, match=says): datasets.ingest("d", "bad.csv", key="k", settings=ws)
+    with pytest.raises(DataError, match=says): ingest("d", "bad.csv", key="k", settings=ws)
     for table in ("d", "d__quarantine"): assert not lake.exists(ws.table(table)) and not files_in(ws.table(table))
     assert events.history(ws.events, kind="ingested").collect().is_empty()
 
@@ -829,19 +835,19 @@ def test_a_file_that_may_not_be_read():
             path.mkdir(exist_ok=True)
             path.chmod(0o777)
         with unprivileged(), pytest.raises(DataError, match="cannot be opened: Permission denied"):
-            datasets.ingest("d", "d.csv", key="k", settings=ws)
+            ingest("d", "d.csv", key="k", settings=ws)
         assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def test_a_value_of_another_type_far_into_a_database(ws):
     sql(ws, "CREATE TABLE t (id INTEGER, v)", "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) "
         "INSERT INTO t SELECT i, CASE WHEN i < 4990 THEN i ELSE 'x' END FROM n")
-    with pytest.raises(DataError, match="column 'v'"): datasets.ingest("d", "sqlite:///shop.db#table=t", key="id", settings=ws)
+    with pytest.raises(DataError, match="column 'v'"): ingest("d", "sqlite:///shop.db#table=t", key="id", settings=ws)
     assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def test_a_dropped_connection_commits_nothing(ws, postgres):
-    from mlops_nb.datasets.databases import connect
+    from mlops_nb.data.sources.databases import connect
     with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
         cursor.execute("CREATE TABLE big AS SELECT i AS id, repeat('x', 200) AS v FROM generate_series(1, 1000000) i")
         db.commit()
@@ -858,7 +864,7 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
     cutter.start()
     try:
         with pytest.raises(DataError, match="cannot be read|cannot be looked at") as caught:
-            datasets.ingest("d", f"{postgres}#table=big", key="id", settings=ws)
+            ingest("d", f"{postgres}#table=big", key="id", settings=ws)
     finally:
         ended.set()
         cutter.join()
@@ -868,12 +874,15 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 
 INGEST = """
 import sys
-from mlops_nb import datasets
-from mlops_nb.settings import load
-contract = datasets.Contract(columns={"k": datasets.Column(dtype="integer"), "v": datasets.Column(dtype="integer", min=0)},
+from mlops_nb.core.settings import load
+from mlops_nb.data import ingest, versions
+from mlops_nb.data.contracts import Column, Contract, conform, enforce, infer
+from mlops_nb.data.ingest import ingest
+from mlops_nb.data.sources import Source
+contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
-for source in sys.argv[2:]: datasets.ingest("d", source, contract=contract, settings=load(sys.argv[1]))
+for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load(sys.argv[1]))
 print("done", flush=True)
 """
 
@@ -908,7 +917,7 @@ def test_killed_ingests_take_in_every_row_once(ws, duration, round_):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert ingesting(ws, "1.csv", "2.csv").communicate()[0].strip() == "done"
-    version = datasets.get("d", settings=ws)
+    version = versions.get("d", settings=ws)
     table = version.scan().collect()
     assert table["k"].sort().to_list() == [k for k in range(100_000) if k % 100]
     assert version.facts["digest"] == content_digest(table) and version.facts["rows"] == table.height
@@ -927,7 +936,7 @@ def test_two_writers_at_once_are_both_in(ws, round_):
     if there: assert ingesting(ws, "0.csv").communicate()[0].strip() == "done"
     both = [ingesting(ws, f"{i}.csv") for i in (1, 2)]
     assert [p.communicate()[0].strip() for p in both] == ["done", "done"]
-    version = datasets.get("d", settings=ws)
+    version = versions.get("d", settings=ws)
     table = version.scan().collect()
     assert table["k"].sort().to_list() == [k for k in range(0 if there else 500, 20_600) if k % 100]
     assert version.version == 1 + there
@@ -942,20 +951,20 @@ STEPS = ["committed", "taken", "change", "_facts", "_set_aside", "_merged", "rec
 def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypatch, step, there):
     contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k", max_rejected=0.2)
     for i, start in enumerate((0, 500, 600)): put(ws, f"{i}.csv", **rows_for(start, 1000))
-    if there: datasets.ingest("d", "0.csv", contract=contract, settings=ws)
-    real, cut_in = getattr(datasets, step), []
+    if there: ingest("d", "0.csv", contract=contract, settings=ws)
+    real, cut_in = getattr(steps, step), []
 
     def before_and_after(*args, **kwargs):
         if not cut_in:
             cut_in.append(True)
             result = real(*args, **kwargs) if step == "committed" else None  # it has looked, and now it changes
-            other = datasets.ingest("d", "1.csv", contract=contract, settings=ws)
-            assert datasets.get("d", settings=ws).version >= other.version
+            other = ingest("d", "1.csv", contract=contract, settings=ws)
+            assert versions.get("d", settings=ws).version >= other.version
             if result is not None: return result
         return real(*args, **kwargs)
-    monkeypatch.setattr(datasets, step, before_and_after)
-    datasets.ingest("d", "2.csv", contract=contract, settings=ws)
-    version = datasets.get("d", settings=ws)
+    monkeypatch.setattr(steps, step, before_and_after)
+    ingest("d", "2.csv", contract=contract, settings=ws)
+    version = versions.get("d", settings=ws)
     table = version.scan().collect()
     assert cut_in and version.version == 1 + there
     assert table["k"].sort().to_list() == [k for k in range(0 if there else 500, 1600) if k % 100]
@@ -965,24 +974,24 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
 
 
 def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws, monkeypatch):
-    from mlops_nb.datasets import versions
+    from mlops_nb.data import versions
     with monkeypatch.context() as killed:  # after their commits
-        killed.setattr(datasets, "record", lambda *args: None)
-        killed.setattr(datasets, "newest", lambda *args: None)
-        for i in (0, 1): datasets.ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
+        killed.setattr(steps, "record", lambda *args: None)
+        killed.setattr(steps, "newest", lambda *args: None)
+        for i in (0, 1): ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
     versions.record("d", newer, facts, ws)
     versions.record("d", older, earlier, ws)
-    assert datasets.get("d", settings=ws).version == newer == 1
+    assert versions.get("d", settings=ws).version == newer == 1
     assert versions.recorded("d", ws)["subject"].to_list() == ["d@0", "d@1"]
 
 
 def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_ingest(ws, monkeypatch):
     with monkeypatch.context() as killed:
-        killed.setattr(datasets, "record", lambda *args: None)
-        killed.setattr(datasets, "newest", lambda *args: None)
-        for i in (0, 1): datasets.ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
-    last = datasets.ingest("d", put(ws, "2.csv", **rows_for(10, 5)), settings=ws)
+        killed.setattr(steps, "record", lambda *args: None)
+        killed.setattr(steps, "newest", lambda *args: None)
+        for i in (0, 1): ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
+    last = ingest("d", put(ws, "2.csv", **rows_for(10, 5)), settings=ws)
     assert [last.version, last.parent.version, last.parent.parent.version] == [2, 1, 0]
 
 
@@ -993,13 +1002,13 @@ def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypat
     folder.mkdir()
     for i in range(6): pl.DataFrame(rows_for(i * 900, 1000)).write_csv(folder / f"{i}.csv")
     contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k", max_rejected=0.2)
-    here = datasets.ingest("here", str(folder), contract=contract, settings=workspace)
-    monkeypatch.setattr("mlops_nb.datasets.staging.SPREAD", 0)
-    there = datasets.ingest("here2", str(folder), contract=contract, settings=workspace)
+    here = ingest("here", str(folder), contract=contract, settings=workspace)
+    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
+    there = ingest("here2", str(folder), contract=contract, settings=workspace)
     same = ("read", "accepted", "rejected", "rows")
     assert [there.facts[f] for f in same] == [here.facts[f] for f in same]
     assert rows_of(there) == rows_of(here)
-    monkeypatch.setattr("mlops_nb.datasets.staging.SPREAD", 0)
+    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
     (folder / "7.csv").write_text("k,w\n1,2\n")
     (folder / "8.csv").write_text("k,v\n9000,9000\n")
-    with pytest.raises(DataError, match="new column w"): datasets.ingest("here2", str(folder), contract=contract, settings=workspace)
+    with pytest.raises(DataError, match="new column w"): ingest("here2", str(folder), contract=contract, settings=workspace)

@@ -14,14 +14,19 @@ import polars as pl
 import pytest
 from conftest import aliases
 
-from mlops_nb import approvals, cli, cluster, deployment, events, lake, lineage, pages, registry, roles, tracking
-from mlops_nb.candidate import Candidate, fit
-from mlops_nb.deployment import applications
-from mlops_nb.deployment.acceptance import Acceptance
-from mlops_nb.objective import Objective
-from mlops_nb.profiles import profile
-from mlops_nb.serving import Desired
-from mlops_nb.settings import create, load
+from mlops_nb.core import cluster, events, lake, tracking
+from mlops_nb.core.errors import ApprovalError, ClusterError, DeploymentError, EventConflict
+from mlops_nb.core.settings import create, load
+from mlops_nb.data.profiles import profile
+from mlops_nb.flow import lineage
+from mlops_nb.front import cli, pages
+from mlops_nb.models import approvals, registry, roles
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.service import deployment
+from mlops_nb.service.deployment import applications
+from mlops_nb.service.deployment.acceptance import Acceptance
+from mlops_nb.service.serving.versions import Desired
 
 pytestmark = pytest.mark.cluster
 OBJECTIVE = Objective(name="churn", question="Who will leave?", target="churn", positive="Yes", key="customer_id")
@@ -101,9 +106,9 @@ def test_from_staging_to_production(shop):
     failed = set(bad.table.filter(~pl.col("passed"))["check"])
     assert failed == {"parity with the offline pipeline", "latency"} and "✗" in bad._repr_html_()
     assert events.newest(shop.events, "failed_acceptance", "churn/1")["details"]["checks"]
-    with pytest.raises(deployment.DeploymentError, match="failed acceptance tests after alice approved it"):
+    with pytest.raises(DeploymentError, match="failed acceptance tests after alice approved it"):
         deployment.promote("churn/1", by="bob", settings=shop)
-    with pytest.raises(registry.ApprovalError, match="latency"): registry.approve("churn/1", by="alice", settings=shop)
+    with pytest.raises(ApprovalError, match="latency"): registry.approve("churn/1", by="alice", settings=shop)
     registry.approve("churn/1", by="alice", despite="the test was wrong, on purpose", settings=shop)
     promoted = deployment.promote("churn/1", by="bob", settings=shop)
     assert promoted.ready and promoted.versions == {"1": 100} and "curl" in promoted._repr_html_()
@@ -111,7 +116,7 @@ def test_from_staging_to_production(shop):
     assert registry.resolve("churn@champion", settings=shop).version == "1"
     stages = lake.scan(shop.table("_predictions", "churn")).collect()["stage"].unique().to_list()
     assert stages == ["staging"], "promotion itself must not predict in production"
-    with pytest.raises(deployment.DeploymentError, match="stage it first"):
+    with pytest.raises(DeploymentError, match="stage it first"):
         deployment.accept("churn/2", CUSTOMERS, settings=shop)
 
 
@@ -133,11 +138,11 @@ def test_without_approval_nothing_is_deployed(shop):
     "Nor a part of the traffic, nor a copy of it: a shadow sees real inputs in the production process."
     before, ways = newest(shop), ({}, {"canary": 5}, {"shadow": True})
     for way in ways:
-        with pytest.raises(deployment.DeploymentError, match="churn/4 has no approval: approve it first"):
+        with pytest.raises(DeploymentError, match="churn/4 has no approval: approve it first"):
             deployment.deploy("churn/4", by="bob", **way, settings=shop)
     registry.reject("churn/4", by="carol", settings=shop)
     for way in ways:
-        with pytest.raises(deployment.DeploymentError, match="rejected by carol, and a rejection is final"):
+        with pytest.raises(DeploymentError, match="rejected by carol, and a rejection is final"):
             deployment.deploy("churn/4", by="bob", **way, settings=shop)
     assert newest(shop) == before
 
@@ -148,7 +153,7 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
     monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: approval | {"by": "rule"})
     assert deployment.approved(version, shop) == approval["id"]
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
-    with pytest.raises(deployment.DeploymentError, match="approved by the rule, but a person has to decide"):
+    with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
         deployment.approved(version, load(shop.root))
 
 
@@ -174,7 +179,7 @@ def test_no_request_is_lost_while_versions_change(shop):
 def test_a_rollback_of_a_rollback_goes_further_back(shop):
     assert deployment.rollback("churn", by="bob", note="no shadow", settings=shop).versions == {"1": 70, "2": 30}
     assert deployment.rollback("churn", by="bob", note="no canary", settings=shop).versions == {"1": 100}
-    with pytest.raises(deployment.DeploymentError, match="no earlier"):
+    with pytest.raises(DeploymentError, match="no earlier"):
         deployment.rollback("churn", by="bob", note="too far", settings=shop)
 
 
@@ -190,7 +195,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
     assert lineage.champion("churn", shop) == "churn/1"
     assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
-    with pytest.raises(deployment.DeploymentError, match="churn/1 is the champion already"):
+    with pytest.raises(DeploymentError, match="churn/1 is the champion already"):
         deployment.deploy("churn/1", by="bob", canary=10, settings=shop)
     end = deployment.rollback("churn", by="bob", note="no canary", settings=shop)
     assert (end.versions, end.champion, end.challenger) == ({"1": 100}, "1", None)
@@ -209,7 +214,7 @@ def test_a_version_with_other_inputs_cannot_stand_beside_the_champion(shop, way)
     before = newest(shop)
     says = ("churn/5 cannot stand beside the champion churn/1.*column 'tenure' is unknown to it; "
             "column 'monthly_charges' is integer in it, float for the champion")
-    with pytest.raises(deployment.DeploymentError, match=says):
+    with pytest.raises(DeploymentError, match=says):
         deployment.deploy("churn/5", by="bob", **way, settings=shop)
     assert newest(shop) == before
 
@@ -221,7 +226,7 @@ def test_a_version_with_other_inputs_can_be_promoted(shop):
 
 @pytest.mark.parametrize("way", [{"canary": 0}, {"canary": 100}, {"canary": 10, "shadow": True}])
 def test_a_share_that_cannot_be_is_refused(shop, way):
-    with pytest.raises(deployment.DeploymentError, match="expected a share of more than 0 and less than 100"):
+    with pytest.raises(DeploymentError, match="expected a share of more than 0 and less than 100"):
         deployment.deploy("churn/2", by="bob", **way, settings=shop)
 
 
@@ -231,7 +236,7 @@ def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypa
         version, desired = real(ref, settings, **state)
         return version, Desired(desired.versions, {v: "/nowhere" for v in desired.bundles}, desired.library)
     monkeypatch.setattr(deployment, "target", elsewhere)
-    with pytest.raises(deployment.DeploymentError, match="unchanged"):
+    with pytest.raises(DeploymentError, match="unchanged"):
         deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop) == before and deployment.endpoint("churn", settings=shop).ready
 
@@ -243,7 +248,7 @@ def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
         if len(calls) == 1: raise RuntimeError("the cluster lost a node")
         return real(*args)
     monkeypatch.setattr(deployment, "realize", fails_once)
-    with pytest.raises(deployment.DeploymentError, match="as before.*lost a node"):
+    with pytest.raises(DeploymentError, match="as before.*lost a node"):
         deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["details"]["versions"] == {"1": 100} and newest(shop)["details"]["undone"]
     assert deployment.endpoint("churn", settings=shop).ready
@@ -286,7 +291,7 @@ def test_a_decision_between_any_two_reads_is_not_overwritten(on_paper, monkeypat
     for nth in range(1, 20):
         reads.clear()
         try: OPERATIONS[operation](on_paper)
-        except events.Conflict as e: assert "carol" in str(e)
+        except EventConflict as e: assert "carol" in str(e)
         latest = read(on_paper.events, "deployed", "churn")
         if len(reads) < nth: break
         assert latest["by"] == "carol", f"what was decided after read {nth} was overwritten"
@@ -302,7 +307,7 @@ def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
         events.record(shop.events, "deployed", model, by="carol", **old["details"])
         return real(model, details)
     monkeypatch.setattr(deployment, "prepare", meanwhile)
-    with pytest.raises(events.Conflict, match="carol"): deployment.promote("churn/2", by="bob", settings=shop)
+    with pytest.raises(EventConflict, match="carol"): deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["by"] == "carol"
 
 
@@ -310,10 +315,10 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
     "And does not wait for it until the time is out."
     first = newest(shop)
     events.record(shop.events, "deployed", "churn", by="carol", **first["details"])
-    with pytest.raises(events.Conflict, match="deployed meanwhile by carol"):
+    with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
         deployment.realize(shop, "churn", first["id"])
     began = time.monotonic()
-    with pytest.raises(events.Conflict, match="deployed meanwhile by carol"):
+    with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
         applications.settled(shop, "churn", Desired.of(first["details"], event=first["id"]))
     assert time.monotonic() - began < 30
     deployment.restore(shop)
@@ -334,7 +339,7 @@ def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
 
     def promote(ref):
         try: deployment.promote(ref, by=ref, settings=shop)
-        except events.Conflict as e: conflicts.append(str(e))
+        except EventConflict as e: conflicts.append(str(e))
     threads = [threading.Thread(target=promote, args=(f"churn/{v}",)) for v in (1, 6)]
     for t in threads: t.start()
     for t in threads: t.join()
@@ -362,7 +367,7 @@ def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
 
 
 def test_another_library_gets_replicas_of_its_own_and_no_request_is_lost(shop):
-    with pytest.raises(deployment.DeploymentError, match="library"):
+    with pytest.raises(DeploymentError, match="library"):
         deployment.deploy("churn/3", by="bob", canary=10, settings=shop)
     with Hammer(deployment.endpoint("churn", settings=shop).url, clients=1) as hammer:
         hammer.rest("1")
@@ -386,7 +391,7 @@ def deployed(settings, version):
 
 def test_a_network_without_tokens_is_refused(tmp_path):
     open_house = create(tmp_path / "open", serve={"host": "0.0.0.0"})
-    with pytest.raises(cluster.ClusterError, match="tokens"): deployment.realize(open_house, "churn")
+    with pytest.raises(ClusterError, match="tokens"): deployment.realize(open_house, "churn")
 
 
 def test_a_rollback_brings_no_rejected_version_back(tmp_path):
@@ -398,10 +403,10 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
     approvals.reject("churn/6", "d1g3st", settings, by="carol", note="unfair")
     says = ("churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
             "`mlops-nb deploy churn/1`")
-    with pytest.raises(deployment.DeploymentError, match=says):
+    with pytest.raises(DeploymentError, match=says):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
     approvals.reject("churn/1", "d1g3st", settings, by="carol")
-    with pytest.raises(deployment.DeploymentError, match="No version was served before it: promote another one"):
+    with pytest.raises(DeploymentError, match="No version was served before it: promote another one"):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
     assert newest(settings)["id"] == previous
 
@@ -412,7 +417,7 @@ def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, mo
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     reject = lambda *_: approvals.reject("churn/2", "d1g3st", settings, by="carol")
     monkeypatch.setattr(deployment, "prepare", reject)
-    with pytest.raises(deployment.DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"):
+    with pytest.raises(DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"):
         deployment.decide(settings, "churn", state, before=None, by="bob")
     assert newest(settings) is None
     id_ = events.record(settings.events, "deployed", "churn", by="ann", **state.details, previous=None)

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mlops_nb import evaluation as e
-from mlops_nb.objective import Objective, Rule
+from mlops_nb.core.errors import EvaluationError
+from mlops_nb.science import evaluation as e
+from mlops_nb.science.objective import Objective, Rule
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = Objective(**BASE, protected=("sex",))
@@ -100,14 +101,14 @@ def test_threshold_comes_from_the_objective_unless_given():
     (lambda f, p: (f.drop("sex"), p), "protected columns \\['sex'\\]"),
 ])
 def test_refused(change, says):
-    with pytest.raises(e.EvaluationError, match=says): e.evaluate(*change(*table()), objective)
+    with pytest.raises(EvaluationError, match=says): e.evaluate(*change(*table()), objective)
 
 
 def test_others_are_checked_too():
     frame, p = table()
-    with pytest.raises(e.EvaluationError, match="the champion"): e.evaluate(frame, p, objective, champion=p[:5])
+    with pytest.raises(EvaluationError, match="the champion"): e.evaluate(frame, p, objective, champion=p[:5])
     e.evaluate(frame, p, objective, baseline=p * 7)               # a score will do to rank
-    with pytest.raises(e.EvaluationError, match="the baseline: expected probabilities"):
+    with pytest.raises(EvaluationError, match="the baseline: expected probabilities"):
         e.evaluate(frame, p, Objective(**BASE, metric="brier"), baseline=p * 7)
 
 
@@ -129,7 +130,7 @@ def test_importance_finds_what_matters(positive):
     assert report.importance["drop"][1] > 0.03 > abs(report.importance["drop"][2])
     loss = e.importance(model, frame, p, Objective(**BASE | {"positive": positive}, metric="log_loss"))
     assert loss["column"][0] == "a" and loss["drop"][0] > 0.1
-    with pytest.raises(e.EvaluationError, match="the pipeline that made"): e.importance(model, frame, p * 0.9, o)
+    with pytest.raises(EvaluationError, match="the pipeline that made"): e.importance(model, frame, p * 0.9, o)
 
 
 def test_importance_does_not_depend_on_the_order_of_the_rows():
@@ -170,7 +171,7 @@ def test_rows_of_a_key_count_once_in_every_interval():
     assert width(loose.champion.gain) < 0.5 * width(again.champion.gain)      # rows of their own: surer
     grouped = repeated()[0].with_columns(house="id", id=pl.int_range(2000))
     assert e.evaluate(grouped, repeated()[1], objective, together="house").metrics == again.metrics
-    with pytest.raises(e.EvaluationError, match="'home', by which rows belong together"):
+    with pytest.raises(EvaluationError, match="'home', by which rows belong together"):
         e.evaluate(grouped, repeated()[1], objective, together="home")
 
 

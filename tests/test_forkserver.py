@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlops_nb import forkserver, handover
-from mlops_nb.forkserver import Forked, answers
+from mlops_nb.core import forkserver
+from mlops_nb.core.forkserver import Forked, answers
+from mlops_nb.front import launcher
 
 SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2], ())"
 PROGRAM = '''
@@ -60,7 +61,7 @@ def server(tmp_path):
 @pytest.fixture
 def ask(server, tmp_path):
     "Ask as the console script does, from a process of its own; `call` is a function of PROGRAM."
-    asker = ("import sys; from mlops_nb import handover; import json; real = handover.Forked\n"
+    asker = ("import sys; from mlops_nb.front import launcher; import json; real = launcher.Forked\n"
              "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
              "ours = {'call': f'program:{call}', 'library': library}\n"
              "handover.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
@@ -184,7 +185,7 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
     "The server refuses while something it imported may be old, and starts anew."
     address, packages = str(tmp_path / "forks"), tmp_path / "packages"
     packages.mkdir()
-    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb import forkserver\n"
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
             "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
             "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())")
     root, log = str(Path(forkserver.__file__).parents[1]), tmp_path / "log"
@@ -213,6 +214,6 @@ def test_the_nearest_record_is_found(tmp_path, monkeypatch):
     (tmp_path / "w" / "nbs").mkdir()
     monkeypatch.chdir(tmp_path / "w" / "nbs")
     monkeypatch.delenv("MLOPS_NB_WORKSPACE", raising=False)
-    assert handover.server(["status"]) == "/tmp/x/forks"
+    assert launcher.server(["status"]) == "/tmp/x/forks"
     (tmp_path / "w" / ".mlops_nb" / "cluster.json").write_text("{")
-    assert handover.server(["status", "-w", str(tmp_path / "w")]) is None
+    assert launcher.server(["status", "-w", str(tmp_path / "w")]) is None

@@ -15,8 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb import datasets, events, lake
-from mlops_nb.settings import MlopsError, SettingsError, create, load
+from mlops_nb.core import events, lake
+from mlops_nb.core.errors import (
+    CommitConflict,
+    DataError,
+    EventConflict,
+    LakeError,
+    MlopsError,
+    SettingsError,
+)
+from mlops_nb.core.settings import create, load
+from mlops_nb.data import versions
+from mlops_nb.data.contracts import Contract, conform, enforce, infer
+from mlops_nb.data.ingest import ingest
+from mlops_nb.data.splits import content_digest, split
 
 
 def test_environment_overrides_the_file(tmp_path, monkeypatch):
@@ -56,7 +68,7 @@ def test_nothing_is_written_for_settings_that_cannot_be(tmp_path):
     pl.DataFrame({"a": [1]}, schema={"a": pl.UInt32}), pl.DataFrame({"a": [1]}, schema={"a": pl.Duration}),
 ])
 def test_types_that_delta_would_change_are_refused(tmp_path, frame):
-    with pytest.raises(lake.LakeError, match="cannot be stored"): lake.append(str(tmp_path / "t"), frame)
+    with pytest.raises(LakeError, match="cannot be stored"): lake.append(str(tmp_path / "t"), frame)
     assert not lake.exists(str(tmp_path / "t"))
 
 
@@ -64,7 +76,7 @@ def test_types_that_delta_would_change_are_refused(tmp_path, frame):
 def test_nothing_is_cast_into_a_table(tmp_path, value):
     table = str(tmp_path / "t")
     lake.append(table, pl.DataFrame({"a": [1]}))
-    with pytest.raises(lake.LakeError): lake.append(table, pl.DataFrame({"a": [value]}))
+    with pytest.raises(LakeError): lake.append(table, pl.DataFrame({"a": [value]}))
     assert lake.scan(table).collect()["a"].to_list() == [1]
 
 
@@ -76,7 +88,7 @@ def _append(table: str, n: int, start: float) -> None:
 def _commit(table: str, n: int, start: float) -> None:
     file = lake.write(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
     while time.time() < start: pass
-    with contextlib.suppress(lake.Conflict):
+    with contextlib.suppress(CommitConflict):
         lake.commit(table, [file], schema=pl.Schema({"n": pl.Int64}), at=None, keys={"race": 1})
 
 
@@ -98,7 +110,7 @@ def test_first_times_and_another_commit_are_a_conflict_that_a_second_try_solves(
         table, [lake.write(table, rows, name)], schema=rows.schema, at=at)
     write(plain, "0.parquet", None)
     write(plain, "1.parquet", 0)
-    with pytest.raises(lake.Conflict): write(timed, "2.parquet", 0)
+    with pytest.raises(CommitConflict): write(timed, "2.parquet", 0)
     assert lake.scan(table).collect().height == 2
     assert write(timed, "3.parquet", lake.version(table)) == 3
     assert lake.scan(table).collect().rows() == [(1, datetime(2024, 5, 1, 10))]
@@ -125,7 +137,7 @@ def test_of_many_deciders_one_decides(tmp_path):
 
     def decide(n):
         try: won.append(events.record(log, "deployed", "churn", by=str(n), after=first))
-        except events.Conflict: lost.append(n)
+        except EventConflict: lost.append(n)
     threads = [threading.Thread(target=decide, args=(n,)) for n in range(8)]
     for t in threads: t.start()
     for t in threads: t.join()
@@ -162,7 +174,7 @@ def test_a_writer_whose_clock_is_slow_is_not_overlooked(tmp_path, monkeypatch):
     assert events.newest(log, "deployed", "churn")["id"] == second
     a, b = events.history(log, "churn").collect()["at"]
     assert b - a == timedelta(microseconds=1), "the later event has the later time"
-    with pytest.raises(events.Conflict, match="bob"):
+    with pytest.raises(EventConflict, match="bob"):
         events.record(log, "deployed", "churn", by="carol", after=first)
 
 
@@ -170,10 +182,10 @@ def test_a_decision_among_kinds_sees_all_of_them(tmp_path):
     log, kinds = str(tmp_path / "log"), ("approved", "rejected")
     first = events.record(log, "approved", "m/1", by="ann", after=None, among=kinds)
     events.record(log, "rejected", "m/1", by="bob")
-    with pytest.raises(events.Conflict, match="m/1 was rejected meanwhile by bob"):
+    with pytest.raises(EventConflict, match="m/1 was rejected meanwhile by bob"):
         events.record(log, "approved", "m/1", by="carol", after=first, among=kinds)
     assert events.newest(log, kinds, "m/1")["kind"] == "rejected"
-    with pytest.raises(events.Conflict, match="never approved or rejected"):
+    with pytest.raises(EventConflict, match="never approved or rejected"):
         events.record(log, "approved", "m/2", by="carol", after=first, among=kinds)
 
 
@@ -228,7 +240,8 @@ def test_first_writes_into_a_log_without_sequences_race_safely(tmp_path):
 
 RECORDER = """
 import os, sys
-from mlops_nb import events
+from mlops_nb.core import events
+from mlops_nb.core.errors import EventConflict
 for n in range(1_000_000):
     id_ = events.record(sys.argv[1], "counted", "churn", by=sys.argv[2], n=n)
     os.write(1, f"{id_}\\n".encode())   # the acknowledgement
@@ -269,10 +282,10 @@ dirty = st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.float
 @settings(deadline=None)
 @given(dirty)
 def test_accepted_and_rejected_are_all_that_was_read(rows):
-    contract = datasets.Contract(columns={"k": {"dtype": "string"}, "v": {"dtype": "float", "min": 0},
+    contract = Contract(columns={"k": {"dtype": "string"}, "v": {"dtype": "float", "min": 0},
                                           "c": {"dtype": "string", "categories": ["x", "y"]}}, key="k")
     frame = pl.DataFrame(rows, schema={"k": pl.String, "v": pl.Float64, "c": pl.String}, orient="row")
-    good, bad = datasets.enforce(datasets.conform(frame, contract), contract)
+    good, bad = enforce(conform(frame, contract), contract)
     assert good.height + bad.height == frame.height
     together = pl.concat([good, bad.drop("_rules")]).rows()
     assert sorted(map(repr, together)) == sorted(map(repr, frame.rows()))
@@ -284,14 +297,14 @@ def test_accepted_and_rejected_are_all_that_was_read(rows):
 @given(st.lists(st.text(min_size=1), unique=True, min_size=1, max_size=50), st.randoms())
 def test_a_row_keeps_its_split_in_any_company(keys, random):
     frame = pl.DataFrame({"k": keys})
-    alone = dict(datasets.split(frame, name="d", key="k").select("k", "_split").iter_rows())
+    alone = dict(split(frame, name="d", key="k").select("k", "_split").iter_rows())
     some = random.sample(keys, k=max(1, len(keys) // 2))
-    for k, where in datasets.split(pl.DataFrame({"k": some}), name="d", key="k").iter_rows(): assert alone[k] == where
+    for k, where in split(pl.DataFrame({"k": some}), name="d", key="k").iter_rows(): assert alone[k] == where
 
 
 def test_splits_are_the_same_for_ever():
     "These values were written down once; a change of library must not change them."
-    rows = datasets.split(pl.DataFrame({"k": ["C00001", "C00002", "C00003", "C00004", "C00005", "C00006"]}),
+    rows = split(pl.DataFrame({"k": ["C00001", "C00002", "C00003", "C00004", "C00005", "C00006"]}),
                           name="churn", key="k")
     assert rows["_split"].to_list() == FIXED
 
@@ -301,7 +314,7 @@ FIXED = ["train", "test", "train", "test", "train", "test"]
 
 def test_splits_take_their_shares():
     rows = pl.DataFrame({"k": [str(n) for n in range(20_000)]})
-    counts = dict(datasets.split(rows, name="d", key="k", shares={"train": 0.7, "validation": 0.1, "test": 0.2})
+    counts = dict(split(rows, name="d", key="k", shares={"train": 0.7, "validation": 0.1, "test": 0.2})
                   ["_split"].value_counts().iter_rows())
     for name, share in {"train": 0.7, "validation": 0.1, "test": 0.2}.items():
         assert abs(counts[name] / 20_000 - share) < 0.015
@@ -317,24 +330,24 @@ def write(ws, **columns):
 def test_a_file_that_is_no_table_is_refused(tmp_path, text, says):
     ws = create(tmp_path)
     (tmp_path / "d.csv").write_bytes(text.encode("latin1"))
-    with pytest.raises(MlopsError, match=says): datasets.ingest("d", "d.csv", key="a", settings=ws)
+    with pytest.raises(MlopsError, match=says): ingest("d", "d.csv", key="a", settings=ws)
     assert not lake.exists(ws.table("d"))
 
 
 def test_too_many_rejects_commit_nothing(tmp_path):
     ws = create(tmp_path)
-    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    contract = infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
     write(ws, k=[1, 2, 3], v=[1.0, -2.0, -3.0])
-    with pytest.raises(datasets.DataError, match=r"2 of 3 rows .* v must be at least 0.0 \(2 rows\)"):
-        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    with pytest.raises(DataError, match=r"2 of 3 rows .* v must be at least 0.0 \(2 rows\)"):
+        ingest("d", "d.csv", contract=contract, settings=ws)
     assert not lake.exists(ws.table("d")) and not lake.exists(ws.table("d__quarantine"))
 
 
 def test_a_few_rejects_are_quarantined_with_their_rules(tmp_path):
     ws = create(tmp_path)
-    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    contract = infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
     write(ws, k=list(range(100)), v=[-1.0] + [1.0] * 99)
-    version = datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    version = ingest("d", "d.csv", contract=contract, settings=ws)
     assert (version.facts["read"], version.facts["accepted"], version.facts["rejected"]) == (100, 99, 1)
     kept = lake.scan(ws.table("d__quarantine")).collect().row(0, named=True)
     assert kept["rules"] == "v|min" and kept["ingest"] == version.facts["ingest"] and '"v":-1.0' in kept["row"]
@@ -346,10 +359,10 @@ def test_a_few_rejects_are_quarantined_with_their_rules(tmp_path):
 ])
 def test_another_schema_is_refused(tmp_path, columns, says):
     ws = create(tmp_path)
-    contract = datasets.infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
+    contract = infer(pl.DataFrame({"k": [1, 2], "v": [1.0, 2.0]}), key="k")
     write(ws, **columns)
-    with pytest.raises(datasets.DataError, match=says):
-        datasets.ingest("d", "d.csv", contract=contract, settings=ws)
+    with pytest.raises(DataError, match=says):
+        ingest("d", "d.csv", contract=contract, settings=ws)
 
 
 def test_an_ingest_that_died_before_its_event_is_finished_once(tmp_path, monkeypatch):
@@ -358,23 +371,23 @@ def test_an_ingest_that_died_before_its_event_is_finished_once(tmp_path, monkeyp
 
     def dies(*_, **__): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(datasets.versions.events, "record", dies)
-        with pytest.raises(KeyboardInterrupt): datasets.ingest("d", "d.csv", key="k", settings=ws)
-    version = datasets.ingest("d", "d.csv", key="k", settings=ws)
+        m.setattr(versions.events, "record", dies)
+        with pytest.raises(KeyboardInterrupt): ingest("d", "d.csv", key="k", settings=ws)
+    version = ingest("d", "d.csv", key="k", settings=ws)
     assert version.ref == "d@0" and version.scan().collect().height == 50
 
 
 def test_content_digest_is_of_a_set_of_rows():
     rows = pl.DataFrame({"a": [1, 2], "b": ["x", None], "at": [datetime(2026, 1, 1, tzinfo=UTC)] * 2})
     same = rows.reverse().select("b", "at", "a")
-    assert datasets.content_digest(rows) == datasets.content_digest(same)
-    assert datasets.content_digest(rows) != datasets.content_digest(rows.with_columns(a=pl.col("a") + 1))
+    assert content_digest(rows) == content_digest(same)
+    assert content_digest(rows) != content_digest(rows.with_columns(a=pl.col("a") + 1))
 
 
 def test_unknown_references_say_what_there_is(tmp_path):
     ws = create(tmp_path)
-    with pytest.raises(datasets.DataError, match="ingest one first"): datasets.get("d", settings=ws)
+    with pytest.raises(DataError, match="ingest one first"): versions.get("d", settings=ws)
     write(ws, k=[1, 2])
-    datasets.ingest("d", "d.csv", key="k", settings=ws)
-    with pytest.raises(datasets.DataError, match="there is d@0"): datasets.get("d@7", settings=ws)
-    with pytest.raises(datasets.DataError, match="not a dataset reference"): datasets.get("d/4", settings=ws)
+    ingest("d", "d.csv", key="k", settings=ws)
+    with pytest.raises(DataError, match="there is d@0"): versions.get("d@7", settings=ws)
+    with pytest.raises(DataError, match="not a dataset reference"): versions.get("d/4", settings=ws)

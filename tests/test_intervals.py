@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from mlops_nb import association
-from mlops_nb import intervals as iv
+from mlops_nb.science import association
+from mlops_nb.science import intervals as iv
 
 SPEC = importlib.util.spec_from_file_location(
     "populations", Path(__file__).parents[1] / "benchmarks" / "populations.py")

@@ -10,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from mlops_nb import lake, monitoring, registry, tracking
-from mlops_nb.bundle import Bundle, fill, seal
-from mlops_nb.candidate import Candidate, fit, write
-from mlops_nb.deployment import applications
-from mlops_nb.labels import as_ones, labels_of, meant, respelled, spelling
-from mlops_nb.objective import Objective
-from mlops_nb.profiles import profile
-from mlops_nb.serving import Handlers, PredictionLog, application_of
-from mlops_nb.serving.versions import Versions
-from mlops_nb.settings import create
+from mlops_nb.core import lake, tracking
+from mlops_nb.core.settings import create
+from mlops_nb.data.profiles import profile
+from mlops_nb.models import registry
+from mlops_nb.models.bundle import Bundle, fill, seal
+from mlops_nb.science.labels import as_ones, labels_of, meant, respelled, spelling
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.pipeline import Candidate, fit, write
+from mlops_nb.service import monitoring
+from mlops_nb.service.deployment import applications
+from mlops_nb.service.serving import Handlers, application_of
+from mlops_nb.service.serving.log import PredictionLog
+from mlops_nb.service.serving.versions import Versions
 
 
 @pytest.mark.parametrize(("value", "text"), [

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
-from mlops_nb import measures as m
+from mlops_nb.science import metrics as m
 
 
 @pytest.mark.parametrize("n", [300, 3000])

@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlops_nb import events, lake, monitoring, window
-from mlops_nb.masking import Webhook
-from mlops_nb.monitoring import check, open_alerts
-from mlops_nb.objective import Objective
-from mlops_nb.profiles import Profile, profile
-from mlops_nb.serving.log import TABLES, PredictionLog
-from mlops_nb.settings import create
-from mlops_nb.signature import Signature
+from mlops_nb.core import events, lake
+from mlops_nb.core.errors import EventConflict
+from mlops_nb.core.masking import Webhook
+from mlops_nb.core.settings import create
+from mlops_nb.data.profiles import Profile, profile
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.signature import Signature
+from mlops_nb.service import monitoring
+from mlops_nb.service.monitoring import check, checks, open_alerts
+from mlops_nb.service.serving.log import TABLES, PredictionLog
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OBJECTIVE = Objective(name="m", question="Who leaves?", target="y", positive="Yes", key="id", protected=["sex"])
@@ -41,8 +43,8 @@ def people(n: int, seed: int, *, shift: float = 0) -> pl.DataFrame:
 INPUTS = people(1, 0).drop("prediction", "y").columns
 TEST = people(2000, 99)
 TRUTH, THOUGHT = (TEST["y"] == "Yes").to_numpy().astype(int), TEST["prediction"].to_numpy()
-REPORT = {"metrics": {"roc_auc": window.measures.auc(TRUTH, THOUGHT).model_dump()}, "threshold": 0.5,
-          "fairness": window.measures.fairness(TEST.select("sex"), TRUTH, THOUGHT, 0.5).to_dicts()}
+REPORT = {"metrics": {"roc_auc": checks.metrics.auc(TRUTH, THOUGHT).model_dump()}, "threshold": 0.5,
+          "fairness": checks.metrics.fairness(TEST.select("sex"), TRUTH, THOUGHT, 0.5).to_dicts()}
 REFERENCE = profile(people(4000, 98).select(INPUTS)).merge(profile(TEST.select("prediction")))
 SIGNATURE = Signature.of(people(500, 97).select(INPUTS))
 BUNDLE = SimpleNamespace(signature=SIGNATURE, profile=REFERENCE, objective=OBJECTIVE, report=REPORT,
@@ -86,13 +88,13 @@ def kinds(space) -> list[str]:
     return events.history(space.settings.events, "m").collect()["kind"].to_list()
 
 
-def judged(frame: pl.DataFrame, labels: bool = True, report: dict = REPORT, **changes) -> window.Verdict:
+def judged(frame: pl.DataFrame, labels: bool = True, report: dict = REPORT, **changes) -> checks.Verdict:
     labelled = frame.with_columns(label=(pl.col("y") == "Yes").cast(pl.Int64)).drop("y")
-    return window.judge(frame.drop("y"), labelled if labels else labelled.clear(), REFERENCE,
+    return checks.judge(frame.drop("y"), labelled if labels else labelled.clear(), REFERENCE,
                         OBJECTIVE.model_copy(update=changes), report)
 
 
-def alarms(found: window.Verdict) -> set[tuple[str, str]]: return {(a["kind"], a["column"]) for a in found.alarms}
+def alarms(found: checks.Verdict) -> set[tuple[str, str]]: return {(a["kind"], a["column"]) for a in found.alarms}
 
 
 # -- the questions ------------------------------------------------------------------------------------------------
@@ -104,9 +106,9 @@ def test_quiet_windows_stay_quiet():
 
 def asked(frame: pl.DataFrame, reference: Profile) -> pl.DataFrame:
     "What is asked of a window's inputs, corrected at 1 %."
-    drifts = window.drift(profile(frame), reference)
-    return window.corrected([*window.drifting(drifts), *window.missing(frame, reference),
-                             *window.outside(frame, reference), *window.unseen(frame, reference)], 0.01)
+    drifts = checks.drift(profile(frame), reference)
+    return checks.corrected([*checks.drifting(drifts), *checks.missing(frame, reference),
+                             *checks.outside(frame, reference), *checks.unseen(frame, reference)], 0.01)
 
 
 def rare(rng, rows: int, nulls: float) -> pl.DataFrame:
@@ -138,7 +140,7 @@ def test_new_categories_by_chance_are_no_alarm(kind):
     weights = np.ones(number) if kind == "alike" else 1 / np.arange(1, number + 1) ** 1.1
     def column(rows: int) -> pl.DataFrame:
         return pl.DataFrame({"c": rng.choice(number, rows, p=weights / weights.sum())}).cast(pl.String)
-    p = np.array([window.unseen(column(200), profile(column(1000)))[0]["p_value"] for _ in range(600)])
+    p = np.array([checks.unseen(column(200), profile(column(1000)))[0]["p_value"] for _ in range(600)])
     assert (p < 0.00025).sum() <= 2  # 0.15 are promised at most
     assert (p < 0.01).sum() <= 14    # 6 are
 
@@ -147,8 +149,8 @@ def test_a_new_category_of_five_percent_is_an_alarm():
     rng = np.random.default_rng(10)
     reference = profile(pl.DataFrame({"c": rng.choice(400, 4000)}).cast(pl.String))
     frame = pl.DataFrame({"c": ["new"] * 10 + [str(c) for c in rng.choice(400, 190)]})
-    assert window.unseen(frame, reference)[0]["p_value"] < 0.00025
-    assert window.unseen(frame[9:], reference)[0]["p_value"] > 0.01
+    assert checks.unseen(frame, reference)[0]["p_value"] < 0.00025
+    assert checks.unseen(frame[9:], reference)[0]["p_value"] > 0.01
 
 
 def test_what_changed_is_named_and_nothing_else():
@@ -193,7 +195,7 @@ def test_performance_is_judged_only_with_labels_of_both_classes():
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "brier", "log_loss"])
 def test_worse_is_worse_in_every_metric(metric):
-    expected = window.measures.measured(TRUTH, THOUGHT).interval(metric)
+    expected = checks.metrics.measured(TRUTH, THOUGHT).interval(metric)
     report = REPORT | {"metrics": {metric: expected.model_dump()}}
     frame = people(800, 5)
     assert ("performance", metric) not in alarms(judged(frame, report=report, metric=metric))
@@ -208,9 +210,9 @@ def test_a_model_that_is_no_worse_is_called_worse_by_luck_only(metric):
     for seed in range(120):
         test, now = people(1000, 1000 + seed), people(300, 5000 + seed)
         truth = [(f["y"] == "Yes").to_numpy().astype(int) for f in (test, now)]
-        expected = window.measures.measured(truth[0], test["prediction"].to_numpy()).interval(metric)
+        expected = checks.metrics.measured(truth[0], test["prediction"].to_numpy()).interval(metric)
         labelled = now.with_columns(label=pl.Series(truth[1]))
-        question, = window.performance(labelled, OBJECTIVE.model_copy(update={"metric": metric}),
+        question, = checks.performance(labelled, OBJECTIVE.model_copy(update={"metric": metric}),
                                        {"metrics": {metric: expected.model_dump()}})
         low += question["p_value"] < 0.05
     assert low <= 15                                              # 6 expected, 15 by chance in 1 of 1,000
@@ -231,7 +233,7 @@ def test_unequal_treatment_alarms_against_the_report_or_what_is_accepted():
 def test_exceedances_are_a_distribution(n, m, data):
     from math import comb
     k = data.draw(st.integers(0, n))
-    assert window.exceeding(k, n, m) == pytest.approx(comb(n, k) / comb(n + m, k))
+    assert checks.exceeding(k, n, m) == pytest.approx(comb(n, k) / comb(n + m, k))
 
 
 @hypothesis_settings(max_examples=20, deadline=None)
@@ -244,7 +246,7 @@ def test_inputs_come_back_as_they_were(rows):
                         "f": pl.Datetime("us", "UTC")})
     frame = pl.DataFrame(rows, schema=schema)
     log = frame.select(inputs=pl.struct(pl.all()).struct.json_encode(), probability=pl.lit(0.5))
-    assert window.decoded(log, schema).drop("prediction").equals(frame)
+    assert checks.decoded(log, schema).drop("prediction").equals(frame)
 
 
 # -- windows ------------------------------------------------------------------------------------------------------
@@ -393,7 +395,7 @@ def test_a_label_that_is_corrected_before_it_is_judged_counts_once(space):
     tell(space, rows, hour=1)
     judged = look(space, 2).judged["1"]
     assert (judged.verdict.labelled, judged.corrections) == (200, 0)
-    assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(window.measures.auc(
+    assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(checks.metrics.auc(
         (rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
 
 
@@ -480,7 +482,7 @@ def test_labels_of_earlier_windows_count_when_they_come_and_the_last_one_counts(
     found = look(space, 6)
     assert found.found.labelled == 400
     assert found.table.filter(pl.col("kind") == "performance")["value"].item() == pytest.approx(
-        window.measures.auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
+        checks.metrics.auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
     serve(space, people(120, 4), hour=7)
     assert look(space, 8).found.labelled == 0  # used once
 
@@ -601,7 +603,7 @@ def test_of_two_passes_at_once_one_gives_way(space):
     def one():
         barrier.wait()
         try: ended.append(look(space, 1).rows)
-        except events.Conflict: ended.append("conflict")
+        except EventConflict: ended.append("conflict")
 
     threads = [threading.Thread(target=one) for _ in range(2)]
     for t in threads: t.start()
@@ -675,7 +677,7 @@ def test_the_page_escapes_what_customers_sent(space):
 def test_pages_and_reports_work_in_a_browser_under_their_policy(space, chromium, listening):
     from playwright.sync_api import sync_playwright
 
-    from mlops_nb import pages
+    from mlops_nb.front import pages
     serve(space, people(300, 1, shift=9), hour=0)
     assert look(space, 1).alerts
     with listening(pages.asgi(space.settings)) as port, sync_playwright() as p:

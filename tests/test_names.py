@@ -13,14 +13,30 @@ import polars as pl
 import pytest
 from test_workflow import good
 
-from mlops_nb import datasets, events, lake, objective, registry, tracking
-from mlops_nb.datasets import files
-from mlops_nb.datasets.databases import connect, frames
-from mlops_nb.datasets.files import store
-from mlops_nb.datasets.sources import Source
-from mlops_nb.settings import SettingsError, create, load
-from mlops_nb.signature import DataError as SignatureError
-from mlops_nb.signature import Signature
+from mlops_nb.core import events, lake, tracking
+from mlops_nb.core.errors import (
+    DataError,
+    LakeError,
+    ObjectiveError,
+    RegistryError,
+    SettingsError,
+)
+from mlops_nb.core.errors import (
+    InputError as SignatureError,
+)
+from mlops_nb.core.settings import create, load
+from mlops_nb.data import ingest as ingesting
+from mlops_nb.data import versions
+from mlops_nb.data.contracts import Contract
+from mlops_nb.data.ingest import ingest, read
+from mlops_nb.data.ingest.resplitting import resplit
+from mlops_nb.data.quality.differences import diff
+from mlops_nb.data.sources import Source, files
+from mlops_nb.data.sources.databases import connect, frames
+from mlops_nb.data.sources.files import store
+from mlops_nb.models import registry
+from mlops_nb.science import objective
+from mlops_nb.science.signature import Signature
 
 FOLDERS = ["my project ü#1", "100%", "is it?", "a*b{c}", "k=1&x+y;z"]
 
@@ -39,13 +55,13 @@ def rows(version) -> list[tuple]: return version.scan().drop("_split").collect()
 def test_a_workspace_lives_in_a_folder_of_any_name(tmp_path, name):
     workspace = create(tmp_path / name)
     days(workspace.root, 1, "id,v\n1,1.5\n2,2.5\n")
-    first = datasets.ingest("Kündigungen", "in/*.csv", key="id", settings=workspace)
+    first = ingest("Kündigungen", "in/*.csv", key="id", settings=workspace)
     days(workspace.root, 2, "id,v\n2,9.5\n3,3.5\n")
-    second = datasets.ingest("Kündigungen", "in/*.csv", settings=workspace)
-    assert sorted(rows(datasets.get("dataset:Kündigungen@1", settings=load(workspace.root)))) == [
+    second = ingest("Kündigungen", "in/*.csv", settings=workspace)
+    assert sorted(rows(versions.get("dataset:Kündigungen@1", settings=load(workspace.root)))) == [
         (1, 1.5), (2, 9.5), (3, 3.5)]
     assert sorted(rows(first)) == [(1, 1.5), (2, 2.5)]
-    assert datasets.diff(first, second).table.rows() == [("kept", 1), ("added", 1), ("removed", 0), ("changed", 1)]
+    assert diff(first, second).table.rows() == [("kept", 1), ("added", 1), ("removed", 0), ("changed", 1)]
     assert second.profile().rows == second.counts.get("train", 0)
     assert [c["version"] for c in lake.commits(workspace.table("Kündigungen"))] == [1, 0]
     assert events.history(workspace.events, kind="ingested").collect()["subject"].to_list() == [
@@ -86,13 +102,13 @@ def test_a_folder_that_divides_import_paths_is_refused(tmp_path):
 def test_a_folder_that_deltalake_misreads_is_refused_before_anything_is_written(tmp_path, name, part):
     with pytest.raises(SettingsError) as e: create(tmp_path / name)
     assert f"libraries misread '{part}' in it: rename the folder" in str(e.value) and not (tmp_path / name).exists()
-    with pytest.raises(lake.LakeError, match="deltalake misreads"):
+    with pytest.raises(LakeError, match="deltalake misreads"):
         lake.append(str(tmp_path / name / "t"), pl.DataFrame({"a": [1]}))
     assert not list(tmp_path.iterdir())
     elsewhere = create(tmp_path / "w")
     (tmp_path / name).mkdir()
     (tmp_path / name / "d.csv").write_text("id\n1\n")
-    assert rows(datasets.ingest("d", str(tmp_path / name / "*.csv"), settings=elsewhere)) == [(1,)]
+    assert rows(ingest("d", str(tmp_path / name / "*.csv"), settings=elsewhere)) == [(1,)]
 
 
 def test_in_a_bucket_an_address_may_have_all_but_what_ends_it(tmp_path, s3):
@@ -100,8 +116,8 @@ def test_in_a_bucket_an_address_may_have_all_but_what_ends_it(tmp_path, s3):
         create(tmp_path / "w", workspace={"storage": f"{s3.address}/team#1"})
     workspace = create(tmp_path / "w", workspace={"storage": f"{s3.address}/my project ü"})
     (workspace.root / "d.csv").write_text("id\n1\n2\n")
-    assert sorted(rows(datasets.ingest("Kündigungen", "d.csv", key="id", settings=workspace))) == [(1,), (2,)]
-    assert sorted(rows(datasets.get("Kündigungen", settings=workspace))) == [(1,), (2,)]
+    assert sorted(rows(ingest("Kündigungen", "d.csv", key="id", settings=workspace))) == [(1,), (2,)]
+    assert sorted(rows(versions.get("Kündigungen", settings=workspace))) == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "a#1", "a?b", "a[1]", "a*b", "a|b"])
@@ -187,16 +203,16 @@ EMPTY = {"2.csv": b"id,v\n", "3.csv": b"", "4.csv": b"\n\n", "5.csv": codecs.BOM
 def test_a_part_without_rows_is_read_once_and_the_next_is_taken(tmp_path, name):
     workspace = create(tmp_path)
     days(tmp_path, 1, "id,v\n1,1.5\n2,2.5\n")
-    first = datasets.ingest("d", "in/*.csv", settings=workspace)
+    first = ingest("d", "in/*.csv", settings=workspace)
     (tmp_path / "in" / name).write_bytes(EMPTY[name])
-    again = [datasets.ingest("d", "in/*.csv", by="ann", settings=workspace).ref for _ in range(2)]
+    again = [ingest("d", "in/*.csv", by="ann", settings=workspace).ref for _ in range(2)]
     assert again == [first.ref] * 2 and lake.version(workspace.table("d")) == 0
     read, = events.history(workspace.events, kind="read_empty").collect().to_dicts()
     assert (read["subject"], read["by"], list(json.loads(read["details"])["parts"])) == ("d", "ann", [f"in/{name}"])
     days(tmp_path, 6, "id,v\n7,7.5\n")
-    assert sorted(rows(datasets.ingest("d", "in/*.csv", settings=workspace))) == [(1, 1.5), (2, 2.5), (7, 7.5)]
+    assert sorted(rows(ingest("d", "in/*.csv", settings=workspace))) == [(1, 1.5), (2, 2.5), (7, 7.5)]
     (tmp_path / "in" / name).write_text("id,v\n8,8.5\n")
-    assert len(rows(datasets.ingest("d", "in/*.csv", settings=workspace))) == 4
+    assert len(rows(ingest("d", "in/*.csv", settings=workspace))) == 4
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow", ".jsonl", ".csv.gz"])
@@ -207,10 +223,10 @@ def test_an_empty_file_of_each_kind_is_read_once_and_the_next_is_taken(tmp_path,
         if ending == ".csv.gz": (tmp_path / f"{name}{ending}").write_bytes(gzip.compress(frame.write_csv().encode()))
         else: WRITERS[ending](frame, tmp_path / f"{name}{ending}")
     write("a", 2)
-    datasets.ingest("d", f"*{ending}", settings=workspace)
+    ingest("d", f"*{ending}", settings=workspace)
     write("b", 0)
     write("c", 1)
-    version = datasets.ingest("d", f"*{ending}", settings=workspace)
+    version = ingest("d", f"*{ending}", settings=workspace)
     assert (version.facts["rows"], sorted(version.facts["parts"])) == (3, [f"b{ending}", f"c{ending}"])
 
 
@@ -218,32 +234,32 @@ def test_a_query_without_rows_is_read(tmp_path):
     workspace = create(tmp_path)
     with sqlite3.connect(tmp_path / "shop.db") as connection: connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1)")
     address = "sqlite:///shop.db#query=SELECT a FROM t WHERE a > 1"
-    with pytest.raises(datasets.DataError, match="has no rows: expected at least one"):
-        datasets.ingest("d", address, settings=workspace)
+    with pytest.raises(DataError, match="has no rows: expected at least one"):
+        ingest("d", address, settings=workspace)
     connection.execute("INSERT INTO t VALUES (2)")
     connection.commit()
-    assert rows(datasets.ingest("d", address, settings=workspace)) == [(2,)]
+    assert rows(ingest("d", address, settings=workspace)) == [(2,)]
     connection.execute("DELETE FROM t")
     connection.commit()
-    assert datasets.ingest("d", address, settings=workspace).facts["rows"] == 0  # what the query gave is gone
+    assert ingest("d", address, settings=workspace).facts["rows"] == 0  # what the query gave is gone
 
 
 @pytest.mark.parametrize("name", EMPTY)
 def test_a_first_ingest_without_rows_is_one_sentence(tmp_path, name):
     workspace = create(tmp_path)
     (tmp_path / name).write_bytes(EMPTY[name])
-    with pytest.raises(datasets.DataError, match=f"{name} (is empty|has a header and no rows): expected"):
-        datasets.ingest("d", name, settings=workspace)
+    with pytest.raises(DataError, match=f"{name} (is empty|has a header and no rows): expected"):
+        ingest("d", name, settings=workspace)
     assert not lake.exists(workspace.table("d")) and not lake.exists(workspace.events)
-    with pytest.raises(datasets.DataError, match="has no rows"): datasets.read(name, settings=workspace)
+    with pytest.raises(DataError, match="has no rows"): read(name, settings=workspace)
 
 
 def test_a_file_that_lost_its_rows_takes_them_along(tmp_path):
     workspace = create(tmp_path)
     for number in (1, 2): days(tmp_path, number, f"id\n{number}\n")
-    datasets.ingest("d", "in/*.csv", settings=workspace)
+    ingest("d", "in/*.csv", settings=workspace)
     days(tmp_path, 2, "id\n")
-    version = datasets.ingest("d", "in/*.csv", settings=workspace)
+    version = ingest("d", "in/*.csv", settings=workspace)
     assert (version.ref, rows(version), version.facts["replaced"]) == ("d@1", [(1,)], 1)
 
 
@@ -261,7 +277,7 @@ def test_a_first_cell_may_be_longer_than_the_sample(tmp_path, cell, ending):
 def test_a_quote_that_is_never_closed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_SAMPLE", 2**20)
     (tmp_path / "d.csv").write_text('id,doc\n1,"' + "x,\n" * 1_000_000)
-    with pytest.raises(datasets.DataError, match="is a quote not closed there"): Source("d.csv", tmp_path).parts()[0].schema()
+    with pytest.raises(DataError, match="is a quote not closed there"): Source("d.csv", tmp_path).parts()[0].schema()
 
 
 @pytest.mark.parametrize("code", ["utf-8-sig", "utf-16"])
@@ -286,7 +302,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, code):
 def test_what_json_does_not_allow_is_named_with_its_line(tmp_path, line, says):
     workspace = create(tmp_path)
     (tmp_path / "d.jsonl").write_text('{"id": 1, "x": 1.5}\n\n{"id": 2, "x": null}\n' + line + "\n")
-    with pytest.raises(datasets.DataError, match=says): datasets.ingest("d", "d.jsonl", settings=workspace)
+    with pytest.raises(DataError, match=says): ingest("d", "d.jsonl", settings=workspace)
     assert not lake.exists(workspace.table("d"))
 
 
@@ -301,22 +317,22 @@ def test_columns_keep_their_names(tmp_path, key):
     workspace, n = create(tmp_path), 60
     frame = pl.DataFrame({"id": list(range(n)), **{c: [float(i + j) for i in range(n)] for j, c in enumerate(ODD)}})
     frame.write_parquet(tmp_path / "1.parquet")
-    first = datasets.ingest("d", "1.parquet", key=key, settings=workspace)
+    first = ingest("d", "1.parquet", key=key, settings=workspace)
     assert first.scan().drop("_split").collect().sort("id").equals(frame)
     assert set(first.profile().columns) == set(frame.columns)
     changed = frame.with_columns(pl.Series("a$", [99.0] * 10 + frame["a$"].to_list()[10:]))
     pl.concat([changed, changed.tail(1)]).write_parquet(tmp_path / "2.parquet")
-    second = datasets.ingest("d", "2.parquet", settings=workspace)
+    second = ingest("d", "2.parquet", settings=workspace)
     assert (second.facts["replaced"], second.facts["rejected"]) == ((n, 1) if key else (0, 0))
-    difference = datasets.diff(first, second)
+    difference = diff(first, second)
     assert difference.changed == (10 if key else 0)
     if key: assert difference.examples["column"].unique().to_list() == ["a$"] and difference.examples.height == 10
     assert second.balance("*").table.height and second.leakage(group="*").table.height
     wrong = changed.with_columns(pl.Series("_row", [-5.0] + changed["_row"].to_list()[1:]))
     wrong.write_parquet(tmp_path / "3.parquet")
-    third = datasets.ingest("d", "3.parquet", settings=workspace)
+    third = ingest("d", "3.parquet", settings=workspace)
     assert third.facts["rejected"] == 1
-    aside = datasets.quarantine("d", settings=workspace).filter(pl.col("rules") == "_row|min").collect()
+    aside = versions.quarantine("d", settings=workspace).filter(pl.col("rules") == "_row|min").collect()
     assert [json.loads(row)["*"] for row in aside["row"]] == [0.0]
 
 
@@ -324,11 +340,11 @@ def test_a_value_that_is_not_of_its_type_is_set_aside_in_odd_columns(tmp_path):
     workspace = create(tmp_path)
     text = "".join(f"{n},{n},{n}\n" for n in range(50))
     (tmp_path / "1.csv").write_text("*,a b,z\n" + text)
-    datasets.ingest("d", "1.csv", key="*", settings=workspace)
+    ingest("d", "1.csv", key="*", settings=workspace)
     (tmp_path / "2.csv").write_text("*,a b,z\n" + text.replace("7,7,7", "7,oops,7") + "x,1,1\n")
-    version = datasets.ingest("d", "2.csv", settings=workspace)
+    version = ingest("d", "2.csv", settings=workspace)
     assert (version.facts["rows"], version.facts["rejected"]) == (50, 2)
-    assert sorted(datasets.quarantine("d", settings=workspace).collect()["rules"]) == ["*|dtype", "a b|dtype"]
+    assert sorted(versions.quarantine("d", settings=workspace).collect()["rules"]) == ["*|dtype", "a b|dtype"]
 
 
 @pytest.mark.parametrize("columns, says", [
@@ -344,33 +360,33 @@ def test_a_value_that_is_not_of_its_type_is_set_aside_in_odd_columns(tmp_path):
 def test_columns_that_a_table_cannot_have_are_named(tmp_path, columns, says, ending):
     workspace = create(tmp_path)
     WRITERS[ending](pl.DataFrame({c: [1] for c in columns}), tmp_path / f"d{ending}")
-    with pytest.raises(datasets.DataError, match=says): datasets.ingest("d", f"d{ending}", settings=workspace)
+    with pytest.raises(DataError, match=says): ingest("d", f"d{ending}", settings=workspace)
     assert not (tmp_path / "storage").exists()
 
 
 def test_later_columns_that_a_table_cannot_have_are_named(tmp_path):
     workspace = create(tmp_path)
     pl.DataFrame({"id": [1]}).write_parquet(tmp_path / "1.parquet")
-    contract = datasets.Contract(columns={"id": {"dtype": "integer", "nullable": True}}, on_change="evolve")
-    datasets.ingest("d", "1.parquet", contract=contract, settings=workspace)
+    contract = Contract(columns={"id": {"dtype": "integer", "nullable": True}}, on_change="evolve")
+    ingest("d", "1.parquet", contract=contract, settings=workspace)
     pl.DataFrame({"id": [2], "ID": [3]}).write_parquet(tmp_path / "2.parquet")
-    with pytest.raises(datasets.DataError, match="id and ID differ only in case"):
-        datasets.ingest("d", "2.parquet", settings=workspace)
-    assert rows(datasets.get("d", settings=workspace)) == [(1,)]
+    with pytest.raises(DataError, match="id and ID differ only in case"):
+        ingest("d", "2.parquet", settings=workspace)
+    assert rows(versions.get("d", settings=workspace)) == [(1,)]
 
 
 def test_a_table_refuses_columns_that_it_cannot_tell_apart(tmp_path):
     table = str(tmp_path / "t")
-    with pytest.raises(lake.LakeError, match="columns id and ID cannot both be stored"):
+    with pytest.raises(LakeError, match="columns id and ID cannot both be stored"):
         lake.append(table, pl.DataFrame({"id": [1], "ID": [2]}))
-    with pytest.raises(lake.LakeError, match="NUL character"): lake.append(table, pl.DataFrame({"a\0": [1]}))
+    with pytest.raises(LakeError, match="NUL character"): lake.append(table, pl.DataFrame({"a\0": [1]}))
     assert not lake.exists(table)
 
 
 def test_a_query_names_its_columns_once(tmp_path):
     with sqlite3.connect(tmp_path / "shop.db") as connection: connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1)")
     with closing(connect("sqlite:///shop.db", tmp_path)) as database:
-        with pytest.raises(datasets.DataError, match=r"columns of the same name \(a\): give each its own"):
+        with pytest.raises(DataError, match=r"columns of the same name \(a\): give each its own"):
             list(frames(database, "SELECT a, a FROM t"))
 
 
@@ -388,14 +404,14 @@ def test_a_model_takes_odd_columns(tmp_path):
 
 @pytest.mark.parametrize("name", ["Kündigungen", "Ku\u0308ndigungen", "डेटा", "数据", "orders-2024", "2024"])
 def test_a_dataset_is_named_by_a_word_of_any_language(tmp_path, name):
-    from mlops_nb.lineage import trace
+    from mlops_nb.flow.lineage import trace
     workspace = create(tmp_path)
     (tmp_path / "d.csv").write_text("id\n1\n")
-    ref = datasets.ingest(name, "d.csv", settings=workspace).ref
-    assert datasets.get(f"dataset:{name}@0", settings=workspace).ref == datasets.get(name, settings=workspace).ref == ref
+    ref = ingest(name, "d.csv", settings=workspace).ref
+    assert versions.get(f"dataset:{name}@0", settings=workspace).ref == versions.get(name, settings=workspace).ref == ref
     assert trace(f"dataset:{ref}", settings=workspace).root == f"dataset:{ref}"
-    assert rows(datasets.get(ref, settings=workspace)) == [(1,)]
-    assert datasets.quarantine(name, settings=workspace).collect().height == 0
+    assert rows(versions.get(ref, settings=workspace)) == [(1,)]
+    assert versions.quarantine(name, settings=workspace).collect().height == 0
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "/x", "a\\b", "_events", "x__quarantine", ".x", "a:b", "a@1", "", "a b",
@@ -403,8 +419,8 @@ def test_a_dataset_is_named_by_a_word_of_any_language(tmp_path, name):
 def test_a_dataset_is_not_named_like_a_path_or_a_table_of_ours(tmp_path, name):
     workspace = create(tmp_path / "w")
     (workspace.root / "d.csv").write_text("id\n1\n")
-    with pytest.raises(datasets.DataError, match="cannot name a dataset: expected at most 100 letters, digits, _ and -"):
-        datasets.ingest(name, "d.csv", settings=workspace)
+    with pytest.raises(DataError, match="cannot name a dataset: expected at most 100 letters, digits, _ and -"):
+        ingest(name, "d.csv", settings=workspace)
     assert sorted(os.listdir(workspace.root)) == ["d.csv", "settings.ini"] and os.listdir(tmp_path) == ["w"]
 
 
@@ -412,17 +428,17 @@ def test_a_dataset_of_before_names_were_checked_goes_on(tmp_path, monkeypatch):
     workspace = create(tmp_path)
     days(tmp_path, 1, "id\n1\n")
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "dataset_name", lambda name, settings: name)
-        datasets.ingest("my data.v1", "in/*.csv", settings=workspace)
+        patch.setattr(ingesting, "dataset_name", lambda name, settings: name)
+        ingest("my data.v1", "in/*.csv", settings=workspace)
     days(tmp_path, 2, "id\n2\n")
-    assert sorted(rows(datasets.ingest("my data.v1", "in/*.csv", settings=workspace))) == [(1,), (2,)]
+    assert sorted(rows(ingest("my data.v1", "in/*.csv", settings=workspace))) == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("name", ["Kündigungen", "a/b", "../x", "a b", "", "x" * 101, "-x", "a.b"])
 def test_a_model_is_named_by_ascii_when_its_objective_is_made(tmp_path, name):
-    with pytest.raises(objective.ObjectiveError, match="cannot name a model: expected at most 100 ASCII letters"):
+    with pytest.raises(ObjectiveError, match="cannot name a model: expected at most 100 ASCII letters"):
         objective.Objective(name=name, question="?", target="y", positive=1, key="id")
-    with pytest.raises(registry.RegistryError, match="cannot name a model"):
+    with pytest.raises(RegistryError, match="cannot name a model"):
         registry.register(name, "runs:/1/candidate", report_uri="x", dataset="d@0", profile=b"", objective=None, by="ann",
                           settings=create(tmp_path))
     assert objective.Objective(name="churn_2-b", question="?", target="y", positive=1, key="id").name == "churn_2-b"
@@ -438,34 +454,34 @@ def month(workspace, number: int) -> None:
 def test_ends_of_splits_by_time_are_fixed_until_a_person_moves_them(tmp_path):
     workspace = create(tmp_path)
     for number in (1, 2): month(workspace, number)
-    datasets.ingest("sales", "*.csv", key="id", time="day", ends={"train": date(2024, 2, 1), "test": None}, settings=workspace)
+    ingest("sales", "*.csv", key="id", time="day", ends={"train": date(2024, 2, 1), "test": None}, settings=workspace)
     month(workspace, 3)
-    fixed = datasets.ingest("sales", "*.csv", settings=workspace)
+    fixed = ingest("sales", "*.csv", settings=workspace)
     assert fixed.counts == {"train": 28, "test": 56}
-    with pytest.raises(datasets.DataError, match="move the ends by datasets.resplit"):
-        datasets.ingest("sales", "*.csv", ends={"train": date(2024, 3, 1), "test": None}, settings=workspace)
-    rolled = datasets.resplit("sales", {"train": date(2024, 3, 1), "test": None}, by="ann", settings=workspace)
+    with pytest.raises(DataError, match="move the ends by resplit"):
+        ingest("sales", "*.csv", ends={"train": date(2024, 3, 1), "test": None}, settings=workspace)
+    rolled = resplit("sales", {"train": date(2024, 3, 1), "test": None}, by="ann", settings=workspace)
     assert (rolled.ref, rolled.counts, rolled.parent.ref) == ("sales@2", {"train": 56, "test": 28}, "sales@1")
     assert rolled.scan("train").collect()["day"].max() == date(2024, 2, 28) and rolled.profile().rows == 56
-    assert datasets.get("sales@1", settings=workspace).counts == fixed.counts and fixed.scan("test").collect().height == 56
+    assert versions.get("sales@1", settings=workspace).counts == fixed.counts and fixed.scan("test").collect().height == 56
     month(workspace, 4)
-    assert datasets.ingest("sales", "*.csv", settings=workspace).counts == {"train": 56, "test": 56}
+    assert ingest("sales", "*.csv", settings=workspace).counts == {"train": 56, "test": 56}
     event = events.newest(workspace.events, "resplit", "sales@2")
     assert event["by"] == "ann" and event["details"] == {
         "ends_before": {"train": "2024-02-01T00:00:00", "test": None},
         "ends_after": {"train": "2024-03-01T00:00:00", "test": None}}
-    difference = datasets.diff(fixed, rolled)
+    difference = diff(fixed, rolled)
     assert (difference.added, difference.removed, difference.changed) == (0, 0, 0)
-    assert datasets.resplit("sales", {"train": date(2024, 3, 1), "test": None}, settings=workspace).ref == "sales@3"
+    assert resplit("sales", {"train": date(2024, 3, 1), "test": None}, settings=workspace).ref == "sales@3"
 
 
 def test_ends_follow_the_shares_when_asked_to(tmp_path):
     workspace = create(tmp_path)
     month(workspace, 1)
-    datasets.ingest("sales", "*.csv", key="id", time="day", ends="shares", shares={"train": 0.5, "test": 0.5}, settings=workspace)
+    ingest("sales", "*.csv", key="id", time="day", ends="shares", shares={"train": 0.5, "test": 0.5}, settings=workspace)
     for number in (2, 3): month(workspace, number)
-    assert datasets.ingest("sales", "*.csv", settings=workspace).counts["test"] >= 70
-    rolled = datasets.resplit("sales", settings=workspace)
+    assert ingest("sales", "*.csv", settings=workspace).counts["test"] >= 70
+    rolled = resplit("sales", settings=workspace)
     assert sorted(rolled.counts.values()) == [42, 42] or max(rolled.counts.values()) <= 44
 
 
@@ -476,9 +492,9 @@ def test_ends_follow_the_shares_when_asked_to(tmp_path):
 def test_ends_that_cannot_be_are_refused(tmp_path, ends, says):
     workspace = create(tmp_path)
     month(workspace, 1)
-    datasets.ingest("sales", "*.csv", time="day", ends={"train": date(2024, 1, 10), "test": None}, settings=workspace)
-    datasets.ingest("other", "*.csv", key="id", settings=workspace)
-    with pytest.raises(datasets.DataError, match=says): datasets.resplit("sales", ends, settings=workspace)
-    with pytest.raises(datasets.DataError, match="only splits by time have ends"): datasets.resplit("other", ends, settings=workspace)
-    with pytest.raises(datasets.DataError, match="no dataset none"): datasets.resplit("none", ends, settings=workspace)
+    ingest("sales", "*.csv", time="day", ends={"train": date(2024, 1, 10), "test": None}, settings=workspace)
+    ingest("other", "*.csv", key="id", settings=workspace)
+    with pytest.raises(DataError, match=says): resplit("sales", ends, settings=workspace)
+    with pytest.raises(DataError, match="only splits by time have ends"): resplit("other", ends, settings=workspace)
+    with pytest.raises(DataError, match="no dataset none"): resplit("none", ends, settings=workspace)
     assert lake.version(workspace.table("sales")) == 0

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlops_nb import objective as o
+from mlops_nb.core.errors import ObjectiveError
+from mlops_nb.science import objective as o
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = o.Objective(**BASE)
@@ -71,8 +72,8 @@ def test_labels_of_categories():
     (["yes", None], "1 rows have no 'y'"), (["no", "no"], "needs 'yes'"), (["yes", "yes"], "another label"),
     ([0, 1], "came \\["), ([], "needs")])
 def test_labels_refuse(values, says):
-    with pytest.raises(o.ObjectiveError, match=says): o.labels(pl.DataFrame({"y": values}), objective)
-    with pytest.raises(o.ObjectiveError, match="expected the target"): o.labels(pl.DataFrame({"x": values}), objective)
+    with pytest.raises(ObjectiveError, match=says): o.labels(pl.DataFrame({"y": values}), objective)
+    with pytest.raises(ObjectiveError, match="expected the target"): o.labels(pl.DataFrame({"x": values}), objective)
 
 
 @pytest.mark.parametrize(("values", "positive", "says"), [
@@ -82,13 +83,13 @@ def test_labels_refuse(values, says):
     ([0.5, 1.0], "yes", "came [0.5, 1] (Float64)"), (["no", "yes"], 1, "came [no, yes] (String)"),
     ([1.0, float("nan")], 1, "1 rows have no 'y'")])
 def test_a_positive_that_is_no_label_is_refused_in_words(values, positive, says):
-    with pytest.raises(o.ObjectiveError, match=re.escape(says)):
+    with pytest.raises(ObjectiveError, match=re.escape(says)):
         o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
 
 
 def test_split_needs_its_column_and_rows():
-    with pytest.raises(o.ObjectiveError, match="_split"): o.split(pl.DataFrame({"y": ["yes"]}), "train")
-    with pytest.raises(o.ObjectiveError, match="train"): o.split(pl.DataFrame({"_split": ["test"]}), "train")
+    with pytest.raises(ObjectiveError, match="_split"): o.split(pl.DataFrame({"y": ["yes"]}), "train")
+    with pytest.raises(ObjectiveError, match="train"): o.split(pl.DataFrame({"_split": ["test"]}), "train")
     assert len(o.split(pl.LazyFrame({"_split": ["test", "train"]}), "test")) == 1
 
 
@@ -103,7 +104,7 @@ def test_python_functions_are_refused_on_both_ways_in():
 def test_an_expression_that_does_not_fit_says_so():
     frame = table(50)
     for column in ("nowhere", pl.col("y") + 1, "{not json"):
-        with pytest.raises(o.ObjectiveError, match="does not fit"): verdict(frame, column=column)
+        with pytest.raises(ObjectiveError, match="does not fit"): verdict(frame, column=column)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -202,7 +203,7 @@ def test_rare_categories_are_tested_by_permutation():
 
 def test_categories_have_no_direction():
     frame = table(50, k=lambda r, y: ["a", "b"] * 25)
-    with pytest.raises(o.ObjectiveError, match="no order"): verdict(frame, column="k", expect="more")
+    with pytest.raises(ObjectiveError, match="no order"): verdict(frame, column="k", expect="more")
 
 
 def test_luck_supports_nothing():
@@ -223,8 +224,8 @@ def test_only_the_training_split_is_read():
 
 def test_hypotheses_need_names_of_their_own():
     h = o.Hypothesis(name="h", statement="s", column="x")
-    with pytest.raises(o.ObjectiveError, match="same name"): o.test(table(50), [h, h], objective)
-    with pytest.raises(o.ObjectiveError, match="at least one"): o.test(table(50), [], objective)
+    with pytest.raises(ObjectiveError, match="same name"): o.test(table(50), [h, h], objective)
+    with pytest.raises(ObjectiveError, match="at least one"): o.test(table(50), [], objective)
 
 
 def test_verdicts_show_what_came_from_people_escaped():
@@ -236,7 +237,7 @@ def test_verdicts_show_what_came_from_people_escaped():
 @pytest.mark.parametrize("expression", [pl.col("x").log(), pl.lit(1), pl.when(pl.col("x") > 0).then(1.0), pl.col("y")])
 def test_a_rule_scores_every_row_with_a_finite_number(expression):
     frame = table(20, x=lambda r, y: r.normal(size=len(y)))
-    with pytest.raises(o.ObjectiveError, match="rule 'r'"): o.Rule(name="r", expression=expression).score(frame)
+    with pytest.raises(ObjectiveError, match="rule 'r'"): o.Rule(name="r", expression=expression).score(frame)
 
 
 def signal(n=3000):
@@ -269,7 +270,7 @@ def test_rows_that_repeat_a_key_teach_the_quick_model_nothing_of_each_other():
 
 @pytest.mark.parametrize(("by", "column"), [("group", "g"), ("time", "day")])
 def test_the_quick_model_follows_the_split(by, column, monkeypatch):
-    from mlops_nb.datasets.splits import Splitting
+    from mlops_nb.data.splits import Splitting
     frame = signal(600).with_columns(g=pl.int_range(600) // 10, day=pl.int_range(600) // 6)
     learnt, fold = [], o.folded
     monkeypatch.setattr(o, "folded", lambda *a, **k: learnt.extend(fold(*a, **k)) or learnt)
@@ -286,12 +287,12 @@ def test_a_loss_is_gained_by_being_lower():
     rate = o.Rule(name="rate", expression=pl.col("a") * 0 + 0.3)
     found = o.warranted(signal(), brier, rate)
     assert found.warranted and found.scores["quick model"].value < found.scores["rule"].value
-    with pytest.raises(o.ObjectiveError, match="judges probabilities"):
+    with pytest.raises(ObjectiveError, match="judges probabilities"):
         o.warranted(signal(), brier, o.Rule(name="a", expression="a"))
 
 
 def test_the_quick_model_never_sees_key_target_or_underscores():
     frame = signal().with_columns(_leak=pl.col("y"))
     assert o.features(frame, objective) == ["a", "b", "k"]
-    with pytest.raises(o.ObjectiveError, match="5 rows of each class"):
+    with pytest.raises(ObjectiveError, match="5 rows of each class"):
         o.warranted(table(12, x=lambda r, y: r.normal(size=len(y))), objective, o.Rule(name="x", expression="x"))

@@ -6,8 +6,12 @@ import pytest
 from make_old_workspace import members, unpack
 from test_cli import call
 
-from mlops_nb import datasets, events, lake, monitoring, registry
-from mlops_nb.settings import load
+from mlops_nb.core import events, lake
+from mlops_nb.core.settings import load
+from mlops_nb.data import versions
+from mlops_nb.data.ingest import ingest
+from mlops_nb.models import registry
+from mlops_nb.service import monitoring
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +49,17 @@ def test_lineage_of_the_champion(old):
 
 
 def test_the_dataset_is_read_and_grows(old):
-    before = datasets.get("club@0", settings=old)
+    before = versions.get("club@0", settings=old)
     rows = before.scan().collect()
     assert (rows.height, rows["member"].n_unique()) == (600, 600)
     assert before.profile().rows == rows.filter(_split="train").height
     more = members(50, 9)
     more.write_csv(old.root / "data" / "more.csv")
-    after = datasets.ingest("club", str(old.root / "data" / "more.csv"), settings=old)
+    after = ingest("club", str(old.root / "data" / "more.csv"), settings=old)
     assert after.parent.ref == before.ref
     assert after.scan().collect().height == 650
-    assert datasets.get("club@0", settings=old).scan().collect().equals(rows)
-    assert datasets.ingest("club", "data/members.csv", settings=old).ref == after.ref
+    assert versions.get("club@0", settings=old).scan().collect().equals(rows)
+    assert ingest("club", "data/members.csv", settings=old).ref == after.ref
 
 
 def test_the_champion_is_found_loaded_and_predicts(old):

@@ -11,17 +11,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.profiles import (
-    ConstraintError,
-    Profile,
-    ProfileError,
-    check,
-    drift,
-    holm,
-    profile,
-    profile_files,
-    profile_groups,
-)
+from mlops_nb.core.errors import ConstraintError, ProfileError
+from mlops_nb.data.profiles import Profile, profile, profile_files, profile_groups
+from mlops_nb.data.profiles.comparison import drift, holm
+from mlops_nb.data.profiles.constraints import check
 
 TELCO = Path(__file__).parents[1] / "data" / "telco_churn.parquet"
 
@@ -169,7 +162,7 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
 def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would(rows, words, seed):
     from whylogs_sketching import hll_sketch
 
-    from mlops_nb.profiles.bulk import records
+    from mlops_nb.data.profiles.bulk import records
     picked = np.random.default_rng(seed).integers(0, words, rows)
     values = pl.Series(["" if i % 97 == 0 else "é" * (i % 7) + str(i) * (1 + i % 9) for i in picked.tolist()])
     every, some = hll_sketch(12), hll_sketch(12)
@@ -287,7 +280,7 @@ def test_empty_frames(frame):
 
 def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
     telco.write_parquet(tmp_path / "t.parquet")
-    monkeypatch.setattr("mlops_nb.profiles.BATCH", 1000)
+    monkeypatch.setattr("mlops_nb.data.profiles.BATCH", 1000)
     lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
     assert lazy.rows == eager.rows
     exact = ["column", "type", "rows", "missing", "min", "max"]
@@ -319,7 +312,8 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         def refuse(*a, **k): raise AssertionError("network")
         socket.socket.connect = socket.create_connection = refuse
         import threading; threading.excepthook = lambda a: os._exit(3)
-        from mlops_nb.profiles import check, profile
+        from mlops_nb.data.profiles import profile
+        from mlops_nb.data.profiles.constraints import check
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl
         assert check(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
@@ -389,7 +383,7 @@ def test_the_distance_is_the_exact_one_where_the_sketch_is_exact(decimals):
 def test_large_samples_have_the_p_values_of_the_exact_distribution(size):
     from scipy.stats import kstwo
 
-    from mlops_nb.profiles.comparison import _kolmogorov
+    from mlops_nb.data.profiles.comparison import _kolmogorov
     for x, error in ((0.5, 0.001), (1, 0.001), (1.9, 0.003), (2.7, 0.02)):
         exact = kstwo.sf(x / size**0.5, size)
         assert _kolmogorov(x / size**0.5, size) == pytest.approx(exact, rel=error)

@@ -18,15 +18,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlops_nb import approvals, bundle, cluster, events, pages, registry, roles, tracking
-from mlops_nb.bundle import Bundle, BundleError, code_hash, seal
-from mlops_nb.candidate import Candidate, TrainingError, fit
-from mlops_nb.deployment import applications
-from mlops_nb.objective import Objective
-from mlops_nb.profiles import profile
-from mlops_nb.registry import (
+from mlops_nb.core import cluster, events, tracking
+from mlops_nb.core.errors import (
     ApprovalError,
+    BundleError,
+    EventConflict,
     RegistryError,
+    ServingError,
+    TrackingError,
+    TrainingError,
+)
+from mlops_nb.core.settings import create, load
+from mlops_nb.data.profiles import profile
+from mlops_nb.front import pages
+from mlops_nb.models import approvals, bundle, registry, roles
+from mlops_nb.models.bundle import Bundle, code_hash, seal
+from mlops_nb.models.registry import (
     approval,
     approve,
     approve_by_rule,
@@ -36,8 +43,10 @@ from mlops_nb.registry import (
     set_alias,
     versions,
 )
-from mlops_nb.serving.versions import Desired, ServingError, Versions
-from mlops_nb.settings import create, load
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.service.deployment import applications
+from mlops_nb.service.serving.versions import Desired, Versions
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
 ROWS = pl.DataFrame({"id": range(60), "x": [float(i % 7) for i in range(60)], "c": ["a", "b", "c"] * 20,
@@ -185,7 +194,7 @@ def test_a_process_of_its_own_uses_the_bundles_library_and_never_mlflow(place, t
     ROWS.write_parquet(tmp_path / "rows.parquet")
     code = f"""
 import json, pathlib, sys, polars as pl
-from mlops_nb.registry import Bundle
+from mlops_nb.models.bundle import Bundle
 b = Bundle({str(built.path)!r})
 p = b.pipeline.predict_proba(b.signature.conform(pl.read_parquet({str(tmp_path / "rows.parquet")!r})))[:, 1]
 import wspkg
@@ -357,7 +366,7 @@ def test_planted_bytecode_beside_the_library_never_runs(place, tmp_path):
     os.utime(source, times)
     code = f"""
 import sys
-from mlops_nb.bundle import Bundle
+from mlops_nb.models.bundle import Bundle
 Bundle({str(built.path)!r}, digest={built.digest!r}).verify().pipeline
 import wspkg.features
 print(wspkg.features.__file__)
@@ -429,7 +438,7 @@ def test_what_cannot_be_loaded_is_not_registered(place, tmp_path):
             update={"workspace": place.settings.workspace.model_copy(update={"package": "other"})}))
     with pytest.raises(RegistryError, match="letters, digits"): place.register("a/b")
     with pytest.raises(RegistryError, match="expected runs:/"): place.register(candidate=str(tmp_path))
-    with pytest.raises(tracking.TrackingError, match="no run"): place.register(candidate="runs:/nope/candidate")
+    with pytest.raises(TrackingError, match="no run"): place.register(candidate="runs:/nope/candidate")
     with pytest.raises(BundleError, match="two files are called"):
         place.register(notebooks=[place.notebook, place.notebook])
     assert versions("m", settings=place.settings) == []
@@ -536,7 +545,7 @@ def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(p
         events.record(settings.events, "failed_acceptance", ref, by="test", bundle=digest, checks=[])
         return trial
     monkeypatch.setattr(approvals, "acceptance", failed_meanwhile)
-    with pytest.raises(events.Conflict, match="m/1 was failed_acceptance meanwhile"): decide("m/1", settings=settings)
+    with pytest.raises(EventConflict, match="m/1 was failed_acceptance meanwhile"): decide("m/1", settings=settings)
     assert approval("m/1", settings=settings) is None
 
 
@@ -551,7 +560,7 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
         reject(ref, "bob", settings=settings)
         return before
     monkeypatch.setattr(approvals, "decision", rejected_meanwhile)
-    with pytest.raises(events.Conflict, match="rejected meanwhile by bob"): approve("m/1", "carol", settings=settings)
+    with pytest.raises(EventConflict, match="rejected meanwhile by bob"): approve("m/1", "carol", settings=settings)
     assert approval("m/1", settings=settings)["kind"] == "rejected"
 
 

@@ -6,10 +6,15 @@ import polars as pl
 import pytest
 from scipy.stats import chi2_contingency
 
-from mlops_nb import datasets, events, tracking
-from mlops_nb.datasets import Column, Contract, DataError, differences, reports
-from mlops_nb.lineage import as_json, text, trace
-from mlops_nb.settings import create
+from mlops_nb.core import events, tracking
+from mlops_nb.core.errors import DataError, TrackingError
+from mlops_nb.core.settings import create
+from mlops_nb.data.contracts import Column, Contract
+from mlops_nb.data.ingest import ingest
+from mlops_nb.data.quality import differences, leakage
+from mlops_nb.data.quality.differences import diff
+from mlops_nb.data.versions import DatasetVersion
+from mlops_nb.flow.lineage import as_json, text, trace
 
 
 @pytest.fixture
@@ -20,15 +25,15 @@ def settings(tmp_path): return create(tmp_path / "workspace")
 def parts(request, monkeypatch):
     "Everything in memory, or a few rows at a time."
     if request.param == "in parts":
-        monkeypatch.setattr(reports, "BATCH", 70)
-        monkeypatch.setattr(reports, "AT_ONCE", 90)
+        monkeypatch.setattr(leakage, "BATCH", 70)
+        monkeypatch.setattr(leakage, "AT_ONCE", 90)
 
 
-def given(settings, name: str, rows: pl.DataFrame, **options) -> datasets.DatasetVersion:
+def given(settings, name: str, rows: pl.DataFrame, **options) -> DatasetVersion:
     "Ingest rows as a file."
     file = f"{name}-{len(list(settings.root.glob(f'{name}-*')))}.parquet"
     rows.write_parquet(settings.root / file)
-    return datasets.ingest(name, file, settings=settings, **options)
+    return ingest(name, file, settings=settings, **options)
 
 
 def table(n: int, seed: int = 0) -> pl.DataFrame:
@@ -58,7 +63,7 @@ def test_what_leaks_is_said_and_shown(settings, parts):
     rows = pl.concat([table(200), table(200).with_columns(id=pl.col("id") + 200)])
     found = given(settings, "t", rows, key="id").leakage()
     assert not found.passed and "stand in train too" in found.problems[0]
-    assert found.examples.height == 2 * reports.EXAMPLES
+    assert found.examples.height == 2 * leakage.EXAMPLES
     assert all(n == 2 for n in found.examples.group_by("a", "b", "g", "at").agg(pl.col("_split").n_unique())["_split"])
     assert found.problems[0] in found._repr_html_()
 
@@ -116,7 +121,7 @@ def test_shares_are_exact_and_random_splits_are_balanced(settings, column):
         named = dict(found.table.group_by("value").agg(pl.col("rows").sum()).iter_rows())
         wanted = rows.group_by(pl.col(column).cast(pl.String)).len()
         assert named == dict(wanted.iter_rows())
-    if column in ("g", "x"): assert found.table.filter(value=reports.MISSING)["rows"].sum() == rows[column].null_count()
+    if column in ("g", "x"): assert found.table.filter(value=leakage.MISSING)["rows"].sum() == rows[column].null_count()
 
 
 def test_what_differs_is_found_and_its_size_is_told(settings):
@@ -128,7 +133,7 @@ def test_what_differs_is_found_and_its_size_is_told(settings):
 
 def test_the_test_is_pearsons():
     counts = np.array([[200, 90, 40], [60, 40, 22], [55, 30, 15]])
-    p, v, freedom = reports.homogeneity(counts)
+    p, v, freedom = leakage.homogeneity(counts)
     plain = chi2_contingency(counts, correction=False)
     assert freedom == plain.dof and v == pytest.approx(np.sqrt(plain.statistic / counts.sum() / 2)) and p > plain.pvalue
 
@@ -139,7 +144,7 @@ def test_false_alarms_are_as_rare_as_promised_also_in_small_samples():
         alarms = 0
         for _ in range(500):
             counts = np.array([random.multinomial(n, [0.5, 0.3, 0.15, 0.04, 0.01]) for n in sizes])
-            alarms += reports.homogeneity(reports.pooled(counts[:, counts.sum(axis=0) > 0]))[0] < 0.05
+            alarms += leakage.homogeneity(leakage.pooled(counts[:, counts.sum(axis=0) > 0]))[0] < 0.05
         assert alarms / 500 < 0.08
 
 
@@ -147,12 +152,12 @@ def test_false_alarms_are_as_rare_as_promised_also_in_small_samples():
     ([[100, 3, 2], [20, 1, 0]], [[100, 5], [20, 1]]),      # the rare ones together; with them the least of the others
     ([[3, 2], [1, 1]], [[5], [2]]), ([[50, 50], [40, 40]], [[50, 50], [40, 40]])])
 def test_rare_categories_are_pooled(counts, pooled):
-    found = reports.pooled(np.array(counts))
+    found = leakage.pooled(np.array(counts))
     if found.shape[1] == 1: assert found.sum(axis=1).tolist() == np.array(counts).sum(axis=1).tolist()
     else: assert found.tolist() == pooled
 
 
-def brute(a: datasets.DatasetVersion, b: datasets.DatasetVersion) -> tuple[int, int, int]:
+def brute(a: DatasetVersion, b: DatasetVersion) -> tuple[int, int, int]:
     "Rows added, removed, changed, in plain Python."
     old, new = ({r[0]: r for r in v.scan().drop("_split").collect().iter_rows()} for v in (a, b))
     return (len(new.keys() - old.keys()), len(old.keys() - new.keys()), sum(old[k] != new[k] for k in old.keys() & new.keys()))
@@ -162,7 +167,7 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
     first = given(settings, "t", table(500), key="id")
     more = pl.concat([table(60, seed=5), table(520)[480:]])
     second = given(settings, "t", more, key="id")
-    found = datasets.diff(first, second)
+    found = diff(first, second)
     assert (found.added, found.removed, found.changed) == brute(first, second) and found.added == 20 and found.changed > 40
     assert found.table["number"].sum() == second.facts["rows"] and found.rows == (500, 520)
     assert found.examples["row"].n_unique() == differences.SHOWN
@@ -176,9 +181,9 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
 
 def test_the_way_back_is_the_opposite(settings, parts):
     first, second = given(settings, "t", table(100), key="id"), given(settings, "t", table(130), key="id")
-    there, back = datasets.diff(first, second), datasets.diff(second, first)
+    there, back = diff(first, second), diff(second, first)
     assert (there.added, there.removed) == (back.removed, back.added) == (30, 0)
-    assert datasets.diff(second, second).same and not there.same
+    assert diff(second, second).same and not there.same
 
 
 def test_without_a_key_rows_come_and_go_as_often_as_they_stand_there(settings, parts):
@@ -186,9 +191,9 @@ def test_without_a_key_rows_come_and_go_as_often_as_they_stand_there(settings, p
     first = given(settings, "t", pl.concat([rows, rows[:5]]))
     (settings.root / "t-0.parquet").unlink()
     pl.concat([rows[10:], rows[10:13]]).write_parquet(settings.root / "t-0.parquet")
-    second = datasets.ingest("t", "t-0.parquet", settings=settings)
+    second = ingest("t", "t-0.parquet", settings=settings)
     old, new = (Counter(v.scan().drop("_split").collect().iter_rows()) for v in (first, second))
-    found = datasets.diff(first, second)
+    found = diff(first, second)
     assert (found.added, found.removed, found.changed) == ((new - old).total(), (old - new).total(), 0)
     assert found.removed >= 10 and found.examples.height == 0 and "there is no key" in found._repr_html_()
 
@@ -201,7 +206,7 @@ def test_a_changed_schema_and_contract_are_told_apart_from_changed_rows(settings
     wider = columns | {"a": Column(dtype="float", max=50), "new": Column(dtype="string", nullable=True)}
     other = rows[:10].with_columns(pl.col("a") + 0.5, new=pl.lit("n"))
     second = given(settings, "t", other, contract=Contract(columns=wider, key="id"))
-    found = datasets.diff(first, second)
+    found = diff(first, second)
     assert found.schema.rows() == [("a", "integer", "float"), ("new", None, "string")] and not found.same
     fields = {f: (a, b) for f, a, b in found.contract.iter_rows()}
     assert fields["columns.a.max"] == (None, "50.0") and fields["on_change"] == ("evolve", "fail")
@@ -212,7 +217,7 @@ def test_only_files_that_differ_are_read(settings, monkeypatch):
     first, second = given(settings, "t", table(500), key="id"), given(settings, "t", table(510)[500:], key="id")
     read, marked = [], differences._marked
     monkeypatch.setattr(differences, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key))
-    assert datasets.diff(first, second).added == 10 and sum(read) == 10
+    assert diff(first, second).added == 10 and sum(read) == 10
 
 
 def test_nothing_is_left_on_disk(settings, tmp_path, monkeypatch):
@@ -221,7 +226,7 @@ def test_nothing_is_left_on_disk(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(place))
     version = given(settings, "t", table(50), key="id")
     version.leakage()
-    datasets.diff(version, version)
+    diff(version, version)
     assert not list(place.iterdir())
 
 
@@ -246,7 +251,7 @@ def test_where_no_run_is_open_nothing_is_logged(settings, monkeypatch):
     for name in ("MLOPS_NB_RUN_ID", "MLFLOW_RUN_ID"): monkeypatch.delenv(name, raising=False)
     version = given(settings, "t", table(50), key="id")
     assert version.log_input() is None
-    with pytest.raises(tracking.TrackingError, match="cannot be logged with run no_such_run"): version.log_input("no_such_run")
+    with pytest.raises(TrackingError, match="cannot be logged with run no_such_run"): version.log_input("no_such_run")
 
 
 def test_the_trace_reaches_the_files_of_all_rows(settings):
@@ -260,7 +265,7 @@ def test_the_trace_reaches_the_files_of_all_rows(settings):
 def test_a_file_that_was_another_then_is_another_source(settings):
     for n in (30, 40):
         table(n).write_parquet(settings.root / "t.parquet")
-        last = datasets.ingest("t", "t.parquet", key="id", settings=settings)
+        last = ingest("t", "t.parquet", key="id", settings=settings)
     nodes = trace(last.ref, settings=settings).nodes
     files = {name: node["facts"]["sha256"] for name, node in nodes.items() if node["kind"] == "source file"}
     assert list(files) == ["file:t.parquet", "file:t.parquet as in t@0"] and len({*files.values()}) == 2

@@ -10,12 +10,16 @@ import polars as pl
 import pytest
 from test_workflow import NOTEBOOKS, stage, wait, workflow
 
-from mlops_nb import events, lake, lineage, pages
-from mlops_nb.settings import create
-from mlops_nb.workflow import Workflow, WorkflowError, outputs
-from mlops_nb.workflow import map as workflow_map
-from mlops_nb.workflow.files import exists, get, put, read
-from mlops_nb.workflow.records import Ledger
+from mlops_nb.core import events, lake
+from mlops_nb.core.errors import EventConflict, LakeError, WorkflowError
+from mlops_nb.core.settings import create
+from mlops_nb.flow import lineage
+from mlops_nb.flow.workflow import Workflow
+from mlops_nb.flow.workflow.batch import map as workflow_map
+from mlops_nb.flow.workflow.files import exists, get, put, read
+from mlops_nb.flow.workflow.outputs import outputs
+from mlops_nb.flow.workflow.records import Ledger
+from mlops_nb.front import pages
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def test_files_come_back_and_mistakes_are_told_in_a_sentence(s3):
     with pytest.raises(WorkflowError, match="there is no such notebook"): read(f"{s3.address}/a/c.ipynb")
     with pytest.raises(WorkflowError, match="s3://no-such-bucket/a cannot be written.*bucket"):
         put("s3://no-such-bucket/a", b"")
-    with pytest.raises(lake.LakeError, match="cannot be reached: The specified bucket does not exist; check"):
+    with pytest.raises(LakeError, match="cannot be reached: The specified bucket does not exist; check"):
         lake.scan("s3://no-such-bucket/lake/t")
 
 
@@ -59,7 +63,7 @@ def test_of_those_who_decide_at_once_one_does(s3):
     before = events.record(log, "deployed", "churn", by="ada", after=None)
     def decide(n: int) -> bool:
         try: return bool(events.record(log, "deployed", "churn", by=f"person {n}", after=before))
-        except events.Conflict: return False
+        except EventConflict: return False
     with ThreadPoolExecutor(4) as pool: assert sum(pool.map(decide, range(4))) == 1
     assert events.history(log).collect().height == 2
 
@@ -68,12 +72,12 @@ def test_of_those_who_decide_at_once_one_does(s3):
 
 @pytest.mark.cluster
 def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_to_do(bucket, s3, tmp_path):
-    stage(tmp_path, "1_ingest", "rows: int", "import polars as pl\nfrom mlops_nb import lake\n"
-          "from mlops_nb.settings import load\nrows_ = pl.DataFrame({'n': range(rows)})\n"
+    stage(tmp_path, "1_ingest", "rows: int", "import polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
+          "from mlops_nb.core.settings import load\nrows_ = pl.DataFrame({'n': range(rows)})\n"
           "address = load().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
           "glue('frame', rows_)")
     stage(tmp_path, "2_train", "address: str\nframe: str",
-          "import mlflow, polars as pl\nfrom mlops_nb import lake\n"
+          "import mlflow, polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
           "assert lake.scan(address).collect()['n'].n_unique() == pl.read_parquet(frame).height\n"
           "with mlflow.start_run() as run: mlflow.log_text('weights', 'model/weights.txt')\n"
           "glue('candidate', f'runs:/{run.info.run_id}/model')")

@@ -15,19 +15,28 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.exceptions import PapermillExecutionError
 
-from mlops_nb import events, monitoring, pages, tracking, triggers
-from mlops_nb.datasets.contracts import expression
-from mlops_nb.datasets.dialects import DataError
-from mlops_nb.datasets.parts import Part
-from mlops_nb.datasets.sources import Source
-from mlops_nb.masking import Address, SealedError, Tokens, Webhook, masked, masked_all, scrubbed
-from mlops_nb.panics import PanicError, panics_as_errors
-from mlops_nb.settings import SettingsError, create, load
-from mlops_nb.triggers.sights import TriggerError
-from mlops_nb.workflow import _recorded
-from mlops_nb.workflow.execution import _reason
-from mlops_nb.workflow.records import Ledger, Run
-from mlops_nb.workflow.stages import Stage
+from mlops_nb.core import events, tracking
+from mlops_nb.core.errors import (
+    DataError,
+    PanicError,
+    SealedError,
+    SettingsError,
+    TrackingError,
+    TriggerError,
+    panics_as_errors,
+)
+from mlops_nb.core.masking import Address, Tokens, Webhook, masked, masked_all, scrubbed
+from mlops_nb.core.settings import create, load
+from mlops_nb.data.contracts import expression
+from mlops_nb.data.sources import Source
+from mlops_nb.data.sources.partition import Part
+from mlops_nb.flow import triggers
+from mlops_nb.flow.workflow import _recorded
+from mlops_nb.flow.workflow.execution import _reason
+from mlops_nb.flow.workflow.records import Ledger, Run
+from mlops_nb.flow.workflow.stages import Stage
+from mlops_nb.front import pages
+from mlops_nb.service import monitoring
 
 SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")
 
@@ -75,7 +84,7 @@ def test_pickled_settings_hold_no_secret_and_open_again_by_the_file(secretive):
 def test_what_serve_keeps_of_an_application_has_no_secret(secretive):
     from ray import cloudpickle
 
-    from mlops_nb.serving import application
+    from mlops_nb.service.serving import application
     kept = application(secretive, "churn", library="l")._bound_deployment
     data = cloudpickle.dumps((kept.init_args, kept.init_kwargs, kept._deployment_config, kept._replica_config))
     assert b"churn" in data and not [s for s in ("s3cret", "t0ken", "hunter2", "T0B0") if s.encode() in data]
@@ -196,7 +205,7 @@ def test_a_tracking_database_that_is_away_is_named_without_its_password(secretiv
     def away(*args, **kwargs): raise RuntimeError("no route to postgresql://me:hunter2@127.0.0.1:9/mlflow")
     monkeypatch.setattr(tracking, "_mlflow", lambda: SimpleNamespace(
         set_tracking_uri=lambda uri: None, set_registry_uri=lambda uri: None, MlflowClient=away))
-    with pytest.raises(tracking.TrackingError, match=r"me:\*\*\*@") as error: tracking.client(secretive)
+    with pytest.raises(TrackingError, match=r"me:\*\*\*@") as error: tracking.client(secretive)
     assert not shown(error.value)
 
 
@@ -218,7 +227,7 @@ def test_a_server_of_mlflow_is_not_printed_with_its_password(monkeypatch, capsys
 
 def test_files_that_are_away_are_named_without_the_password_of_their_store(secretive, monkeypatch):
     monkeypatch.setattr(tracking, "client", lambda settings: None)
-    with pytest.raises(tracking.TrackingError, match=r"nothing at ftp://me:\*\*\*@127.0.0.1:9/a/b") as error:
+    with pytest.raises(TrackingError, match=r"nothing at ftp://me:\*\*\*@127.0.0.1:9/a/b") as error:
         tracking.fetch("ftp://me:hunter2@127.0.0.1:9/a/b", settings=secretive)
     assert not shown(error.value)
     with pytest.raises(SettingsError, match="libraries misread '#' in it") as error:

@@ -22,12 +22,21 @@ from conftest import panic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb import lake
-from mlops_nb.serving import Handlers, Request, application_of, protocols
-from mlops_nb.serving.log import PredictionLog, Segment, framed, recover, sound, take_over, write
-from mlops_nb.serving.versions import Desired, Traffic
-from mlops_nb.settings import Serve, create
-from mlops_nb.signature import DataError, Signature, plainly_fits
+from mlops_nb.core import lake
+from mlops_nb.core.errors import InputError, Refused
+from mlops_nb.core.settings import Serve, create
+from mlops_nb.science.signature import Signature, plainly_fits
+from mlops_nb.service.serving import Handlers, Request, application_of, protocols
+from mlops_nb.service.serving.log import (
+    PredictionLog,
+    Segment,
+    framed,
+    recover,
+    sound,
+    take_over,
+    write,
+)
+from mlops_nb.service.serving.versions import Desired, Traffic
 
 
 @pytest.fixture
@@ -146,8 +155,8 @@ def wait(condition, seconds=10):
 
 CHILD = textwrap.dedent("""
     import os, sys
-    from mlops_nb.serving.log import PredictionLog
-    from mlops_nb.settings import load
+    from mlops_nb.core.settings import load
+    from mlops_nb.service.serving.log import PredictionLog
     log, name = PredictionLog(load(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
     for i in range(1_000_000):
         log.append({"prediction_id": [f"{name}-{i}"], "at": [0], "label": ["Yes"]})
@@ -277,7 +286,7 @@ def test_a_refusal_names_row_column_expected_and_came(settings):
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parser_do_anything_but_refuse(body):
-    with pytest.raises(protocols.Refused) as refused: protocols.read_rows(body, "application/json", limit=3)
+    with pytest.raises(Refused) as refused: protocols.read_rows(body, "application/json", limit=3)
     assert 400 <= refused.value.status < 500
 
 
@@ -505,7 +514,7 @@ def test_a_panic_of_the_mover_is_logged_and_its_rows_are_moved_later(settings, m
 
 
 def test_a_panic_while_a_version_is_loaded_is_a_problem_not_the_end(settings, monkeypatch):
-    from mlops_nb.serving import versions
+    from mlops_nb.service.serving import versions
     served = versions.Versions.__new__(versions.Versions)
     served.settings, served.model, served.fixed, served.library = settings, "churn", None, "l"
     served.changing, served.loaded, served.traffic, served.problem = threading.Lock(), {}, None, None
@@ -516,7 +525,7 @@ def test_a_panic_while_a_version_is_loaded_is_a_problem_not_the_end(settings, mo
 
 def test_a_panic_in_a_request_is_a_refusal(settings, monkeypatch):
     monkeypatch.setattr(pl, "from_dicts", panic)
-    with pytest.raises(DataError, match="rows that polars cannot read"): SIGNATURE.frame([GOOD])
+    with pytest.raises(InputError, match="rows that polars cannot read"): SIGNATURE.frame([GOOD])
 
 
 def test_a_models_own_os_error_is_not_the_logs(settings):
@@ -544,7 +553,7 @@ def test_rows_that_plainly_fit_make_a_frame(rows):
 @pytest.mark.parametrize("charges", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
 def test_an_integer_that_no_float_holds_does_not_plainly_fit(charges):
     rows = [GOOD | {"charges": charges}]
-    with pytest.raises(DataError, match="an integer that no float holds"): SIGNATURE.frame(rows)
+    with pytest.raises(InputError, match="an integer that no float holds"): SIGNATURE.frame(rows)
     assert not plainly_fits(SIGNATURE, rows)
 
 
@@ -592,7 +601,7 @@ MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
     for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
-        with pytest.raises(protocols.Refused) as refused: read(MANY[body], "application/json", limit=5)
+        with pytest.raises(Refused) as refused: read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413
 
 
@@ -659,12 +668,12 @@ def test_only_our_names_are_answered(tmp_path, host):
 def test_on_every_interface_addresses_and_the_machines_name_count_and_star_is_any():
     import socket
 
-    from mlops_nb.serving.guard import check_host, host_names
+    from mlops_nb.service.serving.guard import check_host, host_names
     open_house, anybody = Serve(host="0.0.0.0", tokens="t"), Serve(hosts="*")
     for host in ("10.0.0.7:8000", "[fe80::1]:8000", socket.gethostname()):
         check_host([(b"host", host.encode())], host_names(open_house))
-    with pytest.raises(protocols.Refused): check_host([(b"host", b"evil.example")], host_names(open_house))
-    with pytest.raises(protocols.Refused):
+    with pytest.raises(Refused): check_host([(b"host", b"evil.example")], host_names(open_house))
+    with pytest.raises(Refused):
         check_host([(b"host", b"localhost"), (b"host", b"evil.example")], host_names(Serve()))
     check_host([(b"host", b"evil.example")], host_names(anybody))
 

@@ -20,9 +20,8 @@ from deltalake import DeltaTable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.datasets import databases, files
-from mlops_nb.datasets.dialects import DataError, Unparsable
-from mlops_nb.datasets.sources import Source
+from mlops_nb.core.errors import DataError, Unparsable
+from mlops_nb.data.sources import Source, databases, files
 
 
 def write(folder, name: str, content: str | bytes):
@@ -381,7 +380,7 @@ def test_a_large_file_is_read_in_little_memory(tmp_path):
         for _ in range(40): file.write(line)
     code = f"""
 import resource
-from mlops_nb.datasets.sources import Source
+from mlops_nb.data.sources import Source
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 part, = Source({str(tmp_path / 'a.csv')!r}).parts()
 assert sum(f.height for f in part.batches(rows=50_000)) == 4_000_000

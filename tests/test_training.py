@@ -25,17 +25,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import LinearSVC
 
-from mlops_nb import training
-from mlops_nb.candidate import dotted, load_pipeline, read, write
-from mlops_nb.datasets import DatasetVersion
-from mlops_nb.datasets.splits import Splitting
-from mlops_nb.evaluation import evaluate
-from mlops_nb.features import check_row_by_row
-from mlops_nb.objective import Objective
-from mlops_nb.serving import protocols
-from mlops_nb.settings import create
-from mlops_nb.signature import Column, Signature
-from mlops_nb.training import Candidate, DataError, TrainingError, fit, folded, scores, search
+from mlops_nb.core.errors import InputError, TrainingError
+from mlops_nb.core.settings import create
+from mlops_nb.data.splits import Splitting
+from mlops_nb.data.versions import DatasetVersion
+from mlops_nb.science import search as searching
+from mlops_nb.science.evaluation import evaluate
+from mlops_nb.science.features import check_row_by_row
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.pipeline import Candidate, dotted, fit, load_pipeline, read, write
+from mlops_nb.science.search import folded, scores, search
+from mlops_nb.science.signature import Column, Signature
+from mlops_nb.service.serving import protocols
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
 LOGISTIC = Candidate("logistic", LogisticRegression())
@@ -85,7 +86,7 @@ def test_a_cell_is_refused_exactly_if_its_column_does_not_accept_it(name, value,
     rows = [GOOD] * at + [GOOD | {name: value}] + [GOOD]
     if column.accepts(value): assert ALL.frame(rows).height == len(rows)
     else:
-        with pytest.raises(DataError) as e: ALL.frame(rows)
+        with pytest.raises(InputError) as e: ALL.frame(rows)
         assert (e.value.row, e.value.column, e.value.expected) == (at, name, column.expected)
 
 
@@ -103,7 +104,7 @@ def test_a_cell_is_refused_exactly_if_its_column_does_not_accept_it(name, value,
     (GOOD | {"s": "\ud800"}, "column 's'"),
 ])
 def test_the_error_names_the_culprit(row, says):
-    with pytest.raises(DataError, match=says): ALL.frame([GOOD, row])
+    with pytest.raises(InputError, match=says): ALL.frame([GOOD, row])
 
 
 @pytest.mark.parametrize(("value", "number"), [
@@ -122,7 +123,7 @@ def test_a_whole_number_written_as_a_float_is_an_integer(value, number):
     ({"f": 2**53 + 1}, "column 'f': expected a number or null, came 9007199254740993, an integer that no float holds"),
     ({"f": 10**400}, "an integer that no float holds"), ({"b": 1.0}, "column 'b': expected true or false, came 1.0")])
 def test_what_would_be_rounded_or_is_of_another_kind_is_refused(row, says):
-    with pytest.raises(DataError, match=re.escape(says)): ALL.frame([GOOD, GOOD | row])
+    with pytest.raises(InputError, match=re.escape(says)): ALL.frame([GOOD, GOOD | row])
 
 
 def test_integers_that_a_float_holds_are_numbers():
@@ -147,7 +148,7 @@ def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
     ({"n": pl.Series([1, 2**64 - 1], dtype=pl.UInt64)}, "row 1, column 'n'"), ({"n": [True, False]}, "came dtype Boolean"),
     ({"n": [1, 2], "x": [1, 2**53 + 1]}, "row 1, column 'x': expected a number, came dtype Int64 with 9007199254740993")])
 def test_a_frame_is_not_rounded_either(columns, says):
-    with pytest.raises(DataError, match=re.escape(says)): COUNTS.conform(pl.DataFrame({"x": [0.5, 1.5]} | columns))
+    with pytest.raises(InputError, match=re.escape(says)): COUNTS.conform(pl.DataFrame({"x": [0.5, 1.5]} | columns))
 
 
 def test_times_of_several_forms_in_one_request():
@@ -160,7 +161,7 @@ def test_times_of_several_forms_in_one_request():
 def test_a_signature_of_one_column_and_of_no_rows():
     one = Signature(columns=(Column(name="i", dtype="integer"),))
     assert one.frame([{"i": 3}])["i"].to_list() == [3] and one.frame([]).schema == one.schema()
-    with pytest.raises(DataError): one.frame([{}])
+    with pytest.raises(InputError): one.frame([{}])
 
 
 def test_narrow_types_are_widened_and_wrong_ones_refused():
@@ -168,10 +169,10 @@ def test_narrow_types_are_widened_and_wrong_ones_refused():
                           "c": pl.Series([1.5], dtype=pl.Float32)})
     signature = Signature.of(frame)
     assert signature.conform(frame).schema == signature.schema() == {"a": pl.Int64, "b": pl.String, "c": pl.Float64}
-    with pytest.raises(DataError, match="column 'a': expected an integer of 64 bits, came dtype Float64"):
+    with pytest.raises(InputError, match="column 'a': expected an integer of 64 bits, came dtype Float64"):
         signature.conform(frame.with_columns(a=1.5))
-    with pytest.raises(DataError, match="column 'c'.*no such column"): signature.conform(frame.drop("c"))
-    with pytest.raises(DataError, match="dtype List"): Signature.of(pl.DataFrame({"l": [[1]]}))
+    with pytest.raises(InputError, match="column 'c'.*no such column"): signature.conform(frame.drop("c"))
+    with pytest.raises(InputError, match="dtype List"): Signature.of(pl.DataFrame({"l": [[1]]}))
 
 
 def test_bookkeeping_key_and_target_are_no_inputs_but_may_be_sent():
@@ -388,7 +389,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
     body, says = BAD_FEATURES[name]
     (tmp_path / "rowpkg.py").write_text(f"import numpy as np\nimport polars as pl\ndef {name}(frame): return {body}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(training, "_placeable", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "_placeable", lambda settings: pytest.fail("the search began"))
     settings = create(tmp_path / "ws", workspace={"package": "rowpkg"})
     try:
         with pytest.raises(TrainingError, match=f"function {name} does not work row by row: .*({says})"):
@@ -399,7 +400,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
 
 
 def test_a_third_label_is_refused_before_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_placeable", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "_placeable", lambda settings: pytest.fail("the search began"))
     frame = table()
     third = pl.when(pl.int_range(pl.len()) % 10 == 0).then(pl.lit("perhaps")).otherwise(OBJECTIVE.target)
     frame = frame.with_columns(third.alias(OBJECTIVE.target))
@@ -552,10 +553,10 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
     monkeypatch.setattr(DatasetVersion, "scan", lambda self, split: rows.filter(_split=split).drop("_split").lazy())
 
     def stop(trainable, *args, **options): raise KeyboardInterrupt
-    monkeypatch.setattr(training, "_placeable", lambda settings: None)
-    monkeypatch.setattr(training, "_tune", stop)
-    real = training.folded
-    monkeypatch.setattr(training, "folded", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k))
+    monkeypatch.setattr(searching, "_placeable", lambda settings: None)
+    monkeypatch.setattr(searching, "_tune", stop)
+    real = searching.folded
+    monkeypatch.setattr(searching, "folded", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k))
     with pytest.raises(KeyboardInterrupt): search(version, OBJECTIVE, [LOGISTIC], trials=1, settings=settings)
     assert seen["splitting"] == BY_TIME and seen["frame"].height == rows.filter(_split="train").height
 
@@ -568,8 +569,8 @@ def test_scores_learn_nothing_from_the_fold_they_score():
 
 def test_preprocessing_is_learnt_in_each_fold(monkeypatch):
     seen = []
-    real = training.fit
-    monkeypatch.setattr(training, "fit", lambda frame, *a, **k: seen.append(set(frame["id"])) or real(frame, *a, **k))
+    real = fit
+    monkeypatch.setattr(searching, "fit", lambda frame, *a, **k: seen.append(set(frame["id"])) or real(frame, *a, **k))
     frame, parts = table(), folded(table(), OBJECTIVE, 3)
     list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=parts))
     assert [ids & set(frame["id"][scored]) for ids, (_, scored) in zip(seen, parts, strict=True)] == [set()] * 3

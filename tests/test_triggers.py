@@ -19,16 +19,18 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from mlops_nb import events, lake, pages, triggers
-from mlops_nb.settings import SettingsError, create
-from mlops_nb.triggers.sights import KINDS, TriggerError
-from mlops_nb.workflow import WorkflowError
-from mlops_nb.workflow.records import Busy, alone
+from mlops_nb.core import events, lake
+from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowError
+from mlops_nb.core.settings import create
+from mlops_nb.flow import triggers
+from mlops_nb.flow.triggers.sensors import KINDS
+from mlops_nb.flow.workflow.records import alone
+from mlops_nb.front import pages
 
 COMMAND = Path(sys.executable).parent / "mlops-nb"
-INGEST = """from mlops_nb import datasets
-from mlops_nb.workflow import glue
-found = datasets.ingest("rows", source=source, key="id")
+INGEST = """from mlops_nb.data.ingest import ingest
+from mlops_nb import glue
+found = ingest("rows", source=source, key="id")
 glue("dataset_version", found.ref)"""
 
 
@@ -264,7 +266,7 @@ def test_a_run_is_asked_for_over_http(asked):
         answer = client.post("/api/runs", content=json.dumps(wanted | bad),
                              headers=key | {"content-type": "application/json"})
         assert answer.status_code == 422 and re.search("unicode string|surrogate pair|ud800", answer.text), bad
-    with pytest.raises(triggers.TriggerError, match="half of a surrogate pair"):
+    with pytest.raises(TriggerError, match="half of a surrogate pair"):
         triggers.request({"source": "\ud800"}, by="ci", settings=settings)
     assert kinds(settings).count("run_requested") == 1
     shown = client.get("/api/triggers", headers=key).json()
@@ -274,7 +276,7 @@ def test_a_run_is_asked_for_over_http(asked):
 
 def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
     settings = create(tmp_path)
-    notebook(tmp_path / "nbs/1_test.ipynb", "rows = 1", "from mlops_nb.workflow import glue\nglue('passed', rows > 1)")
+    notebook(tmp_path / "nbs/1_test.ipynb", "rows = 1", "from mlops_nb import glue\nglue('passed', rows > 1)")
     notebook(tmp_path / "nbs/2_register.ipynb", "passed = False", "passed")
     client = TestClient(pages.asgi(settings), base_url="http://localhost")
     answer = client.post("/api/runs", json={"parameters": {"passed": True}})

@@ -24,14 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from mlops_nb import events
-from mlops_nb.settings import StageSection, create, load
-from mlops_nb.workflow import Workflow, WorkflowError, glue, grid, kernels, outputs
-from mlops_nb.workflow import map as workflow_map
-from mlops_nb.workflow.gluing import LIMIT, encode
-from mlops_nb.workflow.kernels import drive
-from mlops_nb.workflow.records import Ledger, alone, key, modules
-from mlops_nb.workflow.stages import Stage, parse
+from mlops_nb.core import events
+from mlops_nb.core.errors import WorkflowError
+from mlops_nb.core.settings import StageSection, create, load
+from mlops_nb.flow.workflow import Workflow, kernels
+from mlops_nb.flow.workflow.batch import grid
+from mlops_nb.flow.workflow.batch import map as workflow_map
+from mlops_nb.flow.workflow.cells import parse
+from mlops_nb.flow.workflow.kernels import drive
+from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, outputs
+from mlops_nb.flow.workflow.records import Ledger, alone, key, modules
+from mlops_nb.flow.workflow.stages import Stage
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
 GOOD = ("1_make", "2_count", "3_watch")
@@ -332,7 +335,7 @@ def test_a_key_changes_with_what_matters_only(package, tmp_path):
     (tmp_path / "lock").write_text("polars==2.1.0")
     changed.append(key(stage, {"rows": 1}, **base))
     (tmp_path / "lock").unlink()
-    edit(path, "from mlops_nb.workflow import glue", "import shop.a\\nfrom mlops_nb.workflow import glue")
+    edit(path, "from mlops_nb import glue", "import shop.a\\nfrom mlops_nb.flow.workflow.outputs import glue")
     changed.append(key(Stage.read(path), {"rows": 1}, **base))
     (package / "d.py").write_text("import sys")
     changed.append(key(Stage.read(path), {"rows": 1}, **base))
@@ -343,7 +346,7 @@ def test_a_key_changes_with_what_matters_only(package, tmp_path):
 
 def stage(folder: Path, name: str, parameters: str, *code: str) -> Path:
     "A stage notebook written on the spot."
-    use = "from mlops_nb.workflow import glue\n"
+    use = "from mlops_nb import glue\n"
     cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     cells += [new_code_cell(use * ("glue(" in c) + c) for c in code]
     nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
@@ -396,7 +399,7 @@ def test_a_library_out_of_step_is_told(tmp_path):
 # The lock
 
 def _hold(root: str, held) -> None:
-    from mlops_nb.settings import load
+    from mlops_nb.core.settings import load
     with alone(load(root)) as say:
         say(run="r1")
         held.set()
@@ -506,7 +509,7 @@ def test_a_line_keeps_its_last_state(text):
 
 
 def test_long_coloured_texts_are_cut_on_the_page_only():
-    from mlops_nb.workflow.execution import LONGEST, _shortened
+    from mlops_nb.flow.workflow.execution import LONGEST, _shortened
     nb = new_notebook(cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST)])])
     [output] = _shortened(nb).cells[0].outputs
     assert len(output.text) < LONGEST + 100 and "1,000,000 characters are left out here" in output.text
@@ -550,7 +553,7 @@ def test_after_a_cell_that_failed_its_task_is_heard_to_its_end(worse):
     import papermill  # noqa: F401
     from papermill.engines import NotebookExecutionManager
 
-    from mlops_nb.workflow.engine import follow
+    from mlops_nb.flow.workflow.engine import follow
     ended = []
 
     def told():
@@ -601,7 +604,7 @@ def either(request, workspace, ray_cluster, monkeypatch):
     "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
     import papermill  # noqa: F401  first, as `workflow.__getattr__` says
 
-    from mlops_nb.workflow import engine
+    from mlops_nb.flow.workflow import engine
     if request.param == "placed": return workspace
     monkeypatch.delenv("MLOPS_NB__CLUSTER__ADDRESS")
     local = load(workspace.root)
@@ -947,7 +950,7 @@ def test_whoever_is_killed_the_record_is_true(either, ray_cluster, tmp_path, vic
 def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     workspace = either
     hanging(tmp_path)
-    run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
+    run = f"from mlops_nb.flow.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)
     pid = kernel(tmp_path)
     with pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "), alone(workspace): pass
@@ -967,7 +970,7 @@ def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(workspace, tmp_
     for n in range(3):
         stage(tmp_path, f"{n}_s{n}", f"x{n}: int" if n else "",
               f"import pathlib\nwith open('log', 'a') as f: f.write('{n}\\n')\nglue('x{n + 1}', {n + 1})")
-    run = f"from mlops_nb.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
+    run = f"from mlops_nb.flow.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root, stderr=subprocess.DEVNULL)
     time.sleep(random.Random(round_).uniform(2, 16))
     runner.kill()

@@ -1,0 +1,1 @@
+"What the reference workflow, customer churn, exports."

@@ -6,8 +6,9 @@
 __all__ = ['approve']
 
 # %% ../../nbs/churn/5_deploy.ipynb #450ac29c
-from .. import registry
-from ..deployment import Acceptance, DeploymentError
+from ..core.errors import DeploymentError
+from ..models import registry
+from ..service.deployment.acceptance import Acceptance
 
 # %% ../../nbs/churn/5_deploy.ipynb #7e7539b6
 def approve(

@@ -6,7 +6,7 @@
 __all__ = ['FLAG', 'INTERNET', 'CONTRACT', 'words']
 
 # %% ../../nbs/churn/1_ingest.ipynb #b155574d
-from ..datasets import Column, Contract
+from ..data.contracts import Column, Contract
 
 # %% ../../nbs/churn/1_ingest.ipynb #6ac212cc
 FLAG = Column(dtype="integer", min=0, max=1)

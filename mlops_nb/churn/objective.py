@@ -8,7 +8,7 @@ __all__ = ['OBJECTIVE', 'HYPOTHESES', 'RULE']
 # %% ../../nbs/churn/0_objective.ipynb #e09429ca
 import polars as pl
 
-from ..objective import Costs, Hypothesis, Objective, Rule
+from ..science.objective import Costs, Hypothesis, Objective, Rule
 
 # %% ../../nbs/churn/0_objective.ipynb #7c30a5d7
 OBJECTIVE = Objective(

@@ -8,13 +8,13 @@ __all__ = ['reference']
 # %% ../../nbs/churn/4_register.ipynb #39bcbc5a
 import polars as pl
 
-from .. import datasets
-from ..profiles import Profile, profile
-from ..training import Fitted
+from ..data.profiles import Profile, profile
+from ..data.versions import DatasetVersion
+from ..science.pipeline import Fitted
 
 # %% ../../nbs/churn/4_register.ipynb #2b2018b9
 def reference(
-    version: datasets.DatasetVersion,
+    version: DatasetVersion,
     fitted: Fitted,
 ) -> Profile:              # a column for each input, and `prediction`: the probability
     "The profile that monitoring compares production with."

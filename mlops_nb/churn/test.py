@@ -9,9 +9,10 @@ __all__ = ['champions_view']
 import numpy as np
 import polars as pl
 
-from .. import registry, roles
 from .objective import OBJECTIVE
-from ..settings import load
+from ..core.errors import RegistryError
+from ..core.settings import load
+from ..models import registry, roles
 
 # %% ../../nbs/churn/3_test.ipynb #bb5f7fa8
 def champions_view(
@@ -20,7 +21,7 @@ def champions_view(
 ) -> np.ndarray | None:     # probability a row; None where no version is in production
     "Return the positive label's probability, as the version in production predicts it."
     if champion != f"{OBJECTIVE.name}@champion":
-        raise registry.RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for "
+        raise RegistryError(f"champion = {champion}: expected {OBJECTIVE.name}@champion, for "
                                      "the gate compares with the version in production")
     version = roles.serving(OBJECTIVE.name, load()).get("champion")
     if version is None: return None

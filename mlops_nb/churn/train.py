@@ -8,7 +8,7 @@ __all__ = ['SERVICES', 'features', 'candidates']
 # %% ../../nbs/churn/2_train.ipynb #635e6b7b
 import polars as pl
 
-from ..training import Candidate
+from ..science.pipeline import Candidate
 
 # %% ../../nbs/churn/2_train.ipynb #a7049111
 SERVICES = ["online_security", "online_backup", "device_protection", "tech_support", "streaming_tv", "streaming_movies"]

@@ -1,0 +1,1 @@
+"What everything stands on: settings, secrets, the cluster, tables, the audit log."

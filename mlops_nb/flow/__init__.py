@@ -1,0 +1,1 @@
+"Notebooks as a workflow, what starts it, and where everything came from."

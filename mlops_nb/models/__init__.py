@@ -1,0 +1,1 @@
+"A model version: its files, its role, who approved it."

@@ -1,0 +1,1 @@
+"A model in production: served, deployed, watched."
