@@ -153,7 +153,7 @@ def dotted(
     if isinstance(features, FunctionType) and features.__module__ in NOTEBOOK:
         features = exported(features, package)
     name = features if isinstance(features, str) else f"{features.__module__}.{features.__qualname__}"
-    if name.split(".")[0] not in {package or name.split(".")[0]} - set(NOTEBOOK):
+    if name.split(".")[0] not in {package or name.split(".")[0]} - {"__main__", "builtins"}:
         raise TrainingError(f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
                             "(#| export) and pass the exported function, or its dotted name")
     if not isinstance(features, str) and imported(name) is not features:
