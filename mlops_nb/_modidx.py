@@ -1478,6 +1478,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.front.cli.reject': ('7_front/cli.html#reject', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli.rollback': ('7_front/cli.html#rollback', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli.run': ('7_front/cli.html#run', 'mlops_nb/front/cli.py'),
+                                    'mlops_nb.front.cli.simulate': ('7_front/cli.html#simulate', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli.status': ('7_front/cli.html#status', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli.up': ('7_front/cli.html#up', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli.watch': ('7_front/cli.html#watch', 'mlops_nb/front/cli.py'),
