@@ -10,7 +10,7 @@ __all__ = ['Table', 'GREY', 'RED', 'STYLE', 'ARTICLE', 'Check', 'Comparison', 'T
 import tempfile
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import polars as pl
@@ -60,6 +60,13 @@ class Tables(BaseModel, frozen=True):
     importance: Table                        # what the metric loses without a column
     errors: Table                            # where the log loss is worst
 
+    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Self:
+        "Return what `to_dict` wrote."
+        return cls.model_validate(data)
+
 # %% ../../nbs/3_science/10_evaluation.ipynb #d2d162fc
 class Report(Tables, frozen=True):
     "A model on the test split: the gate's checks, and what a person should know before approving."
@@ -87,13 +94,6 @@ class Report(Tables, frozen=True):
     def few(self) -> bool:
         "Whether the intervals rest on too few rows to promise more than 90 %."
         return min(self.positives, self.rows - self.positives, self.fewest or FEW) < FEW
-
-    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "Report":
-        "The report that `to_dict` wrote."
-        return cls.model_validate(data)
 
     def save(self, folder: str | Path) -> Path:
         "Write report.json and report.html, which needs no other file, and return the folder."
