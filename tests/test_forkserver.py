@@ -64,8 +64,8 @@ def ask(server, tmp_path):
     asker = ("import sys; from mlops_nb.front import launcher; import json; real = launcher.Forked\n"
              "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
              "ours = {'call': f'program:{call}', 'library': library}\n"
-             "handover.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
-             "handover.main()")
+             "launcher.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
+             "launcher.main()")
 
     def start(call, *arguments, **options):
         command = [sys.executable, "-c", asker, call, str(tmp_path), *arguments]
@@ -188,7 +188,7 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
     code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
             "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
             "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())")
-    root, log = str(Path(forkserver.__file__).parents[1]), tmp_path / "log"
+    root, log = str(Path(forkserver.__file__).parents[2]), tmp_path / "log"
     process = subprocess.Popen([sys.executable, "-c", code, root, address, packages, log])
     try:
         until(lambda: answers(address))
