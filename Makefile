@@ -51,8 +51,12 @@ system: setup  ## what tests use beyond Python: a browser, PostgreSQL
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	else echo "$$missing: not installed, and this is not root: tests that need it will be skipped (apt-get install $$missing)" >&2; fi
 
-demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint
-	mlops-nb run -p simulate=true
+demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint; its traffic is simulated
+	mlops-nb run
+	mlops-nb simulate --wave 1
+	mlops-nb monitor churn
+	mlops-nb simulate --wave 2
+	mlops-nb monitor churn
 
 test: system  ## every test: the notebooks' lessons, then tests/
 	python -m pytest -n 2 --dist loadgroup
@@ -75,6 +79,8 @@ export: setup  ## notebooks -> library and README.md
 	$(MAKE) readme
 
 outputs: demo  ## the reference stages with what a run of them shows
+	mlops-nb simulate --wave 2
+	mlops-nb run --from monitor
 	python tests/outputs.py
 
 readme: setup

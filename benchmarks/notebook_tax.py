@@ -1,9 +1,9 @@
 """The churn workflow as notebooks against the same calls in one plain Python script.
 
-The script is the code of the seven stage notebooks in one process, in their order, with what one glues as the parameter
-of the next: no kernels, no executed notebooks, no pages of them, no record of a run. Each runs in a workspace of its own
-whose cluster and pages are up already, whole processes, from data to two waves of traffic monitored (--quick: 4 trials
-instead of 24).
+The script is the code of the eight stage notebooks in one process, in their order, with what one
+glues as the parameter of the next: no kernels, no executed notebooks, no pages of them, no record
+of a run. Each runs in a workspace of its own whose cluster and pages are up already, whole
+processes, from data to a live endpoint and a look at it (--quick: 4 trials instead of 24).
 """
 import json
 import shutil
@@ -18,8 +18,8 @@ from mlops_nb.core import cluster
 from mlops_nb.core.settings import load
 cluster.connect(load())
 given, glued = {given}, {{}}
-import mlops_nb.flow.workflow
-mlops_nb.flow.workflow.outputs.glue = glued.__setitem__
+import mlops_nb
+mlops_nb.glue = glued.__setitem__
 def parameters(scope): scope.update({{k: v for k, v in {{**glued, **given}}.items() if k in scope}})
 """
 
@@ -30,7 +30,8 @@ def script(notebooks: Path, given: dict) -> str:
     for path in sorted(notebooks.glob("[0-9]*.ipynb")):
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         first = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
-        rest = "\n".join("".join(c["source"]) for c in cells if c is not first)
+        rest = "\n".join("".join(c["source"]) for c in cells if c is not first).replace(
+            "features=features", "features='mlops_nb.churn.train.features'")   # no kernel to ask
         parts.append(f"scope = {{'__name__': {path.stem!r}}}\nexec({''.join(first['source'])!r}, scope)\n"
                      f"parameters(scope)\nexec({rest!r}, scope)")
     return "\n".join(parts)
@@ -48,7 +49,7 @@ def prepared(home: Path) -> Path:
 
 def main() -> None:
     asked = options(__doc__, leaves_out="20 of 24 trials")
-    given = {"simulate": True, "trials": 4 if asked.quick else 24}
+    given = {"trials": 4 if asked.quick else 24}
     with workspace() as home:
         options_ = [part for name, value in given.items() for part in ("-p", f"{name}={json.dumps(value)}")]
         mine = run([Path(sys.executable).parent / "mlops-nb", "run", "-w", prepared(home), *options_]).seconds

@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 # The public names, lowest folder first: what a stage notebook needs.
 __all__ = [
     "Column", "Contract", "Source", "dataset", "ingest",
-    "Costs", "Hypothesis", "Objective", "Rule", "test_hypotheses", "warranted",
-    "Candidate", "search", "evaluate", "register",
-    "stage", "accept", "promote", "rollback", "monitor",
+    "Costs", "Hypothesis", "Objective", "Rule", "explore", "test_hypotheses", "warranted",
+    "Candidate", "search", "load_candidate", "evaluate", "champions_view", "tested", "register",
+    "stage", "accept", "approve", "promote", "rollback", "monitor", "open_alerts",
     "glue", "workflow",
 ]
 
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
     from mlops_nb.data.versions import get as dataset
     from mlops_nb.flow import workflow
     from mlops_nb.flow.workflow.outputs import glue
-    from mlops_nb.models.registry import register
+    from mlops_nb.models.registry import champions_view, register, tested
     from mlops_nb.science.evaluation import evaluate
+    from mlops_nb.science.exploration import explore
     from mlops_nb.science.objective import Costs, Hypothesis, Objective, Rule, warranted
     from mlops_nb.science.objective import test as test_hypotheses
     from mlops_nb.science.pipeline import Candidate
+    from mlops_nb.science.pipeline import load as load_candidate
     from mlops_nb.science.search import search
     from mlops_nb.service.deployment import promote, rollback, stage
-    from mlops_nb.service.deployment.acceptance import accept
+    from mlops_nb.service.deployment.acceptance import accept, approve
     from mlops_nb.service.monitoring import check as monitor
+    from mlops_nb.service.monitoring import open_alerts
 
 # Where each of them is defined, as `module:name`. It is imported when it is first used (PEP 562), so
 # that importing this package does nothing.
@@ -42,10 +45,13 @@ _HOMES = {
     "Objective": "science.objective:Objective", "Rule": "science.objective:Rule",
     "test_hypotheses": "science.objective:test", "warranted": "science.objective:warranted",
     "Candidate": "science.pipeline:Candidate", "search": "science.search:search",
-    "evaluate": "science.evaluation:evaluate", "register": "models.registry:register",
+    "explore": "science.exploration:explore", "load_candidate": "science.pipeline:load",
+    "evaluate": "science.evaluation:evaluate", "champions_view": "models.registry:champions_view",
+    "tested": "models.registry:tested", "register": "models.registry:register",
     "stage": "service.deployment:stage", "accept": "service.deployment.acceptance:accept",
+    "approve": "service.deployment.acceptance:approve",
     "promote": "service.deployment:promote", "rollback": "service.deployment:rollback",
-    "monitor": "service.monitoring:check",
+    "monitor": "service.monitoring:check", "open_alerts": "service.monitoring:open_alerts",
     "glue": "flow.workflow.outputs:glue", "workflow": "flow.workflow",
 }
 

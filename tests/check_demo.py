@@ -9,7 +9,7 @@ import httpx
 import polars as pl
 import psutil
 
-from mlops_nb.core import cluster, lake
+from mlops_nb.core import cluster, events, lake
 from mlops_nb.core.settings import load
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,12 @@ for _ in range(40):
     if log.height: break
     time.sleep(0.5)
 assert log["probability"].to_list() == [mine["probability"]]
+
+looks = [json.loads(d) for d in events.history(settings.events, "churn", "monitored").collect()["details"]]
+assert looks and all(look["rows"] >= 100 and look["verdict"] for look in looks), looks
+logged = lake.scan(settings.table("_predictions", "churn")).filter(stage="production").collect()
+assert logged.height >= sum(look["rows"] for look in looks)
+assert looks[0]["quiet"] and not looks[-1]["quiet"], [look["verdict"] for look in looks]
 
 columns = {a["column"] for a in status["alerts"]}
 assert "monthly_charges" in columns and columns <= {"monthly_charges", "prediction"}, status["alerts"]

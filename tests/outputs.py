@@ -1,4 +1,4 @@
-"After `make demo`: gives the reference stages the outputs of their last execution, so that who reads the notebooks sees what is true."
+"After `make demo`: gives the reference notebooks the outputs of their last execution, so that readers see what is true."
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +10,9 @@ from mlops_nb.core.settings import load
 ROOT = Path(__file__).parent.parent
 
 settings = load(ROOT)
-for stage in (ROOT / settings.workspace.notebooks).glob("[0-9]*.ipynb"):
-    newest = max(Path(settings.runs).glob(f"*/{stage.name}"), key=lambda p: p.stat().st_mtime)  # others reuse its result
+for stage in (ROOT / settings.workspace.notebooks).glob("*.ipynb"):
+    names = f"*/{stage.stem}.ipynb" if stage.name[0].isdigit() else f"*/{stage.stem}_*.ipynb"   # of a batch
+    newest = max(Path(settings.runs).glob(names), key=lambda p: p.stat().st_mtime)  # others reuse its result
     shown = {c.id: c.outputs for c in nbformat.read(newest, as_version=4).cells if c.cell_type == "code"}
     notebook = nbformat.read(stage, as_version=4)
     for cell in notebook.cells:

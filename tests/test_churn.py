@@ -12,6 +12,7 @@ from mlops_nb.core import events, lake, tracking
 from mlops_nb.core.errors import ApprovalError
 from mlops_nb.core.settings import load
 from mlops_nb.data import versions
+from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 
 CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
@@ -21,9 +22,18 @@ CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "cus
 def churn(ray_cluster, tmp_path_factory):
     "A workspace in which the workflow has run, with few trials."
     work = a_copy(tmp_path_factory.mktemp("churn") / "my project ü#1")  # a name that a URL would cut
-    done = call("run", "-w", work, "-p", "trials=3", "-p", "simulate=true", timeout=500)
+    done = call("run", "-w", work, "-p", "trials=3", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    return load(work)
+    settings = load(work)
+    for wave in (1, 2): send_and_look(settings, wave)
+    return settings
+
+
+def send_and_look(settings, wave: int) -> dict:
+    "Send a wave of the demo's traffic; return what monitoring says of it."
+    sent = call("simulate", "--wave", wave, "-w", settings.root)
+    assert sent.returncode == 0 and f"simulated  wave {wave}" in sent.stdout, sent.stdout + sent.stderr
+    return json.loads(call("monitor", "churn", "--json", "-w", settings.root).stdout)
 
 
 def status(settings) -> dict: return json.loads(call("status", "--json", "-w", settings.root).stdout)
@@ -51,7 +61,11 @@ def test_each_stage_left_its_notebook(churn):
 
 
 def test_the_first_window_is_quiet_and_the_second_is_not(churn):
+    "The look of the run itself found no traffic, and so gave no verdict."
     first, second = told(churn, "monitored")
+    assert first["rows"] == second["rows"] >= 100 and first["verdict"] == "quiet"
+    logged = lake.scan(churn.table("_predictions", "churn")).filter(stage="production").collect()
+    assert logged.height >= first["rows"] + second["rows"]
     assert first["alerts"] == [] and second["alerts"]
     columns = {a["column"] for a in told(churn, "alert_opened")}
     assert "monthly_charges" in columns and columns <= {"monthly_charges", "prediction"}
@@ -104,9 +118,11 @@ def test_lineage_of_the_champion(churn):
 
 
 def test_running_again_reuses_what_has_not_changed(churn):
-    done = call("run", "-w", churn.root, "-p", "trials=3", "-p", "simulate=true")
-    assert done.returncode == 0 and re.search(r"reused: objective, ingest, train, test, register, deploy\b", done.stdout)
+    done = call("run", "-w", churn.root, "-p", "trials=3")
+    reused = r"reused: objective, ingest, explore, train, test, register, deploy\b"
+    assert done.returncode == 0 and re.search(reused, done.stdout)
     assert len(status(churn)["models"]) == 1
+    for wave in (1, 2): send_and_look(churn, wave)
     assert len(told(churn, "monitored")) == 4
 
 
@@ -129,8 +145,30 @@ def test_a_person_decides(churn):
     fails(call("rollback", "nothing", "-w", churn.root), "nothing")
 
 
+def test_a_run_has_one_objective():
+    flow = Workflow.discover(ROOT / "nbs" / "churn")
+    takers = [stage for stage, takes in flow.wiring.items() if takes.get("objective") == "objective"]
+    assert takers == ["ingest", "explore", "train", "test", "register"]
+    users = [s.name for s in flow.stages if any("Objective(" in code for code in s.code.values())]
+    assert users == ["objective", *takers]
+    [problem] = flow.check({"objective": {"name": "churn"}})
+    assert "`objective` cannot be given: stage objective glues it" in str(problem)
+
+
+def test_traffic_is_simulated_by_no_stage():
+    flow = Workflow.discover(ROOT / "nbs" / "churn")
+    assert [s.name for s in flow.stages] == ["objective", "ingest", "explore", "train", "test", "register", "deploy",
+                                             "monitor"]
+    assert (ROOT / "nbs/churn/simulate.ipynb").is_file() and flow.check() == [] == list(flow.left_out)
+
+
+def test_a_wave_that_there_is_not_is_refused(churn):
+    fails(call("simulate", "--wave", 3, "-w", churn.root), "wave = 3: expected 1 or 2", "simulate_1.ipynb")
+    fails(call("simulate", "--wave", 0, "-w", churn.root), "greater than or equal to 1", code=2)
+
+
 def test_parameters_that_would_skip_the_gate_or_a_person_are_refused(churn):
-    for name in ("approval=rule", "passed=true"):
+    for name in ("approval=rule", "passed=true", "warranted=true", 'objective={"name": "churn"}'):
         fails(call("run", "-w", churn.root, "-p", name), name.partition("=")[0])
     other = call("run", "-w", churn.root, "-p", "trials=3", "-p", "champion=nobody@champion", "--to", "test", timeout=300)
     fails(other, "expected churn@champion")

@@ -164,7 +164,7 @@ def test_missing_source_and_wrong_target(tmp_path, ray_cluster):
     notebook = work / "nbs" / "churn" / "0_objective.ipynb"
     for file in (module, notebook): file.write_text(file.read_text().replace('target=\\"churn\\"', 'target=\\"left\\"')
                                                     .replace('target="churn"', 'target="left"'))
-    fails(call("run", "-w", work, "--to", "objective"), "left", "0_objective.ipynb")
+    fails(call("run", "-w", work, "--to", "ingest"), "left", "1_ingest.ipynb")
 
 
 def test_a_leaking_source_is_refused(tmp_path, ray_cluster):

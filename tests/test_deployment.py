@@ -449,3 +449,15 @@ def test_an_acceptance_without_checks_has_not_passed():
 def test_an_acceptance_with_one_failure_has_not_passed():
     table = pl.DataFrame({"check": ["a", "b"], "passed": [True, False], "found": ["", "<b>"], "demanded": ["", ""]})
     assert not Acceptance("churn/1", table).passed and "&lt;b&gt;" in Acceptance("churn/1", table)._repr_html_()
+
+
+def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(monkeypatch):
+    approved = []
+    monkeypatch.setattr(registry, "approve_by_rule", lambda ref, *, settings: approved.append(ref) or "an id")
+    schema = ["check", "passed", "found", "demanded"]
+    good, bad = (Acceptance("churn/1", pl.DataFrame([["schema", passed, "3", "3"]], schema=schema, orient="row"))
+                 for passed in (True, False))
+    with pytest.raises(DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"):
+        deployment.approve("churn/1", bad)
+    assert not approved
+    assert deployment.approve("churn/1", good) == "an id" and approved == ["churn/1"]

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from mlops_nb.core import tracking
 from mlops_nb.core.errors import EvaluationError
+from mlops_nb.core.settings import create
 from mlops_nb.science import evaluation as e
 from mlops_nb.science.objective import Objective, Rule
 
@@ -38,6 +40,16 @@ def test_a_perfect_model_passes_everything():
     assert report.metrics["precision"].value == pytest.approx(
         report.confusion["tp"] / (report.confusion["tp"] + report.confusion["fp"]))
     assert all(v.low <= v.value <= v.high for v in report.metrics.values())
+
+
+def test_a_report_is_kept_by_one_call(tmp_path):
+    settings = create(tmp_path / "w")
+    report = e.evaluate(*table(), objective)
+    with tracking.start_run(settings, name="test") as run: address = report.keep(settings)
+    assert address == f"runs:/{run.info.run_id}/report"
+    kept = tracking.fetch(address, settings=settings)
+    assert e.Report.from_dict(json.loads((kept / "report.json").read_text())).to_dict() == report.to_dict()
+    assert "<html" in (kept / "report.html").read_text()
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "brier", "log_loss"])

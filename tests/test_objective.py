@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mlops_nb.core.errors import ObjectiveError
 from mlops_nb.science import objective as o
+from mlops_nb.science.exploration import explore
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = o.Objective(**BASE)
@@ -296,3 +297,45 @@ def test_the_quick_model_never_sees_key_target_or_underscores():
     assert o.features(frame, objective) == ["a", "b", "k"]
     with pytest.raises(ObjectiveError, match="5 rows of each class"):
         o.warranted(table(12, x=lambda r, y: r.normal(size=len(y))), objective, o.Rule(name="x", expression="x"))
+
+
+# Pictures of the training split
+
+def test_exploring_reads_only_the_training_split_and_neither_key_nor_target():
+    frame = table(900, strong=lambda rng, y: y + rng.normal(size=len(y)), weak=lambda rng, y: rng.normal(size=len(y)),
+                  constant=lambda rng, y: np.ones(len(y)))
+    other = frame.with_columns(pl.lit("test").alias("_split"), strong=-pl.col("strong"), y=pl.lit("yes"))
+    seen = explore(pl.concat([frame, other]), objective, most=2)
+    assert (seen.rows, seen.positives) == (900, (frame["y"] == "yes").sum())
+    assert seen.table["column"].to_list()[0] == "strong" and set(seen.table["column"]) == {"strong", "weak", "constant"}
+    strong, constant = (seen.table.row(by_predicate=pl.col("column") == c, named=True) for c in ("strong", "constant"))
+    assert strong["corrected"] < 1e-6 and (constant["effect"], constant["corrected"]) == (0, 1)
+    shares = seen.shown["strong"]["share"].to_list()
+    assert shares == sorted(shares) and sum(seen.shown["strong"]["rows"]) == 900 and len(seen.shown) == 2
+    assert "strong" in seen._repr_html_()
+
+
+def test_exploring_keeps_missing_values_apart_and_groups_in_the_order_of_values():
+    frame = table(600, c=lambda rng, y: rng.choice(["b", "a", "<i>", None], len(y)),
+                  month=lambda rng, y: np.datetime64("2026-01-15") + 30 * rng.integers(0, 3, len(y)),
+                  amount=lambda rng, y: rng.integers(0, 100, len(y)))
+    seen = explore(frame.with_columns(amount=pl.when(pl.col("amount") > 5).then("amount")), objective)
+    assert seen.shown["c"]["group"].to_list() == ["<i>", "a", "b", "missing"]
+    assert seen.shown["month"]["group"].to_list() == ["2026-01", "2026-02", "2026-03"]
+    assert seen.shown["amount"]["group"].to_list()[-1] == "missing"
+    missing = dict(seen.table.select("column", "missing").rows())
+    assert missing["c"] == frame["c"].null_count() / 600 and missing["amount"] > 0.04
+    assert seen.figure() is not None
+
+
+def test_rows_of_one_group_do_not_count_as_independent_when_exploring():
+    frame = table(400, x=lambda rng, y: y + 0.5 * rng.normal(size=len(y)))
+    often = pl.concat([frame] * 5)      # the same rows five times say no more
+    alone, repeated = explore(frame, objective), explore(often, objective)
+    width = lambda seen: (seen.shown["x"]["high"] - seen.shown["x"]["low"]).to_numpy()
+    assert width(repeated) == pytest.approx(width(alone), rel=0.1)
+
+
+def test_exploring_says_what_is_missing():
+    with pytest.raises(ObjectiveError, match="_split"): explore(table(50).drop("_split"), objective)
+    with pytest.raises(ObjectiveError, match="expected the target 'y'"): explore(table(50).drop("y"), objective)

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import mlflow
+import numpy as np
 import polars as pl
 import pytest
 import skops.io
@@ -32,6 +34,7 @@ from mlops_nb.core.errors import (
     TrainingError,
 )
 from mlops_nb.core.settings import create, load
+from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles import profile
 from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, bundle, registry, roles
@@ -107,6 +110,32 @@ def test_registering_again_gives_the_same_version_and_one_event(place):
     first, again = place.register(), place.register(by="bob")
     assert first == again and [v.ref for v in versions("m", settings=place.settings)] == ["m/1"]
     assert events.history(place.settings.events, "m/1", "registered").collect().height == 1
+
+
+def test_by_default_the_reference_profile_is_of_the_dataset_and_the_candidate(place):
+    "Inputs of the training split, predictions on the test split, and the run's executed notebooks."
+    ROWS.write_parquet(place.settings.root / "rows.parquet")
+    data = ingest("rows", "rows.parquet", key="id", settings=place.settings)
+    executed = Path(place.settings.runs, "1a2b") / "1_ingest.ipynb"
+    executed.parent.mkdir(parents=True)
+    shutil.copy(place.notebook, executed)
+    bundle = place.register(dataset=data.ref, profile=None, run="1a2b").bundle(place.settings)
+    test = data.scan("test").collect()
+    assert {"x", "c", "prediction"} == set(bundle.profile.columns)
+    predictions = pl.DataFrame({"prediction": place.fitted.probability(test)})
+    for expected in (profile(data.scan("train").select("x", "c").collect()), profile(predictions)):
+        assert bundle.profile.select(expected.columns).summary().equals(expected.summary())
+    assert set(bundle.lineage["notebooks"]) == {"1_ingest.ipynb", "2_train.ipynb"}
+
+
+def test_the_champions_view_is_that_of_the_version_in_production(place):
+    view = partial(registry.champions_view, frame=ROWS, objective=OBJECTIVE, settings=place.settings)
+    place.register()
+    assert view("m@champion") is None   # registered, and not in production
+    events.record(place.settings.events, "deployed", "m", by="ann", versions={"1": 100}, champion="1")
+    assert np.abs(view("m@champion") - place.fitted.probability(ROWS)).max() < 1e-12
+    for other in ("nobody@champion", "m@challenger", "m/1"):
+        with pytest.raises(RegistryError, match=f"champion = {other}: expected m@champion"): view(other)
 
 
 def test_other_content_is_another_version(place, tmp_path):
@@ -272,7 +301,7 @@ def whole(place):
     lineage.pop("framework")
     (path / "lineage.json").write_text(json.dumps(lineage | {"package": "mlops_nb"}))
     model = (path / "MLmodel").read_text()
-    (path / "MLmodel").write_text(model.replace("mlops_nb.models.registry", "mlops_nb.registry"))
+    (path / "MLmodel").write_text(model.replace("mlops_nb.models.registry", "mlops_nb.models.registry"))
     return path
 
 
@@ -309,10 +338,10 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
 def test_a_library_that_does_not_import_any_more_is_refused_in_one_sentence(place):
     (place.settings.root / "wspkg/features.py").write_text(
-        "from mlops_nb.datasets import Contract\n" + FEATURES.format(factor=2))
+        "from mlops_nb.data.contracts import Contract\n" + FEATURES.format(factor=2))
     built = place.register().bundle(place.settings)
     forget()
-    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.datasets'. Train"):
+    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.data.ingest'. Train"):
         built.pipeline  # noqa: B018
 
 

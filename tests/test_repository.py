@@ -206,7 +206,7 @@ def test_notebooks_are_readable(notebook):
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     exported = [s for s in sources if re.search(r"^#\|\s*export\b", s, re.M)]
     lessons = [s for s in sources if s.strip() and not re.match(r"#\|(?!\s*cluster)", s)]
-    assert max(s.count("\n") + 1 for s in exported) <= 45
+    assert max((s.count("\n") + 1 for s in exported), default=0) <= 45
     assert len(cells) <= 80
     assert len(lessons) >= len(exported) / 4
     assert all(len(line) <= 120 for s in sources for line in s.splitlines())
@@ -216,6 +216,17 @@ def test_notebooks_are_readable(notebook):
 def test_stages_have_one_parameters_cell(notebook):
     cells = json.loads(notebook.read_text())["cells"]
     assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.parent.name == "churn"], ids=lambda n: n.stem)
+def test_a_stage_is_a_page(notebook):
+    "At most 60 lines of code; the library's names come from the package itself."
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    lines = [line.strip() for c in cells for line in "".join(c["source"]).splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 60
+    modules = {m[1] for line in lines if (m := re.match(r"from mlops_nb\.([\w.]+) import", line))}
+    others = {"core.errors"} if notebook.name[0].isdigit() else {"service"}
+    assert {m for m in modules if not m.startswith("churn.")} <= others
 
 
 def test_public_functions_are_documented():

@@ -1,11 +1,13 @@
 "What the training lessons leave out: contracts that must hold for any row, leaks, refusals, and a search on Ray."
 import hashlib
 import json
+import linecache
 import os
 import re
 import sys
 import time
 from datetime import UTC, date, datetime
+from uuid import uuid4
 
 import numpy as np
 import polars as pl
@@ -14,6 +16,8 @@ import skops.io
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -252,6 +256,89 @@ def test_features_travel_by_name(package, tmp_path):
 def test_features_that_fail_are_named(package):
     with pytest.raises(TrainingError, match="broken fails on a frame without rows: ColumnNotFoundError"):
         fit(table(), OBJECTIVE, LOGISTIC, features="wspkg.features.broken")
+
+
+CELLS = ["#| default_exp made", "import polars as pl", """#| export
+FACTORS = [2, 3]
+LEVELS = {"a", "b", "c"}
+
+def scaled(x, by=1.0): return x * by
+
+def features(frame):
+    "What the model sees."
+    known = pl.col("c").is_in(list(LEVELS) if FACTORS else {"d", "e", "f"})
+    return frame.with_columns(known, *(scaled(pl.col("x")).alias(f"x{f}") for f in FACTORS))
+"""]
+EXPORTED = "\n\n".join(CELLS[1:])
+
+
+def in_a_notebook(*cells: str) -> dict:
+    "Return what the cells of a notebook define in its kernel."
+    scope = {"__name__": "__main__", "In": ["", *cells]}
+    for number, cell in enumerate(cells):
+        file = f"<cell {number} of {uuid4()}>"
+        linecache.cache[file] = len(cell), None, cell.splitlines(True), file   # as IPython does
+        exec(compile(cell, file, "exec"), scope)
+    return scope
+
+
+def test_a_function_of_the_notebook_stands_for_the_exported_one(package):
+    (package / "wspkg/made.py").write_text(EXPORTED)
+    (package / "wspkg/copied.py").write_text(EXPORTED)
+    assert dotted(in_a_notebook(*CELLS)["features"], "wspkg") == "wspkg.made.features"
+    other_layout = CELLS[2].replace("    return", "    # all at once\n\n    return").replace("[2, 3]", "[2,\n 3]")
+    function = in_a_notebook(*CELLS[:2], other_layout)["features"]
+    assert dotted(function, "wspkg") == "wspkg.made.features"
+    assert fit(table(), OBJECTIVE, LOGISTIC, features="wspkg.made.features").features == "wspkg.made.features"
+
+
+def test_a_kernel_that_imported_the_module_before_an_export_is_refused(package):
+    (package / "wspkg/made.py").write_text(EXPORTED.replace("[2, 3]", "[2, 4]").replace("x * by", "x + by"))
+    import wspkg.made  # noqa: F401
+    for before, after in (("[2, 4]", "[2, 3]"), ("x + by", "x * by")):
+        (package / "wspkg/made.py").write_text(EXPORTED)
+        function = in_a_notebook(*CELLS[:2], CELLS[2].replace(after, before))["features"]
+        with pytest.raises(TrainingError, match="restart the kernel"): dotted(function, "wspkg")
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ("alias(f\"x{f}\")", "alias(f\"y{f}\")"), ("[2, 3]", "[2, 4]"), ("x * by", "x + by"), ("by=1.0", "by=1"),
+    ('"d", "e"', '"d", "g"'), ('{"a", "b"', '{"a", "z"'), ("def features(frame)", "def features(frame, more=None)")])
+def test_a_function_that_was_edited_since_its_export_is_refused(package, before, after):
+    (package / "wspkg/made.py").write_text(EXPORTED)
+    assert before in CELLS[2]
+    function = in_a_notebook(*CELLS[:2], CELLS[2].replace(before, after))["features"]
+    with pytest.raises(TrainingError, match="features is not the one in wspkg.made: run `nbdev-export`"):
+        dotted(function, "wspkg")
+
+
+def test_a_function_that_is_not_exported_is_refused(package):
+    (package / "wspkg/copied.py").write_text(EXPORTED)   # by another notebook
+    function = in_a_notebook(*CELLS)["features"]
+    with pytest.raises(TrainingError, match="is not exported.*package 'wspkg'.*`#| export`, run `nbdev-export`"):
+        dotted(function, "wspkg")
+    with pytest.raises(TrainingError, match=r"exports to no package \(\[workspace\] package"): dotted(function)
+
+
+def test_without_the_cell_default_exp_the_package_is_searched(package):
+    (package / "wspkg/deeper").mkdir()
+    (package / "wspkg/deeper/made.py").write_text(EXPORTED)
+    (package / "wspkg/other.py").write_text(EXPORTED.replace("[2, 3]", "[2, 4]"))
+    function = in_a_notebook(*CELLS[1:])["features"]
+    assert dotted(function, "wspkg") == "wspkg.deeper.made.features"
+    (package / "wspkg/copied.py").write_text(EXPORTED)
+    with pytest.raises(TrainingError, match="wspkg.copied and wspkg.deeper.made export it.*\"wspkg.copied.features\""):
+        dotted(function, "wspkg")
+
+
+def test_a_kernel_by_hand_finds_the_exported_function(package):
+    "As in JupyterLab: a kernel that knows nothing of the notebook's file."
+    (package / "wspkg/made.py").write_text(EXPORTED)
+    ask = f"from {dotted.__module__} import dotted\ndotted(features, 'wspkg')"
+    cells = [f"import sys\nsys.path.insert(0, {str(package)!r})", *CELLS, ask]
+    nb = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    NotebookClient(nb, kernel_name="python3", timeout=120).execute()
+    assert nb.cells[-1].outputs[0].data["text/plain"] == "'wspkg.made.features'"
 
 
 @pytest.mark.parametrize("estimator", [

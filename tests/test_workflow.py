@@ -309,6 +309,15 @@ def test_an_output_has_the_name_of_a_variable(name):
     with pytest.raises(WorkflowError, match="cannot name an output"): glue(name, 1)
 
 
+def test_a_notebook_without_a_number_is_no_stage(tmp_path):
+    stage(tmp_path, "1_make", "rows = 1", "glue('made', rows)")
+    stage(tmp_path, "simulate", "made: int\nwave = 1", "glue('sent', 1 / 0)")
+    flow = Workflow.discover(tmp_path)
+    assert [s.name for s in flow.stages] == ["make"] and not flow.left_out
+    assert flow.check() == []
+    assert "no stage has a parameter `wave`" in str(flow.check({"wave": 2})[0])
+
+
 # Keys
 
 @pytest.fixture
@@ -633,6 +642,22 @@ def test_a_run_is_recorded_then_reused(workspace, tmp_path):
     assert [s.name for s in fourth.stages] == ["count", "watch"] and fourth.outputs == {"total": 120, "alert": True}
     forced = flow.run({"rows": 4}, settings=workspace, force=True, last="make")
     assert forced.stages[0].state == "done" and forced.outputs["made_in"] == forced.id
+
+
+@pytest.mark.cluster
+def test_a_stage_depends_on_the_objective_that_another_glues(workspace, tmp_path):
+    give = stage(tmp_path, "0_objective", "", "glue('objective', {'name': 'churn', 'margin': 0.01})")
+    stage(tmp_path, "1_train", "objective: dict = {'margin': 9}\ntrials = 1", "glue('used', objective['margin'])")
+    def run(given: dict | None = None, **options):
+        done = Workflow.discover(tmp_path).run(given, settings=workspace, **options)
+        return [s.state for s in done.stages], done.outputs["used"]
+    assert run() == (["done", "done"], 0.01) and run() == (["reused", "reused"], 0.01)
+    for first in (None, "train"):
+        with pytest.raises(WorkflowError, match="`objective` cannot be given: stage objective glues it"):
+            run({"objective": {"margin": 5}}, first=first)
+    edit(give, "0.01", "0.02")
+    assert run(first="train") == (["reused"], 0.01)      # what is left out counts as it last was
+    assert run() == (["done", "done"], 0.02) and run({"trials": 2}) == (["reused", "done"], 0.02)
 
 
 @pytest.fixture(params=["placed", "beside"])

@@ -6,7 +6,7 @@
 __all__ = ['FLAG', 'INTERNET', 'CONTRACT', 'words']
 
 # %% ../../nbs/churn/1_ingest.ipynb #b155574d
-from ..data.contracts import Column, Contract
+from .. import Column, Contract
 
 # %% ../../nbs/churn/1_ingest.ipynb #6ac212cc
 FLAG = Column(dtype="integer", min=0, max=1)
@@ -26,11 +26,13 @@ CONTRACT = Contract(key="customer_id", columns={
     "phone_service": FLAG,
     "multiple_lines": words("No", "No phone service", "Yes"),
     "internet_service": words("DSL", "Fiber optic", "No"),
-    "online_security": INTERNET, "online_backup": INTERNET, "device_protection": INTERNET, "tech_support": INTERNET,
+    "online_security": INTERNET, "online_backup": INTERNET,
+    "device_protection": INTERNET, "tech_support": INTERNET,
     "streaming_tv": INTERNET, "streaming_movies": INTERNET,
     "contract": words("Month-to-month", "One year", "Two year"),
     "paperless_billing": FLAG,
-    "payment_method": words("Bank transfer (automatic)", "Credit card (automatic)", "Electronic check", "Mailed check"),
+    "payment_method": words("Bank transfer (automatic)", "Credit card (automatic)",
+                            "Electronic check", "Mailed check"),
     "monthly_charges": Column(dtype="float", min=0, max=10_000),      # dollars a month
     "total_charges": Column(dtype="float", nullable=True, min=0),     # dollars so far
 })

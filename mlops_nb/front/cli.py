@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Workspace', 'By', 'Json', 'Note', 'Ref', 'main', 'up', 'down', 'parameters', 'run', 'batch', 'status',
-           'lineage', 'approve', 'reject', 'deploy', 'rollback', 'monitor', 'work', 'watch', 'lab']
+           'lineage', 'approve', 'reject', 'deploy', 'rollback', 'monitor', 'simulate', 'work', 'watch', 'lab']
 
 # %% ../../nbs/7_front/01_cli.ipynb #47133e0d
 import json
@@ -382,6 +382,25 @@ def monitor(
                              "alerts": found.alerts, "report": str(found.report)})
     _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
             "alerts": _alerts(found.alerts), "report": found.report})
+
+# %% ../../nbs/7_front/01_cli.ipynb #9b60d3f4
+@app.command()
+def simulate(
+    wave: Annotated[int, typer.Option("--wave", min=1, help="Which wave; the notebook says what it is.")] = 1,
+    workspace: Workspace = None,
+) -> None:
+    "Send simulated traffic to the endpoint, as the notebook simulate.ipynb says."
+    from mlops_nb.core.errors import WorkflowError
+    from mlops_nb.flow import workflow
+    settings = load(workspace)
+    notebook = settings.root / settings.workspace.notebooks / "simulate.ipynb"
+    if not notebook.is_file():
+        raise WorkflowError(f"{notebook}: there is no such notebook. Write one with a parameter "
+                            "`wave` that sends rows to the endpoint")
+    _ready(settings)
+    done = workflow.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings).stages[0]
+    if done.error: raise WorkflowError(f"{done.error}; the executed notebook is {done.notebook}")
+    _print({"simulated": f"wave {wave}", **done.outputs, "notebook": done.notebook})
 
 # %% ../../nbs/7_front/01_cli.ipynb #37fc410a
 def work(

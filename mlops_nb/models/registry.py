@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MLFLOW_TYPES', 'commit', 'origin', 'run_of', 'ModelVersion', 'versions', 'describe', 'tested', 'register', 'resolve',
-           'model_of', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias', 'ApprovalError', 'Bundle',
-           'BundleError']
+           'model_of', 'champions_view', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias',
+           'ApprovalError', 'Bundle', 'BundleError']
 
 # %% ../../nbs/4_models/03_registry.ipynb #29c09aa6
 import json
@@ -19,6 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import polars as pl
+
 from ..core import cluster, events, library, tracking
 from mlops_nb.core.errors import (
     ApprovalError, BundleError, EventConflict, ObjectiveError, RegistryError,
@@ -31,7 +34,7 @@ from mlops_nb.models.bundle import (
 )
 from .roles import ROLES
 from ..science.objective import Objective, model_name
-from ..science.pipeline import VERSIONS, load_pipeline, named
+from ..science.pipeline import VERSIONS, load_pipeline, named, read
 from ..science.signature import Signature
 
 if TYPE_CHECKING:
@@ -201,10 +204,11 @@ def register(
     *,
     report_uri: str,                      # folder with report.json and report.html
     dataset: str,                         # what it was trained on, as in "churn@3"
-    profile: "Profile | bytes",           # of the training split
     objective: Objective,
     by: str,                              # the person or program responsible
+    profile: "Profile | bytes | None" = None,  # for monitoring; default: `evaluation.reference`
     notebooks: Sequence[str | Path] = (), # executed, to be kept
+    run: str = "",                        # of the workflow: its executed notebooks are kept too
     settings: Settings | None = None,     # default: the workspace around the current folder
 ) -> ModelVersion:
     "Make a candidate a version of a model; the same one again gives the version it is already."
@@ -219,15 +223,29 @@ def register(
     package = settings.workspace.package
     load_pipeline(candidate / "model.skops", package=package)
     lineage = origin(candidate_uri, report_uri, dataset, settings=settings)
+    if profile is None: profile = _reference(dataset, candidate, settings)
     with tempfile.TemporaryDirectory() as folder:
         path = fill(Path(folder) / "bundle", candidate=candidate, report=report, objective=objective, lineage=lineage,
                     profile=profile if isinstance(profile, bytes) else profile.to_bytes(),
-                    notebooks=[Path(n) for n in notebooks], requirements=pins(settings.root, package),
+                    notebooks=[*map(Path, notebooks), *_executed(run, settings)],
+                    requirements=pins(settings.root, package),
                     sources=_sources(candidate / "model.skops", settings))
         describe(path, Signature.model_validate_json((path / "signature.json").read_text()), lineage)
         version = _stored(name, Bundle(path, digest=seal(path), settings=settings), settings)
     _announce(version, lineage, by, settings)
     return version
+
+# %% ../../nbs/4_models/03_registry.ipynb #6064f192
+def _reference(dataset: str, candidate: Path, settings: Settings) -> "Profile":
+    "Return the profile that monitoring compares production with."
+    from mlops_nb.data.versions import get
+    from mlops_nb.science.evaluation import reference
+    fitted = read(candidate, package=settings.workspace.package)
+    return reference(get(dataset, settings=settings), fitted)
+
+def _executed(run: str, settings: Settings) -> list[Path]:
+    "Return the executed notebooks of a workflow's run so far."
+    return sorted(Path(settings.runs, run).glob("*.ipynb")) if run else []
 
 # %% ../../nbs/4_models/03_registry.ipynb #411605da
 def _sources(
@@ -312,6 +330,24 @@ def _present(name: str, known: list[ModelVersion], settings: Settings | None) ->
     if known: return "there is " + ", ".join(" = ".join([v.ref, *(f"{name}@{a}" for a in v.aliases)]) for v in known)
     models = sorted(m.name for m in tracking.client(settings).search_registered_models())
     return f"the models are {', '.join(models)}" if models else "no model is registered yet"
+
+# %% ../../nbs/4_models/03_registry.ipynb #c2f14cc5
+def champions_view(
+    champion: str,                     # as in "churn@champion": no other version is compared with
+    frame: pl.DataFrame,               # rows of the test split
+    objective: Objective,
+    *,
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> np.ndarray | None:                # of the positive label, a row each
+    "Return the probabilities that the champion gives, or None if no version is in production."
+    settings = settings or workspace()
+    if champion != f"{objective.name}@champion":
+        raise RegistryError(f"champion = {champion}: expected {objective.name}@champion, for the "
+                            "gate compares with the version in production")
+    version = roles.serving(objective.name, settings).get("champion")
+    if version is None: return None
+    bundle = resolve(f"{objective.name}/{version}", settings=settings).bundle(settings)
+    return bundle.probability(frame, objective.positive)
 
 # %% ../../nbs/4_models/03_registry.ipynb #98388244
 def approve(

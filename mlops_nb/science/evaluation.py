@@ -4,25 +4,31 @@
 
 # %% auto #0
 __all__ = ['Table', 'GREY', 'RED', 'Check', 'Comparison', 'Tables', 'Report', 'importance', 'unused', 'evaluate', 'story',
-           'pictures', 'article', 'page']
+           'pictures', 'article', 'page', 'reference']
 
 # %% ../../nbs/3_science/10_evaluation.ipynb #d5c09220
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import polars as pl
 import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
+from ..core import tracking
 from ..core.errors import EvaluationError
+from ..core.settings import Settings
 from ..core.templates import picture, render
+from ..data.profiles import Profile, profile
+from ..data.versions import DatasetVersion
 from . import metrics as m
 from .features import DATE, LEFT_OUT
 from .intervals import FEW, METRICS, Interval, Measured, fewest, measured
 from .labels import spelling
 from .metrics import BLUE, GAPS, LOWER, dots
 from .objective import Objective, Rule, features, labels
+from .pipeline import Fitted
 
 if TYPE_CHECKING: from matplotlib.axes import Axes
 
@@ -54,6 +60,13 @@ class Tables(BaseModel, frozen=True):
     importance: Table                        # what the metric loses without a column
     errors: Table                            # where the log loss is worst
 
+    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Self:
+        "Return what `to_dict` wrote."
+        return cls.model_validate(data)
+
 # %% ../../nbs/3_science/10_evaluation.ipynb #d2d162fc
 class Report(Tables, frozen=True):
     "A model on the test split: the gate's checks, and what a person should know before approving."
@@ -82,13 +95,6 @@ class Report(Tables, frozen=True):
         "Whether the intervals rest on too few rows to promise more than 90 %."
         return min(self.positives, self.rows - self.positives, self.fewest or FEW) < FEW
 
-    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "Report":
-        "The report that `to_dict` wrote."
-        return cls.model_validate(data)
-
     def save(self, folder: str | Path) -> Path:
         "Write report.json and report.html, which needs no other file, and return the folder."
         folder = Path(folder)
@@ -96,6 +102,11 @@ class Report(Tables, frozen=True):
         (folder / "report.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
         (folder / "report.html").write_text(page(self), encoding="utf-8")
         return folder
+
+    def keep(self, settings: Settings | None = None) -> str:
+        "Keep it with the open MLflow run, or a new one. Return its address, \"runs:/…/report\"."
+        with tempfile.TemporaryDirectory() as folder:
+            return tracking.log_folder(self.save(folder), "report", settings=settings)
 
     def _repr_html_(self) -> str: return article(self)
 
@@ -364,3 +375,14 @@ def page(
 ) -> str:                                    # HTML of its own
     "Return the report as a page that needs no other file."
     return article(report, alone=True)
+
+# %% ../../nbs/3_science/10_evaluation.ipynb #41757f2d
+def reference(
+    version: DatasetVersion,   # what the model was trained and tested on
+    fitted: Fitted,
+) -> Profile:                  # a column for each input, and `prediction`: the probability
+    "Return the profile that monitoring compares production with."
+    test = version.scan("test").collect()
+    inputs = version.scan("train").select(c.name for c in fitted.signature.columns).collect()
+    predictions = pl.DataFrame({"prediction": fitted.probability(test)})
+    return profile(inputs).merge(profile(predictions))

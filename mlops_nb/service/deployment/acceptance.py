@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'Acceptance', 'Probe', 'schema_check', 'parity_check', 'refusal_check', 'latency_check', 'log_check',
-           'accept']
+           'accept', 'approve']
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #ddf67166
 import time
@@ -20,6 +20,7 @@ from ...core import cluster, events, lake
 from ...core.errors import DeploymentError
 from ...core.settings import Settings, load
 from ...core.templates import render
+from ...models import registry
 from ...science.signature import Signature
 from .applications import answers, app_name, ask, client, scored, target
 from ..serving import prefix
@@ -145,3 +146,18 @@ def accept(
     events.record(settings.events, kind, version.ref, by=by, bundle=bundle.digest,
                   checks=found.table.to_dicts())
     return found
+
+# %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #22110858
+def approve(
+    ref: str,                          # the staged model version
+    acceptance: Acceptance,            # what `accept` found
+    *,
+    settings: Settings | None = None,
+) -> str:                              # the event's id
+    "Approve a version by the rule, or raise. Return the approval, which may be a person's earlier one."
+    if not acceptance.passed:
+        raise DeploymentError(f"{ref} failed its acceptance tests: see the table in this notebook. "
+                              "What serves now goes on serving. A person can deploy it all the "
+                              f"same: `mlops-nb approve {ref} --by NAME --despite REASON`, then "
+                              f"`mlops-nb deploy {ref}`")
+    return registry.approve_by_rule(ref, settings=settings)
