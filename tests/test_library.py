@@ -200,6 +200,34 @@ def test_kernels_workers_and_replicas_have_the_workflows_package(how, tmp_path, 
     assert said["served"] == pytest.approx(said["offline"]) and said["mismatch"] == {}
 
 
+ELSEWHERE = """
+import sys
+import ray
+from mlops_nb.core import cluster
+from mlops_nb.core.settings import load
+
+cluster.connect(load(sys.argv[1]))
+def of_worker():
+    from mlops_nb.churn import train
+    from mlops_nb.core import events
+    return train.FACTOR, train.__file__
+print(*ray.get(ray.remote(of_worker).remote()))
+"""
+
+
+@pytest.mark.cluster
+def test_workers_of_a_cluster_elsewhere_get_the_package_from_ray(ray_cluster, tmp_path):
+    settings = create(tmp_path / "w", workspace={"package": "mlops_nb.churn"})
+    package = settings.root / "mlops_nb" / "churn"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text("FACTOR = 5")
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, settings.root], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    factor, file = done.stdout.split()
+    assert factor == "5" and "py_modules" in file and not Path(file).is_relative_to(settings.root)
+
+
 def stage_notebook(path: Path, code: str) -> None:
     "A stage of these cells, without parameters."
     import nbformat
