@@ -254,6 +254,14 @@ def test_the_first_values_settle_the_type_of_a_column_without_any(ws, ending, to
     assert together or old["bonus"].null_count() == old.height == 2
 
 
+def test_lists_do_not_settle_the_type_of_a_column_without_any(ws):
+    first = ingest("d", written(ws, "1.parquet", id=[1, 2], bonus=[None, None]), key="id", settings=ws)
+    more = written(ws, "2.parquet", id=[3], bonus=[[1, 2]])
+    with pytest.raises(DataError, match=r"columns of type List\(Int64\) have no place in a contract"):
+        ingest("d", more, settings=ws)
+    assert versions.get("d", settings=ws).ref == first.ref
+
+
 def test_a_look_at_a_source_gives_a_column_the_type_of_its_first_values(ws):
     text(ws, "in/1.csv", "id,bonus\n1,\n2,\n")
     text(ws, "in/2.csv", "id,bonus\n3,10.5\n")
