@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
-from mlops_nb.data import contracts, profiles, values, versions
-from mlops_nb.data import ingest as steps
+from mlops_nb.data import contracts, ingest as steps, profiles, values, versions
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read
@@ -252,6 +251,14 @@ def test_the_first_values_settle_the_type_of_a_column_without_any(ws, ending, to
     assert version.facts["digest"] == content_digest(version.scan().collect())
     old = versions.get("d@0", settings=ws).scan().collect()
     assert together or old["bonus"].null_count() == old.height == 2
+
+
+def test_lists_do_not_settle_the_type_of_a_column_without_any(ws):
+    first = ingest("d", written(ws, "1.parquet", id=[1, 2], bonus=[None, None]), key="id", settings=ws)
+    more = written(ws, "2.parquet", id=[3], bonus=[[1, 2]])
+    with pytest.raises(DataError, match=r"columns of type List\(Int64\) have no place in a contract"):
+        ingest("d", more, settings=ws)
+    assert versions.get("d", settings=ws).ref == first.ref
 
 
 def test_a_look_at_a_source_gives_a_column_the_type_of_its_first_values(ws):

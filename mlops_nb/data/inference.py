@@ -17,11 +17,12 @@ import polars as pl
 import polars.selectors as cs
 
 from ..core.errors import DataError
-from .contracts import (
-    Column, Contract, check_rows, conform, differences, evolved, loose, refuse, settled)
+from mlops_nb.data.contracts import (
+    Column, Contract, check_rows, conform, differences, evolved, kept_as, loose, refuse, settled,
+)
 from .sources.dialects import FEW
 from .sources.partition import Part
-from .values import DTYPES, WORDS, convert, kind_of, lost, unparsable, wider
+from .values import DTYPES, WORDS, convert, lost, unparsable, wider
 
 # %% ../../nbs/2_data/13_inference.ipynb #0065f7dd
 def guessed(
@@ -79,7 +80,7 @@ def _first_types(parts: Sequence[Part], contract: Contract) -> dict[str, str]:
     kinds = dict.fromkeys(contract.undecided, "unknown")
     for part in parts if kinds else ():
         schema = part.schema()
-        kinds = {c: wider(kind, kind_of(schema.get(c, pl.Null()))) for c, kind in kinds.items()}
+        kinds = {c: wider(kind, kept_as(schema.get(c, pl.Null()))) for c, kind in kinds.items()}
     return kinds
 
 # %% ../../nbs/2_data/13_inference.ipynb #86ffc2b0
@@ -116,7 +117,7 @@ INCLUDES = {"float": {"float", "integer"}, "datetime": {"datetime", "date"}}
 def _odd(part: Part, values: pl.Series, kind: str) -> tuple[pl.Series, int]:
     "The values that are not of a type, others as null; and how many there are of any type."
     spelled = values.dtype == pl.String and part.dialect is not None
-    if not spelled and kind_of(values.dtype) not in INCLUDES.get(kind, {kind}) | {"unknown"}:
+    if not spelled and kept_as(values.dtype) not in INCLUDES.get(kind, {kind}) | {"unknown"}:
         return values, values.count()
     try: typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
     except DataError: return values, values.count()
@@ -203,7 +204,7 @@ def _supposed(part: Part, name: str) -> str | None:
     "The kind of a text file's column, but for a few values, or None if it is text."
     if part.dialect is None or name not in part.dialect.schema: return None
     dtype = (part.dialect.nearly or {}).get(name, part.dialect.schema[name])
-    return None if dtype in (pl.String, pl.Null) or dtype.is_nested() else kind_of(dtype)
+    return None if dtype in (pl.String, pl.Null) or dtype.is_nested() else kept_as(dtype)
 
 def remarks(
     parts: Sequence[Part],
