@@ -9,7 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import grimp
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -22,14 +21,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile",
                                   "settings.ini", "cluster.yaml", "requirements.lock", ".gitattributes", ".ci/run"])
 def test_the_promised_files_exist(name): assert (ROOT / name).stat().st_size > 0
-
-
-def test_no_module_imports_the_package_that_it_is_in():
-    "A package's `__init__` may import its modules; the other way round is a cycle that layers do not show."
-    graph = grimp.build_graph("mlops_nb", cache_dir=None)
-    pairs = [(module, used) for module in graph.modules for used in graph.find_modules_directly_imported_by(module)]
-    upward = {f"{module} imports {used}" for module, used in pairs if module.startswith(f"{used}.")}
-    assert {u for u in upward if ".data." not in u} == {"mlops_nb.front.launcher imports mlops_nb"}
 
 
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])

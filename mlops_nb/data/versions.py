@@ -23,7 +23,7 @@ from ..core.settings import Settings, load
 from ..core.templates import render
 from .batches import QUARANTINE, source_of
 from .contracts import OWN, Contract
-from .evidence import sentence
+from .inference import sentence
 from .profiles import Profile, profile, store
 from .quality.balance import Balance, balance
 from .quality.differences import Diff, Side, diff
