@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
-from mlops_nb.data import contracts, ingest as steps, profiles, values, versions
+from mlops_nb.data import contracts, profiles, values, versions
+from mlops_nb.data import ingest as steps
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read
