@@ -55,7 +55,7 @@ class Candidate:
             raise TrainingError(f"candidate '{self.name}': {type(self.estimator).__name__} gives no probabilities; "
                                 "wrap it in CalibratedClassifierCV or choose one with predict_proba")
 
-# %% ../../nbs/3_science/08_pipeline.ipynb #cc76f94e
+# %% ../../nbs/3_science/08_pipeline.ipynb #a81c3d5e
 NOTEBOOK = ("__main__", "builtins")   # the module of what a notebook defines: in Jupyter, in nbdev-test
 
 def exporting(
@@ -144,11 +144,12 @@ def exported(
     raise TrainingError(f"feature function {name} is not exported; this workspace exports to {where}. "
                         "Begin its cell with `#| export`, run `nbdev-export` and try again")
 
+# %% ../../nbs/3_science/08_pipeline.ipynb #cc76f94e
 def dotted(
     features: Callable | str | None,  # polars frame → polars frame
     package: str = "",                # where it must live; empty: anywhere that can be imported
 ) -> str | None:
-    "Return a feature function's name, by which it can be found again."
+    "A feature function's name, if it can be found again by that name."
     if features is None: return None
     if isinstance(features, FunctionType) and features.__module__ in NOTEBOOK:
         features = exported(features, package)
