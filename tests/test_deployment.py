@@ -25,7 +25,7 @@ from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
-from mlops_nb.service.deployment import applications
+from mlops_nb.service.deployment import acceptance, applications
 from mlops_nb.service.deployment.acceptance import Acceptance
 from mlops_nb.service.serving.versions import Desired
 
@@ -458,6 +458,6 @@ def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(mo
     good, bad = (Acceptance("churn/1", pl.DataFrame([["schema", passed, "3", "3"]], schema=schema, orient="row"))
                  for passed in (True, False))
     with pytest.raises(DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"):
-        deployment.approve("churn/1", bad)
+        acceptance.approve("churn/1", bad)
     assert not approved
-    assert deployment.approve("churn/1", good) == "an id" and approved == ["churn/1"]
+    assert acceptance.approve("churn/1", good) == "an id" and approved == ["churn/1"]
