@@ -309,10 +309,10 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
 def test_a_library_that_does_not_import_any_more_is_refused_in_one_sentence(place):
     (place.settings.root / "wspkg/features.py").write_text(
-        "from mlops_nb.datasets import Contract\n" + FEATURES.format(factor=2))
+        "from mlops_nb.gone import Contract\n" + FEATURES.format(factor=2))
     built = place.register().bundle(place.settings)
     forget()
-    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.datasets'. Train"):
+    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.gone'. Train"):
         built.pipeline  # noqa: B018
 
 
