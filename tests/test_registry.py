@@ -272,7 +272,7 @@ def whole(place):
     lineage.pop("framework")
     (path / "lineage.json").write_text(json.dumps(lineage | {"package": "mlops_nb"}))
     model = (path / "MLmodel").read_text()
-    (path / "MLmodel").write_text(model.replace("mlops_nb.models.registry", "mlops_nb.registry"))
+    (path / "MLmodel").write_text(model.replace(".models.registry", ".registry"))
     return path
 
 
