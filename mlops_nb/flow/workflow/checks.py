@@ -59,7 +59,7 @@ def _late(path: Path, settings: Settings) -> list[Path]:
         return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
 
 def _target(settings: Settings) -> Path:
-    "Return the folder that nbdev exports to, in the workspace: as configured, or the outermost package."
+    "Return the folder that nbdev exports to, relative to the workspace."
     from nbdev.config import get_config
     package = folder_of(settings.root, settings.workspace.package)
     target = outermost = settings.root / settings.workspace.package.partition(".")[0]
