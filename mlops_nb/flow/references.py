@@ -18,7 +18,7 @@ from ..data import versions
 from ..data.sources import Source
 from .workflow import Workflow
 from ..models import registry, roles
-from ..service import deployment
+from ..service.deployment import applications
 
 # %% ../../nbs/6_flow/15_references.ipynb #a6752425
 def fingerprints(
@@ -73,6 +73,6 @@ def _holds(name: str, value: Any, outputs: dict, settings: Settings) -> bool:
     if name == "model_version": registry.resolve(value, settings=settings)
     if isinstance(value, str) and value.startswith("runs:/"): tracking.fetch(value, settings=settings)
     if name == "endpoint":
-        found = deployment.endpoint(value, settings=settings)
+        found = applications.endpoint(value, settings=settings)
         return found.ready and f"{value}/{found.champion}" == outputs.get("deployed")
     return True

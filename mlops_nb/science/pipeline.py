@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOK', 'PLAIN', 'TYPES', 'VERSIONS', 'Candidate', 'exporting', 'dotted', 'imported', 'alike', 'exported', 'build',
-           'Fitted', 'contract', 'fit', 'load_pipeline', 'named', 'allowed', 'write', 'read', 'load', 'TrainingError']
+           'Fitted', 'contract', 'fit', 'load_pipeline', 'named', 'allowed', 'write', 'read', 'load']
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #e27f5f7b
 import ast
@@ -34,8 +34,6 @@ from .features import check_row_by_row, numbers_and_strings, outputs, used_only
 from .labels import labels_of, spelling
 from .objective import Objective, labels
 from .signature import Signature
-
-_all_ = ["TrainingError"]
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #c33c6a78
 @dataclass(frozen=True)
