@@ -317,6 +317,15 @@ def test_a_bundle_whose_library_is_the_framework_is_refused_in_one_sentence(plac
     with pytest.raises(OutdatedBundle, match=REFUSED): mlflow.pyfunc.load_model(str(whole))
 
 
+def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, monkeypatch):
+    "Nothing serves it either, and its model is to be trained again. A warning says so."
+    built = Bundle(whole, digest=seal(whole), settings=place.settings)
+    deployed(place.settings, champion="1")
+    monkeypatch.setattr(registry.ModelVersion, "bundle", lambda self, settings=None: built)
+    with pytest.warns(UserWarning, match="the champion is not compared with: .*train"):
+        assert registry.champions_view("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
+
+
 def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, monkeypatch):
     "So that its model can be trained again."
     digest = seal(whole)

@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -334,7 +335,7 @@ def champions_view(
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> np.ndarray | None:                # of the positive label, a row each
-    "Return the probabilities that the champion gives, or None if no version is in production."
+    "Return the probabilities that the champion gives, or None if none is in production or loads."
     settings = settings or workspace()
     if champion != f"{objective.name}@champion":
         raise RegistryError(f"champion = {champion}: expected {objective.name}@champion, for the "
@@ -342,7 +343,10 @@ def champions_view(
     version = roles.serving(objective.name, settings).get("champion")
     if version is None: return None
     bundle = resolve(f"{objective.name}/{version}", settings=settings).bundle(settings)
-    return bundle.probability(frame, objective.positive)
+    try: return bundle.probability(frame, objective.positive)
+    except OutdatedBundle as e:  # nothing can serve it either: what takes its place need not beat it
+        warnings.warn(f"the champion is not compared with: {e}", stacklevel=2)
+        return None
 
 # %% ../../nbs/4_models/03_registry.ipynb #98388244
 def approve(
