@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from ..core import cluster, events, library, tracking
-from ..core.errors import EventConflict, ObjectiveError, RegistryError
+from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
 from ..core.settings import Settings, load as workspace
 from ..core.templates import render
 from . import approvals, roles
