@@ -322,7 +322,7 @@ def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, mon
     built = Bundle(whole, digest=seal(whole), settings=place.settings)
     deployed(place.settings, champion="1")
     monkeypatch.setattr(registry.ModelVersion, "bundle", lambda self, settings=None: built)
-    with pytest.warns(UserWarning, match="the champion is not compared with: .*train"):
+    with pytest.warns(UserWarning, match="the champion is not compared with: .*Train the model"):
         assert registry.champions_view("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
 
 
