@@ -30,8 +30,7 @@ from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load
 from mlops_nb.flow.workflow import Workflow, kernels
-from mlops_nb.flow.workflow.batch import grid
-from mlops_nb.flow.workflow.batch import map as workflow_map
+from mlops_nb.flow.workflow.batch import grid, map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse
 from mlops_nb.flow.workflow.execution import Execution
@@ -428,6 +427,22 @@ def test_a_library_out_of_step_is_told(tmp_path):
     assert "shop/price.py is not what this notebook exports" in str(flow.check({}, settings)[0])
     from nbdev.export import nb_export
     nb_export(path, lib_path=package)
+    assert flow.check({}, settings) == []
+
+
+def test_a_library_inside_another_out_of_step_is_told_and_the_one_around_it_is_not(tmp_path):
+    root = tmp_path / "w"
+    settings = create(root, workspace={"package": "outer.shop"})
+    (root / "nbs").mkdir()
+    for name, module in (("1_price", "shop.price"), ("2_other", "other")):
+        cells = [new_code_cell(f"#| default_exp {module}"), new_code_cell("", metadata={"tags": ["parameters"]}),
+                 new_code_cell("#| export\ndef price(): return 3")]
+        nbformat.write(new_notebook(cells=cells), root / "nbs" / f"{name}.ipynb")
+    flow = Workflow.discover(root / "nbs")
+    [problem] = flow.check({}, settings)
+    assert "outer/shop/price.py is not what this notebook exports" in str(problem)
+    from nbdev.export import nb_export
+    nb_export(root / "nbs" / "1_price.ipynb", lib_path=root / "outer")
     assert flow.check({}, settings) == []
 
 
