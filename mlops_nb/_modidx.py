@@ -227,6 +227,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlops_nb.core.library.obey': ('1_core/library.html#obey', 'mlops_nb/core/library.py'),
                                        'mlops_nb.core.library.release': ('1_core/library.html#release', 'mlops_nb/core/library.py'),
                                        'mlops_nb.core.library.tree': ('1_core/library.html#tree', 'mlops_nb/core/library.py'),
+                                       'mlops_nb.core.library.unfit': ('1_core/library.html#unfit', 'mlops_nb/core/library.py'),
                                        'mlops_nb.core.library.use': ('1_core/library.html#use', 'mlops_nb/core/library.py'),
                                        'mlops_nb.core.library.within': ('1_core/library.html#within', 'mlops_nb/core/library.py')},
             'mlops_nb.core.locks': { 'mlops_nb.core.locks._facts': ('1_core/locks.html#_facts', 'mlops_nb/core/locks.py'),
