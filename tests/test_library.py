@@ -37,6 +37,33 @@ def test_a_package_that_is_not_there_is_a_settings_error(tmp_path, package, says
     assert not settings.state.exists()
 
 
+@pytest.mark.parametrize(("package", "says"), [
+    *((p, "cannot be a workflow's package: expected one name, such as shop, or one inside mlops_nb")
+      for p in ("shop.ml", "mlops_nb.churn.deep", "shop-x", "../shop", "shop.", ".shop", "class", "1shop")),
+    ("json", "is a part of Python: expected another name"), ("mlops_nb.core", "is a part of the framework"),
+    ("mlops_nb.templates", "is a part of the framework")])
+def test_a_name_that_no_package_of_a_workflow_can_have(tmp_path, package, says):
+    "Even if there are modules: what processes import under such a name is something else, or nothing."
+    settings = create(tmp_path / "w", workspace={"package": package})
+    folder = library.folder_of(settings.root, package)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text("")
+    with pytest.raises(SettingsError, match=rf"package = {package} {says}"): cluster.snapshot(settings)
+
+
+def test_the_framework_names_its_own_folders():
+    own = {p.name for p in (ROOT / "mlops_nb").iterdir() if p.is_dir() and p.name not in ("__pycache__", "churn")}
+    assert own and all(library.unfit(f"mlops_nb.{name}") for name in own) and not library.unfit("mlops_nb.churn")
+
+
+def test_an_import_from_above_the_package_is_left_to_the_import(tmp_path):
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/__init__.py").write_text("")
+    (tmp_path / "shop/a.py").write_text("from .. import x\nfrom . import b")
+    (tmp_path / "shop/b.py").write_text("")
+    assert list(library.modules([library.tree("import shop.a")], tmp_path / "shop")) == ["shop", "shop.a", "shop.b"]
+
+
 def test_a_snapshot_holds_the_package_and_nothing_of_the_framework(tmp_path):
     settings = create(tmp_path / "w", workspace={"package": "mlops_nb.churn"})
     shutil.copytree(ROOT / "mlops_nb" / "churn", settings.root / "mlops_nb" / "churn")

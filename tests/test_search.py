@@ -312,6 +312,59 @@ def test_a_function_that_was_edited_since_its_export_is_refused(package, before,
         dotted(function, "wspkg")
 
 
+HELP = """import datetime as dt
+import functools, re
+import polars as pl
+
+def by(factor):
+    def decorate(function):
+        @functools.wraps(function)
+        def inner(frame): return function(frame) * factor
+        return inner
+    return decorate
+"""
+
+
+@pytest.mark.parametrize(("definitions", "before", "after"), [
+    ("K = dt.date(2020, 1, 1)\ndef features(frame): return frame, K", "2020", "2021"),
+    ("K = pl.col('x') * 2\ndef features(frame): return frame.with_columns(K)", "* 2", "* 3"),
+    ("K = re.compile('a')\ndef features(frame): return K, frame", "'a'", "'b'"),
+    ("K = 2\n@by(1)\ndef features(frame): return frame * K", "K = 2", "K = 3"),
+    ("@by(2)\ndef features(frame): return frame", "by(2)", "by(3)"),
+    ("@by(2)\ndef features(frame): return frame", "@by(2)\n", ""),
+    ("half = by(2)\n@half\ndef features(frame): return frame", "by(2)", "by(4)"),
+    ("double = lambda x: x * 2\ndef features(frame): return double(frame)", "x * 2", "x * 3"),
+    ("class C:\n    def go(self, x): return x * 2\ndef features(frame): return C().go(frame)", "x * 2", "x * 3"),
+    ("class C:\n    factor = 2\ndef features(frame): return frame * C.factor", "= 2", "= 3"),
+    ("def g(x, n): return x * n\nh = functools.partial(g, n=2)\ndef features(frame): return h(frame)", "n=2", "n=3"),
+    ("from math import ceil as r\ndef features(frame): return r(frame)", "ceil", "floor")])
+def test_what_a_function_uses_is_compared_too(package, definitions, before, after):
+    (package / "wspkg/used.py").write_text(HELP + definitions)
+    assert before in definitions
+    function = in_a_notebook("#| default_exp used", HELP, definitions)["features"]
+    assert dotted(function, "wspkg") == "wspkg.used.features"
+    edited = in_a_notebook("#| default_exp used", HELP, definitions.replace(before, after, 1))["features"]
+    with pytest.raises(TrainingError, match="not the one in wspkg.used.*dotted name.*\"wspkg.used.features\""):
+        dotted(edited, "wspkg")
+
+
+def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
+    (package / "wspkg/lazy.py").write_text("columns = 1\ndef features(frame):\n    from .features import doubled\n"
+                                           "    return doubled(frame.select(frame.columns))")
+    cell = (package / "wspkg/lazy.py").read_text().replace(".features", "wspkg.features").replace("= 1", "= 2")
+    assert dotted(in_a_notebook("#| default_exp lazy", cell)["features"], "wspkg") == "wspkg.lazy.features"
+
+
+@pytest.mark.parametrize(("code", "says"), [
+    ("features = lambda frame: frame", "<lambda>, which has no name of its own"),
+    ("def outer():\n    def features(frame): return frame\n    return features\nfeatures = outer()",
+     "outer.<locals>.features, which has no name"),
+    ("import functools\nfeatures = functools.partial(lambda frame, n: frame, n=1)", "features is of type partial: expected"),
+    ("features = 5", "features is of type int: expected a function that a cell or a module defines with def")])
+def test_features_without_a_name_are_refused(package, code, says):
+    with pytest.raises(TrainingError, match=says): dotted(in_a_notebook(code)["features"], "wspkg")
+
+
 def test_a_function_that_is_not_exported_is_refused(package):
     (package / "wspkg/copied.py").write_text(EXPORTED)   # by another notebook
     function = in_a_notebook(*CELLS)["features"]

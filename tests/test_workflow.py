@@ -1066,3 +1066,23 @@ def finished_stages(settings) -> list:
     ledger = Ledger(settings)
     found = ledger.client.search_runs([ledger.experiment], "tags.`mlops_nb.state` = 'done'")
     return [SimpleNamespace(stage=r.data.tags["mlops_nb.stage"]) for r in found if "mlops_nb.stage" in r.data.tags]
+
+
+@pytest.mark.cluster
+def test_a_run_has_one_state_of_the_code(ray_cluster, tmp_path):
+    "What is edited during a run: the package counts from the next run on, a notebook ends the run."
+    settings = create(tmp_path / "w", workspace={"package": "shop"})
+    prices = settings.root / "shop" / "prices.py"
+    prices.parent.mkdir()
+    prices.write_text("FACTOR = 1")
+    change = "from pathlib import Path\nPath(file).write_text(Path(file).read_text().replace(*texts))"
+    stage(settings.root, "1_edit", "file = ''\ntexts: list = []", "from shop import prices", change, "glue('edited', texts)")
+    use = stage(settings.root, "2_use", "edited: list = []", "from shop import prices", "glue('used', prices.FACTOR * 10)")
+    def run(file, *texts):
+        done = Workflow.discover(settings.root).run({"file": str(file), "texts": list(texts)}, settings=settings)
+        return [s.state for s in done.stages], done.outputs["used"]
+    assert run(prices, "= 1", "= 2") == (["done", "done"], 10)
+    assert run(prices, "= 2", "= 3") == (["done", "done"], 20)
+    with pytest.raises(WorkflowError, match=r"2_use.ipynb: WorkflowError: the notebook was edited .*run again"):
+        run(use, "* 10", "* 11")
+    assert run(use, "* 10", "* 11") == (["reused", "done"], 33)

@@ -252,9 +252,7 @@ def exported(settings: Settings) -> list[Path]:
     package = settings.workspace.package
     if not package: return []
     says = f"{settings.root / 'settings.ini'}: [workspace] package = {package}"
-    if package == library.FRAMEWORK:
-        raise SettingsError(f"{says} is the framework itself: expected the package that your "
-                            f"notebooks export to, such as {library.REFERENCE}")
+    if wrong := library.unfit(package): raise SettingsError(f"{says} {wrong}")
     folder = library.folder_of(settings.root, package)
     if files := sorted(folder.rglob("*.py")): return files
     there = "it has no modules" if folder.is_dir() else "there is no such folder"

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import polars as pl
 import yaml
 
-from ...core import events
+from ...core import cluster, events
 from ...core.errors import WorkflowError
 from ...core.settings import Settings, load
 from ...core.templates import render
@@ -183,6 +183,7 @@ def map(
     settings, stage, sets = settings or load(), Stage.read(notebook), [dict(one) for one in sets]
     if not sets: raise WorkflowError("expected at least one set of parameters; came none")
     warnings = _checked(stage, sets)
+    cluster.snapshot(settings)  # a package that is not there stops a batch before it begins
     kernels.begin(settings)
     ledger, width = Ledger(settings), len(str(len(sets)))
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]

@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from tenacity import (RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt,
+from tenacity import (RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt,
                       wait_exponential)
 
 from ...core import cluster, library
+from ...core.errors import WorkflowError
 from ...core.masking import masked
 from ...core.settings import Settings, StageSection
 from .cache import key
@@ -67,8 +69,11 @@ class Execution:
     force: bool = False
     resolve: Callable[[str, dict], str] | None = None
     valid: Callable[[str, dict], bool] | None = None
+    code: Path = field(init=False)                          # the exported package as it was in the beginning
     stop: Event = field(default_factory=Event)              # set: whatever runs is to end now
     _turn: Lock = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self): self.code = cluster.snapshot(self.settings)
 
     def tell(self, what: str, result: StageRun, *cell: int) -> None:
         "Tell the listener, one thing at a time."
@@ -83,7 +88,7 @@ class Execution:
     def key(self, stage: Stage, values: dict[str, Any]) -> str:
         "The stage's cache key."
         name = self.settings.workspace.package
-        package = library.folder_of(cluster.snapshot(self.settings), name) if name else None
+        package = library.folder_of(self.code, name) if name else None
         return key(stage, values, package=package, name=name, framework=library.framework(name),
                    lock=self.settings.root / "requirements.lock",
                    fingerprint=self.resolve(stage.name, values) if self.resolve else "")
@@ -117,6 +122,10 @@ def perform(
     execution.tell(result.state, result)
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #0fed86f3
+def _may_pass(error: BaseException) -> bool:
+    "Return whether another attempt may succeed: not where a notebook was edited."
+    return isinstance(error, Exception) and not isinstance(error, WorkflowError)
+
 def _make(execution: Execution, stage: Stage, result: StageRun, values: dict[str, Any]) -> None:
     "Run a stage's notebook and keep what came of it."
     result.state, started = "running", time.monotonic()
@@ -128,7 +137,7 @@ def _make(execution: Execution, stage: Stage, result: StageRun, values: dict[str
         result.attempts += 1
         execution.tell("retrying", result)
     tries = Retrying(stop=stop_after_attempt(1 + section.retries), wait=wait_exponential(section.retry_wait),
-                     retry=retry_if_exception_type(Exception), sleep=sleep_using_event(execution.stop),
+                     retry=retry_if_exception(_may_pass), sleep=sleep_using_event(execution.stop),
                      before_sleep=note, reraise=True)
     try:
         if wrong := mistyped(stage, values): raise TypeError("; ".join(wrong.values()))
@@ -153,7 +162,10 @@ def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dic
     papermill.log.logger.setLevel("ERROR")  # it warns of parameters without a default as unknown
     Handler.register()
     settings, ours = execution.settings, ("MLOPS_NB", "RAY_AUTH", "AWS_")
-    code = str(cluster.snapshot(settings))
+    if Stage.read(stage.path).code != stage.code:
+        raise WorkflowError("the notebook was edited after this run began: run again "
+                            "(stages that are done are reused)")
+    code = str(execution.code)
     place = library.environment(code, settings.workspace.package)
     paths = filter(None, [place.get("PYTHONPATH"), os.environ.get("PYTHONPATH")])
     env = {k: v for k, v in os.environ.items() if k.startswith(ours)} | place | {
