@@ -130,7 +130,7 @@ import mlops_nb
 from mlops_nb.churn import train
 from mlops_nb.core import cluster, tracking
 from mlops_nb.core.settings import load
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 from mlops_nb.science.objective import Objective

@@ -35,7 +35,7 @@ from mlops_nb.core.errors import (
 )
 from mlops_nb.core.settings import create, load
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, bundle, registry, roles
 from mlops_nb.models.bundle import Bundle, code_hash, seal

@@ -27,7 +27,7 @@ from ..core.settings import Settings
 from .contracts import (
     OWN, UNIQUE, Contract, check_rows, conform, reason, repeated)
 from .inference import Seen, observed
-from .profiles import profile
+from .profiles.profiling import profile
 from .sources.partition import Part
 from .splits import Splitting, added, places, row_hashes
 from .values import WORDS, lost, unparsable

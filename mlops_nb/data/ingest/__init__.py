@@ -29,7 +29,7 @@ from ..contracts import Contract, reason, with_roles
 from ..inference import (
     agreed, guessed, observed_together, remarks, sentence, tightened, widened)
 from .upsert import Change, change
-from ..profiles import Profile
+from ..profiles.profiling import Profile
 from ..profiles.constraints import check
 from ..sources import Source
 from ..sources.partition import Part

@@ -18,7 +18,7 @@ from ...core import events, lake
 from ...core.errors import CommitConflict, DataError
 from ...core.settings import Settings, load
 from ..batches import Tally
-from ..profiles import profile
+from ..profiles.profiling import profile
 from ..splits import Splitting, digest_of, ends_by_shares, naive
 from ..versions import DatasetVersion, dataset_name, newest, record
 
