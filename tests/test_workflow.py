@@ -663,7 +663,7 @@ def test_a_stage_depends_on_the_objective_that_another_glues(workspace, tmp_path
 @pytest.fixture(params=["placed", "beside"])
 def either(request, workspace, ray_cluster, monkeypatch):
     "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
-    import papermill  # noqa: F401  first, as `workflow.__getattr__` says
+    import papermill  # noqa: F401  first: the engine is its plug-in
 
     from mlops_nb.flow.workflow import engine
     if request.param == "placed": return workspace
