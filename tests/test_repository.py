@@ -144,6 +144,31 @@ def test_no_module_imports_the_front_of_its_own_package():
     assert not wrong, "import these from the module that defines them"
 
 
+def defined(module: Path) -> set[str]:
+    "The names that a module defines itself, or offers as a part of it."
+    names = parts_of(module.parent) if module.name == "__init__.py" else set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef): names.add(node.name)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): names.add(node.id)
+    return names
+
+
+def test_no_module_offers_what_another_defines():
+    "A name has one home: it is in `__all__` of the module that defines it, and imported from there."
+    homes = {dotted(m): defined(m) for m in MODULES}
+    offered, wrong = {}, {}
+    for module in MODULES:
+        for node in ast.parse(module.read_text()).body:
+            if module.parent == ROOT / "mlops_nb" or not isinstance(node, ast.Assign): continue
+            if ast.unparse(node.targets[0]) in ("__all__", "_all_"):
+                offered[dotted(module)] = set(ast.literal_eval(node.value)) - homes[dotted(module)]
+        names = {(source, name) for source, name in imported(module) if source in homes and source != "mlops_nb"}
+        names = {f"{source}.{name}" for source, name in names if name not in homes[source]}
+        if names: wrong[dotted(module)] = names
+    assert not {module: names for module, names in offered.items() if names}
+    assert not wrong, "import these from the module that defines them"
+
+
 def patched(module: Path) -> set[str]:
     "The names of classes that a module adds to, by an assignment or by fastcore's `patch`."
     names = set()
