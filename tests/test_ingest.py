@@ -1,4 +1,4 @@
-"datasets: any order, any dirt, any moment of death; what a lesson would not show."
+"Ingest: any order, any dirt, any moment of death; what a lesson would not show."
 import contextlib
 import itertools
 import json

@@ -106,6 +106,41 @@ def test_an_upward_import_for_type_checkers_is_refused(tmp_path):
     assert done.returncode == 1 and "house.lower is not allowed to import house.upper" in done.stdout
 
 
+HOUSE = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]  # the folders, highest first
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_the_tree_of_the_architecture_is_the_layers_lowest_first():
+    tree, folder = {"mlops_nb": []}, ""
+    for line in ARCHITECTURE.split("```")[1].splitlines():
+        if m := re.match(r"[├└]── (\w+)/", line):
+            folder = f"mlops_nb.{m[1]}"
+            tree["mlops_nb"].append(m[1])
+        if m := re.match(r"│   [├└]── (\w+)", line): tree.setdefault(folder, []).append(m[1])
+    assert tree.pop("mlops_nb") == [*reversed(HOUSE), "templates"]
+    layers = {container: [re.findall(r"\w+", layer) for layer in contract["layers"]][::-1]
+              for contract in PROJECT["tool"]["importlinter"]["contracts"] for container in contract.get("containers", [])}
+    assert sorted(tree) == sorted(f"mlops_nb.{name}" for name in HOUSE if name != "churn")
+    for folder, names in tree.items(): assert names == [n for layer in layers[folder] for n in layer]
+
+
+def test_the_rooms_of_the_architecture_are_there():
+    "Each name of the table `Where is it?` is in one of the files of its row."
+    table = ARCHITECTURE.split("## Where is it?")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    home = ROOT / "mlops_nb"
+    assert len(rows) == 12
+    for question, places, names in rows:
+        rooms = re.findall(r"`([\w/.]+)`", places) + re.findall(r"`(\w+/\w+)", names)  # a name may say its module
+        files = [[path for path in (home / room, home / f"{room}.py", home / room / "__init__.py") if path.is_file()]
+                 for room in rooms]
+        assert all(files), question
+        text = "\n".join(path.read_text() for paths in files for path in paths)
+        for name in re.findall(r"`([\w.]+)`|\.(\w+)`", names):
+            last = "".join(name).split(".")[-1]
+            assert re.search(rf"\b(def|class) {last}\b", text), f"{question} there is no {last}"
+
+
 def imported(module: Path) -> list[tuple[str, str]]:
     "What a module imports anywhere, also inside functions: (module, name) of each `from … import …`."
     package, pairs = [*module.parent.relative_to(ROOT).parts], []
@@ -117,7 +152,6 @@ def imported(module: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-HOUSE = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]  # the folders, highest first
 BELOW = [m for m in MODULES if m.relative_to(ROOT).parts[1] in HOUSE[HOUSE.index("churn") + 1:]]
 
 
