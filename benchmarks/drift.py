@@ -22,8 +22,8 @@ def ours(target: str, reference: str) -> dict:
     "Time of two profiles and their comparison, s; and the columns that drifted."
     import polars as pl
 
-    from mlops_nb.data.profiles import profile
     from mlops_nb.data.profiles.comparison import drift
+    from mlops_nb.data.profiles.profiling import profile
     frames = [pl.read_parquet(f) for f in (target, reference)]
     drift(*(profile(f[:1000]) for f in frames))
     compare = lambda: drift(*(profile(f) for f in frames))

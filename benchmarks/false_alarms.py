@@ -29,8 +29,8 @@ def sparse(rng, rows: int):
 
 def alarms(window, reference) -> list[dict]:
     "What a window's questions about its inputs answer."
-    from mlops_nb.data.profiles import profile
     from mlops_nb.data.profiles.comparison import drift
+    from mlops_nb.data.profiles.profiling import profile
     from mlops_nb.service.monitoring import checks as judging
     questions = [*judging.drifting(drift(profile(window), reference)), *judging.missing(window, reference),
                  *judging.outside(window, reference), *judging.unseen(window, reference)]
@@ -39,7 +39,7 @@ def alarms(window, reference) -> list[dict]:
 
 def sparse_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
     "False alarms and windows, by rows of the window."
-    from mlops_nb.data.profiles import profile
+    from mlops_nb.data.profiles.profiling import profile
     counts = {}
     for rows in WINDOWS:
         false = sum(bool(alarms(sparse(rng, rows), profile(sparse(rng, 3000)))) for _ in range(draws))
@@ -71,7 +71,7 @@ def power(rng, draws: int) -> dict[str, float]:
     "Shares of windows in which a real change is an alarm, or its p-value below 0.00025."
     import polars as pl
 
-    from mlops_nb.data.profiles import profile
+    from mlops_nb.data.profiles.profiling import profile
     from mlops_nb.service.monitoring.checks import newness
     found = {"power, no nulls": 0, "power, only nulls": 0, "power, a new category": 0}
     column = "number 0.9"

@@ -28,7 +28,7 @@ def ours(file: str, folder: str) -> dict:
 
     from mlops_nb.core.settings import create
     from mlops_nb.data.ingest import ingest
-    from mlops_nb.data.profiles import profile
+    from mlops_nb.data.profiles.profiling import profile
     settings = create(folder)
     profile(pl.DataFrame({"a": [1.0]}))  # imports whylogs
     began = time.perf_counter()

@@ -23,7 +23,7 @@ def measure(who: str, file: str) -> dict:
     if who == "ours":
         import polars as pl
 
-        from mlops_nb.data.profiles import profile
+        from mlops_nb.data.profiles.profiling import profile
         frame = pl.read_parquet(file)
     else:
         import numpy as np

@@ -80,7 +80,7 @@ with tempfile.TemporaryDirectory() as folder:
 glue("passed", result.passed)"""),
     "4_register": ("dataset_version = 'club'\ncandidate = ''\nreport = ''\npassed = False", """
 import polars as pl
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 fitted, data = load(candidate), versions.get(dataset_version)
 test = data.scan("test").collect()
 inputs = data.scan("train").select(c.name for c in fitted.signature.columns).collect()

@@ -18,7 +18,7 @@ from conftest import aliases
 from mlops_nb.core import cluster, events, lake, tracking
 from mlops_nb.core.errors import ApprovalError, ClusterError, DeploymentError, EventConflict
 from mlops_nb.core.settings import create, load
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow import lineage, references
 from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, registry, roles

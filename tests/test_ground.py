@@ -1,4 +1,4 @@
-"settings, lake, events, datasets: what a lesson would not show."
+"Settings, lake, events, contracts, splits: what a lesson would not show."
 import contextlib
 import json
 import multiprocessing

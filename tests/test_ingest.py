@@ -1,4 +1,4 @@
-"datasets: any order, any dirt, any moment of death; what a lesson would not show."
+"Ingest: any order, any dirt, any moment of death; what a lesson would not show."
 import contextlib
 import itertools
 import json
@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
-from mlops_nb.data import contracts, profiles, values, versions
+from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.data.splits import content_digest
@@ -534,7 +535,7 @@ def test_new_files_only_are_read(ws):
     assert (second.facts["read"], second.facts["rows"], second.parent.ref) == (1, 3, first.ref)
     assert [*second.facts["files"]] == ["in/2.csv"]
     assert ingest("d", "in", settings=ws).ref == second.ref
-    whole = profiles.profile(second.scan("train"))
+    whole = profile(second.scan("train"))
     assert second.profile().summary().equals(whole.summary())
 
 

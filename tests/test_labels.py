@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlops_nb.core import lake, tracking
 from mlops_nb.core.settings import create
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
 from mlops_nb.models.bundle import Bundle, fill, seal
 from mlops_nb.science.labels import as_ones, labels_of, meant, respelled, spelling

@@ -138,8 +138,8 @@ def features(frame): return frame.with_columns(z=pl.col("x") * FACTOR)
 STAGE = """
 import ray
 from mlops_nb import glue
-from mlops_nb.core import cluster
 from mlops_nb.churn.train import FACTOR
+from mlops_nb.core import cluster
 glue("kernel", FACTOR)
 cluster.connect()
 def of_worker():
@@ -157,7 +157,7 @@ import mlops_nb
 from mlops_nb.churn import train
 from mlops_nb.core import cluster, tracking
 from mlops_nb.core.settings import load
-from mlops_nb.data.profiles import profile
+from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 from mlops_nb.science.objective import Objective

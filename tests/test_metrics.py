@@ -1,4 +1,4 @@
-"Measures: equal to scikit-learn's, honest intervals, groups of any column."
+"Metrics: equal to scikit-learn's, honest intervals, groups of any column."
 import base64
 from datetime import date
 

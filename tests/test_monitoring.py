@@ -18,7 +18,7 @@ from mlops_nb.core import events, lake
 from mlops_nb.core.errors import EventConflict
 from mlops_nb.core.masking import Webhook
 from mlops_nb.core.settings import create
-from mlops_nb.data.profiles import Profile, profile
+from mlops_nb.data.profiles.profiling import Profile, profile
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
 from mlops_nb.service import monitoring

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from mlops_nb.core.errors import ConstraintError, ProfileError
 from mlops_nb.core.settings import create
-from mlops_nb.data.profiles import Profile, profile, profile_files, profile_groups, store
+from mlops_nb.data.profiles import profile_files, profile_groups, store
 from mlops_nb.data.profiles.comparison import drift, holm
 from mlops_nb.data.profiles.constraints import check
+from mlops_nb.data.profiles.profiling import Profile, profile
 
 TELCO = Path(__file__).parents[1] / "data" / "telco_churn.parquet"
 
@@ -313,7 +314,7 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         def refuse(*a, **k): raise AssertionError("network")
         socket.socket.connect = socket.create_connection = refuse
         import threading; threading.excepthook = lambda a: os._exit(3)
-        from mlops_nb.data.profiles import profile
+        from mlops_nb.data.profiles.profiling import profile
         from mlops_nb.data.profiles.constraints import check
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl

@@ -1,4 +1,4 @@
-"Reports on dataset versions against what brute force finds, in small batches; MLflow's record; long chains of versions."
+"Leakage, balance and differences of dataset versions against what brute force finds, in small batches; MLflow's record; long chains of versions."
 from collections import Counter
 
 import numpy as np

@@ -128,6 +128,41 @@ def test_an_upward_import_for_type_checkers_is_refused(tmp_path):
     assert done.returncode == 1 and "house.lower is not allowed to import house.upper" in done.stdout
 
 
+HOUSE = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]  # the folders, highest first
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_the_tree_of_the_architecture_is_the_layers_lowest_first():
+    tree, folder = {"mlops_nb": []}, ""
+    for line in ARCHITECTURE.split("```")[1].splitlines():
+        if m := re.match(r"[├└]── (\w+)/", line):
+            folder = f"mlops_nb.{m[1]}"
+            tree["mlops_nb"].append(m[1])
+        if m := re.match(r"│   [├└]── (\w+)", line): tree.setdefault(folder, []).append(m[1])
+    assert tree.pop("mlops_nb") == [*reversed(HOUSE), "templates"]
+    layers = {container: [re.findall(r"\w+", layer) for layer in contract["layers"]][::-1]
+              for contract in PROJECT["tool"]["importlinter"]["contracts"] for container in contract.get("containers", [])}
+    assert sorted(tree) == sorted(f"mlops_nb.{name}" for name in HOUSE if name != "churn")
+    for folder, names in tree.items(): assert names == [n for layer in layers[folder] for n in layer]
+
+
+def test_the_rooms_of_the_architecture_are_there():
+    "Each name of the table `Where is it?` is in one of the files of its row."
+    table = ARCHITECTURE.split("## Where is it?")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    home = ROOT / "mlops_nb"
+    assert len(rows) == 12
+    for question, places, names in rows:
+        rooms = re.findall(r"`([\w/.]+)`", places) + re.findall(r"`(\w+/\w+)", names)  # a name may say its module
+        files = [[path for path in (home / room, home / f"{room}.py", home / room / "__init__.py") if path.is_file()]
+                 for room in rooms]
+        assert all(files), question
+        text = "\n".join(path.read_text() for paths in files for path in paths)
+        for name in re.findall(r"`([\w.]+)`|\.(\w+)`", names):
+            last = "".join(name).split(".")[-1]
+            assert re.search(rf"\b(def|class) {last}\b", text), f"{question} there is no {last}"
+
+
 def imported(module: Path) -> list[tuple[str, str]]:
     "What a module imports anywhere, also inside functions: (module, name) of each `from … import …`."
     package, pairs = [*module.parent.relative_to(ROOT).parts], []
@@ -139,7 +174,6 @@ def imported(module: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-HOUSE = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]  # the folders, highest first
 BELOW = [m for m in MODULES if m.relative_to(ROOT).parts[1] in HOUSE[HOUSE.index("churn") + 1:]]
 
 
@@ -163,6 +197,31 @@ def test_no_module_imports_the_front_of_its_own_package():
         package, siblings = dotted(module.parent), parts_of(module.parent)
         names = {name for source, name in imported(module) if source == package and name not in siblings}
         if names: wrong[dotted(module)] = names
+    assert not wrong, "import these from the module that defines them"
+
+
+def defined(module: Path) -> set[str]:
+    "The names that a module defines itself, or offers as a part of it."
+    names = parts_of(module.parent) if module.name == "__init__.py" else set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef): names.add(node.name)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): names.add(node.id)
+    return names
+
+
+def test_no_module_offers_what_another_defines():
+    "A name has one home: it is in `__all__` of the module that defines it, and imported from there."
+    homes = {dotted(m): defined(m) for m in MODULES}
+    offered, wrong = {}, {}
+    for module in MODULES:
+        for node in ast.parse(module.read_text()).body:
+            if module.parent == ROOT / "mlops_nb" or not isinstance(node, ast.Assign): continue
+            if ast.unparse(node.targets[0]) in ("__all__", "_all_"):
+                offered[dotted(module)] = set(ast.literal_eval(node.value)) - homes[dotted(module)]
+        names = {(source, name) for source, name in imported(module) if source in homes and source != "mlops_nb"}
+        names = {f"{source}.{name}" for source, name in names if name not in homes[source]}
+        if names: wrong[dotted(module)] = names
+    assert not {module: names for module, names in offered.items() if names}
     assert not wrong, "import these from the module that defines them"
 
 

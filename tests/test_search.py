@@ -1,4 +1,4 @@
-"What the training lessons leave out: contracts that must hold for any row, leaks, refusals, and a search on Ray."
+"What the lessons on signature, features, pipeline, folds and search leave out: any row, leaks, refusals, a search on Ray."
 import hashlib
 import json
 import linecache

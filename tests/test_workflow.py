@@ -30,8 +30,7 @@ from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load
 from mlops_nb.flow.workflow import Workflow, kernels
-from mlops_nb.flow.workflow.batch import grid
-from mlops_nb.flow.workflow.batch import map as workflow_map
+from mlops_nb.flow.workflow.batch import grid, map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse
 from mlops_nb.flow.workflow.execution import Execution
@@ -679,7 +678,7 @@ def test_a_stage_depends_on_the_objective_that_another_glues(workspace, tmp_path
 @pytest.fixture(params=["placed", "beside"])
 def either(request, workspace, ray_cluster, monkeypatch):
     "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
-    import papermill  # noqa: F401  first, as `workflow.__getattr__` says
+    import papermill  # noqa: F401  first: the engine is its plug-in
 
     from mlops_nb.flow.workflow import engine
     if request.param == "placed": return workspace

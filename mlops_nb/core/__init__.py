@@ -1,1 +1,1 @@
-"What everything stands on: settings, secrets, the cluster, tables, the audit log."
+"What everything stands on: errors, settings, secrets, locks, the cluster, tables, the audit log."

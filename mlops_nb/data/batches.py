@@ -27,7 +27,7 @@ from ..core.settings import Settings
 from .contracts import (
     OWN, UNIQUE, Contract, check_rows, conform, reason, repeated)
 from .inference import Seen, observed
-from .profiles import profile
+from .profiles.profiling import profile
 from .sources.partition import Part
 from .splits import Splitting, added, places, row_hashes
 from .values import WORDS, lost, unparsable
@@ -238,8 +238,8 @@ def write_all(parts: Sequence[Part], plan: Plan, settings: Settings) -> Iterator
     if len(parts) < 2 or sum(p.size or 0 for p in parts) < SPREAD: return (yield from write_parts(parts, plan))
     cluster.connect(settings)
     import ray
-    env = {"env_vars": {"POLARS_MAX_THREADS": "1", "WHYLOGS_NO_ANALYTICS": "True"}}
-    task = ray.remote(lambda some: list(write_parts(some, plan))).options(num_cpus=1, runtime_env=env)
+    task = ray.remote(lambda some: list(write_parts(some, plan))).options(
+        num_cpus=1, runtime_env=cluster.ONE_CPU)
     many = min(len(parts), 4 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = [task.remote(parts[i::many]) for i in range(many)]
     try:

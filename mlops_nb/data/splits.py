@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..core import lake
 from ..core.errors import DataError
-from .profiles import Profile, profile
+from .profiles.profiling import Profile, profile
 
 # %% ../../nbs/2_data/09_splits.ipynb #9274d7e0
 _MISSING, _NAN = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x7FF8000000000000)

@@ -24,7 +24,8 @@ from ..core.templates import render
 from .batches import QUARANTINE, source_of
 from .contracts import OWN, Contract
 from .inference import sentence
-from .profiles import Profile, profile, store
+from .profiles import store
+from .profiles.profiling import Profile, profile
 from .quality.balance import Balance, balance
 from .quality.differences import Diff, Side, diff
 from .quality.leakage import Leakage, leakage

@@ -101,7 +101,7 @@ def down(workspace: Workspace = None) -> None:
 # %% ../../nbs/7_front/01_cli.ipynb #784cdd05
 def parameters(
     given: list[str],            # NAME=VALUE
-    stages: Iterable[Any] = (),  # each a `workflow.Stage`
+    stages: Iterable[Any] = (),  # each a `workflow.stages.Stage`
 ) -> dict[str, Any]:
     "Return the parameters on a command line, each of the type that the stages ask for."
     from mlops_nb.flow.workflow.values import spelled
@@ -237,13 +237,14 @@ def batch(
 ) -> None:
     "Run a notebook for many sets of parameters."
     from mlops_nb.core.errors import WorkflowError
-    from mlops_nb.flow import workflow
-    settings, sets = load(workspace), workflow.grid(grid, notebook)
-    alone = workflow.Workflow((workflow.Stage.read(notebook),))
+    from mlops_nb.flow.workflow import Workflow, batch as batches
+    from mlops_nb.flow.workflow.stages import Stage
+    settings, sets = load(workspace), batches.grid(grid, notebook)
+    alone = Workflow((Stage.read(notebook),))
     live, tell = _telling(_console(stderr=True))
     with live:
-        done = workflow.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
-                            **_reuse(alone, settings))
+        done = batches.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
+                           **_reuse(alone, settings))
     _warn(done.warnings)
     if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
     else: _table(done.table.drop("error", "notebook"))
@@ -391,14 +392,14 @@ def simulate(
 ) -> None:
     "Send simulated traffic to the endpoint, as the notebook simulate.ipynb says."
     from mlops_nb.core.errors import WorkflowError
-    from mlops_nb.flow import workflow
+    from mlops_nb.flow.workflow import batch as batches
     settings = load(workspace)
     notebook = settings.root / settings.workspace.notebooks / "simulate.ipynb"
     if not notebook.is_file():
         raise WorkflowError(f"{notebook}: there is no such notebook. Write one with a parameter "
                             "`wave` that sends rows to the endpoint")
     _ready(settings)
-    done = workflow.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings).stages[0]
+    done = batches.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings).stages[0]
     if done.error: raise WorkflowError(f"{done.error}; the executed notebook is {done.notebook}")
     _print({"simulated": f"wave {wave}", **done.outputs, "notebook": done.notebook})
 
@@ -408,7 +409,7 @@ def work(
     parameters: dict[str, Any],
     on_event: Callable | None = None,   # told how the run goes
     by: str = "watch",
-):                                      # the finished `workflow.Run`
+):                                      # the finished `workflow.runs.Run`
     "One run of the workspace's workflow, for a trigger."
     from mlops_nb.flow.workflow import Workflow
     workflow = Workflow.discover(settings.notebooks)

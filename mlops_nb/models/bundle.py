@@ -34,7 +34,7 @@ from ..science.pipeline import load_pipeline, named
 from ..science.signature import Signature
 
 if TYPE_CHECKING:
-    from mlops_nb.data.profiles import Profile
+    from mlops_nb.data.profiles.profiling import Profile
 
 # %% ../../nbs/4_models/00_bundle.ipynb #44dd60f2
 MANIFEST = "manifest.json"
@@ -264,7 +264,7 @@ class Parts(Sealed):
     @cached_property
     def profile(self) -> "Profile":
         "The reference profile."
-        from mlops_nb.data.profiles import Profile
+        from mlops_nb.data.profiles.profiling import Profile
         return Profile.from_bytes(self.contents["profile.bin"])
 
 # %% ../../nbs/4_models/00_bundle.ipynb #2d59cbb7

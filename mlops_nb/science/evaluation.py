@@ -20,7 +20,7 @@ from ..core import tracking
 from ..core.errors import EvaluationError
 from ..core.settings import Settings
 from ..core.templates import picture, render
-from ..data.profiles import Profile, profile
+from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from . import metrics as m
 from .features import DATE, LEFT_OUT

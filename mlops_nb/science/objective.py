@@ -103,7 +103,8 @@ def split(
     "The rows of one split."
     frame = frame.lazy().collect()
     if "_split" not in frame.columns:
-        raise ObjectiveError(f"expected a column _split; came {frame.columns}. A dataset version has one: see datasets")
+        raise ObjectiveError(f"expected a column _split; came {frame.columns}. The rows of a dataset "
+                             "version have one: `dataset(NAME).scan()` reads them")
     rows = frame.filter(pl.col("_split") == name)
     if rows.is_empty():
         raise ObjectiveError(f"expected rows of split {name!r}; _split has {frame['_split'].unique().sort().to_list()}")

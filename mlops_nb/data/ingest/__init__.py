@@ -18,10 +18,9 @@ from hashlib import sha256
 from typing import Any, Literal
 
 import polars as pl
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from ...core import lake
-from ...core.errors import CommitConflict, DataError, NoRows, Unparsable
+from ...core.errors import DataError, NoRows, Unparsable
 from ...core.settings import Settings, load
 from ..batches import (
     QUARANTINE, Chunk, Keys, Plan, Tally, source_of, without_doubles, write_all)
@@ -29,7 +28,7 @@ from ..contracts import Contract, reason, with_roles
 from ..inference import (
     agreed, guessed, observed_together, remarks, sentence, tightened, widened)
 from .upsert import Change, change
-from ..profiles import Profile
+from ..profiles.profiling import Profile
 from ..profiles.constraints import check
 from ..sources import Source
 from ..sources.partition import Part
@@ -274,8 +273,7 @@ def _facts(
             "digest": digest_of(columns, rows, total)}
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b75978b5
-@retry(retry=retry_if_exception_type(CommitConflict), stop=stop_after_attempt(12),
-       wait=wait_random_exponential(0.05, max=2), reraise=True)
+@lake.decide_again
 def commit_rows(
     chunks: Sequence[Chunk],
     plan: Plan,

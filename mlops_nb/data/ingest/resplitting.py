@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from ...core import events, lake
-from ...core.errors import CommitConflict, DataError
+from ...core.errors import DataError
 from ...core.settings import Settings, load
 from ..batches import Tally
-from ..profiles import profile
+from ..profiles.profiling import profile
 from ..splits import Splitting, digest_of, ends_by_shares, naive
 from ..versions import DatasetVersion, dataset_name, newest, record
 
@@ -72,8 +71,7 @@ def _facts(version: DatasetVersion, how: Splitting, tally: Tally, ingest: str, b
             "digest": digest_of(columns, tally.rows, tally.total), "moved": moved}
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #acec6a25
-@retry(retry=retry_if_exception_type(CommitConflict), stop=stop_after_attempt(12),
-       wait=wait_random_exponential(0.05, max=2), reraise=True)
+@lake.decide_again
 def resplit(
     name: str,                          # of a dataset that is divided by time
     ends: Mapping[str, Any] | Literal["shares"] = "shares",  # split → its end, exclusive

@@ -47,8 +47,8 @@ def _on_ray(task: Callable[[str], dict], files: Sequence[str], settings: Setting
     if not files: raise ProfileError("expected at least one file to profile, got none: does the pattern match any?")
     cluster.connect(settings)
     import ray
-    env = {"env_vars": {"POLARS_MAX_THREADS": "1", "WHYLOGS_NO_ANALYTICS": "True"}}
-    running = [ray.remote(task).options(num_cpus=1, runtime_env=env).remote(file) for file in files]
+    one = ray.remote(task).options(num_cpus=1, runtime_env=cluster.ONE_CPU)
+    running = [one.remote(file) for file in files]
     found: dict[Hashable, Profile] = {}
     for file, parts in zip(files, running, strict=True):
         try: parts = ray.get(parts)

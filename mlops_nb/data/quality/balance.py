@@ -19,7 +19,7 @@ from ...core import lake
 from ...core.errors import DataError
 from ...core.templates import render
 from ..profiles.comparison import LEAST
-from ..profiles import Profile
+from ..profiles.profiling import Profile
 from ..profiles.sketches import FEW, distinct, frequent, type_of
 
 if TYPE_CHECKING:

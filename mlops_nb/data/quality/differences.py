@@ -17,7 +17,7 @@ from ...core import lake
 from ...core.templates import render
 from ..contracts import Contract
 from ..profiles.comparison import Drift, drift
-from ..profiles import Profile
+from ..profiles.profiling import Profile
 from .spill import Spill, batches
 from ..splits import places, row_hashes
 

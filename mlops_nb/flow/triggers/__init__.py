@@ -131,7 +131,7 @@ def coalesce(
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #3453c91f
 def fire(
-    run: Callable[[dict], Any],   # parameters -> the finished `workflow.Run`; raises if it fails
+    run: Callable[[dict], Any],   # parameters -> the finished `workflow.runs.Run`; raises if it fails
     due: list[Due],               # what is to be run for
     *,
     settings: Settings,
@@ -167,7 +167,7 @@ def arm(settings: Settings, by: str = "watch") -> None:
 # %% ../../../nbs/6_flow/17_triggers.ipynb #2f0f963d
 def step(
     settings: Settings,
-    run: Callable[[dict], Any],                # parameters -> the finished `workflow.Run`
+    run: Callable[[dict], Any],                # parameters -> the finished `workflow.runs.Run`
     tell: Callable[[str, str], None],          # told what happens: waiting, running, done, failed, busy or error; why
     by: str = "watch",
 ) -> bool:                                     # was there anything to run?
@@ -187,7 +187,7 @@ def step(
 # %% ../../../nbs/6_flow/17_triggers.ipynb #db94293d
 def watch(
     settings: Settings,
-    run: Callable[[dict], Any],                          # parameters -> the finished `workflow.Run`
+    run: Callable[[dict], Any],                          # parameters -> the finished `workflow.runs.Run`
     *,
     every: float = 1.0,                                  # time between two looks, s
     stop: threading.Event | None = None,                 # set it to end the watch after the present run

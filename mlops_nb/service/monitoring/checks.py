@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from ...data.profiles import Profile, profile
+from ...data.profiles.profiling import Profile, profile
 from ...data.profiles.comparison import EMPTY, Drift, drift, holm
 from ...data.profiles.sketches import frequent, type_of, used
 from ...science import metrics
