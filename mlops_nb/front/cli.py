@@ -75,8 +75,9 @@ def _ready(settings: Settings) -> str:
     from mlops_nb.flow.workflow import kernels
     from mlops_nb.front import pages
     from mlops_nb.service import deployment
-    console = _console(stderr=True)
-    with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): kernels.begin(settings)
+    console, joins = _console(stderr=True), bool(cluster.find(settings))
+    if not joins and not console.is_terminal: console.print("starting Ray")   # a log shows no live line
+    with console.status("joining Ray" if joins else "starting Ray"): kernels.begin(settings)
     with console.status("starting the pages"): url = pages.serve(settings)
     with console.status("bringing endpoints back"): endpoints = deployment.restore(settings)
     _warn(f"{e.model} is down: {e.problem}" for e in endpoints if e.problem)
