@@ -105,9 +105,9 @@ def newest(settings): return events.newest(settings.events, "deployed", "churn")
 def test_from_staging_to_production(shop):
     staged = deployment.stage("churn/1", by="alice", settings=shop)
     assert staged.ready and staged.url.endswith("/staging/churn")
-    good = deployment.accept("churn/1", CUSTOMERS, latency_ms=2000, settings=shop)
+    good = acceptance.accept("churn/1", CUSTOMERS, latency_ms=2000, settings=shop)
     assert good.passed, good.table.rows()
-    bad = deployment.accept("churn/1", CUSTOMERS, probability=np.zeros(1500), latency_ms=0.001, settings=shop)
+    bad = acceptance.accept("churn/1", CUSTOMERS, probability=np.zeros(1500), latency_ms=0.001, settings=shop)
     failed = set(bad.table.filter(~pl.col("passed"))["check"])
     assert failed == {"parity with the offline pipeline", "latency"} and "✗" in bad._repr_html_()
     assert events.newest(shop.events, "failed_acceptance", "churn/1")["details"]["checks"]
@@ -122,11 +122,11 @@ def test_from_staging_to_production(shop):
     stages = lake.scan(shop.table("_predictions", "churn")).collect()["stage"].unique().to_list()
     assert stages == ["staging"], "promotion itself must not predict in production"
     with pytest.raises(DeploymentError, match="stage it first"):
-        deployment.accept("churn/2", CUSTOMERS, settings=shop)
+        acceptance.accept("churn/2", CUSTOMERS, settings=shop)
 
 
 def test_a_live_endpoint_answers_only_for_our_names_and_has_no_websocket(shop):
-    url, port = deployment.endpoint("churn", settings=shop).url, shop.serve.port
+    url, port = applications.endpoint("churn", settings=shop).url, shop.serve.port
     with httpx.Client() as http:
         answers = [http.get(f"{url}/healthz", headers={"host": host}) for host in
                    (f"localhost:{port}", "evil.example", f"evil.example:{port}")]
@@ -163,7 +163,7 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
 
 
 def test_no_request_is_lost_while_versions_change(shop):
-    url = deployment.endpoint("churn", settings=shop).url
+    url = applications.endpoint("churn", settings=shop).url
     with Hammer(url) as hammer:
         hammer.rest("1")
         deployment.promote("churn/2", by="bob", settings=shop)
@@ -243,7 +243,7 @@ def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypa
     monkeypatch.setattr(deployment, "target", elsewhere)
     with pytest.raises(DeploymentError, match="unchanged"):
         deployment.promote("churn/2", by="bob", settings=shop)
-    assert newest(shop) == before and deployment.endpoint("churn", settings=shop).ready
+    assert newest(shop) == before and applications.endpoint("churn", settings=shop).ready
 
 
 def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
     with pytest.raises(DeploymentError, match="as before.*lost a node"):
         deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["details"]["versions"] == {"1": 100} and newest(shop)["details"]["undone"]
-    assert deployment.endpoint("churn", settings=shop).ready
+    assert applications.endpoint("churn", settings=shop).ready
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
     for t in threads: t.start()
     for t in threads: t.join()
     champion = newest(shop)["details"]["champion"]
-    end = deployment.endpoint("churn", settings=shop)
+    end = applications.endpoint("churn", settings=shop)
     assert champion in ("1", "6") and len(conflicts) <= 1
     assert (end.versions, end.ready, aliases(shop, "churn")) == ({champion: 100}, True, {"champion": champion})
     deployment.promote("churn/1", by="bob", settings=shop)
@@ -357,8 +357,8 @@ def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
 
 def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
     "Its successor serves what the audit log says, and brings the log home."
-    settings, url = shop, deployment.endpoint("churn", settings=shop).url
-    replica = deployment.endpoint("churn", settings=shop).replicas[0]
+    settings, url = shop, applications.endpoint("churn", settings=shop).url
+    replica = applications.endpoint("churn", settings=shop).replicas[0]
     ids = []
     with httpx.Client(headers={"content-type": "application/json"}, timeout=60) as http:
         for _ in range(30):
@@ -374,7 +374,7 @@ def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
 def test_another_library_gets_replicas_of_its_own_and_no_request_is_lost(shop):
     with pytest.raises(DeploymentError, match="library"):
         deployment.deploy("churn/3", by="bob", canary=10, settings=shop)
-    with Hammer(deployment.endpoint("churn", settings=shop).url, clients=1) as hammer:
+    with Hammer(applications.endpoint("churn", settings=shop).url, clients=1) as hammer:
         hammer.rest("1")
         promoted = deployment.promote("churn/3", by="bob", settings=shop)
         assert promoted.versions == {"3": 100}
@@ -384,7 +384,7 @@ def test_another_library_gets_replicas_of_its_own_and_no_request_is_lost(shop):
 
 def test_down_and_restored(shop):
     deployment.undeploy("churn", by="bob", note="spring cleaning", settings=shop)
-    assert not deployment.endpoint("churn", settings=shop).ready and deployment.restore(shop)[0].versions == {}
+    assert not applications.endpoint("churn", settings=shop).ready and deployment.restore(shop)[0].versions == {}
     events.record(shop.events, "deployed", "churn", by="bob", **deployed(shop, 1))
     assert deployment.restore(shop)[0].ready
 

@@ -24,7 +24,8 @@ from ..core.settings import Settings, load
 from ..core.templates import render
 from ..flow import triggers
 from ..models import roles
-from ..service import deployment, monitoring
+from ..service import monitoring
+from ..service.deployment import applications
 from ..service.serving.guard import guarded as behind_guard
 from ..service.serving.protocols import authorized, bearer
 
@@ -89,12 +90,12 @@ def _model(event: dict, champions: dict[str, str | None], decision: dict | None)
 # %% ../../nbs/7_front/00_pages.ipynb #3a9e5de3
 def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
     "One endpoint, whether it answers, and what monitoring proposes to do about it."
-    found = deployment.endpoint(name, settings=settings)
+    found = applications.endpoint(name, settings=settings)
     return {"model": name, "url": found.url, "versions": found.versions, "champion": found.champion,
             "challenger": found.challenger, "shadow": list(found.shadow),
             "state": "ready" if found.ready else "down",
             "proposal": "retrain" if monitoring.proposal(log, name) else None,
-            "framework": deployment.notes(found),
+            "framework": applications.notes(found),
             "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}"}
 
 # %% ../../nbs/7_front/00_pages.ipynb #5b9755f6

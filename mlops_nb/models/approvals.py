@@ -174,7 +174,7 @@ def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings)
         return (f"the test report of {ref} has no checks: the rule does not approve it. "
                 f"Test it, or {command}")
     if trial is None:
-        return (f"{ref} has no acceptance tests: stage it and run `deployment.accept({ref!r}, …)`, "
+        return (f"{ref} has no acceptance tests: stage it and run `accept({ref!r}, …)`, "
                 f"or {command}")
     return None
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MLFLOW_TYPES', 'commit', 'origin', 'run_of', 'ModelVersion', 'versions', 'describe', 'tested', 'register', 'resolve',
-           'model_of', 'champions_view', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias',
-           'ApprovalError', 'Bundle', 'BundleError']
+           'model_of', 'champions_view', 'approve', 'approve_by_rule', 'reject', 'approval', 'set_alias']
 
 # %% ../../nbs/4_models/03_registry.ipynb #29c09aa6
 import json
@@ -23,9 +22,7 @@ import numpy as np
 import polars as pl
 
 from ..core import cluster, events, library, tracking
-from mlops_nb.core.errors import (
-    ApprovalError, BundleError, EventConflict, ObjectiveError, RegistryError,
-)
+from ..core.errors import EventConflict, ObjectiveError, RegistryError
 from ..core.settings import Settings, load as workspace
 from ..core.templates import render
 from . import approvals, roles
@@ -39,8 +36,6 @@ from ..science.signature import Signature
 
 if TYPE_CHECKING:
     from mlops_nb.data.profiles import Profile
-
-_all_ = ["ApprovalError", "Bundle", "BundleError"]
 
 # %% ../../nbs/4_models/03_registry.ipynb #8b4ef78f
 def commit(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['stage', 'unstage', 'decide', 'prepare', 'approved', 'promote', 'deploy', 'champion_of', 'beside',
-           'demand_same_inputs', 'differences', 'rollback', 'undeploy', 'restore', 'Acceptance', 'accept',
-           'DeploymentError', 'Endpoint', 'endpoint', 'notes']
+           'demand_same_inputs', 'differences', 'rollback', 'undeploy', 'restore']
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #59662baa
 from dataclasses import replace
@@ -18,14 +17,10 @@ from ...core.errors import DeploymentError, EventConflict, OutdatedBundle
 from ...core.settings import Settings, load
 from ...models import approvals, registry, roles
 from ...science.signature import Signature
-from .acceptance import Acceptance, accept
 from mlops_nb.service.deployment.applications import (
-    Endpoint, app_name, ask, delete, endpoint, notes, realize, run, settled, target,
+    Endpoint, app_name, ask, delete, endpoint, realize, run, settled, target,
 )
 from ..serving.versions import Desired
-
-# %% ../../../nbs/5_service/07_deployment.ipynb #7f1b61ca
-_all_ = ["Acceptance", "accept", "DeploymentError", "Endpoint", "endpoint", "notes"]
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #398aedfe
 def stage(

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'BATCH_ROWS', 'framed', 'validated', 'Request', 'groups', 'Unlogged', 'Scorer', 'Predictor', 'one_by_one',
-           'Queue', 'Handlers', 'prefix', 'application_of', 'Replica', 'application', 'PredictionLog', 'recover',
-           'Desired', 'ServingError']
+           'Queue', 'Handlers', 'prefix', 'application_of', 'Replica', 'application']
 
 # %% ../../../nbs/5_service/04_serving.ipynb #247a4c87
 import asyncio
@@ -24,18 +23,16 @@ import orjson
 import polars as pl
 
 from ...core import cluster
-from ...core.errors import InputError, Refused, ServingError, panics_as_errors
+from ...core.errors import InputError, Refused, panics_as_errors
 from ...core.settings import Settings
 from ...science.signature import Signature, plainly_fits
 from . import protocols
 from .guard import guarded
-from .log import PredictionLog, recover
+from .log import PredictionLog
 from .protocols import Route
 from .versions import Desired, Served, Versions
 
 # %% ../../../nbs/5_service/04_serving.ipynb #a0b2645b
-_all_ = ["PredictionLog", "recover", "Desired", "ServingError"]
-
 if TYPE_CHECKING: from ray.serve import Application
 
 logger = logging.getLogger("ray.serve")
