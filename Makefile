@@ -30,6 +30,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or 3.12 is needed and neither is on the path: install one, or say make PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	if [ -n "$(NAMED)" ] && [ -z "$(filter 3.11 3.12,$(WANTED))" ]; then echo "expected a Python 3.11 or 3.12, as in make PYTHON=/path/to/python3.12; $(PYTHON) $(if $(WANTED),is $(WANTED),does not run)" >&2; exit 1; fi
 	if [ "$(VENV)" != .venv ]; then echo "Python $(WANTED) gets $(VENV), for .venv has Python $(THERE)" >&2; fi
+	echo "setting up $(VENV) from requirements.lock: once, some minutes" >&2
 	$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv $(VENV)
 	# uv itself comes from the lock too: its entry, hashes and all, goes to pip.
 	awk '/^[^ #]/ {on = /^uv==/} on' requirements.lock > $(VENV)/uv.lock
@@ -52,11 +53,13 @@ system: setup  ## what tests use beyond Python: a browser, PostgreSQL
 	else echo "$$missing: not installed, and this is not root: tests that need it will be skipped (apt-get install $$missing)" >&2; fi
 
 demo: setup  ## the whole churn workflow, from data to a live, monitored endpoint; its traffic is simulated
-	mlops-nb run
-	mlops-nb simulate --wave 1
-	mlops-nb monitor churn
-	mlops-nb simulate --wave 2
-	mlops-nb monitor churn
+	@step() { printf '\n%s\n$$ %s\n' "$$1" "$${*:2}"; "$${@:2}"; }
+	step "1 of 6: eight notebooks, from the data to a deployed model" mlops-nb run
+	step "2 of 6: customers as they are ask the endpoint" mlops-nb simulate --wave 1
+	step "3 of 6: a look at this traffic; it should be quiet" mlops-nb monitor churn
+	step "4 of 6: the same customers after a price rise ask it" mlops-nb simulate --wave 2
+	step "5 of 6: a look at that traffic; it should alarm" mlops-nb monitor churn
+	step "6 of 6: what there is now" mlops-nb status
 
 test: system  ## every test: the notebooks' lessons, then tests/
 	python -m pytest -n 2 --dist loadgroup

@@ -1568,6 +1568,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlops_nb.front.cli._escape': ('7_front/cli.html#_escape', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli._me': ('7_front/cli.html#_me', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli._print': ('7_front/cli.html#_print', 'mlops_nb/front/cli.py'),
+                                    'mlops_nb.front.cli._reached': ('7_front/cli.html#_reached', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli._ready': ('7_front/cli.html#_ready', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli._reuse': ('7_front/cli.html#_reuse', 'mlops_nb/front/cli.py'),
                                     'mlops_nb.front.cli._roles': ('7_front/cli.html#_roles', 'mlops_nb/front/cli.py'),

@@ -72,6 +72,15 @@ def test_the_first_window_is_quiet_and_the_second_is_not(churn):
     assert len(told(churn, "retraining_proposed")) == 1
 
 
+def test_open_alerts_and_a_line_of_curl_are_said(churn):
+    shown = call("status", "-w", churn.root)
+    assert re.search(r"try churn  curl http://\S+/models/churn/predict .*\"monthly_charges\": ", shown.stdout)
+    assert "/monitor/churn" in shown.stdout and "proposed for churn  retrain" in shown.stdout
+    look = call("monitor", "churn", "-w", churn.root)
+    for done in (shown, look):
+        assert done.returncode == 0 and "churn/1: range of monthly_charges, " in done.stdout, done.stderr
+
+
 def test_a_prediction_is_logged_and_can_be_traced(churn):
     url = status(churn)["endpoints"][0]["url"]
     answer = httpx.post(f"{url}/predict", json={"rows": [CUSTOMER]}).raise_for_status().json()

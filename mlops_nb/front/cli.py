@@ -75,8 +75,9 @@ def _ready(settings: Settings) -> str:
     from mlops_nb.flow.workflow import kernels
     from mlops_nb.front import pages
     from mlops_nb.service import deployment
-    console = _console(stderr=True)
-    with console.status("starting Ray" if not cluster.find(settings) else "joining Ray"): kernels.begin(settings)
+    console, joins = _console(stderr=True), bool(cluster.find(settings))
+    if not joins and not console.is_terminal: console.print("starting Ray")   # a log shows no live line
+    with console.status("joining Ray" if joins else "starting Ray"): kernels.begin(settings)
     with console.status("starting the pages"): url = pages.serve(settings)
     with console.status("bringing endpoints back"): endpoints = deployment.restore(settings)
     _warn(f"{e.model} is down: {e.problem}" for e in endpoints if e.problem)
@@ -183,14 +184,25 @@ def _summary(settings: Settings, done) -> None:
     lines = {"run": f"{done.id} {done.state}" + (f" (reused: {', '.join(reused)})" if reused else ""),
              "data": done.outputs.get("dataset_version")}
     lines |= _champion(now["models"])
-    for e in now["endpoints"]: lines |= {"endpoint": f"{e['url']} ({e['state']})", "try it": _curl(settings, e),
-                                         "report": f"{e['report']}  {pages.report_file(e['model'], settings) or ''}",
-                                         "proposed": e["proposal"]}
+    for e in now["endpoints"]: lines |= _reached(settings, e)
     lines["alerts"] = _alerts(now["alerts"])
     database = shlex.quote(masked(settings.tracking_uri))
     lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {database}",
               "stop": "mlops-nb down"}
     _print(lines)
+
+# %% ../../nbs/7_front/01_cli.ipynb #d67b9ce7
+def _reached(settings: Settings, endpoint: dict) -> dict[str, str | None]:
+    "Return the lines about an endpoint: what it serves and where, how to try it, its last report."
+    from mlops_nb.front import pages
+    name = endpoint["model"]
+    file = pages.report_file(name, settings)
+    up = endpoint["state"] == "ready"
+    return {f"endpoint {name}": f"{endpoint['state']} {_roles(endpoint)} {endpoint['url']}",
+            f"framework of {name}": "; ".join(endpoint["framework"]),
+            f"try {name}": _curl(settings, endpoint) if up else "mlops-nb up brings it back",
+            f"report of {name}": f"{endpoint['report'] if up else ''}  {file}".strip() if file else None,
+            f"proposed for {name}": endpoint["proposal"]}
 
 # %% ../../nbs/7_front/01_cli.ipynb #91db6e7d
 def _print(lines: dict[str, Any]) -> None:
@@ -209,9 +221,10 @@ def _champion(models: list[dict]) -> dict[str, str]:
     return {"model": f"{model['ref']} ({model['candidate']}): test split {'; '.join(scores)}"}
 
 def _alerts(alerts: list[dict]) -> str:
-    "Return the open alerts, in words."
+    "Return the open alerts, in words: whose, about what, and the message."
     about = lambda a: f"{a['model']}/{a['version']}" if a["version"] else a["model"]
-    return "; ".join(f"{about(a)}: {a['message']}" for a in alerts) or "none open"
+    return "; ".join(f"{about(a)}: {a['kind']} of {a['column']}, {a['message']}"
+                     for a in alerts) or "none open"
 
 # %% ../../nbs/7_front/01_cli.ipynb #9d3c8fb2
 def _curl(settings: Settings, endpoint: dict) -> str:
@@ -266,16 +279,15 @@ def _table(frame: Any) -> None:
 def status(as_json: Json = False, workspace: Workspace = None) -> None:
     "Last run, models, endpoints, alerts."
     from mlops_nb.front import pages
-    now = pages.state(load(workspace))
+    settings = load(workspace)
+    now = pages.state(settings)
     if as_json: return _say(now)
     lines = {"workspace": f"{now['workspace']['name']} in {now['workspace']['folder']}",
              "cluster": f"{now['cluster']['state']} {now['cluster']['url'] or ''}",
              "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
              "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
     lines |= _champion(now["models"])
-    for e in now["endpoints"]:
-        lines[f"endpoint {e['model']}"] = f"{e['state']} {_roles(e)} {e['url']}"
-        lines[f"framework of {e['model']}"] = "; ".join(e["framework"])
+    for e in now["endpoints"]: lines |= _reached(settings, e)
     lines["alerts"] = _alerts(now["alerts"])
     _print(lines)
 
@@ -377,12 +389,14 @@ def monitor(
     "Look at the traffic since the last look: report and alerts."
     from mlops_nb.service import monitoring
     settings = load(workspace)
-    found = monitoring.check(model, settings=settings)
-    if as_json: return _say({"model": model, "rows": found.rows, "versions": found.versions,
-                             "quiet": found.quiet,
-                             "alerts": found.alerts, "report": str(found.report)})
-    _print({"window": f"{found.rows} predictions", "verdict": found.verdict,
-            "alerts": _alerts(found.alerts), "report": found.report})
+    with _console(stderr=True).status("looking at the traffic"):
+        look = monitoring.check(model, settings=settings)
+    if as_json: return _say({"model": model, "rows": look.rows, "versions": look.versions,
+                             "quiet": look.quiet,
+                             "alerts": look.alerts, "report": str(look.report)})
+    _print({"window": f"{look.rows} predictions", "verdict": look.verdict,
+            "alerts": _alerts(monitoring.open_alerts(model, settings=settings)),
+            "report": look.report})
 
 # %% ../../nbs/7_front/01_cli.ipynb #9b60d3f4
 @app.command()
@@ -399,7 +413,10 @@ def simulate(
         raise WorkflowError(f"{notebook}: there is no such notebook. Write one with a parameter "
                             "`wave` that sends rows to the endpoint")
     _ready(settings)
-    done = batches.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings).stages[0]
+    live, tell = _telling(_console(stderr=True))
+    with live:
+        done = batches.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings,
+                           on_event=tell).stages[0]
     if done.error: raise WorkflowError(f"{done.error}; the executed notebook is {done.notebook}")
     _print({"simulated": f"wave {wave}", **done.outputs, "notebook": done.notebook})
 

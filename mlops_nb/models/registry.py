@@ -36,7 +36,7 @@ from ..science.pipeline import VERSIONS, load_pipeline, named, read
 from ..science.signature import Signature
 
 if TYPE_CHECKING:
-    from mlops_nb.data.profiles import Profile
+    from mlops_nb.data.profiles.profiling import Profile
 
 # %% ../../nbs/4_models/03_registry.ipynb #8b4ef78f
 def commit(
