@@ -24,8 +24,14 @@ from starlette.testclient import TestClient
 
 from mlops_nb.core import cluster, events, library, tracking
 from mlops_nb.core.errors import (
-    ApprovalError, BundleError, EventConflict, OutdatedBundle, RegistryError, ServingError,
-    TrackingError, TrainingError,
+    ApprovalError,
+    BundleError,
+    EventConflict,
+    OutdatedBundle,
+    RegistryError,
+    ServingError,
+    TrackingError,
+    TrainingError,
 )
 from mlops_nb.core.settings import create, load
 from mlops_nb.data.ingest import ingest
@@ -34,7 +40,14 @@ from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, bundle, registry, roles
 from mlops_nb.models.bundle import Bundle, code_hash, seal
 from mlops_nb.models.registry import (
-    approval, approve, approve_by_rule, register, reject, resolve, set_alias, versions,
+    approval,
+    approve,
+    approve_by_rule,
+    register,
+    reject,
+    resolve,
+    set_alias,
+    versions,
 )
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit

@@ -30,7 +30,8 @@ from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load
 from mlops_nb.flow.workflow import Workflow, kernels
-from mlops_nb.flow.workflow.batch import grid, map as workflow_map
+from mlops_nb.flow.workflow.batch import grid
+from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse
 from mlops_nb.flow.workflow.execution import Execution
