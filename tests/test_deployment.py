@@ -461,3 +461,13 @@ def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(mo
         acceptance.approve("churn/1", bad)
     assert not approved
     assert acceptance.approve("churn/1", good) == "an id" and approved == ["churn/1"]
+
+
+def test_an_endpoint_that_is_not_there_is_named():
+    import httpx
+
+    from mlops_nb.service.deployment.applications import scored
+    gone = httpx.MockTransport(lambda request: httpx.Response(404, json={"detail": "Not Found"}))
+    with httpx.Client(transport=gone, base_url="http://h/models/m") as http:
+        with pytest.raises(DeploymentError, match="no endpoint at http://h/models/m/: deploy a version first"):
+            scored(http, [{"x": 1}], 10)

@@ -627,3 +627,18 @@ def test_stamps_of_files_are_finer_than_their_clock(tmp_path):
     assert files.digest(str(path), files.stamp(str(path))) != files.digest(
         str(write(tmp_path, "a.csv", "a\n2\n")), files.stamp(str(path)))
     assert datetime.now(UTC) >= only(tmp_path, "a.csv").modified
+
+
+@pytest.mark.parametrize(("header", "name"), [('k,"a""b"', 'a"b'), ('"k","""a"""', '"a"')])
+def test_quotes_in_the_names_of_columns(tmp_path, header, name):
+    write(tmp_path, "a.csv", f"{header}\n1,x\n2,y\n")
+    frame = rows(only(tmp_path, "a.csv"))
+    assert frame.rows() == [(1, "x"), (2, "y")] and frame.columns == ["k", name]
+    assert only(tmp_path, "a.csv").scan().collect().rows() == frame.rows()
+
+
+def test_a_stray_quote_in_a_header_is_refused(tmp_path):
+    "Polars would read all rows as a part of the name."
+    write(tmp_path, "a.csv", 'k,a"b\n1,x\n2,y\n')
+    for read in (rows, lambda part: part.scan().collect()):
+        with pytest.raises(DataError, match="have a quote that is not doubled"): read(only(tmp_path, "a.csv"))

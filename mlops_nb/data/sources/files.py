@@ -313,8 +313,17 @@ def _native(wanted: Mapping[str, pl.DataType]) -> dict:
 
 def _scan_text(ending: str, path: str, d: Dialect, schema: dict) -> pl.LazyFrame:
     if ending in JSON: return _objects(path, schema=schema)
-    return pl.scan_csv(path, schema=schema, has_header=d.header, separator=d.separator, quote_char=d.quote,
-                       eol_char=d.eol, null_values=list(d.nulls) or None, glob=False)
+    options = {"has_header": d.header, "separator": d.separator, "quote_char": d.quote,
+               "eol_char": d.eol, "null_values": list(d.nulls) or None, "glob": False}
+    if not d.header or not d.quote or not any(d.quote in name for name in schema):
+        return pl.scan_csv(path, schema=schema, **options)
+    written = pl.scan_csv(path, infer_schema=False, **options).collect_schema().names()
+    if written != [name.replace(d.quote, d.quote * 2) for name in schema]:
+        raise DataError(f"the header's columns {list(schema)} have a quote that is not doubled, in "
+                        f"a name in quotes: write it as {d.quote}5{d.quote * 2} screen{d.quote}, "
+                        'or set quote=""')
+    whole = dict(zip(written, schema.values(), strict=True))   # polars leaves quotes doubled in names
+    return pl.scan_csv(path, schema=whole, **options).rename(dict(zip(written, schema, strict=True)))
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #afbbce4c
 def _read_text(ending: str, path: str, d: Dialect, wanted: dict, rows: int, name: str) -> Iterator[pl.DataFrame]:

@@ -68,6 +68,9 @@ def scored(
     found = []
     for i in range(0, len(rows), size):
         answer = http.post("/predict", content=orjson.dumps({"rows": rows[i:i + size]}))
+        if answer.status_code == 404:
+            raise DeploymentError(f"there is no endpoint at {http.base_url}: deploy a version first, "
+                                  "with promote or mlops-nb run")
         if answer.status_code != 200:
             raise DeploymentError(f"{http.base_url} answered {answer.status_code}: {answer.text[:300]}")
         found += answer.json()["predictions"]
