@@ -301,7 +301,7 @@ def whole(place):
     lineage.pop("framework")
     (path / "lineage.json").write_text(json.dumps(lineage | {"package": "mlops_nb"}))
     model = (path / "MLmodel").read_text()
-    (path / "MLmodel").write_text(model.replace("mlops_nb.models.registry", "mlops_nb.models.registry"))
+    (path / "MLmodel").write_text(model.replace(".models.registry", ".registry"))
     return path
 
 
@@ -338,10 +338,10 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
 def test_a_library_that_does_not_import_any_more_is_refused_in_one_sentence(place):
     (place.settings.root / "wspkg/features.py").write_text(
-        "from mlops_nb.data.contracts import Contract\n" + FEATURES.format(factor=2))
+        "from mlops_nb.gone import Contract\n" + FEATURES.format(factor=2))
     built = place.register().bundle(place.settings)
     forget()
-    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.data.ingest'. Train"):
+    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.gone'. Train"):
         built.pipeline  # noqa: B018
 
 

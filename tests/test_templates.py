@@ -47,7 +47,7 @@ def state(name: str = EVIL) -> dict:
     metric = {"value": 0.84, "low": 0.82, "high": 0.86}
     return {
         "workspace": {"name": name},
-        "endpoints": [{"model": name, "url": f"http://h/{name}", "state": name,
+        "endpoints": [{"model": name, "framework": [name], "url": f"http://h/{name}", "state": name,
                        "versions": {name: 90.0}, "champion": name, "challenger": None,
                        "shadow": [name], "proposal": name}],
         "alerts": [{"model": name, "version": name, "kind": name, "column": name, "since": name,

@@ -431,6 +431,22 @@ def test_a_library_out_of_step_is_told(tmp_path):
     assert flow.check({}, settings) == []
 
 
+def test_a_library_inside_another_out_of_step_is_told_and_the_one_around_it_is_not(tmp_path):
+    root = tmp_path / "w"
+    settings = create(root, workspace={"package": "outer.shop"})
+    (root / "nbs").mkdir()
+    for name, module in (("1_price", "shop.price"), ("2_other", "other")):
+        cells = [new_code_cell(f"#| default_exp {module}"), new_code_cell("", metadata={"tags": ["parameters"]}),
+                 new_code_cell("#| export\ndef price(): return 3")]
+        nbformat.write(new_notebook(cells=cells), root / "nbs" / f"{name}.ipynb")
+    flow = Workflow.discover(root / "nbs")
+    [problem] = flow.check({}, settings)
+    assert "outer/shop/price.py is not what this notebook exports" in str(problem)
+    from nbdev.export import nb_export
+    nb_export(root / "nbs" / "1_price.ipynb", lib_path=root / "outer")
+    assert flow.check({}, settings) == []
+
+
 # The lock
 
 def _hold(root: str, held) -> None:

@@ -59,12 +59,13 @@ def _late(path: Path, settings: Settings) -> list[Path]:
         return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
 
 def _target(settings: Settings) -> Path:
-    "Return the folder that nbdev exports to, in the workspace: the package, or one around it."
+    "Return the folder that nbdev exports to, relative to the workspace."
     from nbdev.config import get_config
     package = folder_of(settings.root, settings.workspace.package)
-    configured = (settings.root / "pyproject.toml").is_file()
-    target = get_config(path=settings.root).lib_path.resolve() if configured else package
-    return (target if package.is_relative_to(target) else package).relative_to(settings.root)
+    target = outermost = settings.root / settings.workspace.package.partition(".")[0]
+    if (settings.root / "pyproject.toml").is_file():
+        target = get_config(path=settings.root).lib_path.resolve()
+    return (target if package.is_relative_to(target) else outermost).relative_to(settings.root)
 
 def _exports(path: Path) -> bool:
     "Does a notebook export a module? Raise `NotANotebook` if nbdev cannot know."
