@@ -29,37 +29,6 @@ def test_links_between_documents_lead_somewhere(name):
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_the_architecture_says_where_things_are():
-    "Each module of its tree exists, and each name of its table stands where it says."
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    tree = re.search(r"^mlops_nb/\n(.*?)^```", text, re.M | re.S)[1]
-    folder, missing = "", []
-    for inner, name in re.findall(r"^([│ ]   )?[├└]── ([\w.]+/?)", tree, re.M):
-        if not inner: folder = name
-        path = ROOT / "mlops_nb" / (folder + name if inner else name)
-        if not (path.exists() or path.with_suffix(".py").exists()): missing.append(str(path))
-    rooms = re.search(r"^## Where is it\?\n(.*?)^## ", text, re.M | re.S)[1]
-    for question, places, names in re.findall(r"^\| ([^|]+\?) \| ([^|]+) \| ([^|]+) \|", rooms, re.M):
-        paths = [ROOT / "mlops_nb" / place for place in re.findall(r"`([\w/.]+)`", places)]
-        files = [p if p.is_file() else p / "__init__.py" if p.is_dir() else p.with_suffix(".py")
-                 for p in paths]
-        missing += [str(file) for file in files if not file.is_file()]
-        if "templates/" in places: continue
-        source = "".join(file.read_text() for file in files if file.is_file())
-        words = [name.split(".")[-1] for name in re.findall(r"`([\w.]+)`", names)]
-        missing += [f"{question} {w}" for w in words if not re.search(rf"\b{w}\b", source)]
-    assert not missing
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: str(n.relative_to(ROOT / "nbs")))
-def test_links_between_notebooks_lead_somewhere(notebook):
-    "README.md is made from the index, so the index's links start at the root."
-    folder = ROOT if notebook == ROOT / "nbs/index.ipynb" else notebook.parent
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "markdown"]
-    links = [link for c in cells for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", "".join(c["source"]))]
-    assert not [link for link in links if not (folder / link).exists()]
-
-
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
     names = [dotted(f) for f in MODULES]
