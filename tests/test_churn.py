@@ -8,12 +8,14 @@ import polars as pl
 import pytest
 from test_cli import ROOT, a_copy, call, fails
 
+from mlops_nb.churn.objective import OBJECTIVE
 from mlops_nb.core import events, lake, tracking
-from mlops_nb.core.errors import ApprovalError
-from mlops_nb.core.settings import load
+from mlops_nb.core.errors import ApprovalError, TrackingError
+from mlops_nb.core.settings import create, load
 from mlops_nb.data import versions
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
+from mlops_nb.science.pipeline import load as load_candidate
 
 CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
 
@@ -76,6 +78,7 @@ def test_open_alerts_and_a_line_of_curl_are_said(churn):
     shown = call("status", "-w", churn.root)
     assert re.search(r"try churn  curl http://\S+/models/churn/predict .*\"monthly_charges\": ", shown.stdout)
     assert "/monitor/churn" in shown.stdout and "proposed for churn  retrain" in shown.stdout
+    assert shown.stdout.endswith("stop  mlops-nb down\n")
     look = call("monitor", "churn", "-w", churn.root)
     for done in (shown, look):
         assert done.returncode == 0 and "churn/1: range of monthly_charges, " in done.stdout, done.stderr
@@ -162,6 +165,14 @@ def test_a_run_has_one_objective():
     assert users == ["objective", *takers]
     [problem] = flow.check({"objective": {"name": "churn"}})
     assert "`objective` cannot be given: stage objective glues it" in str(problem)
+
+
+@pytest.mark.parametrize("read", [load_candidate, lambda uri, settings: registry.tested(uri, OBJECTIVE, settings=settings)])
+def test_a_stage_run_by_hand_without_what_comes_before_says_so(read, tmp_path):
+    "As `4_test` in JupyterLab, whose parameters have not been filled in."
+    settings = create(tmp_path / "w")
+    with pytest.raises(TrackingError, match="expected an address such as runs:/.*what an earlier stage glued"):
+        read("", settings=settings)
 
 
 def test_traffic_is_simulated_by_no_stage():

@@ -134,6 +134,9 @@ def fetch(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Path:
     "A local folder (or file) with what the address names; downloaded if it is not on this machine."
+    if not uri:
+        raise TrackingError("expected an address such as runs:/RUN/candidate, got none: "
+                            "take what an earlier stage glued")
     if uri.startswith("runs:/"):
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         try: base = client(settings).get_run(run_id).info.artifact_uri

@@ -289,6 +289,7 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
     lines |= _champion(now["models"])
     for e in now["endpoints"]: lines |= _reached(settings, e)
     lines["alerts"] = _alerts(now["alerts"])
+    lines["stop"] = now["cluster"]["state"] == "up" and "mlops-nb down"
     _print(lines)
 
 # %% ../../nbs/7_front/01_cli.ipynb #cdcf4547
