@@ -197,7 +197,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert aliases(shop, "churn") == {"champion": "1", "challenger": "2"}
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
     shown = pages.page(pages.state(shop))
-    assert "churn/1\nchampion: 40 %" in shown and "churn/2\nchallenger: 60 %" in shown
+    assert "churn/1 champion: 40 %" in shown and "churn/2 challenger: 60 %" in shown
     assert references.champion("churn", shop) == "churn/1"
     assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
     with pytest.raises(DeploymentError, match="churn/1 is the champion already"):

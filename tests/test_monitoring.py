@@ -19,6 +19,8 @@ from mlops_nb.core.errors import EventConflict
 from mlops_nb.core.masking import Webhook
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import Profile, profile
+from mlops_nb.science.intervals import auc, measured
+from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
 from mlops_nb.service import monitoring
@@ -43,8 +45,8 @@ def people(n: int, seed: int, *, shift: float = 0) -> pl.DataFrame:
 INPUTS = people(1, 0).drop("prediction", "y").columns
 TEST = people(2000, 99)
 TRUTH, THOUGHT = (TEST["y"] == "Yes").to_numpy().astype(int), TEST["prediction"].to_numpy()
-REPORT = {"metrics": {"roc_auc": checks.metrics.auc(TRUTH, THOUGHT).model_dump()}, "threshold": 0.5,
-          "fairness": checks.metrics.fairness(TEST.select("sex"), TRUTH, THOUGHT, 0.5).to_dicts()}
+REPORT = {"metrics": {"roc_auc": auc(TRUTH, THOUGHT).model_dump()}, "threshold": 0.5,
+          "fairness": fairness(TEST.select("sex"), TRUTH, THOUGHT, 0.5).to_dicts()}
 REFERENCE = profile(people(4000, 98).select(INPUTS)).merge(profile(TEST.select("prediction")))
 SIGNATURE = Signature.of(people(500, 97).select(INPUTS))
 BUNDLE = SimpleNamespace(signature=SIGNATURE, profile=REFERENCE, objective=OBJECTIVE, report=REPORT,
@@ -195,7 +197,7 @@ def test_performance_is_judged_only_with_labels_of_both_classes():
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "brier", "log_loss"])
 def test_worse_is_worse_in_every_metric(metric):
-    expected = checks.metrics.measured(TRUTH, THOUGHT).interval(metric)
+    expected = measured(TRUTH, THOUGHT).interval(metric)
     report = REPORT | {"metrics": {metric: expected.model_dump()}}
     frame = people(800, 5)
     assert ("performance", metric) not in alarms(judged(frame, report=report, metric=metric))
@@ -210,7 +212,7 @@ def test_a_model_that_is_no_worse_is_called_worse_by_luck_only(metric):
     for seed in range(120):
         test, now = people(1000, 1000 + seed), people(300, 5000 + seed)
         truth = [(f["y"] == "Yes").to_numpy().astype(int) for f in (test, now)]
-        expected = checks.metrics.measured(truth[0], test["prediction"].to_numpy()).interval(metric)
+        expected = measured(truth[0], test["prediction"].to_numpy()).interval(metric)
         labelled = now.with_columns(label=pl.Series(truth[1]))
         question, = checks.performance(labelled, OBJECTIVE.model_copy(update={"metric": metric}),
                                        {"metrics": {metric: expected.model_dump()}})
@@ -395,7 +397,7 @@ def test_a_label_that_is_corrected_before_it_is_judged_counts_once(space):
     tell(space, rows, hour=1)
     judged = look(space, 2).judged["1"]
     assert (judged.verdict.labelled, judged.corrections) == (200, 0)
-    assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(checks.metrics.auc(
+    assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(auc(
         (rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
 
 
@@ -482,7 +484,7 @@ def test_labels_of_earlier_windows_count_when_they_come_and_the_last_one_counts(
     found = look(space, 6)
     assert found.found.labelled == 400
     assert found.table.filter(pl.col("kind") == "performance")["value"].item() == pytest.approx(
-        checks.metrics.auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
+        auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value)
     serve(space, people(120, 4), hour=7)
     assert look(space, 8).found.labelled == 0  # used once
 
