@@ -1101,6 +1101,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlops_nb.data.versions._table_source': ( '2_data/versions.html#_table_source',
                                                                                   'mlops_nb/data/versions.py'),
                                         'mlops_nb.data.versions.as_mlflow': ('2_data/versions.html#as_mlflow', 'mlops_nb/data/versions.py'),
+                                        'mlops_nb.data.versions.commit_version': ( '2_data/versions.html#commit_version',
+                                                                                   'mlops_nb/data/versions.py'),
                                         'mlops_nb.data.versions.committed': ('2_data/versions.html#committed', 'mlops_nb/data/versions.py'),
                                         'mlops_nb.data.versions.dataset_name': ( '2_data/versions.html#dataset_name',
                                                                                  'mlops_nb/data/versions.py'),

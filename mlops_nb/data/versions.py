@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASIDE', 'READ_EMPTY', 'LONGEST_NAME', 'dataset_name', 'VersionFacts', 'VersionRows', 'as_mlflow', 'log_input',
-           'DatasetVersion', 'recorded', 'read_empty', 'get', 'committed', 'record', 'newest', 'taken', 'quarantine']
+           'DatasetVersion', 'recorded', 'read_empty', 'get', 'commit_version', 'committed', 'record', 'newest',
+           'taken', 'quarantine']
 
 # %% ../../nbs/2_data/23_versions.ipynb #1f23d7c3
 import json
@@ -13,12 +14,14 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import polars as pl
 import polars.selectors as cs
 
 from ..core import events, lake, tracking
 from ..core.errors import DataError, EventConflict, TrackingError
+from ..core.lake import DataFile
 from ..core.settings import Settings, load
 from ..core.templates import render
 from .batches import QUARANTINE, source_of
@@ -258,6 +261,22 @@ def get(
     event = found.row(-1, named=True)
     facts = json.loads(event["details"]) | {"by": event["by"]}
     return DatasetVersion(match[1], int(event["subject"].split("@")[1]), facts, settings)
+
+# %% ../../nbs/2_data/23_versions.ipynb #ddfdc428
+def commit_version(
+    table: str,                    # of a dataset
+    add: Sequence[DataFile],       # its new files
+    remove: Sequence[str],         # paths of the files that these replace
+    facts: dict[str, Any],         # of the version, kept with the commit
+    *,
+    schema: pl.Schema,             # of the table
+    at: int | None,                # the table's version that was decided by; None: there is none
+) -> int:
+    "Commit a version, and return its number; raise `CommitConflict` if another was first."
+    ingests = (lake.done(table, "ingests", version=at) or 0) + 1
+    keys = {facts["ingest"]: 1, "ingests": ingests}
+    return lake.commit(table, add, remove, schema=schema, at=at, keys=keys,
+                       metadata={"ingest": json.dumps(facts)})
 
 # %% ../../nbs/2_data/23_versions.ipynb #4f100995
 def committed(table: str, version: int | None = None) -> list[tuple[int, dict]]:

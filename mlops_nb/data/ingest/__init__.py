@@ -34,7 +34,7 @@ from ..sources import Source
 from ..sources.partition import Part
 from ..splits import Splitting, demand_same, digest_of, new_splitting
 from ..versions import (
-    ASIDE, DatasetVersion, committed, dataset_name, newest, read_empty, record, taken)
+    ASIDE, DatasetVersion, commit_version, committed, dataset_name, newest, read_empty, record, taken)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b29d2271
 def read(
@@ -289,10 +289,8 @@ def commit_rows(
     facts = _facts(effect, plan, parts, earlier[0][0] if earlier else None, request)
     try:
         _set_aside(chunks, plan)
-        ingests = (lake.done(plan.table, "ingests", version=at) or 0) + 1
-        version = lake.commit(plan.table, effect.add, effect.remove, schema=plan.schema, at=at,
-                              keys={plan.ingest: 1, "ingests": ingests},
-                              metadata={"ingest": json.dumps(facts)})
+        version = commit_version(plan.table, effect.add, effect.remove, facts,
+                                 schema=plan.schema, at=at)
     except BaseException:
         if not lake.done(plan.table, plan.ingest): lake.discard(plan.table, effect.anew)
         raise

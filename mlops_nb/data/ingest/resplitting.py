@@ -6,12 +6,10 @@
 __all__ = ['resplit']
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #203d38a3
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
-
 
 from ...core import events, lake
 from ...core.errors import DataError
@@ -19,7 +17,8 @@ from ...core.settings import Settings, load
 from ..batches import Tally
 from ..profiles.profiling import profile
 from ..splits import Splitting, digest_of, ends_by_shares, naive
-from ..versions import DatasetVersion, dataset_name, newest, record
+from ..versions import (
+    DatasetVersion, commit_version, dataset_name, newest, record)
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #2bebe34b
 def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"]) -> Splitting:
@@ -88,10 +87,8 @@ def resplit(
     files, tally = _divided(last, how, ingest)
     facts = _facts(last, how, tally, ingest, by)
     old = [file.path for file in lake.files(table, version=last.version)]
-    keys = {ingest: 1, "ingests": (lake.done(table, "ingests", version=last.version) or 0) + 1}
     schema = lake.scan(table, version=last.version).collect_schema()
-    try: version = lake.commit(table, files, old, schema=schema, at=last.version, keys=keys,
-                               metadata={"ingest": json.dumps(facts)})
+    try: version = commit_version(table, files, old, facts, schema=schema, at=last.version)
     except BaseException:
         if not lake.done(table, ingest): lake.discard(table, files)
         raise
