@@ -29,6 +29,15 @@ def test_links_between_documents_lead_somewhere(name):
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda n: str(n.relative_to(ROOT / "nbs")))
+def test_links_between_notebooks_lead_somewhere(notebook):
+    "README.md is made from the index, so the index's links start at the root."
+    folder = ROOT if notebook == ROOT / "nbs/index.ipynb" else notebook.parent
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "markdown"]
+    links = [link for c in cells for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", "".join(c["source"]))]
+    assert not [link for link in links if not (folder / link).exists()]
+
+
 def test_importing_any_module_does_nothing(tmp_path):
     "No folder, no heavy library, no network: only what is imported where it is used."
     names = [dotted(f) for f in MODULES]
