@@ -1,5 +1,6 @@
 """Many parameterizations of a notebook that computes for 0.2 s, each in a process of its own: `mlops-nb batch` on a running
 cluster against papermill, one after another in one process (its kernels are processes of their own too)."""
+
 import json
 import sys
 from pathlib import Path
@@ -22,11 +23,22 @@ def main() -> None:
         notebook(home / "work.ipynb", "n: int = 0", WORK)
         (home / "one.json").write_text('[{"n": 0}]')
         (home / "grid.json").write_text(json.dumps([{"n": n} for n in range(number)]))
-        batch = [Path(sys.executable).parent / "mlops-nb", "batch", "work.ipynb", "--force", "--workspace", home, "--grid"]
+        batch = [
+            Path(sys.executable).parent / "mlops-nb",
+            "batch",
+            "work.ipynb",
+            "--force",
+            "--workspace",
+            home,
+            "--grid",
+        ]
         run([*batch, "one.json"], cwd=home)  # the first one starts what stays
         ours = run([*batch, "grid.json"], cwd=home).seconds
         theirs = run([sys.executable, "-c", PAPERMILL, str(number)], cwd=home).seconds
-    finish("batch", ours / theirs, 0.3, asked=asked, notebooks=number, ours_s=ours, papermill_s=theirs)
+    finish(
+        "batch", ours / theirs, 0.3, asked=asked, notebooks=number, ours_s=ours, papermill_s=theirs
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

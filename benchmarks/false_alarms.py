@@ -7,6 +7,7 @@ line is the lower end of the rate's 99 % interval (Clopper-Pearson) to the promi
 if more than chance speaks against it. `power`: the share of windows in which a real change is found: a column of 90 %
 nulls that has none, or only nulls, any more, and 5 % of 200 rows in a new category.
 """
+
 import harness
 
 SIGNIFICANCE = 0.01
@@ -18,12 +19,15 @@ def sparse(rng, rows: int):
     "Rows of two columns for each share of nulls."
     import numpy as np
     import polars as pl
+
     columns = {}
     for share in NULLS:
-        words = rng.choice(["a", "b", "c"], rows, p=[.7, .2, .1])
+        words = rng.choice(["a", "b", "c"], rows, p=[0.7, 0.2, 0.1])
         for name, values in {"number": rng.normal(size=rows), "word": words}.items():
             kept = pl.Series(rng.random(rows) >= share)
-            columns[f"{name} {share}"] = pl.select(pl.when(kept).then(pl.Series(np.asarray(values)))).to_series()
+            columns[f"{name} {share}"] = pl.select(
+                pl.when(kept).then(pl.Series(np.asarray(values)))
+            ).to_series()
     return pl.DataFrame(columns)
 
 
@@ -32,17 +36,25 @@ def alarms(window, reference) -> list[dict]:
     from mlops_nb.data.profiles.comparison import drift
     from mlops_nb.data.profiles.profiling import profile
     from mlops_nb.service.monitoring import checks as judging
-    questions = [*judging.drifting(drift(profile(window), reference)), *judging.missing(window, reference),
-                 *judging.outside(window, reference), *judging.unseen(window, reference)]
+
+    questions = [
+        *judging.drifting(drift(profile(window), reference)),
+        *judging.missing(window, reference),
+        *judging.outside(window, reference),
+        *judging.unseen(window, reference),
+    ]
     return judging.corrected(questions, SIGNIFICANCE).filter("alarm").to_dicts()
 
 
 def sparse_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
     "False alarms and windows, by rows of the window."
     from mlops_nb.data.profiles.profiling import profile
+
     counts = {}
     for rows in WINDOWS:
-        false = sum(bool(alarms(sparse(rng, rows), profile(sparse(rng, 3000)))) for _ in range(draws))
+        false = sum(
+            bool(alarms(sparse(rng, rows), profile(sparse(rng, 3000)))) for _ in range(draws)
+        )
         counts[f"sparse, {rows} rows"] = (false, draws)
     return counts
 
@@ -50,18 +62,25 @@ def sparse_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
 def categories(rng, kind: str, rows: int) -> dict[str, int]:
     "Rows by category."
     import numpy as np
+
     number = KINDS[kind]
     weights = 1 / np.arange(1, number + 1) ** 1.1 if "Zipf" in kind else np.ones(number)
-    values, counts = np.unique(rng.choice(number, rows, p=weights / weights.sum()), return_counts=True)
+    values, counts = np.unique(
+        rng.choice(number, rows, p=weights / weights.sum()), return_counts=True
+    )
     return dict(zip(map(str, values), map(int, counts), strict=True))
 
 
 def category_rates(rng, draws: int) -> dict[str, tuple[float, int, int]]:
     "The promised rate, false alarms and windows, by kind of categories."
     from mlops_nb.service.monitoring.checks import newness
+
     lines = {}
     for kind in KINDS:
-        p = [newness(categories(rng, kind, 300), categories(rng, kind, 3000), 3000) for _ in range(draws)]
+        p = [
+            newness(categories(rng, kind, 300), categories(rng, kind, 3000), 3000)
+            for _ in range(draws)
+        ]
         for level in (0.01, 0.00025):
             lines[f"new categories, {kind}, {level:g}"] = (level, sum(x < level for x in p), draws)
     return lines
@@ -73,6 +92,7 @@ def power(rng, draws: int) -> dict[str, float]:
 
     from mlops_nb.data.profiles.profiling import profile
     from mlops_nb.service.monitoring.checks import newness
+
     found = {"power, no nulls": 0, "power, only nulls": 0, "power, a new category": 0}
     column = "number 0.9"
     for _ in range(draws):
@@ -82,28 +102,37 @@ def power(rng, draws: int) -> dict[str, float]:
         found["power, no nulls"] += any(a["column"] == column for a in alarms(full, reference))
         found["power, only nulls"] += any(a["column"] == column for a in alarms(none, reference))
         here = categories(rng, "300, Zipf", 190) | {"new": 10}
-        found["power, a new category"] += newness(here, categories(rng, "300, Zipf", 3000), 3000) < 0.00025
+        found["power, a new category"] += (
+            newness(here, categories(rng, "300, Zipf", 3000), 3000) < 0.00025
+        )
     return {name: count / draws for name, count in found.items()}
 
 
 def least(false: int, draws: int) -> float:
     "The lower end of the 99 % interval of a rate."
     from scipy.stats import binomtest
+
     return binomtest(false, draws).proportion_ci(0.99).low
 
 
 def main() -> None:
     import numpy as np
+
     asked = harness.options(__doc__, leaves_out="nine tenths of the draws")
     rng, draws = np.random.default_rng(0), 200 if asked.quick else 2000
     rates = {name: (SIGNIFICANCE, *counts) for name, counts in sparse_rates(rng, draws).items()}
     rates |= category_rates(rng, draws * 5)
-    results = [harness.Result(f"false_alarms, {name}", least(false, n) / level, 1.0)
-               for name, (level, false, n) in rates.items()]
-    results += [harness.Result(f"false_alarms, {name}", share, 0.9, higher=True)
-                for name, share in power(rng, draws // 4).items()]
+    results = [
+        harness.Result(f"false_alarms, {name}", least(false, n) / level, 1.0)
+        for name, (level, false, n) in rates.items()
+    ]
+    results += [
+        harness.Result(f"false_alarms, {name}", share, 0.9, higher=True)
+        for name, share in power(rng, draws // 4).items()
+    ]
     facts = {name: f"{false} of {n}" for name, (_, false, n) in rates.items()}
     harness.report(results, asked=asked, **facts)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

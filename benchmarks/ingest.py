@@ -5,6 +5,7 @@ SHA-256; polars parses and writes. Each in a process of its own on all cores, im
 before, so that both find it in the page cache. Then ours again with twice the rows, for its memory: greatest resident
 size of the process, with its imports.
 """
+
 import json
 import sys
 import tempfile
@@ -19,7 +20,8 @@ PIECES = 17  # of a million rows
 def write(file: Path, pieces: int, rows: int) -> None:
     "Pieces of profile.py's table, each with identifiers of its own."
     with open(file, "wb") as out:
-        for piece in range(pieces): harness.table(rows, piece).write_csv(out, include_header=piece == 0)
+        for piece in range(pieces):
+            harness.table(rows, piece).write_csv(out, include_header=piece == 0)
 
 
 def ours(file: str, folder: str) -> dict:
@@ -29,6 +31,7 @@ def ours(file: str, folder: str) -> dict:
     from mlops_nb.core.settings import create
     from mlops_nb.data.ingest import ingest
     from mlops_nb.data.profiles.profiling import profile
+
     settings = create(folder)
     profile(pl.DataFrame({"a": [1.0]}))  # imports whylogs
     began = time.perf_counter()
@@ -40,6 +43,7 @@ def bare(file: str, folder: str) -> dict:
     "Time of polars alone, s."
     import deltalake  # noqa: F401
     import polars as pl
+
     began = time.perf_counter()
     pl.scan_csv(file, try_parse_dates=True).sink_delta(folder)
     return {"seconds": time.perf_counter() - began}
@@ -63,12 +67,27 @@ def main() -> None:
         us, peak = measured("ours", file)
         write(file, 2 * pieces, rows)
         twice, twice_peak = measured("ours", file)
-    harness.finish("ingest", us["seconds"] / them["seconds"], 3, asked=asked, rows=us["rows"], **{
-        "CSV, GiB": size, "ours, s": us["seconds"], "polars, s": them["seconds"], "ours, twice the rows, s": twice["seconds"],
-        "ours, peak MiB": round(peak), "ours, twice the rows, peak MiB": round(twice_peak), "polars, peak MiB": round(their_peak),
-        "peak at twice the rows": twice_peak / peak})
+    harness.finish(
+        "ingest",
+        us["seconds"] / them["seconds"],
+        3,
+        asked=asked,
+        rows=us["rows"],
+        **{
+            "CSV, GiB": size,
+            "ours, s": us["seconds"],
+            "polars, s": them["seconds"],
+            "ours, twice the rows, s": twice["seconds"],
+            "ours, peak MiB": round(peak),
+            "ours, twice the rows, peak MiB": round(twice_peak),
+            "polars, peak MiB": round(their_peak),
+            "peak at twice the rows": twice_peak / peak,
+        },
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in ("ours", "bare"): print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
-    else: main()
+    if sys.argv[1:2] and sys.argv[1] in ("ours", "bare"):
+        print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
+    else:
+        main()

@@ -5,6 +5,7 @@ positive, plain and tied scores, one row a key and four. A 95 % interval must ho
 there are 30 rows of each class, in 90 at least where there are fewer. `--quick`: 200 draws, without the populations of one
 row a key and without plain scores; so few draws show gross faults only.
 """
+
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -26,34 +27,60 @@ def margin(rate: float, draws: int) -> float:
 
 def coverage(population: Population, draws: int) -> dict[str, float]:
     "How often each interval holds the truth, a figure a metric; and how often each gate lets the wrong model pass."
-    rng, true, other = np.random.default_rng(0), population.truth(), population.truth(population.other)
+    rng, true, other = (
+        np.random.default_rng(0),
+        population.truth(),
+        population.truth(population.other),
+    )
     covered = {name: [] for metric in METRICS for name in (metric, f"gain in {metric}")}
-    gates = {f"gate on {metric}": [] for metric in ("roc_auc", "average_precision", "brier", "log_loss")}
+    gates = {
+        f"gate on {metric}": [] for metric in ("roc_auc", "average_precision", "brier", "log_loss")
+    }
     for _ in range(draws):
         labels, p, q, keys = population.draw(rng)
-        if not 1 < labels.sum() < population.rows - 1: continue
+        if not 1 < labels.sum() < population.rows - 1:
+            continue
         first, second = (measured(labels, v, population.threshold, keys=keys) for v in (p, q))
         for metric in METRICS:
-            value, gain, lead = first.interval(metric), first.against(second, metric), true[metric] - other[metric]
+            value, gain, lead = (
+                first.interval(metric),
+                first.against(second, metric),
+                true[metric] - other[metric],
+            )
             covered[metric].append(value.low <= true[metric] <= value.high)
             covered[f"gain in {metric}"].append(gain.low <= lead <= gain.high)
-            if f"gate on {metric}" in gates:      # the margin is the true distance: the worse model passes by luck only
-                gates[f"gate on {metric}"].append(-gain.high > -lead if lead > 0 else gain.low > lead)
+            if (
+                f"gate on {metric}" in gates
+            ):  # the margin is the true distance: the worse model passes by luck only
+                gates[f"gate on {metric}"].append(
+                    -gain.high > -lead if lead > 0 else gain.low > lead
+                )
     return {name: float(np.mean(hits)) for name, hits in (covered | gates).items()}
 
 
 def verdicts(kind: str, per_key: int, draws: int) -> dict[str, float]:
     "How often an association of just 0.1 is called supported or refuted, and how often none is called significant."
     rng, effect, wrong, false = np.random.default_rng(0), 0.1, [], []
-    shares = np.array([0.4, 0.3, 0.2, 0.1]) if kind == "categories" else np.r_[np.full(12, 0.08), np.full(4, 0.01)]
+    shares = (
+        np.array([0.4, 0.3, 0.2, 0.1])
+        if kind == "categories"
+        else np.r_[np.full(12, 0.08), np.full(4, 0.01)]
+    )
     for _ in range(draws):
         for true in (effect, 0.0):
-            if kind == "numbers": labels, values, keys = correlated(rng, 300, true, per_key=per_key)
-            else: labels, values, keys = categories(rng, 300, true, shares, per_key=per_key)
+            if kind == "numbers":
+                labels, values, keys = correlated(rng, 300, true, per_key=per_key)
+            else:
+                labels, values, keys = categories(rng, 300, true, shares, per_key=per_key)
             found, p = (ranked if kind == "numbers" else associated)(labels, values, keys=keys)
-            if true: wrong.append(not found.low < true <= found.high)
-            else: false.append(p < 0.05)
-    return {f"verdict on {kind}": float(np.mean(wrong)), f"p-value of {kind}": float(np.mean(false))}
+            if true:
+                wrong.append(not found.low < true <= found.high)
+            else:
+                false.append(p < 0.05)
+    return {
+        f"verdict on {kind}": float(np.mean(wrong)),
+        f"p-value of {kind}": float(np.mean(false)),
+    }
 
 
 def areas(draws: int) -> dict[str, float]:
@@ -65,14 +92,23 @@ def areas(draws: int) -> dict[str, float]:
 
 def settings(quick: bool) -> list[Population]:
     "The populations to draw from."
-    ways = product((200, 1000), (0.05, 0.3), (True,) if quick else (False, True), (4,) if quick else (1, 4))
-    return [Population(rows=n, prevalence=share, tied=tied, per_key=keys) for n, share, tied, keys in ways]
+    ways = product(
+        (200, 1000), (0.05, 0.3), (True,) if quick else (False, True), (4,) if quick else (1, 4)
+    )
+    return [
+        Population(rows=n, prevalence=share, tied=tied, per_key=keys)
+        for n, share, tied, keys in ways
+    ]
 
 
-def simulate(quick: bool) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
+def simulate(
+    quick: bool,
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
     "Rates by name: coverage from enough rows, coverage from few rows, errors."
     draws, populations = QUICK if quick else DRAWS, settings(quick)
-    tests = [(kind, keys) for kind in ("numbers", "categories", "rare categories") for keys in (1, 4)]
+    tests = [
+        (kind, keys) for kind in ("numbers", "categories", "rare categories") for keys in (1, 4)
+    ]
     many, few, wrong = {}, {}, {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         rates = [pool.submit(coverage, population, draws) for population in populations]
@@ -81,10 +117,13 @@ def simulate(quick: bool) -> tuple[dict[str, list[float]], dict[str, list[float]
         for population, rate in zip(populations, rates, strict=True):
             group = few if population.rows * population.prevalence < FEW else many
             for name, value in rate.result().items():
-                if not name.startswith("gate"): group.setdefault(name, []).append(value)
-                elif group is many: wrong.setdefault(name, []).append(value)
+                if not name.startswith("gate"):
+                    group.setdefault(name, []).append(value)
+                elif group is many:
+                    wrong.setdefault(name, []).append(value)
         for error in errors:
-            for name, value in error.result().items(): wrong.setdefault(name, []).append(value)
+            for name, value in error.result().items():
+                wrong.setdefault(name, []).append(value)
         few |= {name: [value] for name, value in edge.result().items()}
     return many, few, wrong
 
@@ -94,10 +133,14 @@ def targets(quick: bool) -> list[Result]:
     many, few, wrong = simulate(quick)
     draws = QUICK if quick else DRAWS
     slack, wide = margin(0.93, draws) if quick else 0.0, 0.97 + margin(0.97, draws)
-    least = lambda name, rates, target: Result(name, min(rates), round(target - slack, 4), higher=True)
+    least = lambda name, rates, target: Result(
+        name, min(rates), round(target - slack, 4), higher=True
+    )
     results = [least(f"{name}, 30 rows of each class", rates, 0.93) for name, rates in many.items()]
     results += [least(f"{name}, fewer rows", rates, 0.9) for name, rates in few.items()]
-    results += [Result(f"{name}, widest", max(rates), round(wide, 4)) for name, rates in many.items()]
+    results += [
+        Result(f"{name}, widest", max(rates), round(wide, 4)) for name, rates in many.items()
+    ]
     for name, rates in wrong.items():
         # A gate uses one end of an interval, whose two ends miss unequally often: 5 % is claimed, not 2.5 %.
         exact = name.startswith("gate") and not quick
@@ -108,9 +151,13 @@ def targets(quick: bool) -> list[Result]:
 
 
 def main() -> None:
-    asked = options(__doc__, leaves_out="nine tenths of the draws (the targets allow for their error), "
-                                        "plain scores, and populations of one row a key")
+    asked = options(
+        __doc__,
+        leaves_out="nine tenths of the draws (the targets allow for their error), "
+        "plain scores, and populations of one row a key",
+    )
     report(targets(asked.quick), asked=asked)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

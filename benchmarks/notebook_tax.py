@@ -5,6 +5,7 @@ glues as the parameter of the next: no kernels, no executed notebooks, no pages 
 of a run. Each runs in a workspace of its own whose cluster and pages are up already, whole
 processes, from data to a live endpoint and a look at it (--quick: 4 trials instead of 24).
 """
+
 import json
 import shutil
 import sys
@@ -31,9 +32,12 @@ def script(notebooks: Path, given: dict) -> str:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         first = next(c for c in cells if "parameters" in c["metadata"].get("tags", []))
         rest = "\n".join("".join(c["source"]) for c in cells if c is not first).replace(
-            "features=features", "features='mlops_nb.churn.train.features'")   # no kernel to ask
-        parts.append(f"scope = {{'__name__': {path.stem!r}}}\nexec({''.join(first['source'])!r}, scope)\n"
-                     f"parameters(scope)\nexec({rest!r}, scope)")
+            "features=features", "features='mlops_nb.churn.train.features'"
+        )  # no kernel to ask
+        parts.append(
+            f"scope = {{'__name__': {path.stem!r}}}\nexec({''.join(first['source'])!r}, scope)\n"
+            f"parameters(scope)\nexec({rest!r}, scope)"
+        )
     return "\n".join(parts)
 
 
@@ -42,7 +46,8 @@ def prepared(home: Path) -> Path:
     for name in ("nbs", "data", "mlops_nb"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.lock", home)
-    with (home / "settings.ini").open("a") as ini: ini.write("[workspace]\nnotebooks = nbs/churn\npackage = mlops_nb.churn\n")
+    with (home / "settings.ini").open("a") as ini:
+        ini.write("[workspace]\nnotebooks = nbs/churn\npackage = mlops_nb.churn\n")
     run([Path(sys.executable).parent / "mlops-nb", "up", "--workspace", home])
     return home
 
@@ -51,12 +56,25 @@ def main() -> None:
     asked = options(__doc__, leaves_out="20 of 24 trials")
     given = {"trials": 4 if asked.quick else 24}
     with workspace() as home:
-        options_ = [part for name, value in given.items() for part in ("-p", f"{name}={json.dumps(value)}")]
-        mine = run([Path(sys.executable).parent / "mlops-nb", "run", "-w", prepared(home), *options_]).seconds
+        options_ = [
+            part for name, value in given.items() for part in ("-p", f"{name}={json.dumps(value)}")
+        ]
+        mine = run(
+            [Path(sys.executable).parent / "mlops-nb", "run", "-w", prepared(home), *options_]
+        ).seconds
     with workspace() as home:
         (prepared(home) / "plain.py").write_text(script(home / "nbs" / "churn", given))
         plain = run([sys.executable, "plain.py"], cwd=home, env={"MPLBACKEND": "agg"}).seconds
-    finish("notebook_tax", mine / plain, 1.15, asked=asked, ours_s=mine, script_s=plain, trials=given["trials"])
+    finish(
+        "notebook_tax",
+        mine / plain,
+        1.15,
+        asked=asked,
+        ours_s=mine,
+        script_s=plain,
+        trials=given["trials"],
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ only with `np.unicode_` put back, which is done here. Medians of three runs; the
 sees moments one Python object after another and needs most of its time for them: the ratio is given without, too.)
 Peak memory is the process's own, its data and imports with it.
 """
+
 import json
 import os
 import sys
@@ -24,17 +25,23 @@ def measure(who: str, file: str) -> dict:
         import polars as pl
 
         from mlops_nb.data.profiles.profiling import profile
+
         frame = pl.read_parquet(file)
     else:
         import numpy as np
         import pandas as pd
+
         np.unicode_ = np.str_
         import whylogs
+
         profile = lambda part: whylogs.log(part).view()
         frame = pd.read_parquet(file)
     profile(frame[:1000])
     whole = harness.seconds(lambda: profile(frame), 3)
-    return {"whole": whole, "columns": {c: harness.seconds(lambda c=c: profile(frame[[c]]), 3) for c in frame.columns}}
+    return {
+        "whole": whole,
+        "columns": {c: harness.seconds(lambda c=c: profile(frame[[c]]), 3) for c in frame.columns},
+    }
 
 
 def main() -> None:
@@ -43,7 +50,11 @@ def main() -> None:
         file = Path(folder) / "table.parquet"
         harness.table(ROWS // 5 if asked.quick else ROWS).write_parquet(file)
         run = lambda who, **env: harness.run([sys.executable, __file__, who, file], env=env)
-        ran = {"ours": run("ours"), "one thread": run("ours", POLARS_MAX_THREADS="1"), "why.log": run("why.log")}
+        ran = {
+            "ours": run("ours"),
+            "one thread": run("ours", POLARS_MAX_THREADS="1"),
+            "why.log": run("why.log"),
+        }
     found = {who: json.loads(timed.out.splitlines()[-1]) for who, timed in ran.items()}
     facts = {f"{who}, s": f["whole"] for who, f in found.items()}
     facts |= {f"{who}, peak MiB": round(timed.peak) for who, timed in ran.items()}
@@ -51,10 +62,22 @@ def main() -> None:
     facts["ratio on one thread"] = found["why.log"]["whole"] / found["one thread"]["whole"]
     rest = {who: f["whole"] - f["columns"]["moment"] for who, f in found.items() if who != "ours"}
     facts["ratio without moments, on one thread"] = rest["why.log"] / rest["one thread"]
-    facts |= {f"ratio, {c}": theirs / found["ours"]["columns"][c] for c, theirs in found["why.log"]["columns"].items()}
-    harness.finish("profile", found["why.log"]["whole"] / found["ours"]["whole"], 10, asked=asked, higher=True, **facts)
+    facts |= {
+        f"ratio, {c}": theirs / found["ours"]["columns"][c]
+        for c, theirs in found["why.log"]["columns"].items()
+    }
+    harness.finish(
+        "profile",
+        found["why.log"]["whole"] / found["ours"]["whole"],
+        10,
+        asked=asked,
+        higher=True,
+        **facts,
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in ("ours", "why.log"): print(json.dumps(measure(*sys.argv[1:])))
-    else: main()
+    if sys.argv[1:2] and sys.argv[1] in ("ours", "why.log"):
+        print(json.dumps(measure(*sys.argv[1:])))
+    else:
+        main()

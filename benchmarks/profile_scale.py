@@ -4,6 +4,7 @@ The cluster is this machine, started and ended here. The ratio is the time of al
 after the workers have imported what they need. Memory: the greatest resident size of any worker, sampled ten times a
 second, for all files and for a tenth of them; a worker holds one batch of a million rows.
 """
+
 import tempfile
 import threading
 import time
@@ -17,17 +18,22 @@ ROWS = 1_000_000  # a file
 def write(folder: Path, files: int) -> list[Path]:
     "Files with nine of the ten columns of profile.py's table and an identifier of their own."
     import polars as pl
+
     base, made = harness.table(ROWS).drop("identifier"), []
     for i in range(files):
         made.append(folder / f"{i}.parquet")
-        other = base.with_columns(pl.col("float") + i / files, pl.col("wide integer") + i, identifier=pl.format(
-            "id-{}-{}", pl.lit(i), pl.int_range(pl.len())))
+        other = base.with_columns(
+            pl.col("float") + i / files,
+            pl.col("wide integer") + i,
+            identifier=pl.format("id-{}-{}", pl.lit(i), pl.int_range(pl.len())),
+        )
         other.write_parquet(made[-1], compression="lz4")
     return made
 
 
 class Watch(threading.Thread):
     "Greatest resident size of any Ray worker, MiB."
+
     def __init__(self, session: int):
         super().__init__(daemon=True)
         self.session, self.peak, self.ended = session, 0.0, threading.Event()
@@ -36,16 +42,20 @@ class Watch(threading.Thread):
         import psutil
 
         from mlops_nb.core import cluster
+
         while not self.ended.wait(0.1):
             for process in cluster.members(self.session):
                 try:
-                    if process.name().startswith("ray::"): self.peak = max(self.peak, process.memory_info().rss / 2**20)
-                except psutil.Error: continue
+                    if process.name().startswith("ray::"):
+                        self.peak = max(self.peak, process.memory_info().rss / 2**20)
+                except psutil.Error:
+                    continue
 
 
 def timed(files: list[Path], settings, session: int) -> tuple[float, float, int]:
     "Seconds, greatest size of a worker in MiB, rows."
     from mlops_nb.data.profiles import profile_files
+
     watch = Watch(session)
     watch.start()
     began = time.perf_counter()
@@ -61,6 +71,7 @@ def main() -> None:
 
     from mlops_nb.core import cluster
     from mlops_nb.core.settings import create
+
     asked = harness.options(__doc__, leaves_out="90 of 100 files")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -72,12 +83,26 @@ def main() -> None:
         try:
             session = cluster.up(settings).session
             timed(files[:2], settings, session)
-            tenth, small, _ = timed(files[:len(files) // 10], settings, session)
+            tenth, small, _ = timed(files[: len(files) // 10], settings, session)
             whole, great, rows = timed(files, settings, session)
-        finally: cluster.down(settings)
-    harness.finish("profile_scale", whole / tenth, 11, asked=asked, rows=rows, **{
-        "on disk, GiB": disk, "all files, s": whole, "a tenth, s": tenth, "rows a second": round(rows / whole),
-        "worker, all files, MiB": round(great), "worker, a tenth, MiB": round(small)})
+        finally:
+            cluster.down(settings)
+    harness.finish(
+        "profile_scale",
+        whole / tenth,
+        11,
+        asked=asked,
+        rows=rows,
+        **{
+            "on disk, GiB": disk,
+            "all files, s": whole,
+            "a tenth, s": tenth,
+            "rows a second": round(rows / whole),
+            "worker, all files, MiB": round(great),
+            "worker, a tenth, MiB": round(small),
+        },
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

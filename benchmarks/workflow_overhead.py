@@ -3,6 +3,7 @@
 Each of ours is a notebook with a kernel of its own, executed and kept; each of Metaflow's is a process. Forced, so that
 nothing is reused. Also printed: plain papermill, one notebook after the other, and ZenML (where it can be installed).
 """
+
 import statistics
 import sys
 from pathlib import Path
@@ -39,8 +40,11 @@ five()
 def stages(folder: Path) -> None:
     "Five notebooks, each taking what the one before gives."
     for n in range(5):
-        notebook(folder / f"{n}_stage{n}.ipynb", f"out{n - 1}: int" if n else "",
-                 f"from mlops_nb import glue\nglue('out{n}', {n})")
+        notebook(
+            folder / f"{n}_stage{n}.ipynb",
+            f"out{n - 1}: int" if n else "",
+            f"from mlops_nb import glue\nglue('out{n}', {n})",
+        )
 
 
 def ours(home: Path, times: int) -> float:
@@ -52,14 +56,22 @@ def ours(home: Path, times: int) -> float:
 def plain(home: Path) -> float:
     "papermill as it comes, a process a notebook."
     papermill = [Path(sys.executable).parent / "papermill", "--no-progress-bar", "-k", "python3"]
-    return sum(run([*papermill, nb, home / "out.ipynb", *(["-p", f"out{n - 1}", "0"] if n else [])]).seconds
-               for n, nb in enumerate(sorted((home / "nbs").glob("*.ipynb"))))
+    return sum(
+        run(
+            [*papermill, nb, home / "out.ipynb", *(["-p", f"out{n - 1}", "0"] if n else [])]
+        ).seconds
+        for n, nb in enumerate(sorted((home / "nbs").glob("*.ipynb")))
+    )
 
 
-def theirs(packages: list[str], code: str, folder: Path, times: int, *arguments: str, **env: str) -> float:
+def theirs(
+    packages: list[str], code: str, folder: Path, times: int, *arguments: str, **env: str
+) -> float:
     folder.mkdir()
     (folder / "flow.py").write_text(code)
-    return statistics.median(peer_times(packages, ["flow.py", *arguments], times, cwd=folder, env=env))
+    return statistics.median(
+        peer_times(packages, ["flow.py", *arguments], times, cwd=folder, env=env)
+    )
 
 
 def main() -> None:
@@ -71,11 +83,27 @@ def main() -> None:
         other = {} if asked.quick else {"papermill": plain(home)}
         metaflow = theirs(["metaflow"], FLOW, home / "metaflow", times, "run", USERNAME="bench")
         if not asked.quick:
-            try: other["zenml"] = theirs(["zenml[local]"], ZEN, home / "zenml", 1, ZENML_CONFIG_PATH=str(home / "zenml"),
-                                         ZENML_ANALYTICS_OPT_IN="false")
-            except SystemExit as e: other["zenml"] = f"not measured: {str(e)[-200:]}"
-    finish("workflow_overhead", mine / metaflow, 1.0, asked=asked, ours_s=mine, metaflow_s=metaflow,
-           **{f"{k}_s": v for k, v in other.items()})
+            try:
+                other["zenml"] = theirs(
+                    ["zenml[local]"],
+                    ZEN,
+                    home / "zenml",
+                    1,
+                    ZENML_CONFIG_PATH=str(home / "zenml"),
+                    ZENML_ANALYTICS_OPT_IN="false",
+                )
+            except SystemExit as e:
+                other["zenml"] = f"not measured: {str(e)[-200:]}"
+    finish(
+        "workflow_overhead",
+        mine / metaflow,
+        1.0,
+        asked=asked,
+        ours_s=mine,
+        metaflow_s=metaflow,
+        **{f"{k}_s": v for k, v in other.items()},
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 "One Ray cluster a session; a fresh workspace a test."
+
 import contextlib
 import os
 import shutil
@@ -15,26 +16,37 @@ from uuid import uuid4
 import httpx
 import pytest
 
-os.environ.update(WHYLOGS_NO_ANALYTICS="True", MLFLOW_DISABLE_TELEMETRY="true", RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(
+    WHYLOGS_NO_ANALYTICS="True", MLFLOW_DISABLE_TELEMETRY="true", RAY_USAGE_STATS_ENABLED="0"
+)
 
 from mlops_nb.core import cluster  # noqa: E402
 from mlops_nb.core.settings import create  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full-chaos", action="store_true", help="random-kill tests in full, not three rounds each")
+    parser.addoption(
+        "--full-chaos", action="store_true", help="random-kill tests in full, not three rounds each"
+    )
 
 
 def pytest_generate_tests(metafunc):
     "A random-kill test takes `round_`: three rounds, or in full twenty."
     if "round_" in metafunc.fixturenames:
-        metafunc.parametrize("round_", range(20 if metafunc.config.getoption("--full-chaos") else 3))
+        metafunc.parametrize(
+            "round_", range(20 if metafunc.config.getoption("--full-chaos") else 3)
+        )
 
 
 def pytest_itemcollected(item):
     "On two processes (`-n 2 --dist loadgroup`), one has what needs the Ray cluster, the other the rest, by module."
-    if item.get_closest_marker("xdist_group"): return
-    item.add_marker(pytest.mark.xdist_group("cluster" if "ray_cluster" in item.fixturenames else item.module.__name__))
+    if item.get_closest_marker("xdist_group"):
+        return
+    item.add_marker(
+        pytest.mark.xdist_group(
+            "cluster" if "ray_cluster" in item.fixturenames else item.module.__name__
+        )
+    )
 
 
 def free_port() -> int:
@@ -47,29 +59,41 @@ def free_port() -> int:
 def ray_cluster(tmp_path_factory):
     "The session's Ray head. Every workspace made while it runs joins it, in this process and in those it starts."
     home = create(tmp_path_factory.mktemp("cluster"), serve={"port": free_port()})
-    mark = os.environ.pop("PYTEST_CURRENT_TEST", None)  # ipykernel captures no output of children where it is set
-    try: running = cluster.up(home)
+    mark = os.environ.pop(
+        "PYTEST_CURRENT_TEST", None
+    )  # ipykernel captures no output of children where it is set
+    try:
+        running = cluster.up(home)
     finally:
-        if mark: os.environ["PYTEST_CURRENT_TEST"] = mark
-    given = running.env | {"MLOPS_NB__CLUSTER__ADDRESS": running.address,
-                           "MLOPS_NB__SERVE__PORT": str(home.serve.port)}
+        if mark:
+            os.environ["PYTEST_CURRENT_TEST"] = mark
+    given = running.env | {
+        "MLOPS_NB__CLUSTER__ADDRESS": running.address,
+        "MLOPS_NB__SERVE__PORT": str(home.serve.port),
+    }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
-    nearest = tmp_path_factory.getbasetemp() / ".mlops_nb" / "cluster.json"  # commands below are forks of this head's
+    nearest = (
+        tmp_path_factory.getbasetemp() / ".mlops_nb" / "cluster.json"
+    )  # commands below are forks of this head's
     nearest.parent.mkdir()
     nearest.symlink_to(home.state / "cluster.json")
     yield running
     cluster.down(home)
     for name, value in before.items():
-        if value is None: os.environ.pop(name, None)
-        else: os.environ[name] = value
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(autouse=True)
 def alone(request, monkeypatch):
     "A test that does not ask for the cluster does not see it either."
-    if "ray_cluster" in request.fixturenames: return
-    for name in ("MLOPS_NB__CLUSTER__ADDRESS", "MLOPS_NB__SERVE__PORT"): monkeypatch.delenv(name, raising=False)
+    if "ray_cluster" in request.fixturenames:
+        return
+    for name in ("MLOPS_NB__CLUSTER__ADDRESS", "MLOPS_NB__SERVE__PORT"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -93,7 +117,9 @@ server.stop()
 @pytest.fixture(scope="session")
 def s3_endpoint():
     "An S3 server. In a process of its own: deltalake does not let other threads of its process run while it waits."
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     yield server.stdout.readline().strip()
     server.stdin.close()
     server.wait(30)
@@ -102,10 +128,18 @@ def s3_endpoint():
 @pytest.fixture
 def s3(s3_endpoint, monkeypatch):
     "A fresh bucket: its `address`, the server's `endpoint`, and the `env` that leads there, which this process has."
-    env = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
-           "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_EC2_METADATA_DISABLED": "true"}
-    for name in [n for n in os.environ if n.startswith("AWS_")]: monkeypatch.delenv(name)
-    for name, value in env.items(): monkeypatch.setenv(name, value)
+    env = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
     bucket = f"bucket-{uuid4().hex[:12]}"
     httpx.put(f"{s3_endpoint}/{bucket}").raise_for_status()
     return SimpleNamespace(address=f"s3://{bucket}", endpoint=s3_endpoint, env=env)
@@ -123,31 +157,56 @@ def _postgres_programs() -> Path | None:
 def postgres():
     "The address of a PostgreSQL server on loopback, with the password 'open sesame@1'."
     programs = _postgres_programs()
-    if not programs: pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}  # the server refuses to run as root
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    user = (
+        {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+    )  # the server refuses to run as root
     folder = Path(tempfile.mkdtemp(prefix="mlops_nb-postgres-"))
     data, port = folder / "data", free_port()
 
     def run(program: str, *arguments: str):
-        done = subprocess.run([programs / program, "-D", data, *arguments], cwd=folder, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **user)
-        if done.returncode: raise RuntimeError(f"{program}: {done.stdout}")
+        done = subprocess.run(
+            [programs / program, "-D", data, *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **user,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stdout}")
+
     try:
         (folder / "password").write_text("open sesame@1")
-        if user: shutil.chown(folder, **user)
+        if user:
+            shutil.chown(folder, **user)
         (folder / "password").chmod(0o644)
-        run("initdb", "-U", "tester", f"--pwfile={folder / 'password'}", "-A", "scram-sha-256", "-E", "UTF8", "--no-sync")
+        run(
+            "initdb",
+            "-U",
+            "tester",
+            f"--pwfile={folder / 'password'}",
+            "-A",
+            "scram-sha-256",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        )
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
         run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
         yield f"postgresql://tester:open%20sesame%401@127.0.0.1:{port}/postgres"
     finally:
-        with contextlib.suppress(RuntimeError): run("pg_ctl", "-w", "-m", "immediate", "stop")
+        with contextlib.suppress(RuntimeError):
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
         shutil.rmtree(folder)
 
 
 def aliases(settings, model: str) -> dict[str, str]:
     "Return the version of each of a model's aliases in MLflow."
     from mlops_nb.core import tracking
+
     registered = tracking.client(settings).get_registered_model(model)
     return {alias: str(version) for alias, version in registered.aliases.items()}
 
@@ -155,14 +214,20 @@ def aliases(settings, model: str) -> dict[str, str]:
 def panic(*args, **kwargs):
     "Raise what Python gets from a Rust library that panics."
     import polars as pl
+
     raise pl.exceptions.PanicException("index out of bounds")
 
 
 @pytest.fixture
 def chromium():
     "The path of a real browser."
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found: pytest.skip("chromium is not installed: apt-get install chromium")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
+    if not found:
+        pytest.skip("chromium is not installed: apt-get install chromium")
     return found
 
 
@@ -178,9 +243,12 @@ def listening():
             server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
             thread = threading.Thread(target=server.run, args=([taken],), daemon=True)
             thread.start()
-            while not server.started and thread.is_alive(): time.sleep(0.01)
-            try: yield taken.getsockname()[1]
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            try:
+                yield taken.getsockname()[1]
             finally:
                 server.should_exit = True
                 thread.join(10)
+
     return serving

@@ -10,6 +10,7 @@ logs.
 A workspace remembers its own folder in MLflow's database, in events (where bundles and reports are) and in executed
 notebooks. There the archive has `ROOT`, and `unpack` puts the new folder in its place.
 """
+
 import json
 import os
 import shutil
@@ -57,9 +58,14 @@ from mlops_nb.service import deployment, monitoring
 """
 
 NOTEBOOKS = {
-    "1_ingest": ("source = 'data/members.csv'", """
-glue("dataset_version", ingest("club", source, key="member").ref)"""),
-    "2_train": ("dataset_version = 'club'\nseed = 0", """
+    "1_ingest": (
+        "source = 'data/members.csv'",
+        """
+glue("dataset_version", ingest("club", source, key="member").ref)""",
+    ),
+    "2_train": (
+        "dataset_version = 'club'\nseed = 0",
+        """
 from ray import tune
 from sklearn.linear_model import LogisticRegression
 from mlops_nb.science.pipeline import Candidate
@@ -67,8 +73,11 @@ from mlops_nb.science.search import search
 rows = versions.get(dataset_version).scan("train")
 one = Candidate("logistic", LogisticRegression(max_iter=500), {"C": tune.loguniform(1e-2, 1e2)})
 found = search(rows, OBJECTIVE, [one], features="club.model.features", trials=2, seed=seed)
-glue("candidate", found.best.save())"""),
-    "3_test": ("dataset_version = 'club'\ncandidate = ''", """
+glue("candidate", found.best.save())""",
+    ),
+    "3_test": (
+        "dataset_version = 'club'\ncandidate = ''",
+        """
 import tempfile
 from mlops_nb.science.evaluation import evaluate
 fitted = load(candidate)
@@ -77,8 +86,11 @@ result = evaluate(rows, fitted.probability(rows), OBJECTIVE, pipeline=fitted.pip
 with tempfile.TemporaryDirectory() as folder:
     result.save(folder)
     glue("report", tracking.log_folder(folder, "report"))
-glue("passed", result.passed)"""),
-    "4_register": ("dataset_version = 'club'\ncandidate = ''\nreport = ''\npassed = False", """
+glue("passed", result.passed)""",
+    ),
+    "4_register": (
+        "dataset_version = 'club'\ncandidate = ''\nreport = ''\npassed = False",
+        """
 import polars as pl
 from mlops_nb.data.profiles.profiling import profile
 fitted, data = load(candidate), versions.get(dataset_version)
@@ -87,11 +99,15 @@ inputs = data.scan("train").select(c.name for c in fitted.signature.columns).col
 known = profile(inputs).merge(profile(pl.DataFrame({"prediction": fitted.probability(test)})))
 version = registry.register("club", candidate, report_uri=report, dataset=data.ref, profile=known,
                             objective=OBJECTIVE, by="workflow")
-glue("model_version", version.ref)"""),
-    "5_deploy": ("model_version = ''\ndataset_version = 'club'", """
+glue("model_version", version.ref)""",
+    ),
+    "5_deploy": (
+        "model_version = ''\ndataset_version = 'club'",
+        """
 deployment.stage(model_version)
 assert deployment.accept(model_version, versions.get(dataset_version).scan("test").head(50).collect()).passed
-glue("endpoint", deployment.promote(model_version, by="workflow").model)"""),
+glue("endpoint", deployment.promote(model_version, by="workflow").model)""",
+    ),
 }
 
 
@@ -102,13 +118,25 @@ def members(rows: int, seed: int, *, shift: float = 0.0) -> pl.DataFrame:
     plan, sex = rng.choice(["day", "evening", "full"], rows), rng.choice(["f", "m"], rows)
     chance = 1 / (1 + np.exp(-(fee - shift - 40) / 5 + (visits - 6) / 1.5))
     left = np.where(rng.random(rows) < chance, "yes", "no")
-    return pl.DataFrame({"member": [f"{seed}-{i:04}" for i in range(rows)], "visits": visits, "fee": fee,
-                         "plan": plan, "sex": sex, "left": left})
+    return pl.DataFrame(
+        {
+            "member": [f"{seed}-{i:04}" for i in range(rows)],
+            "visits": visits,
+            "fee": fee,
+            "plan": plan,
+            "sex": sex,
+            "left": left,
+        }
+    )
 
 
 def command(root: Path, *words: str, fails: bool = False) -> str:
     "What `mlops-nb` printed; with `fails`, it must have failed."
-    done = subprocess.run([Path(sys.executable).parent / "mlops-nb", *words, "-w", root], capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "mlops-nb", *words, "-w", root],
+        capture_output=True,
+        text=True,
+    )
     assert bool(done.returncode) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -116,6 +144,7 @@ def command(root: Path, *words: str, fails: bool = False) -> str:
 def prepare(root: Path) -> None:
     "Settings, data, package and notebooks."
     from mlops_nb.core.settings import create
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -128,20 +157,30 @@ def prepare(root: Path) -> None:
     (root / "nbs").mkdir()
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for name, (parameters, code) in NOTEBOOKS.items():
-        cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(IMPORTS + code)]
-        write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), root / "nbs" / f"{name}.ipynb")
+        cells = [
+            new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            new_code_cell(IMPORTS + code),
+        ]
+        write(
+            new_notebook(cells=cells, metadata={"kernelspec": kernel}),
+            root / "nbs" / f"{name}.ipynb",
+        )
 
 
 def predicted(url: str, rows: pl.DataFrame) -> list[str]:
     "Ids of the predictions of these rows."
     inputs = rows.drop("member", "left").to_dicts()
-    answer = httpx.post(f"{url}/predict", json={"rows": inputs}, timeout=60).raise_for_status().json()
+    answer = (
+        httpx.post(f"{url}/predict", json={"rows": inputs}, timeout=60).raise_for_status().json()
+    )
     return [p["prediction_id"] for p in answer["predictions"]]
 
 
 def labelled(url: str, ids: list[str], rows: pl.DataFrame) -> None:
     "Tell what became of them."
-    labels = [{"prediction_id": i, "label": label} for i, label in zip(ids, rows["left"], strict=True)]
+    labels = [
+        {"prediction_id": i, "label": label} for i, label in zip(ids, rows["left"], strict=True)
+    ]
     httpx.post(f"{url}/feedback", json={"labels": labels}, timeout=60).raise_for_status()
 
 
@@ -171,8 +210,11 @@ def unmoved(root: Path) -> None:
     from mlops_nb.core import lake
     from mlops_nb.core.settings import load
     from mlops_nb.service.serving.log import PredictionLog
+
     settings = load(root)
-    log = lake.scan(settings.table("_predictions", "club")).filter(stage="production", model_version="1")
+    log = lake.scan(settings.table("_predictions", "club")).filter(
+        stage="production", model_version="1"
+    )
     now = int(time.time() * 1e6)
     columns = log.tail(20).with_columns(at=pl.lit(now)).collect().to_dict(as_series=False)
     columns["prediction_id"] = [f"unmoved-{i}" for i in range(20)]
@@ -183,28 +225,37 @@ def pack(root: Path) -> None:
     "Take out what can be made again, and write the archive."
     for pattern in GONE:
         for path in [*root.rglob(pattern)]:
-            if {"_delta_log", "wal", "bundles"} & {*path.parts}: continue  # complete, or worth nothing
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            if {"_delta_log", "wal", "bundles"} & {*path.parts}:
+                continue  # complete, or worth nothing
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
+                missing_ok=True
+            )
     relocate(root, str(root), ROOT)
     relocate(root, str(Path(__file__).parents[1]), "/old/mlops_nb")
-    with sqlite3.connect(root / "storage" / "mlflow.db") as database: database.execute("VACUUM")
+    with sqlite3.connect(root / "storage" / "mlflow.db") as database:
+        database.execute("VACUUM")
     with tarfile.open(ARCHIVE, "w:gz", compresslevel=9) as archive:
-        for path in sorted(root.rglob("*")): archive.add(path, path.relative_to(root), recursive=False)
+        for path in sorted(root.rglob("*")):
+            archive.add(path, path.relative_to(root), recursive=False)
     print(f"{ARCHIVE}: {ARCHIVE.stat().st_size:,} bytes")
 
 
 def unpack(folder: Path) -> Path:
     "The workspace, in a folder of its own."
-    with tarfile.open(ARCHIVE) as archive: archive.extractall(folder, filter="data")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
     relocate(folder, ROOT, str(folder))
     return folder
 
 
 def relocate(folder: Path, old: str, new: str) -> None:
     "Replace an address by another wherever a workspace keeps its own."
-    for path in folder.rglob("*.ipynb"): path.write_text(path.read_text().replace(old, new))
-    for commit in (folder / "storage" / "lake" / "_events" / "_delta_log").glob("*.json"): _events(commit, old, new)
-    with sqlite3.connect(folder / "storage" / "mlflow.db") as database: _database(database, old, new)
+    for path in folder.rglob("*.ipynb"):
+        path.write_text(path.read_text().replace(old, new))
+    for commit in (folder / "storage" / "lake" / "_events" / "_delta_log").glob("*.json"):
+        _events(commit, old, new)
+    with sqlite3.connect(folder / "storage" / "mlflow.db") as database:
+        _database(database, old, new)
 
 
 def _events(commit: Path, old: str, new: str) -> None:
@@ -213,7 +264,9 @@ def _events(commit: Path, old: str, new: str) -> None:
     for added in [line["add"] for line in lines if "add" in line]:
         file = commit.parents[1] / added["path"]
         rows = pl.read_parquet(file)
-        rows.with_columns(pl.col("details").str.replace_all(old, new, literal=True)).write_parquet(file)
+        rows.with_columns(pl.col("details").str.replace_all(old, new, literal=True)).write_parquet(
+            file
+        )
         added["size"] = file.stat().st_size
         added.pop("stats", None)
     commit.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -221,12 +274,18 @@ def _events(commit: Path, old: str, new: str) -> None:
 
 def _database(database: sqlite3.Connection, old: str, new: str) -> None:
     "In every text of MLflow's database."
-    tables = [name for name, in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = [
+        name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
     for table in tables:
         for _, column, kind, *_ in database.execute(f'PRAGMA table_info("{table}")').fetchall():
-            if "CHAR" not in kind.upper() and "TEXT" not in kind.upper(): continue
-            database.execute(f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) '
-                             f'WHERE instr("{column}", ?)', (old, new, old))
+            if "CHAR" not in kind.upper() and "TEXT" not in kind.upper():
+                continue
+            database.execute(
+                f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) '
+                f'WHERE instr("{column}", ?)',
+                (old, new, old),
+            )
 
 
 def main() -> None:
@@ -234,13 +293,18 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="old-workspace-")).resolve()
     try:
         prepare(root)
-        try: work(root)
-        finally: command(root, "down")
+        try:
+            work(root)
+        finally:
+            command(root, "down")
         unmoved(root)
         pack(root)
     finally:
-        if "--keep" in sys.argv: print(root)
-        else: shutil.rmtree(root)
+        if "--keep" in sys.argv:
+            print(root)
+        else:
+            shutil.rmtree(root)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 "The reference workflow, whole: from data to a live, monitored endpoint, and what can be asked of it afterwards."
+
 import json
 import re
 import time
@@ -17,28 +18,38 @@ from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 from mlops_nb.science.pipeline import load as load_candidate
 
-CUSTOMER = pl.read_parquet(ROOT / "data/telco_churn.parquet").drop("churn", "customer_id").row(0, named=True)
+CUSTOMER = (
+    pl.read_parquet(ROOT / "data/telco_churn.parquet")
+    .drop("churn", "customer_id")
+    .row(0, named=True)
+)
 
 
 @pytest.fixture(scope="module")
 def churn(ray_cluster, tmp_path_factory):
     "A workspace in which the workflow has run, with few trials."
-    work = a_copy(tmp_path_factory.mktemp("churn") / "my project ü#1")  # a name that a URL would cut
+    work = a_copy(
+        tmp_path_factory.mktemp("churn") / "my project ü#1"
+    )  # a name that a URL would cut
     done = call("run", "-w", work, "-p", "trials=3", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     settings = load(work)
-    for wave in (1, 2): send_and_look(settings, wave)
+    for wave in (1, 2):
+        send_and_look(settings, wave)
     return settings
 
 
 def send_and_look(settings, wave: int) -> dict:
     "Send a wave of the demo's traffic; return what monitoring says of it."
     sent = call("simulate", "--wave", wave, "-w", settings.root)
-    assert sent.returncode == 0 and f"simulated  wave {wave}" in sent.stdout, sent.stdout + sent.stderr
+    assert sent.returncode == 0 and f"simulated  wave {wave}" in sent.stdout, (
+        sent.stdout + sent.stderr
+    )
     return json.loads(call("monitor", "churn", "--json", "-w", settings.root).stdout)
 
 
-def status(settings) -> dict: return json.loads(call("status", "--json", "-w", settings.root).stdout)
+def status(settings) -> dict:
+    return json.loads(call("status", "--json", "-w", settings.root).stdout)
 
 
 def told(settings, kind: str) -> list[dict]:
@@ -49,9 +60,9 @@ def told(settings, kind: str) -> list[dict]:
 def test_status(churn):
     now = status(churn)
     assert {"run", "models", "endpoints", "alerts"} <= now.keys() and now["run"]["state"] == "done"
-    champion, = [m for m in now["models"] if m["champion"]]
+    (champion,) = [m for m in now["models"] if m["champion"]]
     assert champion["metrics"]["roc_auc"]["high"] >= 0.83 and champion["decided_by"] == "rule"
-    endpoint, = now["endpoints"]
+    (endpoint,) = now["endpoints"]
     assert endpoint["state"] == "ready" and endpoint["proposal"] == "retrain"
 
 
@@ -76,12 +87,16 @@ def test_the_first_window_is_quiet_and_the_second_is_not(churn):
 
 def test_open_alerts_and_a_line_of_curl_are_said(churn):
     shown = call("status", "-w", churn.root)
-    assert re.search(r"try churn  curl http://\S+/models/churn/predict .*\"monthly_charges\": ", shown.stdout)
+    assert re.search(
+        r"try churn  curl http://\S+/models/churn/predict .*\"monthly_charges\": ", shown.stdout
+    )
     assert "/monitor/churn" in shown.stdout and "proposed for churn  retrain" in shown.stdout
     assert shown.stdout.endswith("stop  mlops-nb down\n")
     look = call("monitor", "churn", "-w", churn.root)
     for done in (shown, look):
-        assert done.returncode == 0 and "churn/1: range of monthly_charges, " in done.stdout, done.stderr
+        assert done.returncode == 0 and "churn/1: range of monthly_charges, " in done.stdout, (
+            done.stderr
+        )
 
 
 def test_a_prediction_is_logged_and_can_be_traced(churn):
@@ -90,17 +105,42 @@ def test_a_prediction_is_logged_and_can_be_traced(churn):
     mine = answer["predictions"][0]
     assert mine.keys() == {"prediction", "probability", "prediction_id", "model_version"}
     until = time.monotonic() + 20
-    while not (found := lake.scan(churn.table("_predictions", "churn"))
-               .filter(prediction_id=mine["prediction_id"]).collect()).height and time.monotonic() < until: time.sleep(0.2)
+    while (
+        not (
+            found := lake.scan(churn.table("_predictions", "churn"))
+            .filter(prediction_id=mine["prediction_id"])
+            .collect()
+        ).height
+        and time.monotonic() < until
+    ):
+        time.sleep(0.2)
     assert found["probability"].to_list() == [mine["probability"]]
-    graph = json.loads(call("lineage", f"prediction:{mine['prediction_id']}", "--format", "json", "-w", churn.root).stdout)
-    assert {"prediction", "model", "dataset", "source file", "commit", "candidate", "run", "report", "approved"} <= {
-        n["kind"] for n in graph["nodes"]}
+    graph = json.loads(
+        call(
+            "lineage", f"prediction:{mine['prediction_id']}", "--format", "json", "-w", churn.root
+        ).stdout
+    )
+    assert {
+        "prediction",
+        "model",
+        "dataset",
+        "source file",
+        "commit",
+        "candidate",
+        "run",
+        "report",
+        "approved",
+    } <= {n["kind"] for n in graph["nodes"]}
 
 
 def test_bad_requests_are_refused(churn):
     url = status(churn)["endpoints"][0]["url"]
-    for body in ({"rows": [CUSTOMER | {"tenure": "long"}]}, {"rows": []}, {"row": [CUSTOMER]}, {"rows": [{"tenure": 1}]}):
+    for body in (
+        {"rows": [CUSTOMER | {"tenure": "long"}]},
+        {"rows": []},
+        {"row": [CUSTOMER]},
+        {"rows": [{"tenure": 1}]},
+    ):
         answer = httpx.post(f"{url}/predict", json=body)
         assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"]
 
@@ -108,14 +148,19 @@ def test_bad_requests_are_refused(churn):
 def test_mlflow_knows_the_data_of_each_stage(churn):
     client, version = tracking.client(churn), versions.get("churn@0", settings=churn)
     for name, context in (("train", "training"), ("test", "testing")):
-        run, = client.search_runs([client.get_experiment_by_name(churn.experiment).experiment_id], f"tags.`mlops_nb.stage` = '{name}'")
-        used, = run.inputs.dataset_inputs
+        (run,) = client.search_runs(
+            [client.get_experiment_by_name(churn.experiment).experiment_id],
+            f"tags.`mlops_nb.stage` = '{name}'",
+        )
+        (used,) = run.inputs.dataset_inputs
         assert (used.dataset.name, used.dataset.digest) == ("churn", version.facts["digest"])
         assert {t.key: t.value for t in used.tags}["mlflow.data.context"] == context
 
 
 def test_lineage_of_the_champion(churn):
-    graph = json.loads(call("lineage", "churn@champion", "--format", "json", "-w", churn.root).stdout)
+    graph = json.loads(
+        call("lineage", "churn@champion", "--format", "json", "-w", churn.root).stdout
+    )
     nodes = {n["id"]: n for n in graph["nodes"]}
     assert graph["root"] == "endpoint:churn"
     candidate = next(n for n in graph["nodes"] if n["kind"] == "candidate")
@@ -125,7 +170,9 @@ def test_lineage_of_the_champion(churn):
     assert stage_of and nodes[stage_of[0]["to"]]["facts"]["state"] == "done"
     shown = call("lineage", "churn@champion", "-w", churn.root).stdout
     assert "approved" in shown and "read from file:data/telco_churn.parquet" in shown
-    assert call("lineage", "churn/1", "--format", "mermaid", "-w", churn.root).stdout.startswith("graph LR")
+    assert call("lineage", "churn/1", "--format", "mermaid", "-w", churn.root).stdout.startswith(
+        "graph LR"
+    )
     fails(call("lineage", "churn/7", "-w", churn.root), "churn/7")
 
 
@@ -134,32 +181,49 @@ def test_running_again_reuses_what_has_not_changed(churn):
     reused = r"reused: objective, ingest, explore, train, test, register, deploy\b"
     assert done.returncode == 0 and re.search(reused, done.stdout)
     assert len(status(churn)["models"]) == 1
-    for wave in (1, 2): send_and_look(churn, wave)
+    for wave in (1, 2):
+        send_and_look(churn, wave)
     assert len(told(churn, "monitored")) == 4
 
 
 def test_a_person_decides(churn):
     "A rejection is final for the rule, for people, and for the same model under another number, unless a person says so."
-    assert call("reject", "churn/1", "--by", "carol", "--note", "not yet", "-w", churn.root).returncode == 0
+    assert (
+        call("reject", "churn/1", "--by", "carol", "--note", "not yet", "-w", churn.root).returncode
+        == 0
+    )
     fails(call("deploy", "churn/1", "-w", churn.root), "churn/1", "rejected by carol")
-    fails(call("approve", "churn/1", "--by", "dave", "-w", churn.root), "rejected by carol (not yet)", "final")
-    again = call("run", "-w", churn.root, "--from", "register", "--to", "register", "--force", timeout=300)
+    fails(
+        call("approve", "churn/1", "--by", "dave", "-w", churn.root),
+        "rejected by carol (not yet)",
+        "final",
+    )
+    again = call(
+        "run", "-w", churn.root, "--from", "register", "--to", "register", "--force", timeout=300
+    )
     assert again.returncode == 0, again.stdout + again.stderr
-    with pytest.raises(ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"):
+    with pytest.raises(
+        ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"
+    ):
         registry.approve_by_rule("churn/2", settings=churn)
     assert call("approve", "churn/2", "--by", "dave", "-w", churn.root).returncode == 0
     decision = events.newest(churn.events, "approved", "churn/2")
     assert (decision["by"], decision["details"]["user"]) == ("dave", events.user())
     assert call("deploy", "churn/2", "-w", churn.root).returncode == 0
     assert "champion 2: 100 %" in call("status", "-w", churn.root).stdout
-    fails(call("rollback", "churn", "-w", churn.root), "churn/1 was served before, but carol rejected it since")
+    fails(
+        call("rollback", "churn", "-w", churn.root),
+        "churn/1 was served before, but carol rejected it since",
+    )
     fails(call("approve", "churn/9", "--by", "dave", "-w", churn.root), "churn/9", "churn/1")
     fails(call("rollback", "nothing", "-w", churn.root), "nothing")
 
 
 def test_a_run_has_one_objective():
     flow = Workflow.discover(ROOT / "nbs" / "churn")
-    takers = [stage for stage, takes in flow.wiring.items() if takes.get("objective") == "objective"]
+    takers = [
+        stage for stage, takes in flow.wiring.items() if takes.get("objective") == "objective"
+    ]
     assert takers == ["ingest", "explore", "train", "test", "register"]
     users = [s.name for s in flow.stages if any("Objective(" in code for code in s.code.values())]
     assert users == ["objective", *takers]
@@ -167,45 +231,87 @@ def test_a_run_has_one_objective():
     assert "`objective` cannot be given: stage objective glues it" in str(problem)
 
 
-@pytest.mark.parametrize("read", [load_candidate, lambda uri, settings: registry.tested(uri, OBJECTIVE, settings=settings)])
+@pytest.mark.parametrize(
+    "read",
+    [load_candidate, lambda uri, settings: registry.tested(uri, OBJECTIVE, settings=settings)],
+)
 def test_a_stage_run_by_hand_without_what_comes_before_says_so(read, tmp_path):
     "As `4_test` in JupyterLab, whose parameters have not been filled in."
     settings = create(tmp_path / "w")
-    with pytest.raises(TrackingError, match="expected an address such as runs:/.*what an earlier stage glued"):
+    with pytest.raises(
+        TrackingError, match="expected an address such as runs:/.*what an earlier stage glued"
+    ):
         read("", settings=settings)
 
 
 def test_traffic_is_simulated_by_no_stage():
     flow = Workflow.discover(ROOT / "nbs" / "churn")
-    assert [s.name for s in flow.stages] == ["objective", "ingest", "explore", "train", "test", "register", "deploy",
-                                             "monitor"]
-    assert (ROOT / "nbs/churn/simulate.ipynb").is_file() and flow.check() == [] == list(flow.left_out)
+    assert [s.name for s in flow.stages] == [
+        "objective",
+        "ingest",
+        "explore",
+        "train",
+        "test",
+        "register",
+        "deploy",
+        "monitor",
+    ]
+    assert (ROOT / "nbs/churn/simulate.ipynb").is_file() and flow.check() == [] == list(
+        flow.left_out
+    )
 
 
 def test_a_wave_that_there_is_not_is_refused(churn):
-    fails(call("simulate", "--wave", 3, "-w", churn.root), "wave = 3: expected 1 or 2", "simulate_1.ipynb")
+    fails(
+        call("simulate", "--wave", 3, "-w", churn.root),
+        "wave = 3: expected 1 or 2",
+        "simulate_1.ipynb",
+    )
     fails(call("simulate", "--wave", 0, "-w", churn.root), "greater than or equal to 1", code=2)
 
 
 def test_parameters_that_would_skip_the_gate_or_a_person_are_refused(churn):
     for name in ("approval=rule", "passed=true", "warranted=true", 'objective={"name": "churn"}'):
         fails(call("run", "-w", churn.root, "-p", name), name.partition("=")[0])
-    other = call("run", "-w", churn.root, "-p", "trials=3", "-p", "champion=nobody@champion", "--to", "test", timeout=300)
+    other = call(
+        "run",
+        "-w",
+        churn.root,
+        "-p",
+        "trials=3",
+        "-p",
+        "champion=nobody@champion",
+        "--to",
+        "test",
+        timeout=300,
+    )
     fails(other, "expected churn@champion")
 
 
 def test_pages_in_a_browser(churn, chromium):
     from playwright.sync_api import sync_playwright
+
     base = status(churn)["endpoints"][0]["url"].rsplit("/models/", 1)[0]
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = p.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         page, problems = browser.new_page(), []
         page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("request", lambda r: problems.append(r.url) if not r.url.startswith((base, "data:")) else None)
+        page.on(
+            "request",
+            lambda r: problems.append(r.url) if not r.url.startswith((base, "data:")) else None,
+        )
         page.goto(f"{base}/")
-        assert page.get_by_role("heading", name="Endpoints").is_visible() and page.get_by_text("churn/2 ★").is_visible()
+        assert (
+            page.get_by_role("heading", name="Endpoints").is_visible()
+            and page.get_by_text("churn/2 ★").is_visible()
+        )
         page.get_by_role("link", name="report").click()
-        assert "churn/" in page.locator("header").first.text_content() and page.locator("img, svg").count() > 3
+        assert (
+            "churn/" in page.locator("header").first.text_content()
+            and page.locator("img, svg").count() > 3
+        )
         page.goto(f"{base}/models/churn/docs")
         assert page.get_by_text("monthly_charges").first.is_visible()
         browser.close()

@@ -1,4 +1,5 @@
 "Deployment on a real Ray head over real HTTP: what is promised while versions change, and when something fails."
+
 import os
 import signal
 import socket
@@ -30,8 +31,12 @@ from mlops_nb.service.deployment.acceptance import Acceptance
 from mlops_nb.service.serving.versions import Desired
 
 pytestmark = pytest.mark.cluster
-OBJECTIVE = Objective(name="churn", question="Who will leave?", target="churn", positive="Yes", key="customer_id")
-CUSTOMERS = pl.read_parquet(os.path.join(os.path.dirname(__file__), "../data/telco_churn.parquet")).head(1500)
+OBJECTIVE = Objective(
+    name="churn", question="Who will leave?", target="churn", positive="Yes", key="customer_id"
+)
+CUSTOMERS = pl.read_parquet(
+    os.path.join(os.path.dirname(__file__), "../data/telco_churn.parquet")
+).head(1500)
 ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 
 
@@ -39,17 +44,30 @@ ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 def shop(ray_cluster, tmp_path_factory):
     """A workspace whose models are churn/1 and /2 (one library), /3 (another library), /4 (as 1), /5 (as 1, without the
     column tenure and with whole monthly charges), /6 (as 1); all approved but 4. A library has a feature function."""
-    settings = create(tmp_path_factory.mktemp("shop"), workspace={"package": "shop"}, serve={"flush_seconds": "0.2"})
+    settings = create(
+        tmp_path_factory.mktemp("shop"),
+        workspace={"package": "shop"},
+        serve={"flush_seconds": "0.2"},
+    )
     report = tmp_path_factory.mktemp("report")
     (report / "report.json").write_text('{"passed": true}')
     other = CUSTOMERS.drop("tenure").with_columns(pl.col("monthly_charges").cast(pl.Int64))
     sys.path.insert(0, str(settings.root))
-    for c, code, customers in ((1.0, "X = 1", CUSTOMERS), (0.001, "X = 1", CUSTOMERS), (0.1, "X = 2", CUSTOMERS),
-                               (0.5, "X = 1", CUSTOMERS), (0.4, "X = 1", other), (0.3, "X = 1", CUSTOMERS)):
+    for c, code, customers in (
+        (1.0, "X = 1", CUSTOMERS),
+        (0.001, "X = 1", CUSTOMERS),
+        (0.1, "X = 2", CUSTOMERS),
+        (0.5, "X = 1", CUSTOMERS),
+        (0.4, "X = 1", other),
+        (0.3, "X = 1", CUSTOMERS),
+    ):
         (settings.root / "shop").mkdir(exist_ok=True)
-        (settings.root / "shop" / "__init__.py").write_text(f"{code}\ndef features(frame): return frame\n")
+        (settings.root / "shop" / "__init__.py").write_text(
+            f"{code}\ndef features(frame): return frame\n"
+        )
         register(settings, c, report, customers)
-    for version in (1, 2, 3, 5, 6): registry.approve(f"churn/{version}", by="alice", settings=settings)
+    for version in (1, 2, 3, 5, 6):
+        registry.approve(f"churn/{version}", by="alice", settings=settings)
     yield settings
     sys.path.remove(str(settings.root))
     sys.modules.pop("shop", None)
@@ -57,34 +75,56 @@ def shop(ray_cluster, tmp_path_factory):
 
 def register(settings, c, report, customers):
     from sklearn.linear_model import LogisticRegression
-    fitted = fit(customers, OBJECTIVE, Candidate("logistic", LogisticRegression(max_iter=200)), {"C": c},
-                 features="shop.features")
+
+    fitted = fit(
+        customers,
+        OBJECTIVE,
+        Candidate("logistic", LogisticRegression(max_iter=200)),
+        {"C": c},
+        features="shop.features",
+    )
     with tracking.start_run(settings, name="train"):
         report_uri = tracking.log_folder(report, "report", settings=settings)
-        registry.register("churn", fitted.save(settings), report_uri=report_uri, dataset="churn@1",
-                          profile=profile(CUSTOMERS), objective=OBJECTIVE, by="alice", settings=settings)
+        registry.register(
+            "churn",
+            fitted.save(settings),
+            report_uri=report_uri,
+            dataset="churn@1",
+            profile=profile(CUSTOMERS),
+            objective=OBJECTIVE,
+            by="alice",
+            settings=settings,
+        )
 
 
 class Hammer:
     "Clients that ask without a pause and count the answers."
+
     def __init__(self, url, clients=2):
         self.url, self.seen, self.stop, self.clients = url, Counter(), threading.Event(), clients
 
     def ask(self):
         with httpx.Client(headers={"content-type": "application/json"}, timeout=60) as http:
             while not self.stop.is_set():
-                try: answer = http.post(f"{self.url}/predict", content=ROW)
-                except httpx.HTTPError as e: self.seen[repr(e)] += 1
-                else: self.seen[answer.json()["model_version"] if answer.status_code == 200 else answer.text] += 1
+                try:
+                    answer = http.post(f"{self.url}/predict", content=ROW)
+                except httpx.HTTPError as e:
+                    self.seen[repr(e)] += 1
+                else:
+                    self.seen[
+                        answer.json()["model_version"] if answer.status_code == 200 else answer.text
+                    ] += 1
 
     def __enter__(self):
         self.threads = [threading.Thread(target=self.ask) for _ in range(self.clients)]
-        for t in self.threads: t.start()
+        for t in self.threads:
+            t.start()
         return self
 
     def __exit__(self, *_):
         self.stop.set()
-        for t in self.threads: t.join()
+        for t in self.threads:
+            t.join()
 
     def rest(self, *versions):
         "Until each of these versions has answered from now on."
@@ -99,7 +139,8 @@ def wait(condition, seconds):
         time.sleep(0.1)
 
 
-def newest(settings): return events.newest(settings.events, "deployed", "churn")
+def newest(settings):
+    return events.newest(settings.events, "deployed", "churn")
 
 
 def test_from_staging_to_production(shop):
@@ -107,13 +148,16 @@ def test_from_staging_to_production(shop):
     assert staged.ready and staged.url.endswith("/staging/churn")
     good = acceptance.accept("churn/1", CUSTOMERS, latency_ms=2000, settings=shop)
     assert good.passed, good.table.rows()
-    bad = acceptance.accept("churn/1", CUSTOMERS, probability=np.zeros(1500), latency_ms=0.001, settings=shop)
+    bad = acceptance.accept(
+        "churn/1", CUSTOMERS, probability=np.zeros(1500), latency_ms=0.001, settings=shop
+    )
     failed = set(bad.table.filter(~pl.col("passed"))["check"])
     assert failed == {"parity with the offline pipeline", "latency"} and "✗" in bad._repr_html_()
     assert events.newest(shop.events, "failed_acceptance", "churn/1")["details"]["checks"]
     with pytest.raises(DeploymentError, match="failed acceptance tests after alice approved it"):
         deployment.promote("churn/1", by="bob", settings=shop)
-    with pytest.raises(ApprovalError, match="latency"): registry.approve("churn/1", by="alice", settings=shop)
+    with pytest.raises(ApprovalError, match="latency"):
+        registry.approve("churn/1", by="alice", settings=shop)
     registry.approve("churn/1", by="alice", despite="the test was wrong, on purpose", settings=shop)
     promoted = deployment.promote("churn/1", by="bob", settings=shop)
     assert promoted.ready and promoted.versions == {"1": 100} and "curl" in promoted._repr_html_()
@@ -128,12 +172,16 @@ def test_from_staging_to_production(shop):
 def test_a_live_endpoint_answers_only_for_our_names_and_has_no_websocket(shop):
     url, port = applications.endpoint("churn", settings=shop).url, shop.serve.port
     with httpx.Client() as http:
-        answers = [http.get(f"{url}/healthz", headers={"host": host}) for host in
-                   (f"localhost:{port}", "evil.example", f"evil.example:{port}")]
+        answers = [
+            http.get(f"{url}/healthz", headers={"host": host})
+            for host in (f"localhost:{port}", "evil.example", f"evil.example:{port}")
+        ]
     assert [a.status_code for a in answers] == [200, 421, 421]
     assert "frame-ancestors 'none'" in answers[0].headers["content-security-policy"]
-    upgrade = ("GET /models/churn/predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-               "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    upgrade = (
+        "GET /models/churn/predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
         line.sendall(upgrade.encode())
         assert line.recv(65536).startswith(b"HTTP/1.1 4")
@@ -169,7 +217,9 @@ def test_no_request_is_lost_while_versions_change(shop):
         deployment.promote("churn/2", by="bob", settings=shop)
         assert set(hammer.seen) == {"1", "2"}
         hammer.rest("2")
-        assert deployment.rollback("churn", by="bob", note="try", settings=shop).versions == {"1": 100}
+        assert deployment.rollback("churn", by="bob", note="try", settings=shop).versions == {
+            "1": 100
+        }
         hammer.rest("1")
         deployment.deploy("churn/2", by="bob", canary=30, settings=shop)
         hammer.rest("1", "2")
@@ -182,8 +232,13 @@ def test_no_request_is_lost_while_versions_change(shop):
 
 
 def test_a_rollback_of_a_rollback_goes_further_back(shop):
-    assert deployment.rollback("churn", by="bob", note="no shadow", settings=shop).versions == {"1": 70, "2": 30}
-    assert deployment.rollback("churn", by="bob", note="no canary", settings=shop).versions == {"1": 100}
+    assert deployment.rollback("churn", by="bob", note="no shadow", settings=shop).versions == {
+        "1": 70,
+        "2": 30,
+    }
+    assert deployment.rollback("churn", by="bob", note="no canary", settings=shop).versions == {
+        "1": 100
+    }
     with pytest.raises(DeploymentError, match="no earlier"):
         deployment.rollback("churn", by="bob", note="too far", settings=shop)
 
@@ -191,7 +246,9 @@ def test_a_rollback_of_a_rollback_goes_further_back(shop):
 def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     end = deployment.deploy("churn/2", by="bob", canary=60, settings=shop)
     assert end.versions == {"1": 40, "2": 60} and (end.champion, end.challenger) == ("1", "2")
-    assert [r["champion"] for r in end.replicas] == ["1"], "documentation and signature are the champion's"
+    assert [r["champion"] for r in end.replicas] == ["1"], (
+        "documentation and signature are the champion's"
+    )
     assert registry.resolve("churn@champion", settings=shop).ref == "churn/1"
     assert registry.resolve("churn@challenger", settings=shop).ref == "churn/2"
     assert aliases(shop, "churn") == {"champion": "1", "challenger": "2"}
@@ -199,7 +256,10 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     shown = pages.page(pages.state(shop))
     assert "churn/1 champion: 40 %" in shown and "churn/2 challenger: 60 %" in shown
     assert references.champion("churn", shop) == "churn/1"
-    assert lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"] == "1"
+    assert (
+        lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"]
+        == "1"
+    )
     with pytest.raises(DeploymentError, match="churn/1 is the champion already"):
         deployment.deploy("churn/1", by="bob", canary=10, settings=shop)
     end = deployment.rollback("churn", by="bob", note="no canary", settings=shop)
@@ -217,8 +277,10 @@ def test_an_event_of_an_earlier_release_is_read_by_its_shares():
 @pytest.mark.parametrize("way", [{"canary": 10}, {"shadow": True}])
 def test_a_version_with_other_inputs_cannot_stand_beside_the_champion(shop, way):
     before = newest(shop)
-    says = ("churn/5 cannot stand beside the champion churn/1.*column 'tenure' is unknown to it; "
-            "column 'monthly_charges' is integer in it, float for the champion")
+    says = (
+        "churn/5 cannot stand beside the champion churn/1.*column 'tenure' is unknown to it; "
+        "column 'monthly_charges' is integer in it, float for the champion"
+    )
     with pytest.raises(DeploymentError, match=says):
         deployment.deploy("churn/5", by="bob", **way, settings=shop)
     assert newest(shop) == before
@@ -237,9 +299,13 @@ def test_a_share_that_cannot_be_is_refused(shop, way):
 
 def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypatch):
     before, real = newest(shop), applications.target
+
     def elsewhere(ref, settings, **state):
         version, desired = real(ref, settings, **state)
-        return version, Desired(desired.versions, {v: "/nowhere" for v in desired.bundles}, desired.library)
+        return version, Desired(
+            desired.versions, {v: "/nowhere" for v in desired.bundles}, desired.library
+        )
+
     monkeypatch.setattr(deployment, "target", elsewhere)
     with pytest.raises(DeploymentError, match="unchanged"):
         deployment.promote("churn/2", by="bob", settings=shop)
@@ -248,10 +314,13 @@ def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypa
 
 def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
     real, calls = deployment.realize, []
+
     def fails_once(*args):
         calls.append(args)
-        if len(calls) == 1: raise RuntimeError("the cluster lost a node")
+        if len(calls) == 1:
+            raise RuntimeError("the cluster lost a node")
         return real(*args)
+
     monkeypatch.setattr(deployment, "realize", fails_once)
     with pytest.raises(DeploymentError, match="as before.*lost a node"):
         deployment.promote("churn/2", by="bob", settings=shop)
@@ -262,8 +331,13 @@ def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
 @pytest.fixture
 def on_paper(shop, monkeypatch):
     "Decisions without their consequences: no replica is asked, no alias is set."
-    for module, name in ((deployment, "prepare"), (deployment, "realize"), (deployment, "endpoint"),
-                         (deployment, "unstage"), (roles, "mirror")):
+    for module, name in (
+        (deployment, "prepare"),
+        (deployment, "realize"),
+        (deployment, "endpoint"),
+        (deployment, "unstage"),
+        (roles, "mirror"),
+    ):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     yield shop
     monkeypatch.undo()
@@ -273,9 +347,14 @@ def on_paper(shop, monkeypatch):
 OPERATIONS = {
     "promote": lambda settings: deployment.promote("churn/2", by="bob", settings=settings),
     "canary": lambda settings: deployment.deploy("churn/2", by="bob", canary=10, settings=settings),
-    "shadow": lambda settings: deployment.deploy("churn/2", by="bob", shadow=True, settings=settings),
-    "rollback": lambda settings: deployment.rollback("churn", by="bob", note="x", settings=settings),
-    "undeploy": lambda settings: deployment.undeploy("churn", by="bob", settings=settings)}
+    "shadow": lambda settings: deployment.deploy(
+        "churn/2", by="bob", shadow=True, settings=settings
+    ),
+    "rollback": lambda settings: deployment.rollback(
+        "churn", by="bob", note="x", settings=settings
+    ),
+    "undeploy": lambda settings: deployment.undeploy("churn", by="bob", settings=settings),
+}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -283,22 +362,34 @@ def test_a_decision_between_any_two_reads_is_not_overwritten(on_paper, monkeypat
     "Carol decides after the first read, after the second, and so on, also within the comparison itself."
     details = deployed(on_paper, 1)
     for _ in range(2):
-        events.record(on_paper.events, "deployed", "churn", by="ann", **details, previous=newest(on_paper)["id"])
+        events.record(
+            on_paper.events,
+            "deployed",
+            "churn",
+            by="ann",
+            **details,
+            previous=newest(on_paper)["id"],
+        )
     read, reads, present = events.newest, [], newest(on_paper)["details"]
 
     def overtaken(log, kind, subject):
         event = read(log, kind, subject)
         if subject == "churn" and "deployed" in kind:
             reads.append(event)
-            if len(reads) == nth: events.record(on_paper.events, "deployed", "churn", by="carol", **present)
+            if len(reads) == nth:
+                events.record(on_paper.events, "deployed", "churn", by="carol", **present)
         return event
+
     monkeypatch.setattr(events, "newest", overtaken)
     for nth in range(1, 20):
         reads.clear()
-        try: OPERATIONS[operation](on_paper)
-        except EventConflict as e: assert "carol" in str(e)
+        try:
+            OPERATIONS[operation](on_paper)
+        except EventConflict as e:
+            assert "carol" in str(e)
         latest = read(on_paper.events, "deployed", "churn")
-        if len(reads) < nth: break
+        if len(reads) < nth:
+            break
         assert latest["by"] == "carol", f"what was decided after read {nth} was overwritten"
     assert latest["by"] == "bob" and nth > 2, "without a decision in between, it is decided"
     monkeypatch.setattr(events, "newest", read)
@@ -307,12 +398,15 @@ def test_a_decision_between_any_two_reads_is_not_overwritten(on_paper, monkeypat
 
 def test_of_two_who_decide_at_once_one_is_told(shop, monkeypatch):
     real = deployment.prepare
+
     def meanwhile(model, details):
         old = newest(shop)
         events.record(shop.events, "deployed", model, by="carol", **old["details"])
         return real(model, details)
+
     monkeypatch.setattr(deployment, "prepare", meanwhile)
-    with pytest.raises(EventConflict, match="carol"): deployment.promote("churn/2", by="bob", settings=shop)
+    with pytest.raises(EventConflict, match="carol"):
+        deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["by"] == "carol"
 
 
@@ -332,8 +426,11 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
 def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(shop, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(roles, "mirror", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
-        with pytest.raises(RuntimeError, match="killed"): deployment.promote("churn/2", by="bob", settings=shop)
-    assert newest(shop)["details"]["champion"] == "2" and aliases(shop, "churn") == {"champion": "1"}
+        with pytest.raises(RuntimeError, match="killed"):
+            deployment.promote("churn/2", by="bob", settings=shop)
+    assert newest(shop)["details"]["champion"] == "2" and aliases(shop, "churn") == {
+        "champion": "1"
+    }
     assert registry.resolve("churn@champion", settings=shop).ref == "churn/2"
     deployment.restore(shop)
     assert aliases(shop, "churn") == {"champion": "2"}
@@ -343,15 +440,24 @@ def test_two_promotions_at_once_leave_traffic_and_alias_on_one_version(shop):
     conflicts = []
 
     def promote(ref):
-        try: deployment.promote(ref, by=ref, settings=shop)
-        except EventConflict as e: conflicts.append(str(e))
+        try:
+            deployment.promote(ref, by=ref, settings=shop)
+        except EventConflict as e:
+            conflicts.append(str(e))
+
     threads = [threading.Thread(target=promote, args=(f"churn/{v}",)) for v in (1, 6)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     champion = newest(shop)["details"]["champion"]
     end = applications.endpoint("churn", settings=shop)
     assert champion in ("1", "6") and len(conflicts) <= 1
-    assert (end.versions, end.ready, aliases(shop, "churn")) == ({champion: 100}, True, {"champion": champion})
+    assert (end.versions, end.ready, aliases(shop, "churn")) == (
+        {champion: 100},
+        True,
+        {"champion": champion},
+    )
     deployment.promote("churn/1", by="bob", settings=shop)
 
 
@@ -362,12 +468,24 @@ def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
     ids = []
     with httpx.Client(headers={"content-type": "application/json"}, timeout=60) as http:
         for _ in range(30):
-            ids += [p["prediction_id"] for p in http.post(f"{url}/predict", content=ROW).json()["predictions"]]
+            ids += [
+                p["prediction_id"]
+                for p in http.post(f"{url}/predict", content=ROW).json()["predictions"]
+            ]
     os.kill(replica["pid"], signal.SIGKILL)
-    wait(lambda: [r for r in applications.ask("production-churn", "status") if r["pid"] != replica["pid"]], 120)
+    wait(
+        lambda: [
+            r for r in applications.ask("production-churn", "status") if r["pid"] != replica["pid"]
+        ],
+        120,
+    )
     applications.settled(settings, "churn", Desired.newest(settings, "churn"))
     applications.ask("production-churn", "flush")
-    found = lake.scan(settings.table("_predictions", "churn")).filter(pl.col("prediction_id").is_in(ids)).collect()
+    found = (
+        lake.scan(settings.table("_predictions", "churn"))
+        .filter(pl.col("prediction_id").is_in(ids))
+        .collect()
+    )
     assert sorted(found["prediction_id"]) == sorted(ids)
 
 
@@ -384,19 +502,28 @@ def test_another_library_gets_replicas_of_its_own_and_no_request_is_lost(shop):
 
 def test_down_and_restored(shop):
     deployment.undeploy("churn", by="bob", note="spring cleaning", settings=shop)
-    assert not applications.endpoint("churn", settings=shop).ready and deployment.restore(shop)[0].versions == {}
+    assert (
+        not applications.endpoint("churn", settings=shop).ready
+        and deployment.restore(shop)[0].versions == {}
+    )
     events.record(shop.events, "deployed", "churn", by="bob", **deployed(shop, 1))
     assert deployment.restore(shop)[0].ready
 
 
 def deployed(settings, version):
     _, desired = applications.target(f"churn/{version}", settings)
-    return {"versions": desired.versions, "bundles": desired.bundles, "library": desired.library, "shadow": []}
+    return {
+        "versions": desired.versions,
+        "bundles": desired.bundles,
+        "library": desired.library,
+        "shadow": [],
+    }
 
 
 def test_a_network_without_tokens_is_refused(tmp_path):
     open_house = create(tmp_path / "open", serve={"host": "0.0.0.0"})
-    with pytest.raises(ClusterError, match="tokens"): deployment.realize(open_house, "churn")
+    with pytest.raises(ClusterError, match="tokens"):
+        deployment.realize(open_house, "churn")
 
 
 def test_a_rollback_brings_no_rejected_version_back(tmp_path):
@@ -404,14 +531,20 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
     settings, previous = create(tmp_path), None
     for version in ("1", "6", "2"):
         details = Desired({version: 100}, {version: "/nowhere"}).details
-        previous = events.record(settings.events, "deployed", "churn", by="ann", **details, previous=previous)
+        previous = events.record(
+            settings.events, "deployed", "churn", by="ann", **details, previous=previous
+        )
     approvals.reject("churn/6", "d1g3st", settings, by="carol", note="unfair")
-    says = ("churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
-            "`mlops-nb deploy churn/1`")
+    says = (
+        "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
+        "`mlops-nb deploy churn/1`"
+    )
     with pytest.raises(DeploymentError, match=says):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
     approvals.reject("churn/1", "d1g3st", settings, by="carol")
-    with pytest.raises(DeploymentError, match="No version was served before it: promote another one"):
+    with pytest.raises(
+        DeploymentError, match="No version was served before it: promote another one"
+    ):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
     assert newest(settings)["id"] == previous
 
@@ -422,13 +555,21 @@ def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, mo
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     reject = lambda *_: approvals.reject("churn/2", "d1g3st", settings, by="carol")
     monkeypatch.setattr(deployment, "prepare", reject)
-    with pytest.raises(DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"):
+    with pytest.raises(
+        DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"
+    ):
         deployment.decide(settings, "churn", state, before=None, by="bob")
     assert newest(settings) is None
-    id_ = events.record(settings.events, "deployed", "churn", by="ann", **state.details, previous=None)
-    beside = Desired({"2": 90, "3": 10}, {"2": "/nowhere", "3": "/nowhere"}, champion="2", challenger="3")
+    id_ = events.record(
+        settings.events, "deployed", "churn", by="ann", **state.details, previous=None
+    )
+    beside = Desired(
+        {"2": 90, "3": 10}, {"2": "/nowhere", "3": "/nowhere"}, champion="2", challenger="3"
+    )
     deployment.decide(settings, "churn", beside, before=newest(settings), by="bob", previous=id_)
-    assert newest(settings)["details"]["versions"] == {"2": 90, "3": 10}, "what serves already is not stopped by that"
+    assert newest(settings)["details"]["versions"] == {"2": 90, "3": 10}, (
+        "what serves already is not stopped by that"
+    )
 
 
 @pytest.mark.parametrize(("version", "serves"), [("1", True), ("2", True), ("3", False)])
@@ -436,28 +577,48 @@ def test_who_rejects_what_serves_or_is_a_shadow_is_told(tmp_path, capsys, versio
     settings = create(tmp_path)
     state = Desired({"1": 100}, {"1": "/nowhere", "2": "/nowhere"}, shadow=("2",))
     events.record(settings.events, "deployed", "churn", by="ann", **state.details)
-    rejected = SimpleNamespace(name="churn", version=version, ref=f"churn/{version}", aliases=("mine",))
+    rejected = SimpleNamespace(
+        name="churn", version=version, ref=f"churn/{version}", aliases=("mine",)
+    )
     cli._warn_of_service(rejected, settings)
     assert (f"churn/{version} still serves" in capsys.readouterr().out) is serves
 
 
 def test_an_acceptance_without_checks_has_not_passed():
-    nothing = pl.DataFrame(schema={"check": pl.String, "passed": pl.Boolean, "found": pl.String, "demanded": pl.String})
-    assert Acceptance("churn/1", nothing).passed is False and "failed" in Acceptance("churn/1", nothing)._repr_html_()
+    nothing = pl.DataFrame(
+        schema={"check": pl.String, "passed": pl.Boolean, "found": pl.String, "demanded": pl.String}
+    )
+    assert (
+        Acceptance("churn/1", nothing).passed is False
+        and "failed" in Acceptance("churn/1", nothing)._repr_html_()
+    )
 
 
 def test_an_acceptance_with_one_failure_has_not_passed():
-    table = pl.DataFrame({"check": ["a", "b"], "passed": [True, False], "found": ["", "<b>"], "demanded": ["", ""]})
-    assert not Acceptance("churn/1", table).passed and "&lt;b&gt;" in Acceptance("churn/1", table)._repr_html_()
+    table = pl.DataFrame(
+        {"check": ["a", "b"], "passed": [True, False], "found": ["", "<b>"], "demanded": ["", ""]}
+    )
+    assert (
+        not Acceptance("churn/1", table).passed
+        and "&lt;b&gt;" in Acceptance("churn/1", table)._repr_html_()
+    )
 
 
 def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(monkeypatch):
     approved = []
-    monkeypatch.setattr(registry, "approve_by_rule", lambda ref, *, settings: approved.append(ref) or "an id")
+    monkeypatch.setattr(
+        registry, "approve_by_rule", lambda ref, *, settings: approved.append(ref) or "an id"
+    )
     schema = ["check", "passed", "found", "demanded"]
-    good, bad = (Acceptance("churn/1", pl.DataFrame([["schema", passed, "3", "3"]], schema=schema, orient="row"))
-                 for passed in (True, False))
-    with pytest.raises(DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"):
+    good, bad = (
+        Acceptance(
+            "churn/1", pl.DataFrame([["schema", passed, "3", "3"]], schema=schema, orient="row")
+        )
+        for passed in (True, False)
+    )
+    with pytest.raises(
+        DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"
+    ):
         acceptance.approve("churn/1", bad)
     assert not approved
     assert acceptance.approve("churn/1", good) == "an id" and approved == ["churn/1"]
@@ -467,7 +628,10 @@ def test_an_endpoint_that_is_not_there_is_named():
     import httpx
 
     from mlops_nb.service.deployment.applications import scored
+
     gone = httpx.MockTransport(lambda request: httpx.Response(404, json={"detail": "Not Found"}))
     with httpx.Client(transport=gone, base_url="http://h/models/m") as http:
-        with pytest.raises(DeploymentError, match="no endpoint at http://h/models/m/: deploy a version first"):
+        with pytest.raises(
+            DeploymentError, match="no endpoint at http://h/models/m/: deploy a version first"
+        ):
             scored(http, [{"x": 1}], 10)

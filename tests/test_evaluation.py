@@ -1,4 +1,5 @@
 "Evaluation: what it refuses, gates that hold and fail where they must, a report that survives its file."
+
 import json
 import re
 import time
@@ -24,11 +25,21 @@ def table(n=1000, seed=0):
     a, b = rng.normal(size=(2, n))
     p = 1 / (1 + np.exp(1 - 2 * a - b))
     y = np.where(rng.random(n) < p, "yes", "no")
-    return pl.DataFrame({"id": range(n), "y": y, "a": a, "b": b, "noise": rng.normal(size=n),
-                         "sex": rng.choice(["f", "m"], n), "_split": ["test"] * n}), p
+    return pl.DataFrame(
+        {
+            "id": range(n),
+            "y": y,
+            "a": a,
+            "b": b,
+            "noise": rng.normal(size=n),
+            "sex": rng.choice(["f", "m"], n),
+            "_split": ["test"] * n,
+        }
+    ), p
 
 
-def failed(report): return [check.name for check in report.checks if not check.passed]
+def failed(report):
+    return [check.name for check in report.checks if not check.passed]
 
 
 def test_a_perfect_model_passes_everything():
@@ -38,17 +49,22 @@ def test_a_perfect_model_passes_everything():
     assert report.passed and len(report.checks) == 6
     assert report.rows == 1000 == sum(report.confusion.values())
     assert report.metrics["precision"].value == pytest.approx(
-        report.confusion["tp"] / (report.confusion["tp"] + report.confusion["fp"]))
+        report.confusion["tp"] / (report.confusion["tp"] + report.confusion["fp"])
+    )
     assert all(v.low <= v.value <= v.high for v in report.metrics.values())
 
 
 def test_a_report_is_kept_by_one_call(tmp_path):
     settings = create(tmp_path / "w")
     report = e.evaluate(*table(), objective)
-    with tracking.start_run(settings, name="test") as run: address = report.keep(settings)
+    with tracking.start_run(settings, name="test") as run:
+        address = report.keep(settings)
     assert address == f"runs:/{run.info.run_id}/report"
     kept = tracking.fetch(address, settings=settings)
-    assert e.Report.from_dict(json.loads((kept / "report.json").read_text())).to_dict() == report.to_dict()
+    assert (
+        e.Report.from_dict(json.loads((kept / "report.json").read_text())).to_dict()
+        == report.to_dict()
+    )
     assert "<html" in (kept / "report.html").read_text()
 
 
@@ -60,21 +76,33 @@ def test_the_better_prediction_gains_whichever_way_the_metric_points(metric):
     good = e.evaluate(frame, p, o, baseline=worse, champion=worse)
     bad = e.evaluate(frame, worse, o, baseline=p, champion=p)
     assert good.passed and good.baseline.gain.low > 0
-    assert failed(bad) == ["better than the baseline", "not worse than the champion"] and bad.champion.gain.high < 0
+    assert (
+        failed(bad) == ["better than the baseline", "not worse than the champion"]
+        and bad.champion.gain.high < 0
+    )
 
 
 def test_as_good_as_the_champion_passes_but_not_as_a_baseline():
     frame, p = table()
     report = e.evaluate(frame, p, objective, baseline=p, champion=p)
     assert failed(report) == ["better than the baseline"]
-    few = frame.head(60)                                          # too few rows to be sure it is not worse
+    few = frame.head(60)  # too few rows to be sure it is not worse
     nearly = np.clip(p[:60] + np.random.default_rng(2).normal(0, 0.1, 60), 0, 1)
-    assert "not worse than the champion" in failed(e.evaluate(few, nearly, objective, champion=p[:60]))
+    assert "not worse than the champion" in failed(
+        e.evaluate(few, nearly, objective, champion=p[:60])
+    )
 
 
-@pytest.mark.parametrize(("accept", "fails"), [
-    ({"roc_auc": 0.99}, "roc_auc"), ({"log_loss": 0.01}, "log_loss"), ({"recall": 1.0}, "recall"),
-    ({"calibration_error": 0.0}, "calibration_error"), ({"selection_rate_gap": 0.0}, "selection_rate_gap")])
+@pytest.mark.parametrize(
+    ("accept", "fails"),
+    [
+        ({"roc_auc": 0.99}, "roc_auc"),
+        ({"log_loss": 0.01}, "log_loss"),
+        ({"recall": 1.0}, "recall"),
+        ({"calibration_error": 0.0}, "calibration_error"),
+        ({"selection_rate_gap": 0.0}, "selection_rate_gap"),
+    ],
+)
 def test_each_bound_can_fail(accept, fails):
     frame, p = table()
     o = Objective(**BASE, protected=["sex"], accept={"calibration_error": 1} | accept)
@@ -100,26 +128,41 @@ def test_threshold_comes_from_the_objective_unless_given():
     assert low.threshold == 0.1 and high.threshold == 0.9
     assert low.metrics["recall"].value > 0.95 > high.metrics["recall"].value
     none = e.evaluate(frame, p * 0.9, costly, threshold=0.95)
-    assert none.metrics["precision"].value == 0 and none.confusion["tp"] == none.confusion["fp"] == 0 and e.page(none)
+    assert (
+        none.metrics["precision"].value == 0
+        and none.confusion["tp"] == none.confusion["fp"] == 0
+        and e.page(none)
+    )
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda f, p: (f.with_columns(_split=pl.lit("train")), p), "split test only.*train"),
-    (lambda f, p: (f.with_columns(_split=pl.when(pl.col("id") == 3).then(None).otherwise("_split")), p), "None"),
-    (lambda f, p: (f, p[:-1]), "expected 1000 model; came shape"),
-    (lambda f, p: (f, np.column_stack([1 - p, p])), "shape \\(1000, 2\\)"),
-    (lambda f, p: (f, np.where(p > 0.5, np.nan, p)), "not finite"),
-    (lambda f, p: (f, p * 2), "expected probabilities"),
-    (lambda f, p: (f.drop("sex"), p), "protected columns \\['sex'\\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f, p: (f.with_columns(_split=pl.lit("train")), p), "split test only.*train"),
+        (
+            lambda f, p: (
+                f.with_columns(_split=pl.when(pl.col("id") == 3).then(None).otherwise("_split")),
+                p,
+            ),
+            "None",
+        ),
+        (lambda f, p: (f, p[:-1]), "expected 1000 model; came shape"),
+        (lambda f, p: (f, np.column_stack([1 - p, p])), "shape \\(1000, 2\\)"),
+        (lambda f, p: (f, np.where(p > 0.5, np.nan, p)), "not finite"),
+        (lambda f, p: (f, p * 2), "expected probabilities"),
+        (lambda f, p: (f.drop("sex"), p), "protected columns \\['sex'\\]"),
+    ],
+)
 def test_refused(change, says):
-    with pytest.raises(EvaluationError, match=says): e.evaluate(*change(*table()), objective)
+    with pytest.raises(EvaluationError, match=says):
+        e.evaluate(*change(*table()), objective)
 
 
 def test_others_are_checked_too():
     frame, p = table()
-    with pytest.raises(EvaluationError, match="the champion"): e.evaluate(frame, p, objective, champion=p[:5])
-    e.evaluate(frame, p, objective, baseline=p * 7)               # a score will do to rank
+    with pytest.raises(EvaluationError, match="the champion"):
+        e.evaluate(frame, p, objective, champion=p[:5])
+    e.evaluate(frame, p, objective, baseline=p * 7)  # a score will do to rank
     with pytest.raises(EvaluationError, match="the baseline: expected probabilities"):
         e.evaluate(frame, p, Objective(**BASE, metric="brier"), baseline=p * 7)
 
@@ -136,13 +179,18 @@ def test_importance_finds_what_matters(positive):
     frame, _ = table()
     o = Objective(**BASE | {"positive": positive})
     model = LogisticRegression().fit(frame.select("a", "b", "noise"), frame["y"].to_numpy())
-    p = model.predict_proba(frame.select("a", "b", "noise"))[:, list(model.classes_).index(positive)]
+    p = model.predict_proba(frame.select("a", "b", "noise"))[
+        :, list(model.classes_).index(positive)
+    ]
     report = e.evaluate(frame, p, o, pipeline=model)
     assert report.importance["column"].to_list() == ["a", "b", "noise"]
     assert report.importance["drop"][1] > 0.03 > abs(report.importance["drop"][2])
-    loss = e.importance(model, frame, p, Objective(**BASE | {"positive": positive}, metric="log_loss"))
+    loss = e.importance(
+        model, frame, p, Objective(**BASE | {"positive": positive}, metric="log_loss")
+    )
     assert loss["column"][0] == "a" and loss["drop"][0] > 0.1
-    with pytest.raises(EvaluationError, match="the pipeline that made"): e.importance(model, frame, p * 0.9, o)
+    with pytest.raises(EvaluationError, match="the pipeline that made"):
+        e.importance(model, frame, p * 0.9, o)
 
 
 def test_importance_does_not_depend_on_the_order_of_the_rows():
@@ -174,13 +222,27 @@ def test_rows_of_a_key_count_once_in_every_interval():
     frame, p = table(250)
     worse = np.clip(p + np.random.default_rng(1).normal(0, 0.2, 250), 0, 1)
     once = e.evaluate(frame, p, objective, champion=worse, baseline=worse)
-    again = e.evaluate(repeated()[0], repeated()[1], objective, champion=np.tile(worse, 8), baseline=np.tile(worse, 8))
+    again = e.evaluate(
+        repeated()[0],
+        repeated()[1],
+        objective,
+        champion=np.tile(worse, 8),
+        baseline=np.tile(worse, 8),
+    )
     width = lambda interval: interval.high - interval.low
-    for metric in once.metrics: assert width(again.metrics[metric]) == pytest.approx(width(once.metrics[metric]), rel=0.03)
+    for metric in once.metrics:
+        assert width(again.metrics[metric]) == pytest.approx(width(once.metrics[metric]), rel=0.03)
     for other in ("baseline", "champion"):
-        assert width(getattr(again, other).gain) == pytest.approx(width(getattr(once, other).gain), rel=0.03)
-    loose = e.evaluate(repeated()[0].with_columns(id=pl.int_range(2000)), repeated()[1], objective, champion=np.tile(worse, 8))
-    assert width(loose.champion.gain) < 0.5 * width(again.champion.gain)      # rows of their own: surer
+        assert width(getattr(again, other).gain) == pytest.approx(
+            width(getattr(once, other).gain), rel=0.03
+        )
+    loose = e.evaluate(
+        repeated()[0].with_columns(id=pl.int_range(2000)),
+        repeated()[1],
+        objective,
+        champion=np.tile(worse, 8),
+    )
+    assert width(loose.champion.gain) < 0.5 * width(again.champion.gain)  # rows of their own: surer
     grouped = repeated()[0].with_columns(house="id", id=pl.int_range(2000))
     assert e.evaluate(grouped, repeated()[1], objective, together="house").metrics == again.metrics
     with pytest.raises(EvaluationError, match="'home', by which rows belong together"):
@@ -196,8 +258,10 @@ def test_the_gate_passes_a_model_that_is_no_better_by_luck_only():
         y = np.where(rng.random(300) < 1 / (1 + np.exp(-latent)), "yes", "no")
         p, q = (1 / (1 + np.exp(-latent - rng.normal(0, 0.8, 300))) for _ in range(2))
         report = e.evaluate(pl.DataFrame({"id": range(300), "y": y}), p, o, baseline=q)
-        passed += next(check.passed for check in report.checks if check.name == "better than the baseline")
-    assert passed <= 10                                           # 3 expected, 10 by chance in 1 of 1,000
+        passed += next(
+            check.passed for check in report.checks if check.name == "better than the baseline"
+        )
+    assert passed <= 10  # 3 expected, 10 by chance in 1 of 1,000
 
 
 @pytest.mark.parametrize(("rows", "few"), [(60, True), (1000, False)])
@@ -206,14 +270,17 @@ def test_a_report_on_few_rows_says_so(rows, few):
     report = e.evaluate(frame, p, objective)
     assert report.few == few == ("few rows" in " ".join(e.story(report)))
     frame, p = table(40)
-    assert e.evaluate(pl.concat([frame] * 40), np.tile(p, 40), objective).few     # 40 keys, however many rows
+    assert e.evaluate(
+        pl.concat([frame] * 40), np.tile(p, 40), objective
+    ).few  # 40 keys, however many rows
 
 
 def test_reports_of_earlier_versions_are_read():
     frame, p = table(300)
     old = e.evaluate(frame, p, objective).to_dict() | {"resamples": 1000}
     del old["fewest"]
-    for row in old["calibration"]: del row["effective"]
+    for row in old["calibration"]:
+        del row["effective"]
     read = e.Report.from_dict(old)
     assert read.fewest is None and not read.few and "stratified bootstrap" in e.page(read)
     assert "influence functions" in e.page(e.evaluate(frame, p, objective))
@@ -225,32 +292,46 @@ def test_a_report_survives_its_file(tmp_path):
     p = model.predict_proba(frame.select("a", "b"))[:, 1]
     rule = Rule(name="a", expression=pl.col("a") * 2)
     report = e.evaluate(frame, p, objective, baseline=rule, champion=p, pipeline=model)
-    read = e.Report.from_dict(json.loads((report.save(tmp_path / "new" / "folder") / "report.json").read_text()))
+    read = e.Report.from_dict(
+        json.loads((report.save(tmp_path / "new" / "folder") / "report.json").read_text())
+    )
     assert read.to_dict() == report.to_dict() and read.passed == report.passed
-    assert e.page(read) == e.page(report) == (tmp_path / "new" / "folder" / "report.html").read_text()
+    assert (
+        e.page(read) == e.page(report) == (tmp_path / "new" / "folder" / "report.html").read_text()
+    )
     assert read.fairness.equals(report.fairness) and read.metrics == report.metrics
 
 
 def test_the_same_seed_gives_the_same_report():
     frame, p = table(300)
     assert e.evaluate(frame, p, objective).to_dict() == e.evaluate(frame, p, objective).to_dict()
-    assert e.evaluate(frame, p, objective, seed=1).metrics == e.evaluate(frame, p, objective).metrics   # no chance in them
+    assert (
+        e.evaluate(frame, p, objective, seed=1).metrics == e.evaluate(frame, p, objective).metrics
+    )  # no chance in them
 
 
 def test_a_page_needs_nothing_else_and_escapes_what_it_is_given():
     frame, p = table()
     evil = "<script>alert(1)</script>"
     o = Objective(**BASE | {"question": evil}, goal=evil, protected=("sex", evil))
-    frame = frame.with_columns(pl.when(pl.col("sex") == "f").then(pl.lit(evil)).otherwise(pl.lit("$x_$")).alias(evil))
+    frame = frame.with_columns(
+        pl.when(pl.col("sex") == "f").then(pl.lit(evil)).otherwise(pl.lit("$x_$")).alias(evil)
+    )
     html = e.page(e.evaluate(frame, p, o, baseline=Rule(name=evil, expression="a")))
     assert evil not in html and html.count("&lt;script&gt;") >= 5
-    assert not re.search(r'(?:src|href)="(?!data:)', html) and "@import" not in html and "url(" not in html
+    assert (
+        not re.search(r'(?:src|href)="(?!data:)', html)
+        and "@import" not in html
+        and "url(" not in html
+    )
     assert html.index("Not passed" if "Not passed" in html else "Passed") < html.index("The checks")
 
 
 def test_it_says_why_it_failed_first():
     frame, p = table()
-    report = e.evaluate(frame, p**3, Objective(**BASE, costs={"false_positive": 1, "false_negative": 2}))
+    report = e.evaluate(
+        frame, p**3, Objective(**BASE, costs={"false_positive": 1, "false_negative": 2})
+    )
     assert e.story(report)[0] == "1 of 1 checks fail: calibration_error."
     c = report.confusion
     assert f"cost {(c['fp'] + 2 * c['fn']) / 1000:.2f} a row" in e.story(report)[-1]
@@ -260,4 +341,4 @@ def test_the_metrics_of_a_large_test_split_take_seconds():
     frame, p = table(20_000)
     start = time.process_time()
     e.evaluate(frame, p, objective, champion=p)
-    assert time.process_time() - start < 20                          # 3 s alone; others may be at work
+    assert time.process_time() - start < 20  # 3 s alone; others may be at work

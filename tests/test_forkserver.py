@@ -1,4 +1,5 @@
 "Forks of the fork server as commands: they are the asker's process in all but name, and end with the asker."
+
 import json
 import os
 import signal
@@ -61,33 +62,49 @@ def server(tmp_path):
 @pytest.fixture
 def ask(server, tmp_path):
     "Ask as the console script does, from a process of its own; `call` is a function of PROGRAM."
-    asker = ("import sys; from mlops_nb.front import launcher; import json; real = launcher.Forked\n"
-             "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
-             "ours = {'call': f'program:{call}', 'library': library}\n"
-             "launcher.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
-             "launcher.main()")
+    asker = (
+        "import sys; from mlops_nb.front import launcher; import json; real = launcher.Forked\n"
+        "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
+        "ours = {'call': f'program:{call}', 'library': library}\n"
+        "launcher.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
+        "launcher.main()"
+    )
 
     def start(call, *arguments, **options):
         command = [sys.executable, "-c", asker, call, str(tmp_path), *arguments]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                env=os.environ | {"WHO": "ada"}, **options)
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"WHO": "ada"},
+            **options,
+        )
+
     return start
 
 
 def test_a_command_is_the_askers_process(ask, tmp_path):
     process = ask("tell", "a", "b c", stdin=subprocess.PIPE, umask=0o027)
     said, errors = process.communicate("from the asker", timeout=20)
-    assert (said, process.returncode) == (f"{tmp_path} ['a', 'b c'] ada 0o27 from the asker\n", 7), errors
+    assert (said, process.returncode) == (
+        f"{tmp_path} ['a', 'b c'] ada 0o27 from the asker\n",
+        7,
+    ), errors
 
 
-@pytest.mark.parametrize(("call", "says"), [("stop", "it cannot go on\n"), ("wrong", "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("call", "says"), [("stop", "it cannot go on\n"), ("wrong", "ZeroDivisionError")]
+)
 def test_how_a_command_ends(ask, call, says):
     process = ask(call)
     said, errors = process.communicate(timeout=20)
     assert process.returncode == 1 and said == "" and says in errors
 
 
-def gone(pid): return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_command_dies_with_its_asker_and_takes_its_children_along(ask):
@@ -116,7 +133,9 @@ def test_an_interrupt_reaches_the_command(ask):
 
 
 def test_what_the_asker_ignores_is_not_passed_on(ask):
-    process = ask("work", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
+    process = ask(
+        "work", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )  # as nohup does
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     said, _ = process.communicate(timeout=10)
@@ -134,7 +153,9 @@ def test_a_command_outlives_the_server(ask, server):
 
 def test_a_kernel_is_made_ahead_and_leaves_nothing(server, tmp_path):
     "Also if the one that waits is killed."
-    waiting = lambda: [int(p.suffix[1:]) for p in tmp_path.glob("forks.*") if (p / "ready").exists()]
+    waiting = lambda: [
+        int(p.suffix[1:]) for p in tmp_path.glob("forks.*") if (p / "ready").exists()
+    ]
     [first] = until(waiting)
     os.kill(first, signal.SIGKILL)
     until(lambda: not psutil.pid_exists(first))
@@ -157,15 +178,36 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
     folder = tmp_path / "private"
     folder.mkdir()
     address = str(folder / "forks")
-    start = ("import subprocess, sys; process = subprocess.Popen(sys.argv[1:]); print(process.pid, flush=True)\n"
-             "process.wait(); sys.stdin.read()")
-    serve = [sys.executable, "-P", "-c", SERVE.replace("())", "(), private=True)"), forkserver.__file__, address]
-    parent = subprocess.Popen([sys.executable, "-c", start, *serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    start = (
+        "import subprocess, sys; process = subprocess.Popen(sys.argv[1:]); print(process.pid, flush=True)\n"
+        "process.wait(); sys.stdin.read()"
+    )
+    serve = [
+        sys.executable,
+        "-P",
+        "-c",
+        SERVE.replace("())", "(), private=True)"),
+        forkserver.__file__,
+        address,
+    ]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start, *serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     server = int(parent.stdout.readline())
     until(lambda: answers(address))
     with open(os.devnull, "r+") as null:
-        fork = Forked(address, {"call": "program:hang", "argv": [], "env": {}, "cwd": "/", "library": str(tmp_path),
-                                "umask": 0o22}, *[null.fileno()] * 3)
+        fork = Forked(
+            address,
+            {
+                "call": "program:hang",
+                "argv": [],
+                "env": {},
+                "cwd": "/",
+                "library": str(tmp_path),
+                "umask": 0o22,
+            },
+            *[null.fileno()] * 3,
+        )
     assert folder.exists()
     os.kill({"server": server, "parent": parent.pid}[victim], signal.SIGKILL)
     until(lambda: not folder.exists())
@@ -178,29 +220,43 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
 
 def test_no_server_no_fork(tmp_path):
     assert not answers(str(tmp_path / "forks"))
-    with pytest.raises(OSError): Forked(str(tmp_path / "forks"), {})
+    with pytest.raises(OSError):
+        Forked(str(tmp_path / "forks"), {})
 
 
 def test_after_an_installation_there_are_no_mixtures(tmp_path):
     "The server refuses while something it imported may be old, and starts anew."
     address, packages = str(tmp_path / "forks"), tmp_path / "packages"
     packages.mkdir()
-    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
-            "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
-            "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())")
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
+        "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
+        "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())"
+    )
     root, log = str(Path(forkserver.__file__).parents[2]), tmp_path / "log"
     process = subprocess.Popen([sys.executable, "-c", code, root, address, packages, log])
     try:
         until(lambda: answers(address))
-        ask = {"call": "os:getpid", "argv": [], "env": {}, "cwd": "/", "library": root, "umask": 0o22}
+        ask = {
+            "call": "os:getpid",
+            "argv": [],
+            "env": {},
+            "cwd": "/",
+            "library": root,
+            "umask": 0o22,
+        }
         assert Forked(address, ask, 0, 1, 2).status() == 0
         (packages / "new").mkdir()
-        with pytest.raises((OSError, ValueError)): Forked(address, ask, 0, 1, 2)
+        with pytest.raises((OSError, ValueError)):
+            Forked(address, ask, 0, 1, 2)
         until(lambda: log.read_text() == "started\n" * 2)
 
         def again():
-            try: return Forked(address, ask, 0, 1, 2).status() == 0
-            except (OSError, ValueError): return False
+            try:
+                return Forked(address, ask, 0, 1, 2).status() == 0
+            except (OSError, ValueError):
+                return False
+
         until(again)
         assert process.poll() is None
     finally:

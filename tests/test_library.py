@@ -1,4 +1,5 @@
 "The workflow's own package: what goes with a model, from where each process imports it, and the framework beside it."
+
 import json
 import os
 import shutil
@@ -23,37 +24,76 @@ ROOT = Path(__file__).parent.parent
 
 # The package that is named
 
-@pytest.mark.parametrize(("package", "says"), [
-    ("shop", "expected modules in .*shop, and there is no such folder; export the notebooks"),
-    ("mlops_nb.shop", "expected modules in .*mlops_nb/shop, and there is no such folder"),
-    ("hollow", "expected modules in .*hollow, and it has no modules"),
-    ("mlops_nb", "is the framework itself: expected the package that your notebooks export to, such as mlops_nb.churn")])
+
+@pytest.mark.parametrize(
+    ("package", "says"),
+    [
+        ("shop", "expected modules in .*shop, and there is no such folder; export the notebooks"),
+        ("mlops_nb.shop", "expected modules in .*mlops_nb/shop, and there is no such folder"),
+        ("hollow", "expected modules in .*hollow, and it has no modules"),
+        (
+            "mlops_nb",
+            "is the framework itself: expected the package that your notebooks export to, such as mlops_nb.churn",
+        ),
+    ],
+)
 def test_a_package_that_is_not_there_is_a_settings_error(tmp_path, package, says):
     settings = create(tmp_path / "w", workspace={"package": package})
     (settings.root / "hollow").mkdir()
-    with pytest.raises(SettingsError, match=rf"settings.ini: \[workspace\] package = {package}.* ?{says}"):
+    with pytest.raises(
+        SettingsError, match=rf"settings.ini: \[workspace\] package = {package}.* ?{says}"
+    ):
         cluster.snapshot(settings)
-    with pytest.raises(SettingsError): cluster.runtime_env(settings)
+    with pytest.raises(SettingsError):
+        cluster.runtime_env(settings)
     assert not settings.state.exists()
 
 
-@pytest.mark.parametrize(("package", "says"), [
-    *((p, "cannot be a workflow's package: expected one name, such as shop, or one inside mlops_nb")
-      for p in ("shop.ml", "mlops_nb.churn.deep", "shop-x", "../shop", "shop.", ".shop", "class", "1shop")),
-    ("json", "is a part of Python: expected another name"), ("mlops_nb.core", "is a part of the framework"),
-    ("mlops_nb.templates", "is a part of the framework")])
+@pytest.mark.parametrize(
+    ("package", "says"),
+    [
+        *(
+            (
+                p,
+                "cannot be a workflow's package: expected one name, such as shop, or one inside mlops_nb",
+            )
+            for p in (
+                "shop.ml",
+                "mlops_nb.churn.deep",
+                "shop-x",
+                "../shop",
+                "shop.",
+                ".shop",
+                "class",
+                "1shop",
+            )
+        ),
+        ("json", "is a part of Python: expected another name"),
+        ("mlops_nb.core", "is a part of the framework"),
+        ("mlops_nb.templates", "is a part of the framework"),
+    ],
+)
 def test_a_name_that_no_package_of_a_workflow_can_have(tmp_path, package, says):
     "Even if there are modules: what processes import under such a name is something else, or nothing."
     settings = create(tmp_path / "w", workspace={"package": package})
     folder = library.folder_of(settings.root, package)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text("")
-    with pytest.raises(SettingsError, match=rf"package = {package} {says}"): cluster.snapshot(settings)
+    with pytest.raises(SettingsError, match=rf"package = {package} {says}"):
+        cluster.snapshot(settings)
 
 
 def test_the_framework_names_its_own_folders():
-    own = {p.name for p in (ROOT / "mlops_nb").iterdir() if p.is_dir() and p.name not in ("__pycache__", "churn")}
-    assert own and all(library.unfit(f"mlops_nb.{name}") for name in own) and not library.unfit("mlops_nb.churn")
+    own = {
+        p.name
+        for p in (ROOT / "mlops_nb").iterdir()
+        if p.is_dir() and p.name not in ("__pycache__", "churn")
+    }
+    assert (
+        own
+        and all(library.unfit(f"mlops_nb.{name}") for name in own)
+        and not library.unfit("mlops_nb.churn")
+    )
 
 
 def test_an_import_from_above_the_package_is_left_to_the_import(tmp_path):
@@ -61,7 +101,11 @@ def test_an_import_from_above_the_package_is_left_to_the_import(tmp_path):
     (tmp_path / "shop/__init__.py").write_text("")
     (tmp_path / "shop/a.py").write_text("from .. import x\nfrom . import b")
     (tmp_path / "shop/b.py").write_text("")
-    assert list(library.modules([library.tree("import shop.a")], tmp_path / "shop")) == ["shop", "shop.a", "shop.b"]
+    assert list(library.modules([library.tree("import shop.a")], tmp_path / "shop")) == [
+        "shop",
+        "shop.a",
+        "shop.b",
+    ]
 
 
 def test_a_snapshot_holds_the_package_and_nothing_of_the_framework(tmp_path):
@@ -69,7 +113,9 @@ def test_a_snapshot_holds_the_package_and_nothing_of_the_framework(tmp_path):
     shutil.copytree(ROOT / "mlops_nb" / "churn", settings.root / "mlops_nb" / "churn")
     (settings.root / "mlops_nb" / "__init__.py").write_text("")
     folder = cluster.snapshot(settings)
-    expected = {p.relative_to(settings.root) for p in (settings.root / "mlops_nb" / "churn").rglob("*.py")}
+    expected = {
+        p.relative_to(settings.root) for p in (settings.root / "mlops_nb" / "churn").rglob("*.py")
+    }
     assert {p.relative_to(folder) for p in folder.rglob("*.py")} == expected
     env = cluster.runtime_env(settings)["env_vars"]
     assert env["MLOPS_NB_PLACE"] == f"mlops_nb.churn={folder}" and "PYTHONPATH" not in env
@@ -77,14 +123,19 @@ def test_a_snapshot_holds_the_package_and_nothing_of_the_framework(tmp_path):
 
 # What a model needs of it
 
+
 def test_the_reference_model_needs_only_the_modules_of_its_features():
     "An edit of what the monitor notebook exports changes no model's library."
     names = ["mlops_nb.churn.train.features", "sklearn.pipeline.Pipeline"]
     files = library.defining(names, ROOT, "mlops_nb.churn")
-    assert [f.relative_to(ROOT).as_posix() for f in files] == ["mlops_nb/churn/__init__.py", "mlops_nb/churn/train.py"]
+    assert [f.relative_to(ROOT).as_posix() for f in files] == [
+        "mlops_nb/churn/__init__.py",
+        "mlops_nb/churn/train.py",
+    ]
 
 
 # The framework
+
 
 @pytest.fixture
 def fake_framework(tmp_path, monkeypatch):
@@ -97,8 +148,16 @@ def fake_framework(tmp_path, monkeypatch):
     return home
 
 
-@pytest.mark.parametrize(("module", "counts"), [
-    ("core/events", True), ("__init__", True), ("_modidx", False), ("churn/train", False), ("shop/train", False)])
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("core/events", True),
+        ("__init__", True),
+        ("_modidx", False),
+        ("churn/train", False),
+        ("shop/train", False),
+    ],
+)
 def test_the_frameworks_digest_is_without_the_workflows_package(fake_framework, module, counts):
     before = library.framework("mlops_nb.shop")
     (fake_framework / f"{module}.py").write_text("x = 2")
@@ -109,15 +168,23 @@ def test_the_frameworks_digest_is_without_the_workflows_package(fake_framework, 
 
 # What a model file may name
 
-@pytest.mark.parametrize(("name", "package", "may"), [
-    ("mlops_nb.churn.train.features", "mlops_nb.churn", True),
-    ("mlops_nb.core.lake.append", "mlops_nb.churn", False),
-    ("mlops_nb.churning.train.features", "mlops_nb.churn", False),
-    ("mlops_nb.core.lake.append", "mlops_nb", False),
-    ("mlops_nb.churn.train.features", "mlops_nb", False),
-    ("mlops_nb.churn.train.features", "", False),
-    ("shop.features.ratio", "shop", True), ("shopping.features", "shop", False), ("os.system", "", False),
-    ("sklearn.pipeline.Pipeline", "", True), ("sklearn.datasets.fetch_openml", "", False)])
+
+@pytest.mark.parametrize(
+    ("name", "package", "may"),
+    [
+        ("mlops_nb.churn.train.features", "mlops_nb.churn", True),
+        ("mlops_nb.core.lake.append", "mlops_nb.churn", False),
+        ("mlops_nb.churning.train.features", "mlops_nb.churn", False),
+        ("mlops_nb.core.lake.append", "mlops_nb", False),
+        ("mlops_nb.churn.train.features", "mlops_nb", False),
+        ("mlops_nb.churn.train.features", "", False),
+        ("shop.features.ratio", "shop", True),
+        ("shopping.features", "shop", False),
+        ("os.system", "", False),
+        ("sklearn.pipeline.Pipeline", "", True),
+        ("sklearn.datasets.fetch_openml", "", False),
+    ],
+)
 def test_a_model_file_names_the_package_and_listed_types_only(name, package, may):
     assert allowed(name, package) is may
 
@@ -189,19 +256,25 @@ print(json.dumps({"framework": mlops_nb.__file__, "factor": train.FACTOR, "outpu
 
 def installed(how: str, folder: Path) -> Path:
     "A Python in which this framework is installed."
-    if how == "editable": return Path(sys.executable)
+    if how == "editable":
+        return Path(sys.executable)
     source = folder / "source"
-    shutil.copytree(ROOT / "mlops_nb", source / "mlops_nb", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "mlops_nb", source / "mlops_nb", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source]
     subprocess.run(build, check=True, capture_output=True)
     venv.create(folder / "venv", symlinks=True)
-    site, = (folder / "venv" / "lib").glob("python*/site-packages")
-    wheel, = folder.glob("*.whl")
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (wheel,) = folder.glob("*.whl")
     shutil.unpack_archive(wheel, site, "zip")
-    others = {p for p in sys.path if p.endswith("site-packages")}   # the same dependencies, not the editable install
+    others = {
+        p for p in sys.path if p.endswith("site-packages")
+    }  # the same dependencies, not the editable install
     (site / "dependencies.pth").write_text("\n".join(sorted(others)))
-    (folder / "venv" / "share").symlink_to(Path(sys.prefix) / "share")   # Jupyter's templates
+    (folder / "venv" / "share").symlink_to(Path(sys.prefix) / "share")  # Jupyter's templates
     return folder / "venv" / "bin" / "python"
 
 
@@ -209,9 +282,13 @@ def installed(how: str, folder: Path) -> Path:
 @pytest.mark.parametrize("how", ["editable", "wheel"])
 def test_kernels_workers_and_replicas_have_the_workflows_package(how, tmp_path, monkeypatch):
     "The installed `mlops_nb.churn` is another one, and so is the workspace's when the model is served."
-    for name in [n for n in os.environ if n.startswith("RAY_")]: monkeypatch.delenv(name)
-    settings = create(tmp_path / "w", serve={"port": free_port()},
-                      workspace={"name": "m", "package": "mlops_nb.churn"})
+    for name in [n for n in os.environ if n.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    settings = create(
+        tmp_path / "w",
+        serve={"port": free_port()},
+        workspace={"name": "m", "package": "mlops_nb.churn"},
+    )
     package = settings.root / "mlops_nb" / "churn"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -219,7 +296,9 @@ def test_kernels_workers_and_replicas_have_the_workflows_package(how, tmp_path, 
     stage_notebook(settings.root / "nbs" / "1_where.ipynb", STAGE)
     python = installed(how, tmp_path)
     env = os.environ | library.environment(cluster.snapshot(settings), "mlops_nb.churn")
-    done = subprocess.run([python, "-c", WORK, settings.root], capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = subprocess.run(
+        [python, "-c", WORK, settings.root], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert Path(said["framework"]).is_relative_to(ROOT if how == "editable" else tmp_path / "venv")
@@ -249,7 +328,12 @@ def test_workers_of_a_cluster_elsewhere_get_the_package_from_ray(ray_cluster, tm
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "train.py").write_text("FACTOR = 5")
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, settings.root], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, settings.root],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     factor, file = done.stdout.split()
     assert factor == "5" and "py_modules" in file and not Path(file).is_relative_to(settings.root)
@@ -259,6 +343,10 @@ def stage_notebook(path: Path, code: str) -> None:
     "A stage of these cells, without parameters."
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
+
     path.parent.mkdir(parents=True)
-    cells = [new_code_cell("", metadata={"tags": ["parameters"]}), new_code_cell(textwrap.dedent(code).strip())]
+    cells = [
+        new_code_cell("", metadata={"tags": ["parameters"]}),
+        new_code_cell(textwrap.dedent(code).strip()),
+    ]
     nbformat.write(new_notebook(cells=cells), path)

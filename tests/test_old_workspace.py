@@ -1,4 +1,5 @@
 "A workspace that an earlier version left still opens: what it remembers is read, and more is added to it."
+
 import json
 import re
 
@@ -28,16 +29,32 @@ def test_status_shows_the_state_of_an_old_workspace(old):
     state = json.loads(done.stdout)
     assert state["run"]["state"] == "failed"
     assert {m["ref"]: (m["champion"], m["decision"], m["decided_by"]) for m in state["models"]} == {
-        "club/1": (True, "approved", "ann"), "club/2": (False, "rejected", "bob")}
-    assert [(e["model"], list(e["versions"]), e["proposal"]) for e in state["endpoints"]] == [("club", ["1"], None)]
+        "club/1": (True, "approved", "ann"),
+        "club/2": (False, "rejected", "bob"),
+    }
+    assert [(e["model"], list(e["versions"]), e["proposal"]) for e in state["endpoints"]] == [
+        ("club", ["1"], None)
+    ]
     assert {(a["kind"], a["column"]) for a in state["alerts"]} == {
-        ("drift", "fee"), ("drift", "prediction"), ("range", "fee")}
+        ("drift", "fee"),
+        ("drift", "prediction"),
+        ("range", "fee"),
+    }
 
 
 def test_the_history_of_an_old_workspace_is_complete_and_in_order(old):
     kinds = events.history(old.events).collect()["kind"].to_list()
-    decisions = ["registered", "approved", "deployed", "monitored", "registered", "approved", "deployed", "deployed",
-                 "rejected"]
+    decisions = [
+        "registered",
+        "approved",
+        "deployed",
+        "monitored",
+        "registered",
+        "approved",
+        "deployed",
+        "deployed",
+        "rejected",
+    ]
     assert [k for k in kinds if k in decisions] == [*decisions[:4], *decisions[3:]]
     newest = events.newest(old.events, "deployed", "club")
     assert newest["by"] == "ann" and list(newest["details"]["versions"]) == ["1"]
@@ -82,7 +99,9 @@ def test_mlflow_loads_the_champion_by_the_loader_that_an_earlier_release_named(o
     rows = members(30, 4).drop("member", "left").to_pandas()
     model = mlflow.pyfunc.load_model(str(bundle.path))
     probability = bundle.pipeline.predict_proba(bundle.signature.conform(members(30, 4)))[:, 1]
-    assert list(model.predict(rows)) == ["yes" if p >= bundle.objective.decision_threshold else "no" for p in probability]
+    assert list(model.predict(rows)) == [
+        "yes" if p >= bundle.objective.decision_threshold else "no" for p in probability
+    ]
 
 
 def test_what_was_rejected_stays_rejected(old):
@@ -97,8 +116,14 @@ def test_predictions_that_no_pass_has_judged_are_judged_once(old):
     assert result.rows == 140  # 120 that were moved to the table, 20 that were not
     columns = {(a["kind"], a["column"]) for a in result.alerts}
     assert {("drift", "fee"), ("drift", "prediction")} <= columns
-    assert {a["id"] for a in opened} <= {a["id"] for a in monitoring.open_alerts("club", settings=old)}
-    table = lake.scan(old.table("_predictions", "club")).filter(pl.col("stage") == "production").collect()
+    assert {a["id"] for a in opened} <= {
+        a["id"] for a in monitoring.open_alerts("club", settings=old)
+    }
+    table = (
+        lake.scan(old.table("_predictions", "club"))
+        .filter(pl.col("stage") == "production")
+        .collect()
+    )
     assert table["prediction_id"].n_unique() == table.height == 440
     assert monitoring.check("club", settings=old).rows == 0
     assert log() == 3

@@ -1,4 +1,5 @@
 "Profiles: agreement with stock whylogs, what drift says of samples small, odd and broken, and how often it errs."
+
 import subprocess
 import sys
 from datetime import UTC, date, datetime, time, timedelta
@@ -33,6 +34,7 @@ def why():
         patch.setenv("WHYLOGS_NO_ANALYTICS", "True")
         patch.setattr(np, "unicode_", np.str_, raising=False)
         import whylogs
+
         yield whylogs
 
 
@@ -50,7 +52,10 @@ COLUMNS = {
     "wide": (pl.Int64, st.integers(-(2**53), 2**53)),
     "float": (pl.Float64, st.floats(-1e9, 1e9) | NULL | st.just(float("nan"))),
     "single": (pl.Float32, st.floats(-1000, 1000, width=32)),
-    "infinite": (pl.Float64, st.floats(-1e100, 1e100) | st.sampled_from([float("inf"), float("-inf")])),
+    "infinite": (
+        pl.Float64,
+        st.floats(-1e100, 1e100) | st.sampled_from([float("inf"), float("-inf")]),
+    ),
     "flag": (pl.Boolean, st.booleans()),
     "text": (pl.String, st.text(max_size=200) | NULL),
     "choice": (pl.String, st.sampled_from(["DSL", "Fiber optic", "No"])),
@@ -66,7 +71,9 @@ KINDS = {"integral", "fractional", "boolean", "string", "object", "tensor", "nul
 def frames() -> st.SearchStrategy[pl.DataFrame]:
     row = st.fixed_dictionaries({name: values for name, (_, values) in COLUMNS.items()})
     schema = {name: dtype for name, (dtype, _) in COLUMNS.items()}
-    return st.lists(row, min_size=1, max_size=40).map(lambda rows: pl.DataFrame(rows, schema=schema, strict=False))
+    return st.lists(row, min_size=1, max_size=40).map(
+        lambda rows: pl.DataFrame(rows, schema=schema, strict=False)
+    )
 
 
 def facts(view, column: str) -> dict:
@@ -74,9 +81,12 @@ def facts(view, column: str) -> dict:
     metrics = {m.namespace: m for m in view.get_column(column).get_metrics()}
     found = metrics["counts"].to_summary_dict() | metrics["types"].to_summary_dict()
     found.pop("nan")  # pandas has no other null in a float column
-    if "distribution" in metrics: found |= metrics["distribution"].to_summary_dict()
-    if "cardinality" in metrics: found["distinct"] = metrics["cardinality"].estimate
-    if "ints" in metrics: found |= {f"int_{k}": v for k, v in metrics["ints"].to_summary_dict().items()}
+    if "distribution" in metrics:
+        found |= metrics["distribution"].to_summary_dict()
+    if "cardinality" in metrics:
+        found["distinct"] = metrics["cardinality"].estimate
+    if "ints" in metrics:
+        found |= {f"int_{k}": v for k, v in metrics["ints"].to_summary_dict().items()}
     if "frequent_items" in metrics:
         found["items"] = sorted((i.value, i.est) for i in metrics["frequent_items"].strings)
     return found
@@ -87,42 +97,63 @@ def same(ours: dict, theirs: dict) -> None:
     for name, value in theirs.items():
         mine = ours[name]
         if isinstance(value, float):
-            if name in ("mean", "stddev") and not np.isfinite(ours["max"] - ours["min"]): continue  # both undefined
+            if name in ("mean", "stddev") and not np.isfinite(ours["max"] - ours["min"]):
+                continue  # both undefined
             assert mine == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), name
-        else: assert mine == value, name
+        else:
+            assert mine == value, name
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking is slow
+@settings(
+    max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate]
+)  # shrinking is slow
 @given(frame=frames())
 def test_agrees_with_why_log(why, frame):
-    text = frame.with_columns(pl.col("category", "enum").cast(pl.String))  # why.log breaks on categoricals of pandas 3
+    text = frame.with_columns(
+        pl.col("category", "enum").cast(pl.String)
+    )  # why.log breaks on categoricals of pandas 3
     theirs = why.log(text.to_pandas()).view()
     ours = Profile.from_bytes(profile(frame).to_bytes()).view
     for column in frame.columns:
-        if frame[column].null_count() == frame.height: continue  # pandas forgets the type of a column of nulls
+        if frame[column].null_count() == frame.height:
+            continue  # pandas forgets the type of a column of nulls
         mine, other = facts(ours, column), facts(theirs, column)
         if frame[column].dtype.is_temporal():  # of these why.log counts the types only
-            mine, other = ({k: v for k, v in found.items() if k in KINDS} for found in (mine, other))
-        if column == "money": other.pop("items")  # frequent values of decimals, which are floats here
+            mine, other = (
+                {k: v for k, v in found.items() if k in KINDS} for found in (mine, other)
+            )
+        if column == "money":
+            other.pop("items")  # frequent values of decimals, which are floats here
         same(mine, other)
 
 
 def test_agrees_with_why_log_at_size(why):
     rng = np.random.default_rng(0)
-    frame = pl.DataFrame({"x": rng.normal(size=200_000), "n": rng.integers(-9, 9, 200_000),
-                          "id": [f"id{i}" for i in range(200_000)]})
+    frame = pl.DataFrame(
+        {
+            "x": rng.normal(size=200_000),
+            "n": rng.integers(-9, 9, 200_000),
+            "id": [f"id{i}" for i in range(200_000)],
+        }
+    )
     theirs, ours = why.log(frame.to_pandas()).view(), profile(frame).view
     for column in frame.columns:
         a, b = (v.get_column(column).get_metric("cardinality").estimate for v in (ours, theirs))
-        assert a == pytest.approx(b, rel=0.05)  # HyperLogLog's estimate depends on the order of the values
+        assert a == pytest.approx(
+            b, rel=0.05
+        )  # HyperLogLog's estimate depends on the order of the values
     for column in ("x", "n"):
         a, b = (v.get_column(column).get_metric("distribution") for v in (ours, theirs))
         assert (a.n, a.max, a.min) == (b.n, b.max, b.min)
         assert (a.avg, a.stddev) == pytest.approx((b.avg, b.stddev))
         for q in (0.05, 0.5, 0.95):
             value = a.get_quantile(q)
-            assert (frame[column] < value).mean() - 0.0027 <= q <= (frame[column] <= value).mean() + 0.0027
+            assert (
+                (frame[column] < value).mean() - 0.0027
+                <= q
+                <= (frame[column] <= value).mean() + 0.0027
+            )
 
 
 def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
@@ -132,6 +163,7 @@ def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
     assert len(stock.to_pandas()) == telco.width
     from whylogs.core.constraints import ConstraintsBuilder
     from whylogs.core.constraints.factories import smaller_than_number
+
     builder = ConstraintsBuilder(dataset_profile_view=stock)
     builder.add_constraint(smaller_than_number(column_name="tenure", number=73))
     assert builder.build().validate()
@@ -139,13 +171,23 @@ def test_stock_whylogs_reads_merges_and_checks(why, telco, tmp_path):
 
 def test_bulk_sketches_are_within_their_error_and_merge(why):
     rng, n = np.random.default_rng(1), 300_000
-    frame = pl.DataFrame({"x": rng.normal(size=n), "sorted": np.sort(rng.normal(size=n)),
-                          "periodic": np.arange(n) % 256.0, "wide": rng.integers(0, 10**12, n),
-                          "narrow": rng.geometric(0.01, n), "id": [f"id{i}" for i in range(n - 900)] + ["id7"] * 900})
+    frame = pl.DataFrame(
+        {
+            "x": rng.normal(size=n),
+            "sorted": np.sort(rng.normal(size=n)),
+            "periodic": np.arange(n) % 256.0,
+            "wide": rng.integers(0, 10**12, n),
+            "narrow": rng.geometric(0.01, n),
+            "id": [f"id{i}" for i in range(n - 900)] + ["id7"] * 900,
+        }
+    )
     ours = Profile.from_bytes(profile(frame).to_bytes()).view
     merged = ours.merge(why.log(frame[:100_000].to_pandas()).view())
     for column in frame.columns[:-1]:
-        for view, data in ((ours, frame[column]), (merged, pl.concat([frame[column], frame[column][:100_000]]))):
+        for view, data in (
+            (ours, frame[column]),
+            (merged, pl.concat([frame[column], frame[column][:100_000]])),
+        ):
             spread, error = view.get_column(column).get_metric("distribution"), 2 * 0.0027
             assert (spread.n, spread.min, spread.max) == (len(data), data.min(), data.max())
             for q in (0.01, 0.3, 0.5, 0.9, 0.999):
@@ -154,9 +196,13 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
     for column in ("narrow", "id", "wide"):
         sketch = ours.get_column(column).get_metric("frequent_items").frequent_strings.value
         assert sketch.get_total_weight() == n
-        for value, count in frame[column].cast(pl.String).value_counts(sort=True)[:900:30].iter_rows():
+        for value, count in (
+            frame[column].cast(pl.String).value_counts(sort=True)[:900:30].iter_rows()
+        ):
             assert sketch.get_lower_bound(value) <= count <= sketch.get_upper_bound(value)
-    assert ours.get_column("id").get_metric("cardinality").estimate == pytest.approx(n - 900, rel=0.05)
+    assert ours.get_column("id").get_metric("cardinality").estimate == pytest.approx(
+        n - 900, rel=0.05
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -165,8 +211,11 @@ def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would
     from whylogs_sketching import hll_sketch
 
     from mlops_nb.data.profiles.bulk import records
+
     picked = np.random.default_rng(seed).integers(0, words, rows)
-    values = pl.Series(["" if i % 97 == 0 else "é" * (i % 7) + str(i) * (1 + i % 9) for i in picked.tolist()])
+    values = pl.Series(
+        ["" if i % 97 == 0 else "é" * (i % 7) + str(i) * (1 + i % 9) for i in picked.tolist()]
+    )
     every, some = hll_sketch(12), hll_sketch(12)
     every.update_str_list(values.to_list())
     some.update_str_list(values.filter(pl.Series(records(values)[0])).to_list())
@@ -174,13 +223,26 @@ def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would
 
 
 @pytest.mark.parametrize("rows", [1, 2, 1023, 1024, 1025, 2049, 100_000, 250_000, 262_145])
-@pytest.mark.parametrize("of", [lambda rng, n: rng.normal(size=n), lambda rng, n: rng.integers(0, 9, n),
-                                lambda rng, n: rng.integers(0, 2**60, n), lambda rng, n: np.sort(rng.normal(size=n))])
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda rng, n: rng.normal(size=n),
+        lambda rng, n: rng.integers(0, 9, n),
+        lambda rng, n: rng.integers(0, 2**60, n),
+        lambda rng, n: np.sort(rng.normal(size=n)),
+    ],
+)
 def test_ranks_are_within_the_sketches_error(rows, of):
     data = of(np.random.default_rng(rows), rows)
-    sketch = profile(pl.DataFrame({"x": data})).view.get_column("x").get_metric("distribution").kll.value
+    sketch = (
+        profile(pl.DataFrame({"x": data})).view.get_column("x").get_metric("distribution").kll.value
+    )
     data, allowed = np.sort(data), 0.0027 if rows > 1024 else 1e-9
-    assert (sketch.get_n(), sketch.get_min_value(), sketch.get_max_value()) == (rows, data[0], data[-1])
+    assert (sketch.get_n(), sketch.get_min_value(), sketch.get_max_value()) == (
+        rows,
+        data[0],
+        data[-1],
+    )
     for value in data[:: max(rows // 50, 1)]:
         assert abs(sketch.get_rank(float(value), True) - (data <= value).mean()) <= allowed
 
@@ -189,22 +251,38 @@ def test_a_hundred_parts_are_the_whole():
     rng = np.random.default_rng(5)
     data = np.cumsum(rng.normal(size=300_000))  # the parts differ
     merged = profile(pl.DataFrame({"x": data[:3000]}))
-    for i in range(3000, len(data), 3000): merged = merged.merge(profile(pl.DataFrame({"x": data[i:i + 3000]})))
+    for i in range(3000, len(data), 3000):
+        merged = merged.merge(profile(pl.DataFrame({"x": data[i : i + 3000]})))
     spread = Profile.from_bytes(merged.to_bytes()).view.get_column("x").get_metric("distribution")
     assert (spread.n, spread.min, spread.max) == (len(data), data.min(), data.max())
-    assert (spread.avg, spread.stddev) == (pytest.approx(data.mean()), pytest.approx(data.std(ddof=1)))
-    for q in (0.01, 0.25, 0.5, 0.75, 0.99): assert abs((data <= spread.get_quantile(q)).mean() - q) < 0.0054
+    assert (spread.avg, spread.stddev) == (
+        pytest.approx(data.mean()),
+        pytest.approx(data.std(ddof=1)),
+    )
+    for q in (0.01, 0.25, 0.5, 0.75, 0.99):
+        assert abs((data <= spread.get_quantile(q)).mean() - q) < 0.0054
 
 
 # -- constraints --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("column", "rules", "passed"), [
-    ("tenure", {"between": (0, 72)}, True), ("tenure", {"between": (1, 72)}, False),
-    ("tenure", {"mean": (30, 35)}, True), ("total_charges", {"missing": 0}, False),
-    ("total_charges", {"missing": 0.01}, True), ("contract", {"type": "string"}, True),
-    ("contract", {"type": "number"}, False), ("contract", {"distinct": (3, 3)}, True),
-    ("contract", {"between": (0, 1)}, False), ("contract", {"among": ["One year"]}, False),
-    ("contract", {"unique": True}, False), ("nowhere", {"missing": 1}, False)])
+
+@pytest.mark.parametrize(
+    ("column", "rules", "passed"),
+    [
+        ("tenure", {"between": (0, 72)}, True),
+        ("tenure", {"between": (1, 72)}, False),
+        ("tenure", {"mean": (30, 35)}, True),
+        ("total_charges", {"missing": 0}, False),
+        ("total_charges", {"missing": 0.01}, True),
+        ("contract", {"type": "string"}, True),
+        ("contract", {"type": "number"}, False),
+        ("contract", {"distinct": (3, 3)}, True),
+        ("contract", {"between": (0, 1)}, False),
+        ("contract", {"among": ["One year"]}, False),
+        ("contract", {"unique": True}, False),
+        ("nowhere", {"missing": 1}, False),
+    ],
+)
 def test_constraints(telco, column, rules, passed):
     checked = check(profile(telco), {column: rules})
     assert checked.passed is passed and ("holds" if passed else "fails") in checked._repr_html_()
@@ -212,16 +290,21 @@ def test_constraints(telco, column, rules, passed):
 
 def test_a_wrong_rule_is_refused(telco):
     for rules in ({"betwen": (0, 1)}, {"between": 3}, {"type": "text"}):
-        with pytest.raises(ConstraintError, match="tenure"): check(profile(telco), {"tenure": rules})
+        with pytest.raises(ConstraintError, match="tenure"):
+            check(profile(telco), {"tenure": rules})
 
 
 # -- on Ray -------------------------------------------------------------------------------------------------------
 
+
 def test_files_and_windows_on_ray(workspace, telco, tmp_path):
     days = pl.datetime_range(datetime(2026, 1, 1), datetime(2026, 1, 3, 23), "1h", eager=True)
-    frame = telco.with_columns(at=pl.Series(days).gather(pl.Series(np.arange(telco.height) % len(days))))
+    frame = telco.with_columns(
+        at=pl.Series(days).gather(pl.Series(np.arange(telco.height) % len(days)))
+    )
     files = [tmp_path / f"{i}.parquet" for i in range(3)]
-    for i, file in enumerate(files): frame[i * 2500:(i + 1) * 2500].write_parquet(file)
+    for i, file in enumerate(files):
+        frame[i * 2500 : (i + 1) * 2500].write_parquet(file)
     exact = ["column", "type", "rows", "missing", "min", "max"]
     whole = profile_files(files, settings=workspace)
     assert whole.summary().select(exact).equals(profile(frame).summary().select(exact))
@@ -231,28 +314,56 @@ def test_files_and_windows_on_ray(workspace, telco, tmp_path):
     expected = profile(frame.filter(pl.col("at").dt.date() == date(2026, 1, 2))).summary()
     assert windows[day].summary().select(exact).equals(expected.select(exact))
     files[1].write_bytes(b"no parquet")
-    with pytest.raises(ProfileError, match=r"1\.parquet cannot be profiled"): profile_files(files, settings=workspace)
-    with pytest.raises(ProfileError, match="at least one file"): profile_files([], settings=workspace)
+    with pytest.raises(ProfileError, match=r"1\.parquet cannot be profiled"):
+        profile_files(files, settings=workspace)
+    with pytest.raises(ProfileError, match="at least one file"):
+        profile_files([], settings=workspace)
 
 
 # -- every type of column -----------------------------------------------------------------------------------------
 
 ODD = {
-    "tiny": pl.Series([1, None], dtype=pl.Int8), "huge": pl.Series([2**64 - 1, 1], dtype=pl.UInt64),
-    "giant": pl.Series([2**100, 1], dtype=pl.Int128), "half": pl.Series([1.5, None], dtype=pl.Float32),
-    "money": pl.Series([Decimal("1.10"), Decimal("2.20")]), "enum": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])),
-    "category": pl.Series(["a", None], dtype=pl.Categorical), "day": pl.Series([date(2026, 1, 1), None]),
+    "tiny": pl.Series([1, None], dtype=pl.Int8),
+    "huge": pl.Series([2**64 - 1, 1], dtype=pl.UInt64),
+    "giant": pl.Series([2**100, 1], dtype=pl.Int128),
+    "half": pl.Series([1.5, None], dtype=pl.Float32),
+    "money": pl.Series([Decimal("1.10"), Decimal("2.20")]),
+    "enum": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])),
+    "category": pl.Series(["a", None], dtype=pl.Categorical),
+    "day": pl.Series([date(2026, 1, 1), None]),
     "moment": pl.Series([datetime(2026, 1, 1), None]).dt.replace_time_zone("Europe/Zurich"),
-    "clock": pl.Series([time(1), time(2)]), "wait": pl.Series([timedelta(seconds=1), None]),
-    "list": pl.Series([[1, 2], None]), "struct": pl.Series([{"a": 1, "b": [date(2026, 1, 1)]}, {"a": None, "b": None}]),
-    "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)), "bytes": pl.Series([b"\xff\x00", None]),
-    "null": pl.Series([None, None]), "object": pl.Series([{1, 2}, None], dtype=pl.Object),
-    "nothing": pl.Series([None, None], dtype=pl.Float64), "nan": pl.Series([float("nan"), None]),
+    "clock": pl.Series([time(1), time(2)]),
+    "wait": pl.Series([timedelta(seconds=1), None]),
+    "list": pl.Series([[1, 2], None]),
+    "struct": pl.Series([{"a": 1, "b": [date(2026, 1, 1)]}, {"a": None, "b": None}]),
+    "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+    "bytes": pl.Series([b"\xff\x00", None]),
+    "null": pl.Series([None, None]),
+    "object": pl.Series([{1, 2}, None], dtype=pl.Object),
+    "nothing": pl.Series([None, None], dtype=pl.Float64),
+    "nan": pl.Series([float("nan"), None]),
 }
-TYPES = {"tiny": "number", "huge": "number", "giant": "number", "half": "number", "money": "number", "enum": "string",
-         "category": "string", "day": "time", "moment": "time", "clock": "time", "wait": "time", "list": "string",
-         "struct": "string", "array": "string", "bytes": "string", "null": None, "object": "string", "nothing": None,
-         "nan": None}
+TYPES = {
+    "tiny": "number",
+    "huge": "number",
+    "giant": "number",
+    "half": "number",
+    "money": "number",
+    "enum": "string",
+    "category": "string",
+    "day": "time",
+    "moment": "time",
+    "clock": "time",
+    "wait": "time",
+    "list": "string",
+    "struct": "string",
+    "array": "string",
+    "bytes": "string",
+    "null": None,
+    "object": "string",
+    "nothing": None,
+    "nan": None,
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -271,7 +382,9 @@ def test_nested_values_are_their_json():
     assert column.get_metric("frequent_items").strings[0].value == '[{"a": 1}]'
 
 
-@pytest.mark.parametrize("frame", [pl.DataFrame(), pl.DataFrame(schema={"a": pl.Int64, "b": pl.String})])
+@pytest.mark.parametrize(
+    "frame", [pl.DataFrame(), pl.DataFrame(schema={"a": pl.Int64, "b": pl.String})]
+)
 def test_empty_frames(frame):
     empty = Profile.from_bytes(profile(frame).to_bytes())
     assert empty.rows == 0 and empty.columns == frame.columns
@@ -292,7 +405,10 @@ def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
 @settings(max_examples=30, deadline=None)
 @given(frame=frames(), cut=st.integers(0, 40))
 def test_merging_is_profiling_the_whole(frame, cut):
-    whole, parts = profile(frame).summary(), profile(frame[:cut]).merge(profile(frame[cut:])).summary()
+    whole, parts = (
+        profile(frame).summary(),
+        profile(frame[:cut]).merge(profile(frame[cut:])).summary(),
+    )
     exact = ["column", "type", "rows", "missing", "distinct", "min", "max"]
     assert parts.select(exact).equals(whole.select(exact))
 
@@ -303,8 +419,14 @@ def test_numbers_too_great_to_square_can_be_merged():
 
 
 def test_garbage_is_refused():
-    for data in (b"", b"WHY1", b"PAR1 something", profile(pl.DataFrame({"a": [1]})).to_bytes()[:-3]):
-        with pytest.raises(ProfileError, match="whylogs profile"): Profile.from_bytes(data)
+    for data in (
+        b"",
+        b"WHY1",
+        b"PAR1 something",
+        profile(pl.DataFrame({"a": [1]})).to_bytes()[:-3],
+    ):
+        with pytest.raises(ProfileError, match="whylogs profile"):
+            Profile.from_bytes(data)
 
 
 def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
@@ -327,27 +449,39 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
 
 # -- drift --------------------------------------------------------------------------------------------------------
 
+
 def dearer(frame: pl.DataFrame) -> pl.DataFrame:
     fibre = pl.col("internet_service") == "Fiber optic"
-    return frame.with_columns(monthly_charges=pl.when(fibre).then(pl.col("monthly_charges") * 1.25)
-                              .otherwise("monthly_charges"))
+    return frame.with_columns(
+        monthly_charges=pl.when(fibre)
+        .then(pl.col("monthly_charges") * 1.25)
+        .otherwise("monthly_charges")
+    )
 
 
 def test_quiet_when_nothing_happened_and_alarmed_when_it_did(telco):
     false_alarms, right = 0, 0
     for seed in range(60):
         order = np.random.default_rng(seed).permutation(telco.height)
-        fifth, others = telco[order[:telco.height // 5]], profile(telco[order[telco.height // 5:]])
+        fifth, others = (
+            telco[order[: telco.height // 5]],
+            profile(telco[order[telco.height // 5 :]]),
+        )
         false_alarms += bool(drift(profile(fifth), others).drifted)
         right += drift(profile(dearer(fifth)), others).drifted == ["monthly_charges"]
     assert false_alarms <= 2 and right >= 58
 
 
-@pytest.mark.parametrize(("rows", "shares"), [(100, [.06, .1, .84]), (1000, [.01, .05, .94]), (2000, [.001, .999])])
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [(100, [0.06, 0.1, 0.84]), (1000, [0.01, 0.05, 0.94]), (2000, [0.001, 0.999])],
+)
 def test_rare_categories_raise_no_false_alarms(rows, shares):
     rng, names = np.random.default_rng(1), [f"c{i}" for i in range(len(shares))]
     sample = lambda n: profile(pl.DataFrame({"c": rng.choice(names, n, p=shares)}))
-    alarms = sum(bool(drift(sample(rows), sample(5000), significance=0.01).drifted) for _ in range(200))
+    alarms = sum(
+        bool(drift(sample(rows), sample(5000), significance=0.01).drifted) for _ in range(200)
+    )
     assert alarms <= 8
 
 
@@ -359,7 +493,9 @@ def test_small_windows_are_judged_carefully(telco, rows):
 
 def test_a_small_window_that_is_far_off_is_seen():
     reference = profile(pl.DataFrame({"x": np.random.default_rng(0).normal(size=5000)}))
-    assert drift(profile(pl.DataFrame({"x": np.random.default_rng(1).normal(3, 1, 20)})), reference).drifted == ["x"]
+    assert drift(
+        profile(pl.DataFrame({"x": np.random.default_rng(1).normal(3, 1, 20)})), reference
+    ).drifted == ["x"]
 
 
 def test_sketching_invents_no_drift_in_large_samples():
@@ -374,11 +510,16 @@ def test_sketching_invents_no_drift_in_large_samples():
 @pytest.mark.parametrize("decimals", [9, 1], ids=["all different", "many ties"])
 def test_the_distance_is_the_exact_one_where_the_sketch_is_exact(decimals):
     from scipy.stats import ks_2samp
+
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=200).round(decimals), rng.normal(0.4, 1, 300).round(decimals)
-    row = drift(profile(pl.DataFrame({"x": x})), profile(pl.DataFrame({"x": y}))).table.row(0, named=True)
+    row = drift(profile(pl.DataFrame({"x": x})), profile(pl.DataFrame({"x": y}))).table.row(
+        0, named=True
+    )
     exact = ks_2samp(x, y, method="exact")
-    assert row["distance"] == pytest.approx(exact.statistic) and row["p_value"] == pytest.approx(exact.pvalue)
+    assert row["distance"] == pytest.approx(exact.statistic) and row["p_value"] == pytest.approx(
+        exact.pvalue
+    )
 
 
 @pytest.mark.parametrize("size", [1000, 5000, 100_000])
@@ -386,6 +527,7 @@ def test_large_samples_have_the_p_values_of_the_exact_distribution(size):
     from scipy.stats import kstwo
 
     from mlops_nb.data.profiles.comparison import _kolmogorov
+
     for x, error in ((0.5, 0.001), (1, 0.001), (1.9, 0.003), (2.7, 0.02)):
         exact = kstwo.sf(x / size**0.5, size)
         assert _kolmogorov(x / size**0.5, size) == pytest.approx(exact, rel=error)
@@ -402,7 +544,11 @@ def test_few_distinct_integers_are_categories_and_many_are_numbers():
     a = profile(pl.DataFrame({"flag": rng.integers(0, 2, 1000), "age": rng.integers(0, 90, 1000)}))
     kinds = dict(drift(a, a).table.select("column", "kind").iter_rows())
     assert kinds == {"flag": "categorical", "age": "numeric"}
-    assert drift(profile(pl.DataFrame({"flag": [7] * 500, "age": [1] * 500})), a).table["drifted"].all()
+    assert (
+        drift(profile(pl.DataFrame({"flag": [7] * 500, "age": [1] * 500})), a)
+        .table["drifted"]
+        .all()
+    )
 
 
 def test_identifiers_do_not_drift():
@@ -413,22 +559,33 @@ def test_identifiers_do_not_drift():
 
 def test_broken_columns_are_problems_not_drift(telco):
     broken = telco.drop("partner").with_columns(
-        pl.col("tenure").cast(pl.String), churn=pl.lit(None, pl.String), extra=pl.lit(1))
+        pl.col("tenure").cast(pl.String), churn=pl.lit(None, pl.String), extra=pl.lit(1)
+    )
     found = drift(profile(broken), profile(telco))
-    assert found.problems == {"partner": "missing", "tenure": "string here, number in the reference",
-                              "churn": "no values", "extra": "not in the reference"}
+    assert found.problems == {
+        "partner": "missing",
+        "tenure": "string here, number in the reference",
+        "churn": "no values",
+        "extra": "not in the reference",
+    }
     assert found.drifted == []
     untested = found.table.filter(pl.col("problem").is_not_null(), pl.col("p_value").is_null())
-    assert set(untested["column"]) == {"partner", "tenure", "extra"}  # that "churn" is empty is no chance: it is tested
+    assert set(untested["column"]) == {
+        "partner",
+        "tenure",
+        "extra",
+    }  # that "churn" is empty is no chance: it is tested
 
 
 def test_a_column_without_values_is_a_matter_of_chance():
     "Of 50 rows of a column with values in 10 of 500, a third has none; of one with values in half of them, none has."
-    column = lambda values, rows: profile(pl.DataFrame({"a": [1.0] * values + [None] * (rows - values)},
-                                                       schema={"a": pl.Float64}))
+    column = lambda values, rows: profile(
+        pl.DataFrame({"a": [1.0] * values + [None] * (rows - values)}, schema={"a": pl.Float64})
+    )
     rare, common = drift(column(0, 50), column(10, 500)), drift(column(0, 50), column(250, 500))
     assert rare.problems == {} and rare.drifted == []
     from math import comb
+
     assert rare.table["p_value"].item() == pytest.approx(comb(500, 10) / comb(550, 10))
     assert common.problems == {"a": "no values"}
     assert drift(column(1, 50), column(0, 500)).problems == {}
@@ -438,11 +595,16 @@ def test_a_column_without_values_is_a_matter_of_chance():
 @pytest.mark.parametrize("n, m", [(1, 80), (2, 80), (7, 40), (30, 700)])
 def test_distances_of_small_samples_have_the_exact_chance(n, m):
     from scipy.stats import ks_2samp
+
     rng = np.random.default_rng(n)
     for shift in (0, 0.3, 2):
         a, b = rng.random(n) + shift, rng.random(m)
         exact = ks_2samp(a, b, method="exact").pvalue
-        p = drift(profile(pl.DataFrame({"a": a})), profile(pl.DataFrame({"a": b}))).table["p_value"].item()
+        p = (
+            drift(profile(pl.DataFrame({"a": a})), profile(pl.DataFrame({"a": b})))
+            .table["p_value"]
+            .item()
+        )
         assert p == pytest.approx(exact, rel=1e-6) or max(p, exact) < 1e-9
 
 
@@ -453,13 +615,17 @@ def test_integers_that_became_floats_are_still_compared(telco):
 
 
 def test_times_are_tested_only_when_named():
-    days = lambda y: profile(pl.DataFrame({"d": pl.date_range(date(y, 1, 1), date(y, 12, 31), eager=True)}))
+    days = lambda y: profile(
+        pl.DataFrame({"d": pl.date_range(date(y, 1, 1), date(y, 12, 31), eager=True)})
+    )
     assert drift(days(2026), days(2025)).drifted == []
     assert drift(days(2026), days(2025), columns=["d"]).drifted == ["d"]
 
 
 def test_constant_and_infinite_columns():
-    frame = pl.DataFrame({"one": [1.0] * 50, "inf": [float("inf"), -1.0] * 25, "all": [float("-inf")] * 50})
+    frame = pl.DataFrame(
+        {"one": [1.0] * 50, "inf": [float("inf"), -1.0] * 25, "all": [float("-inf")] * 50}
+    )
     found = drift(profile(frame), profile(frame))
     assert found.drifted == [] and found.table["distance"].to_list() == [0, 0, 0]
     assert "<img" in found._repr_html_()
@@ -475,31 +641,50 @@ def test_holm(p):
 
 def test_html_escapes_names():
     frame = pl.DataFrame({"<script>x": [1, 2, 3]})
-    assert "<script>" not in drift(profile(frame), profile(frame))._repr_html_() + profile(frame)._repr_html_()
+    assert (
+        "<script>"
+        not in drift(profile(frame), profile(frame))._repr_html_() + profile(frame)._repr_html_()
+    )
 
 
 def test_a_profile_shows_each_column_with_its_shape(telco):
-    shown = profile(telco.select("contract", "tenure").with_columns(empty=pl.lit(None, pl.Float64)))._repr_html_()
-    assert shown.count("<img") == 2 and "7,043 rows" in shown and "Month-to-month" in shown and "100.0%" in shown
+    shown = profile(
+        telco.select("contract", "tenure").with_columns(empty=pl.lit(None, pl.Float64))
+    )._repr_html_()
+    assert (
+        shown.count("<img") == 2
+        and "7,043 rows" in shown
+        and "Month-to-month" in shown
+        and "100.0%" in shown
+    )
     wide = profile(pl.DataFrame({f"c{i:02}": [i] for i in range(53)}))._repr_html_()
     assert wide.count("<tr>") == 51 and "and 3 more" in wide
 
 
 # -- the table of profiles ----------------------------------------------------------------------------------------
 
+
 def test_the_profile_of_a_slice_is_stored_once(tmp_path):
     workspace, at = create(tmp_path), datetime(2026, 1, 2, tzinfo=UTC)
     few, many = (profile(pl.DataFrame({"a": range(n)})) for n in (3, 5))
-    assert store.read("m", settings=workspace) is None and store.stored(workspace).collect().is_empty()
-    for one in (few, many): store.write(one, "m", "1 monday", at=at, settings=workspace)
+    assert (
+        store.read("m", settings=workspace) is None and store.stored(workspace).collect().is_empty()
+    )
+    for one in (few, many):
+        store.write(one, "m", "1 monday", at=at, settings=workspace)
     store.write(many, "m", "1 tuesday", settings=workspace)
     rows = store.stored(workspace).select("subject", "split", "rows").collect().rows()
     assert sorted(rows) == [("m", "1 monday", 3), ("m", "1 tuesday", 5)]
     assert store.stored(workspace).filter(split="1 monday").collect()["at"].item() == at
     assert store.read("m", "1 monday", settings=workspace).rows == 3
-    assert store.read("m", settings=workspace).rows == 5 and store.read("m@1", settings=workspace) is None
+    assert (
+        store.read("m", settings=workspace).rows == 5
+        and store.read("m@1", settings=workspace) is None
+    )
 
 
 def test_one_module_knows_the_table_of_profiles():
     library = Path(store.__file__).parents[2]
-    assert [f.name for f in library.rglob("*.py") if f'"{store.TABLE}"' in f.read_text()] == ["store.py"]
+    assert [f.name for f in library.rglob("*.py") if f'"{store.TABLE}"' in f.read_text()] == [
+        "store.py"
+    ]

@@ -1,4 +1,5 @@
 "What the registry lessons leave out: repeated and broken registrations, altered bundles, libraries, MLflow's own loaders."
+
 import json
 import os
 import py_compile
@@ -58,28 +59,44 @@ from mlops_nb.service.serving.log import PredictionLog
 from mlops_nb.service.serving.versions import Desired, Versions
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
-ROWS = pl.DataFrame({"id": range(60), "x": [float(i % 7) for i in range(60)], "c": ["a", "b", "c"] * 20,
-                     "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)]})
+ROWS = pl.DataFrame(
+    {
+        "id": range(60),
+        "x": [float(i % 7) for i in range(60)],
+        "c": ["a", "b", "c"] * 20,
+        "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)],
+    }
+)
 FEATURES = "import polars as pl\ndef features(frame): return frame.with_columns(z=pl.col('x') * {factor})\n"
 
 
 class Place:
     "A workspace with package `wspkg`, one fitted candidate and its report, ready to register."
+
     def __init__(self, root: Path):
         self.settings = create(root, workspace={"name": "m", "package": "wspkg"})
         (root / "wspkg").mkdir()
         (root / "wspkg/__init__.py").write_text("")
         self.write_library(2)
         sys.path.insert(0, str(root))
-        self.fitted = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression()), features="wspkg.features.features")
+        self.fitted = fit(
+            ROWS,
+            OBJECTIVE,
+            Candidate("logistic", LogisticRegression()),
+            features="wspkg.features.features",
+        )
         report = root / "made"
         report.mkdir()
         (report / "report.json").write_text('{"passed": true}')
         (report / "report.html").write_text("<p>passed")
         self.notebook = root / "2_train.ipynb"
-        self.notebook.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["x = 1"], "outputs": []}]}))
+        self.notebook.write_text(
+            json.dumps({"cells": [{"cell_type": "code", "source": ["x = 1"], "outputs": []}]})
+        )
         self.profile = profile(ROWS).to_bytes()
-        events.record(self.settings.events, "ingested", "m@3", by="test", digest="d1g3st", source="rows.csv")
+        events.record(
+            self.settings.events, "ingested", "m@3", by="test", digest="d1g3st", source="rows.csv"
+        )
         with tracking.start_run(self.settings, name="workflow"):
             self.report = tracking.log_folder(report, "report", settings=self.settings)
             self.candidate = self.fitted.save(self.settings)
@@ -88,14 +105,22 @@ class Place:
         (self.settings.root / "wspkg/features.py").write_text(FEATURES.format(factor=factor))
 
     def register(self, name: str = "m", **changes):
-        given = {"report_uri": self.report, "dataset": "m@3", "profile": self.profile, "objective": OBJECTIVE, "by": "ann",
-                 "notebooks": [self.notebook], "settings": self.settings}
+        given = {
+            "report_uri": self.report,
+            "dataset": "m@3",
+            "profile": self.profile,
+            "objective": OBJECTIVE,
+            "by": "ann",
+            "notebooks": [self.notebook],
+            "settings": self.settings,
+        }
         return register(name, changes.pop("candidate", self.candidate), **given | changes)
 
 
 def forget() -> None:
     "As if `wspkg` had never been imported."
-    for name in [m for m in sys.modules if m.split(".")[0] == "wspkg"]: del sys.modules[name]
+    for name in [m for m in sys.modules if m.split(".")[0] == "wspkg"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -129,13 +154,18 @@ def test_by_default_the_reference_profile_is_of_the_dataset_and_the_candidate(pl
 
 
 def test_the_champions_view_is_that_of_the_version_in_production(place):
-    view = partial(registry.champions_view, frame=ROWS, objective=OBJECTIVE, settings=place.settings)
+    view = partial(
+        registry.champions_view, frame=ROWS, objective=OBJECTIVE, settings=place.settings
+    )
     place.register()
-    assert view("m@champion") is None   # registered, and not in production
-    events.record(place.settings.events, "deployed", "m", by="ann", versions={"1": 100}, champion="1")
+    assert view("m@champion") is None  # registered, and not in production
+    events.record(
+        place.settings.events, "deployed", "m", by="ann", versions={"1": 100}, champion="1"
+    )
     assert np.abs(view("m@champion") - place.fitted.probability(ROWS)).max() < 1e-12
     for other in ("nobody@champion", "m@challenger", "m/1"):
-        with pytest.raises(RegistryError, match=f"champion = {other}: expected m@champion"): view(other)
+        with pytest.raises(RegistryError, match=f"champion = {other}: expected m@champion"):
+            view(other)
 
 
 def test_other_content_is_another_version(place, tmp_path):
@@ -147,7 +177,8 @@ def test_other_content_is_another_version(place, tmp_path):
 def test_a_registration_cut_off_before_its_event_is_mended(place, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(events, "record", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
-        with pytest.raises(RuntimeError): place.register()
+        with pytest.raises(RuntimeError):
+            place.register()
     assert events.newest(place.settings.events, "registered", "m/1") is None
     assert place.register().ref == "m/1"
     assert events.newest(place.settings.events, "registered", "m/1")["by"] == "ann"
@@ -157,7 +188,11 @@ def test_the_event_and_the_lineage_name_both_sides(place):
     version = place.register()
     details = events.newest(place.settings.events, "registered", version.ref)["details"]
     lineage = version.bundle(place.settings).lineage
-    assert details["dataset"] == lineage["dataset"] == {"ref": "m@3", "digest": "d1g3st", "source": "rows.csv"}
+    assert (
+        details["dataset"]
+        == lineage["dataset"]
+        == {"ref": "m@3", "digest": "d1g3st", "source": "rows.csv"}
+    )
     assert details["runs"] == {"candidate": version.run_id, "report": version.run_id}
     assert (details["candidate"], details["report"]) == (place.candidate, place.report)
     assert details["bundle"] == version.tags["bundle"] == version.bundle(place.settings).digest
@@ -166,22 +201,43 @@ def test_the_event_and_the_lineage_name_both_sides(place):
 
 
 def test_the_commit_says_whether_files_differ_from_it(tmp_path):
-    def git(*args): subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=tmp_path, check=True,
-                                   capture_output=True)
+    def git(*args):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
     git("init")
     (tmp_path / "a.py").write_text("1")
     git("add", "a.py")
     git("commit", "-m", "a")
-    assert registry.commit(tmp_path)["dirty"] is False and len(registry.commit(tmp_path)["commit"]) == 40
+    assert (
+        registry.commit(tmp_path)["dirty"] is False
+        and len(registry.commit(tmp_path)["commit"]) == 40
+    )
     (tmp_path / "a.py").write_text("2")
     assert registry.commit(tmp_path)["dirty"] is True
 
 
 def test_a_bundle_holds_everything(place):
     files = place.register().bundle(place.settings).verify().manifest["files"]
-    assert set(files) == {"MLmodel", "candidate.json", "lineage.json", "library/wspkg/__init__.py", "model.skops",
-                          "library/wspkg/features.py", "notebooks/2_train.ipynb", "objective.json", "profile.bin",
-                          "report.html", "report.json", "requirements.txt", "signature.json"}
+    assert set(files) == {
+        "MLmodel",
+        "candidate.json",
+        "lineage.json",
+        "library/wspkg/__init__.py",
+        "model.skops",
+        "library/wspkg/features.py",
+        "notebooks/2_train.ipynb",
+        "objective.json",
+        "profile.bin",
+        "report.html",
+        "report.json",
+        "requirements.txt",
+        "signature.json",
+    }
 
 
 def test_the_lock_file_is_preferred(place):
@@ -190,33 +246,47 @@ def test_the_lock_file_is_preferred(place):
     assert (path / "requirements.txt").read_text() == "polars==9.9\n"
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("model.skops", "model.skops was changed"), ("library/wspkg/features.py", "features.py was changed"),
-    (None, "evil.py was added"), ("manifest.json", "manifest.json was changed")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.skops", "model.skops was changed"),
+        ("library/wspkg/features.py", "features.py was changed"),
+        (None, "evil.py was added"),
+        ("manifest.json", "manifest.json was changed"),
+    ],
+)
 def test_an_altered_bundle_is_refused_before_it_is_read(place, tmp_path, name, says):
     path = tmp_path / "copy"
     shutil.copytree(place.register().bundle(place.settings).path, path)
-    if name is None: (path / "library/wspkg/evil.py").write_text("")
+    if name is None:
+        (path / "library/wspkg/evil.py").write_text("")
     elif name == "manifest.json":
         manifest = json.loads((path / name).read_text())
         (path / name).write_text(json.dumps(manifest | {"digest": "0" * 64}))
-    else: (path / name).write_bytes((path / name).read_bytes() + b"#")
-    with pytest.raises(BundleError, match=says): Bundle(path).pipeline  # noqa: B018
+    else:
+        (path / name).write_bytes((path / name).read_bytes() + b"#")
+    with pytest.raises(BundleError, match=says):
+        Bundle(path).pipeline  # noqa: B018
 
 
 def test_a_removed_file_and_a_resealed_bundle_are_noticed(place):
     version = place.register()
     path = version.bundle(place.settings).path
     (path / "report.html").unlink()
-    with pytest.raises(BundleError, match="report.html was removed"): Bundle(path).verify()
+    with pytest.raises(BundleError, match="report.html was removed"):
+        Bundle(path).verify()
     seal(path)
     Bundle(path).verify()
-    with pytest.raises(BundleError, match="another was expected"): version.bundle(place.settings).verify()
+    with pytest.raises(BundleError, match="another was expected"):
+        version.bundle(place.settings).verify()
 
 
 def test_the_same_library_is_shared_another_is_refused(place):
     built = place.register().bundle(place.settings)
-    assert (built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == place.fitted.probability(ROWS)).all()
+    assert (
+        built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1]
+        == place.fitted.probability(ROWS)
+    ).all()
     assert built.library_digest == cluster.snapshot(place.settings).name
     place.write_library(3)
     with pytest.raises(BundleError, match="needs its own version of package 'wspkg'"):
@@ -237,11 +307,17 @@ def test_a_library_is_what_the_pipeline_needs(place):
 def test_a_pipeline_without_functions_has_no_library(place):
     plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression()))
     with tracking.start_run(place.settings, name="plain"):
-        report = tracking.log_folder(place.settings.root / "made", "report", settings=place.settings)
+        report = tracking.log_folder(
+            place.settings.root / "made", "report", settings=place.settings
+        )
         version = place.register(candidate=plain.save(place.settings), report_uri=report)
     built = version.bundle(place.settings)
-    assert built.library is None and not any(name.startswith("library/") for name in built.manifest["files"])
-    assert built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == pytest.approx(plain.probability(ROWS))
+    assert built.library is None and not any(
+        name.startswith("library/") for name in built.manifest["files"]
+    )
+    assert built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == pytest.approx(
+        plain.probability(ROWS)
+    )
 
 
 # -- the framework beside it ---------------------------------------------------------------------------------------
@@ -253,7 +329,10 @@ def test_a_bundle_pins_the_framework(place):
     version = place.register()
     framework = library.framework("wspkg")
     assert version.bundle(place.settings).lineage["framework"] == framework
-    assert events.newest(place.settings.events, "registered", "m/1")["details"]["framework"] == framework
+    assert (
+        events.newest(place.settings.events, "registered", "m/1")["details"]["framework"]
+        == framework
+    )
     assert version.bundle(place.settings).other_framework == {}
 
 
@@ -267,11 +346,15 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
     app = application_of(Handlers(served, log, PredictionLog(place.settings, "m", "_feedback")))
     answer = TestClient(app, base_url="http://localhost").get("/healthz").json()
     assert answer["framework"] == {"1": {"registered": here, "here": OTHER}}
-    assert served.traffic.champion.predict(served.traffic.champion.signature.frame(ROWS.select("x", "c").to_dicts()))
+    assert served.traffic.champion.predict(
+        served.traffic.champion.signature.frame(ROWS.select("x", "c").to_dicts())
+    )
     event = deployed(place.settings, champion="1")
     monkeypatch.setattr(applications, "health", lambda *a: answer | {"event": event})
-    note = (f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is served by "
-            "mlops_nb 9.9 (01234567)")
+    note = (
+        f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is served by "
+        "mlops_nb 9.9 (01234567)"
+    )
     now = pages.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
     assert note in pages.page(now)
@@ -283,6 +366,7 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
 
 # -- bundles of an earlier release -----------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def whole(place):
     "A bundle as an earlier release made it: its library is the framework, with the workflow in it."
@@ -290,13 +374,21 @@ def whole(place):
     shutil.copytree(place.register().bundle(place.settings).path, path)
     shutil.rmtree(path / "library")
     (path / "library/mlops_nb/shop").mkdir(parents=True)
-    for name in ("__init__", "registry", "shop/__init__"): (path / f"library/mlops_nb/{name}.py").write_text("")
+    for name in ("__init__", "registry", "shop/__init__"):
+        (path / f"library/mlops_nb/{name}.py").write_text("")
     (path / "library/mlops_nb/shop/features.py").write_text(FEATURES.format(factor=2))
-    for name in ("mlops_nb.shop", "mlops_nb.shop.features"): sys.modules[name] = ModuleType(name)
+    for name in ("mlops_nb.shop", "mlops_nb.shop.features"):
+        sys.modules[name] = ModuleType(name)
     exec(FEATURES.format(factor=2), vars(sys.modules["mlops_nb.shop.features"]))
-    skops.io.dump(make_pipeline(FunctionTransformer(sys.modules["mlops_nb.shop.features"].features),
-                                LogisticRegression()), path / "model.skops")
-    for name in ("mlops_nb.shop", "mlops_nb.shop.features"): del sys.modules[name]
+    skops.io.dump(
+        make_pipeline(
+            FunctionTransformer(sys.modules["mlops_nb.shop.features"].features),
+            LogisticRegression(),
+        ),
+        path / "model.skops",
+    )
+    for name in ("mlops_nb.shop", "mlops_nb.shop.features"):
+        del sys.modules[name]
     lineage = json.loads((path / "lineage.json").read_text())
     lineage.pop("framework")
     (path / "lineage.json").write_text(json.dumps(lineage | {"package": "mlops_nb"}))
@@ -305,16 +397,22 @@ def whole(place):
     return path
 
 
-REFUSED = ("was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its library is the "
-           "whole framework of that time. Train the model and register it again")
+REFUSED = (
+    "was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its library is the "
+    "whole framework of that time. Train the model and register it again"
+)
 
 
-def test_a_bundle_whose_library_is_the_framework_is_refused_in_one_sentence(place, whole, monkeypatch):
+def test_a_bundle_whose_library_is_the_framework_is_refused_in_one_sentence(
+    place, whole, monkeypatch
+):
     digest = seal(whole)
-    with pytest.raises(OutdatedBundle, match=REFUSED): Bundle(whole, digest=digest).pipeline  # noqa: B018
+    with pytest.raises(OutdatedBundle, match=REFUSED):
+        Bundle(whole, digest=digest).pipeline  # noqa: B018
     assert Bundle(whole, digest=digest).report == {"passed": True}
     monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST", digest)
-    with pytest.raises(OutdatedBundle, match=REFUSED): mlflow.pyfunc.load_model(str(whole))
+    with pytest.raises(OutdatedBundle, match=REFUSED):
+        mlflow.pyfunc.load_model(str(whole))
 
 
 def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, monkeypatch):
@@ -323,21 +421,36 @@ def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, mon
     deployed(place.settings, champion="1")
     monkeypatch.setattr(registry.ModelVersion, "bundle", lambda self, settings=None: built)
     with pytest.warns(UserWarning, match="the champion is not compared with: .*Train the model"):
-        assert registry.champions_view("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
+        assert (
+            registry.champions_view("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
+        )
 
 
 def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, monkeypatch):
     "So that its model can be trained again."
     digest = seal(whole)
     for model in ("m", "n"):
-        events.record(place.settings.events, "deployed", model, by="ann", versions={"1": 100}, bundles={"1": str(whole)},
-                      champion="1", challenger=None, library="")
-        if model == "m": continue
+        events.record(
+            place.settings.events,
+            "deployed",
+            model,
+            by="ann",
+            versions={"1": 100},
+            bundles={"1": str(whole)},
+            champion="1",
+            challenger=None,
+            library="",
+        )
+        if model == "m":
+            continue
         events.record(place.settings.events, "registered", "n/1", by="ann", bundle=digest)
     started = []
+
     def realize(settings, model):
-        if model == "n": applications.run(settings, model, Desired({"1": 100}, {"1": str(whole)}))
+        if model == "n":
+            applications.run(settings, model, Desired({"1": 100}, {"1": str(whole)}))
         started.append(model)
+
     monkeypatch.setattr(deployment, "realize", realize)
     monkeypatch.setattr(roles, "mirror", lambda model, settings: None)
     one, other = deployment.restore(place.settings)
@@ -347,10 +460,14 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
 def test_a_library_that_does_not_import_any_more_is_refused_in_one_sentence(place):
     (place.settings.root / "wspkg/features.py").write_text(
-        "from mlops_nb.gone import Contract\n" + FEATURES.format(factor=2))
+        "from mlops_nb.gone import Contract\n" + FEATURES.format(factor=2)
+    )
     built = place.register().bundle(place.settings)
     forget()
-    with pytest.raises(OutdatedBundle, match="its library cannot be imported: No module named 'mlops_nb.gone'. Train"):
+    with pytest.raises(
+        OutdatedBundle,
+        match="its library cannot be imported: No module named 'mlops_nb.gone'. Train",
+    ):
         built.pipeline  # noqa: B018
 
 
@@ -370,7 +487,14 @@ print(json.dumps([wspkg.__file__, mode, "mlflow" in sys.modules, p.tolist()]))
     private = tmp_path / "tmp"
     private.mkdir()
     env = os.environ | {"MLOPS_NB_BUNDLE_DIGEST": built.digest, "TMPDIR": str(private)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+        env=env,
+    )
     file, mode, with_mlflow, probability = json.loads(done.stdout)
     assert Path(file).is_relative_to(private) and mode == 0o700 and not with_mlflow
     assert probability == pytest.approx(list(place.fitted.probability(ROWS)))
@@ -384,7 +508,8 @@ def test_mlflow_loads_a_version_by_itself(place, monkeypatch):
     model = mlflow.pyfunc.load_model("models:/m/1")
     labels = model.predict(ROWS.drop("y", "id").to_pandas())
     assert list(labels) == place.fitted.predict(ROWS).to_list()
-    with pytest.raises(Exception, match="x"): model.predict(ROWS.select("c").to_pandas())
+    with pytest.raises(Exception, match="x"):
+        model.predict(ROWS.select("c").to_pandas())
 
 
 # -- bundles that somebody changed --------------------------------------------------------------------------------
@@ -404,7 +529,11 @@ def attacked(place, tmp_path):
     sys.path.insert(0, str(path / "library"))
     (path / "library/evil/__init__.py").write_text("def features(frame): return frame\n")
     import evil
-    skops.io.dump(make_pipeline(FunctionTransformer(evil.features), LogisticRegression()), path / "model.skops")
+
+    skops.io.dump(
+        make_pipeline(FunctionTransformer(evil.features), LogisticRegression()),
+        path / "model.skops",
+    )
     sys.path.remove(str(path / "library"))
     del sys.modules["evil"]
     shutil.rmtree(path / "library/evil/__pycache__", ignore_errors=True)
@@ -413,7 +542,8 @@ def attacked(place, tmp_path):
     sys.modules.pop("evil", None)
 
 
-def desired(path: Path, library: str) -> Desired: return Desired({"1": 100}, {"1": str(path)}, library)
+def desired(path: Path, library: str) -> Desired:
+    return Desired({"1": 100}, {"1": str(path)}, library)
 
 
 def replica(place, attacked) -> None:
@@ -423,13 +553,17 @@ def replica(place, attacked) -> None:
 
 LOADS = {
     "the registry": lambda place, attacked: attacked.version.bundle(place.settings).pipeline,
-    "a reference": lambda place, attacked: resolve("m/1", settings=place.settings).bundle(place.settings).report,
+    "a reference": lambda place, attacked: (
+        resolve("m/1", settings=place.settings).bundle(place.settings).report
+    ),
     "the folder": lambda place, attacked: Bundle(attacked.path).pipeline,
     "the folder's library": lambda place, attacked: Bundle(attacked.path).library,
     "MLflow, by reference": lambda place, attacked: mlflow.pyfunc.load_model("models:/m/1"),
     "MLflow, by folder": lambda place, attacked: mlflow.pyfunc.load_model(str(attacked.path)),
     "a replica": replica,
-    "a replica's path": lambda place, attacked: applications.run(place.settings, "m", desired(attacked.path, "any")),
+    "a replica's path": lambda place, attacked: applications.run(
+        place.settings, "m", desired(attacked.path, "any")
+    ),
     "a deployment": lambda place, attacked: applications.target("m/1", place.settings),
 }
 
@@ -443,9 +577,12 @@ def test_the_code_of_a_resealed_bundle_never_runs(place, attacked, monkeypatch, 
     monkeypatch.chdir(place.settings.root if inside else outside)
     loaded = []
     for name, way in LOADS.items():
-        try: way(place, attacked)
-        except (BundleError, ServingError): pass
-        else: loaded.append(name)
+        try:
+            way(place, attacked)
+        except (BundleError, ServingError):
+            pass
+        else:
+            loaded.append(name)
         assert not attacked.mark.exists() and "evil" not in sys.modules and sys.path == path, name
     assert loaded == []
 
@@ -455,21 +592,31 @@ def test_mlflows_own_record_of_the_digest_is_not_believed(place, attacked):
     client.set_model_version_tag("m", "1", "bundle", attacked.resealed)
     version = resolve("m/1", settings=place.settings)
     assert version.tags["bundle"] == attacked.resealed
-    with pytest.raises(BundleError, match="another was expected"): version.bundle(place.settings).pipeline  # noqa: B018
+    with pytest.raises(BundleError, match="another was expected"):
+        version.bundle(place.settings).pipeline  # noqa: B018
     assert not attacked.mark.exists()
 
 
 @pytest.mark.parametrize("how", ["environment", "file"])
-def test_outside_a_workspace_the_digest_comes_from_the_environment(place, monkeypatch, tmp_path, how):
+def test_outside_a_workspace_the_digest_comes_from_the_environment(
+    place, monkeypatch, tmp_path, how
+):
     built = place.register().bundle(place.settings)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BundleError, match="code of its own .wspkg.features.features., and nothing says which digest"):
+    with pytest.raises(
+        BundleError,
+        match="code of its own .wspkg.features.features., and nothing says which digest",
+    ):
         Bundle(built.path).pipeline  # noqa: B018
     (tmp_path / "digest").write_text(f"{built.digest}\n")
-    if how == "file": monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST_FILE", str(tmp_path / "digest"))
-    else: monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST", built.digest)
-    assert (Bundle(built.path).pipeline.predict_proba(built.signature.conform(ROWS))[:, 1]
-            == place.fitted.probability(ROWS)).all()
+    if how == "file":
+        monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST_FILE", str(tmp_path / "digest"))
+    else:
+        monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST", built.digest)
+    assert (
+        Bundle(built.path).pipeline.predict_proba(built.signature.conform(ROWS))[:, 1]
+        == place.fitted.probability(ROWS)
+    ).all()
     monkeypatch.setenv("MLOPS_NB_BUNDLE_DIGEST", "0" * 64)
     monkeypatch.delenv("MLOPS_NB_BUNDLE_DIGEST_FILE", raising=False)
     with pytest.raises(BundleError, match=f"has digest {built.digest}, expected 0000"):
@@ -494,12 +641,15 @@ def test_the_probability_of_a_label_follows_the_label_not_the_column(place):
     positive = place.fitted.probability(ROWS)
     assert (built.probability(ROWS, "Yes") == positive).all()
     assert built.probability(ROWS, "No") == pytest.approx(1 - positive)
-    with pytest.raises(BundleError, match="has the labels No and Yes, expected 1 among them"): built.probability(ROWS, 1)
+    with pytest.raises(BundleError, match="has the labels No and Yes, expected 1 among them"):
+        built.probability(ROWS, 1)
 
 
 def test_a_bundle_without_code_of_its_own_needs_no_digest(place, tmp_path, monkeypatch):
     with tracking.start_run(place.settings, name="plain"):
-        plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression())).save(place.settings)
+        plain = fit(ROWS, OBJECTIVE, Candidate("logistic", LogisticRegression())).save(
+            place.settings
+        )
     built = place.register(candidate=plain).bundle(place.settings)
     monkeypatch.chdir(tmp_path)
     assert Bundle(built.path).pipeline.predict_proba(built.signature.conform(ROWS)).shape == (60, 2)
@@ -508,9 +658,11 @@ def test_a_bundle_without_code_of_its_own_needs_no_digest(place, tmp_path, monke
 def test_a_version_without_its_event_is_not_loaded(place, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(events, "record", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("killed")))
-        with pytest.raises(RuntimeError): place.register()
+        with pytest.raises(RuntimeError):
+            place.register()
     version = resolve("m/1", settings=place.settings)
-    with pytest.raises(BundleError, match="m/1 has no `registered` event"): version.bundle(place.settings)
+    with pytest.raises(BundleError, match="m/1 has no `registered` event"):
+        version.bundle(place.settings)
     place.register()
     assert version.bundle(place.settings).verify().digest == version.tags["bundle"]
 
@@ -537,7 +689,9 @@ Bundle({str(built.path)!r}, digest={built.digest!r}).verify().pipeline
 import wspkg.features
 print(wspkg.features.__file__)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert not mark.exists() and not done.stdout.startswith(str(built.path))
     shutil.rmtree(place.settings.state / "libraries")  # as on another machine
     library = resolve("m/1", settings=place.settings).bundle(place.settings).library
@@ -556,7 +710,8 @@ def test_links_and_special_files_in_a_bundle_are_refused(place, tmp_path, what):
         (tmp_path / "extra").mkdir()
         (tmp_path / "extra/__init__.py").write_text("")
         (path / "library/extra").symlink_to(tmp_path / "extra")
-    else: os.mkfifo(path / "library/pipe.py")
+    else:
+        os.mkfifo(path / "library/pipe.py")
     with pytest.raises(BundleError, match="is a link or a special file, expected plain files only"):
         version.bundle(place.settings).verify()
 
@@ -564,9 +719,18 @@ def test_links_and_special_files_in_a_bundle_are_refused(place, tmp_path, what):
 def test_what_was_checked_is_what_is_used(place):
     "No file is read again after its hash was taken."
     built = place.register().bundle(place.settings).verify()
-    for name in ("model.skops", "objective.json", "candidate.json", "lineage.json", "library/wspkg/features.py"):
+    for name in (
+        "model.skops",
+        "objective.json",
+        "candidate.json",
+        "lineage.json",
+        "library/wspkg/features.py",
+    ):
         (built.path / name).write_bytes(b"changed after the check")
-    assert (built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1] == place.fitted.probability(ROWS)).all()
+    assert (
+        built.pipeline.predict_proba(built.signature.conform(ROWS))[:, 1]
+        == place.fitted.probability(ROWS)
+    ).all()
     assert built.objective == OBJECTIVE and built.labels == ("No", "Yes")
     assert "changed" not in (built.library / "wspkg/features.py").read_text()
 
@@ -578,73 +742,126 @@ def test_a_bundle_that_is_resealed_while_it_is_read_is_refused(place, monkeypatc
     assert built.trusted
     (built.path / "lineage.json").write_text('{"package": "evil"}')
     seal(built.path)
-    with pytest.raises(BundleError, match="lineage.json was changed"): built.verify()
+    with pytest.raises(BundleError, match="lineage.json was changed"):
+        built.verify()
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("{", "is not JSON"), ("[]", "has no digest and files"), ('{"digest": "0", "files": []}', "has no digest and files")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has no digest and files"),
+        ('{"digest": "0", "files": []}', "has no digest and files"),
+    ],
+)
 def test_a_manifest_that_is_none_is_refused_in_words(place, text, says):
     version = place.register()
     (version.bundle(place.settings).path / "manifest.json").write_text(text)
-    with pytest.raises(BundleError, match=says): version.bundle(place.settings).verify()
+    with pytest.raises(BundleError, match=says):
+        version.bundle(place.settings).verify()
 
 
 def test_a_replica_loads_what_was_registered(place):
     version = place.register()
     desired_state, state = applications.target(version.ref, place.settings)
     served = Versions(place.settings, "m", state.library, fixed=state).traffic.champion
-    assert served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))[1] == pytest.approx(
-        place.fitted.probability(ROWS).tolist())
+    assert served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))[
+        1
+    ] == pytest.approx(place.fitted.probability(ROWS).tolist())
     assert Versions(place.settings, "m", state.library, fixed=state).traffic.labels == ["No", "Yes"]
 
 
 def test_what_cannot_be_loaded_is_not_registered(place, tmp_path):
     with pytest.raises(TrainingError, match="names wspkg.features.features"):
-        place.register(settings=place.settings.model_copy(
-            update={"workspace": place.settings.workspace.model_copy(update={"package": "other"})}))
-    with pytest.raises(RegistryError, match="letters, digits"): place.register("a/b")
-    with pytest.raises(RegistryError, match="expected runs:/"): place.register(candidate=str(tmp_path))
-    with pytest.raises(TrackingError, match="no run"): place.register(candidate="runs:/nope/candidate")
+        place.register(
+            settings=place.settings.model_copy(
+                update={
+                    "workspace": place.settings.workspace.model_copy(update={"package": "other"})
+                }
+            )
+        )
+    with pytest.raises(RegistryError, match="letters, digits"):
+        place.register("a/b")
+    with pytest.raises(RegistryError, match="expected runs:/"):
+        place.register(candidate=str(tmp_path))
+    with pytest.raises(TrackingError, match="no run"):
+        place.register(candidate="runs:/nope/candidate")
     with pytest.raises(BundleError, match="two files are called"):
         place.register(notebooks=[place.notebook, place.notebook])
     assert versions("m", settings=place.settings) == []
 
 
-@pytest.mark.parametrize(("ref", "says"), [
-    ("m/9", "no model m/9: there is m/1 = m@champion"), ("m@challenger", "there is m/1"), ("n/1", "the models are m"),
-    ("m", "expected NAME/VERSION or NAME@ALIAS"), ("m@3", "expected NAME/VERSION"), ("m/1/2", "expected NAME")])
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [
+        ("m/9", "no model m/9: there is m/1 = m@champion"),
+        ("m@challenger", "there is m/1"),
+        ("n/1", "the models are m"),
+        ("m", "expected NAME/VERSION or NAME@ALIAS"),
+        ("m@3", "expected NAME/VERSION"),
+        ("m/1/2", "expected NAME"),
+    ],
+)
 def test_a_reference_that_leads_nowhere_says_what_there_is(place, ref, says):
     place.register()
     deployed(place.settings, champion="1")
-    with pytest.raises(RegistryError, match=says): resolve(ref, settings=place.settings)
+    with pytest.raises(RegistryError, match=says):
+        resolve(ref, settings=place.settings)
 
 
 def deployed(settings, *, champion, challenger=None, share=10):
     "Record a decision about the endpoint `m`, and do nothing about it."
     shares = {champion: 100} if challenger is None else {champion: 100 - share, challenger: share}
-    return events.record(settings.events, "deployed", "m", by="ann", versions=shares, bundles={},
-                         champion=champion, challenger=challenger)
+    return events.record(
+        settings.events,
+        "deployed",
+        "m",
+        by="ann",
+        versions=shares,
+        bundles={},
+        champion=champion,
+        challenger=challenger,
+    )
 
 
 def test_a_decision_needs_a_version_and_a_person(place):
     settings = place.settings
     place.register()
-    with pytest.raises(RegistryError, match="there is m/1"): approve("m/2", "ann", settings=settings)
-    with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", " ", settings=settings)
-    with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", "rule", settings=settings)
-    with pytest.raises(ApprovalError, match="name of the person"): approve("m/1", " Rule ", settings=settings)
+    with pytest.raises(RegistryError, match="there is m/1"):
+        approve("m/2", "ann", settings=settings)
+    with pytest.raises(ApprovalError, match="name of the person"):
+        approve("m/1", " ", settings=settings)
+    with pytest.raises(ApprovalError, match="name of the person"):
+        approve("m/1", "rule", settings=settings)
+    with pytest.raises(ApprovalError, match="name of the person"):
+        approve("m/1", " Rule ", settings=settings)
     id_ = approve("model:m/1", "ann", "checked", settings=settings)
     newest = approval("m/1", settings=settings)
-    assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (id_, "approved", "ann", "checked")
-    assert newest["details"]["user"] == events.user(), "what the operating system says, beside what the person says"
+    assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (
+        id_,
+        "approved",
+        "ann",
+        "checked",
+    )
+    assert newest["details"]["user"] == events.user(), (
+        "what the operating system says, beside what the person says"
+    )
 
 
 def accepted(settings, ref, *, passed=True, bundle=None):
     "Record acceptance tests of a version."
-    checks = [{"check": "latency", "passed": passed, "found": "p95 120 ms", "demanded": "p95 ≤ 100 ms"}]
+    checks = [
+        {"check": "latency", "passed": passed, "found": "p95 120 ms", "demanded": "p95 ≤ 100 ms"}
+    ]
     digest = bundle or resolve(ref, settings=settings).tags["bundle"]
-    return events.record(settings.events, "accepted" if passed else "failed_acceptance", ref, by="workflow",
-                         checks=checks, bundle=digest)
+    return events.record(
+        settings.events,
+        "accepted" if passed else "failed_acceptance",
+        ref,
+        by="workflow",
+        checks=checks,
+        bundle=digest,
+    )
 
 
 def report_of(place, *checks, objective=None):
@@ -652,10 +869,14 @@ def report_of(place, *checks, objective=None):
     rows = [{"name": n, "expected": "at least 0.8", "came": "0.7", "passed": p} for n, p in checks]
     folder = place.settings.root / "report"
     folder.mkdir(exist_ok=True)
-    report = {"checks": rows, "passed": True} | ({"objective": objective.model_dump(mode="json")} if objective else {})
+    report = {"checks": rows, "passed": True} | (
+        {"objective": objective.model_dump(mode="json")} if objective else {}
+    )
     (folder / "report.json").write_text(json.dumps(report))
     with tracking.start_run(place.settings, name="workflow"):
-        return tracking.log_folder(folder, f"report-{len(checks)}-{all(p for _, p in checks)}", settings=place.settings)
+        return tracking.log_folder(
+            folder, f"report-{len(checks)}-{all(p for _, p in checks)}", settings=place.settings
+        )
 
 
 def test_a_rejection_is_final(place):
@@ -666,18 +887,28 @@ def test_a_rejection_is_final(place):
     assert approval("m/1", settings=settings) is None
     reject("m/1", "bob", "too old", settings=settings)
     final = r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, register a new version"
-    for decide in (lambda: approve_by_rule("m/1", settings=settings), lambda: approve("m/1", "ann", settings=settings),
-                   lambda: approve("m/1", "ann", despite="I know better", settings=settings)):
-        with pytest.raises(ApprovalError, match=final): decide()
+    for decide in (
+        lambda: approve_by_rule("m/1", settings=settings),
+        lambda: approve("m/1", "ann", settings=settings),
+        lambda: approve("m/1", "ann", despite="I know better", settings=settings),
+    ):
+        with pytest.raises(ApprovalError, match=final):
+            decide()
     assert approval("m/1", settings=settings)["kind"] == "rejected"
     assert place.register(report_uri=report).ref == "m/2", "the same model under a new number"
     assert place.register(report_uri=report).ref == "m/2"
     accepted(settings, "m/2")
-    with pytest.raises(ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob: only a person"):
+    with pytest.raises(
+        ApprovalError,
+        match="m/2 is the same model as m/1, which was rejected by bob: only a person",
+    ):
         approve_by_rule("m/2", settings=settings)
-    assert place.register(report_uri=report, notebooks=[]).ref == "m/3", "another bundle of the same model"
+    assert place.register(report_uri=report, notebooks=[]).ref == "m/3", (
+        "another bundle of the same model"
+    )
     accepted(settings, "m/3")
-    with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"): approve_by_rule("m/3", settings=settings)
+    with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"):
+        approve_by_rule("m/3", settings=settings)
     approve("m/2", "bob", "a slip of the mouse", settings=settings)
     assert approval("m/2", settings=settings)["kind"] == "approved"
 
@@ -692,26 +923,37 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
             place.candidate = place.fitted.save(settings)
         assert place.register(report_uri=report).ref == f"m/{n}"
         accepted(settings, f"m/{n}")
-        if n == 1: reject("m/1", "bob", settings=settings)
-    if seed == "6":   # another model
+        if n == 1:
+            reject("m/1", "bob", settings=settings)
+    if seed == "6":  # another model
         approve_by_rule("m/2", settings=settings)
         return
-    with pytest.raises(ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob"):
+    with pytest.raises(
+        ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob"
+    ):
         approve_by_rule("m/2", settings=settings)
 
 
-@pytest.mark.parametrize("decide", [approve_by_rule, lambda ref, settings: approve(ref, "ann", settings=settings)])
-def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(place, monkeypatch, decide):
+@pytest.mark.parametrize(
+    "decide", [approve_by_rule, lambda ref, settings: approve(ref, "ann", settings=settings)]
+)
+def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
+    place, monkeypatch, decide
+):
     settings, real = place.settings, approvals.acceptance
     place.register(report_uri=report_of(place, ("roc_auc", True)))
     accepted(settings, "m/1")
 
     def failed_meanwhile(ref, digest, settings):
         trial = real(ref, digest, settings)
-        events.record(settings.events, "failed_acceptance", ref, by="test", bundle=digest, checks=[])
+        events.record(
+            settings.events, "failed_acceptance", ref, by="test", bundle=digest, checks=[]
+        )
         return trial
+
     monkeypatch.setattr(approvals, "acceptance", failed_meanwhile)
-    with pytest.raises(EventConflict, match="m/1 was failed_acceptance meanwhile"): decide("m/1", settings=settings)
+    with pytest.raises(EventConflict, match="m/1 was failed_acceptance meanwhile"):
+        decide("m/1", settings=settings)
     assert approval("m/1", settings=settings) is None
 
 
@@ -725,8 +967,10 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
         monkeypatch.setattr(approvals, "decision", real)
         reject(ref, "bob", settings=settings)
         return before
+
     monkeypatch.setattr(approvals, "decision", rejected_meanwhile)
-    with pytest.raises(EventConflict, match="rejected meanwhile by bob"): approve("m/1", "carol", settings=settings)
+    with pytest.raises(EventConflict, match="rejected meanwhile by bob"):
+        approve("m/1", "carol", settings=settings)
     assert approval("m/1", settings=settings)["kind"] == "rejected"
 
 
@@ -734,23 +978,40 @@ def test_a_report_of_another_candidate_registers_nothing(place):
     report = report_of(place, ("roc_auc", True))
     run = registry.run_of(report)
     tracking.client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
-    with pytest.raises(RegistryError, match=f"{report} is of runs:/0ther/candidate, expected one of {place.candidate}"):
+    with pytest.raises(
+        RegistryError,
+        match=f"{report} is of runs:/0ther/candidate, expected one of {place.candidate}",
+    ):
         place.register(report_uri=report)
     assert versions("m", settings=place.settings) == []
 
 
-@pytest.mark.parametrize(("checks", "trial", "says"), [
-    ([("roc_auc", True), ("gap", False)], {}, "m/1 failed: test report, gap: expected at least 0.8, got 0.7"),
-    ([], {}, "has no checks"),
-    ([("roc_auc", True)], None, "has no acceptance tests"),
-    ([("roc_auc", True)], {"passed": False}, "m/1 failed: acceptance, latency: expected p95 ≤ 100 ms, got p95 120 ms"),
-    ([("roc_auc", True)], {"bundle": "another"}, "has no acceptance tests")])
+@pytest.mark.parametrize(
+    ("checks", "trial", "says"),
+    [
+        (
+            [("roc_auc", True), ("gap", False)],
+            {},
+            "m/1 failed: test report, gap: expected at least 0.8, got 0.7",
+        ),
+        ([], {}, "has no checks"),
+        ([("roc_auc", True)], None, "has no acceptance tests"),
+        (
+            [("roc_auc", True)],
+            {"passed": False},
+            "m/1 failed: acceptance, latency: expected p95 ≤ 100 ms, got p95 120 ms",
+        ),
+        ([("roc_auc", True)], {"bundle": "another"}, "has no acceptance tests"),
+    ],
+)
 def test_the_rule_approves_only_what_was_tested_and_passed(place, checks, trial, says):
     "The report's own word `passed` counts for nothing, and nor do acceptance tests of another bundle."
     settings = place.settings
     place.register(report_uri=report_of(place, *checks))
-    if trial is not None: accepted(settings, "m/1", **trial)
-    with pytest.raises(ApprovalError, match=says): approve_by_rule("m/1", settings=settings)
+    if trial is not None:
+        accepted(settings, "m/1", **trial)
+    with pytest.raises(ApprovalError, match=says):
+        approve_by_rule("m/1", settings=settings)
     assert approval("m/1", settings=settings) is None
 
 
@@ -764,16 +1025,28 @@ def test_the_rule_approves_once_what_passed(place):
     assert (decision["by"], decision["details"]["acceptance"]) == ("rule", trial)
 
 
-@pytest.mark.parametrize(("objective", "setting", "waits"), [
-    ("rule", "rule", False), ("person", "rule", True), ("rule", "person", True), ("person", "person", True)])
-def test_who_approves_is_what_the_registered_objective_says_or_stricter(place, monkeypatch, objective, setting, waits):
+@pytest.mark.parametrize(
+    ("objective", "setting", "waits"),
+    [
+        ("rule", "rule", False),
+        ("person", "rule", True),
+        ("rule", "person", True),
+        ("person", "person", True),
+    ],
+)
+def test_who_approves_is_what_the_registered_objective_says_or_stricter(
+    place, monkeypatch, objective, setting, waits
+):
     settings, judged = place.settings, OBJECTIVE.model_copy(update={"approval": objective})
     place.register(report_uri=report_of(place, ("roc_auc", True)), objective=judged)
     accepted(settings, "m/1")
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", setting)
     settings = load(settings.root)
-    says = pytest.raises(ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`")
-    with says if waits else nullcontext(): approve_by_rule("m/1", settings=settings)
+    says = pytest.raises(
+        ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`"
+    )
+    with says if waits else nullcontext():
+        approve_by_rule("m/1", settings=settings)
 
 
 def test_an_objective_without_a_policy_reads_as_the_rule():
@@ -785,7 +1058,9 @@ def test_a_person_must_say_why_to_approve_what_failed(place):
     settings = place.settings
     place.register(report_uri=report_of(place, ("roc_auc", True), ("gap", False)))
     accepted(settings, "m/1", passed=False)
-    with pytest.raises(ApprovalError, match="test report, gap: .*; acceptance, latency: .*--despite REASON"):
+    with pytest.raises(
+        ApprovalError, match="test report, gap: .*; acceptance, latency: .*--despite REASON"
+    ):
         approve("m/1", "ann", settings=settings)
     approve("m/1", "ann", despite="only for the pilot", settings=settings)
     details = approval("m/1", settings=settings)["details"]
@@ -793,15 +1068,23 @@ def test_a_person_must_say_why_to_approve_what_failed(place):
 
 
 def test_the_verdict_is_read_from_the_report(place):
-    for checks, says in (([("gap", False)], "gap: expected at least 0.8, got 0.7"), ([], "it has no checks")):
+    for checks, says in (
+        ([("gap", False)], "gap: expected at least 0.8, got 0.7"),
+        ([], "it has no checks"),
+    ):
         with pytest.raises(RegistryError, match=says):
             registry.tested(report_of(place, *checks), OBJECTIVE, settings=place.settings)
-    assert registry.tested(report_of(place, ("gap", True)), OBJECTIVE, settings=place.settings)["checks"]
+    assert registry.tested(report_of(place, ("gap", True)), OBJECTIVE, settings=place.settings)[
+        "checks"
+    ]
     laxer = OBJECTIVE.model_copy(update={"accept": {"calibration_error": 0.9}, "approval": "rule"})
     report = report_of(place, ("gap", True), ("roc_auc", True), objective=laxer)
-    for use in (lambda: registry.tested(report, OBJECTIVE, settings=place.settings),
-                lambda: place.register(report_uri=report)):
-        with pytest.raises(RegistryError, match="judges by another objective: accept differ"): use()
+    for use in (
+        lambda: registry.tested(report, OBJECTIVE, settings=place.settings),
+        lambda: place.register(report_uri=report),
+    ):
+        with pytest.raises(RegistryError, match="judges by another objective: accept differ"):
+            use()
     assert versions("m", settings=place.settings) == []
 
 
@@ -816,29 +1099,40 @@ def test_an_alias_moves_and_goes(place):
     place.register(dataset="m@4")
     set_alias("m/1", "best", settings=settings)
     set_alias("m/2", "best", settings=settings)
-    assert resolve("m@best", settings=settings).ref == "m/2" and resolve("m/1", settings=settings).aliases == ()
+    assert (
+        resolve("m@best", settings=settings).ref == "m/2"
+        and resolve("m/1", settings=settings).aliases == ()
+    )
     set_alias("m/2", "best", remove=True, settings=settings)
-    with pytest.raises(RegistryError): resolve("m@best", settings=settings)
+    with pytest.raises(RegistryError):
+        resolve("m@best", settings=settings)
     with pytest.raises(RegistryError, match="champion is a role at an endpoint"):
         set_alias("m/2", "champion", settings=settings)
 
 
 def test_the_champion_is_what_the_newest_event_says_not_an_alias(place):
     settings = place.settings
-    for dataset in ("m@3", "m@4", "m@5"): place.register(dataset=dataset)
+    for dataset in ("m@3", "m@4", "m@5"):
+        place.register(dataset=dataset)
     tracking.client(settings).set_registered_model_alias("m", "champion", "3")
-    with pytest.raises(RegistryError, match="no model m@champion"): resolve("m@champion", settings=settings)
+    with pytest.raises(RegistryError, match="no model m@champion"):
+        resolve("m@champion", settings=settings)
     deployed(settings, champion="1", challenger="2", share=60)
-    assert resolve("m@champion", settings=settings).ref == "m/1", "the greater share makes no champion"
+    assert resolve("m@champion", settings=settings).ref == "m/1", (
+        "the greater share makes no champion"
+    )
     assert resolve("m@challenger", settings=settings).ref == "m/2"
     assert resolve("m/3", settings=settings).aliases == ()
     events.record(settings.events, "deployed", "m", by="ann", versions={"1": 40, "3": 60})
-    assert resolve("m@champion", settings=settings).ref == "m/3", "an event of an earlier release names no roles"
+    assert resolve("m@champion", settings=settings).ref == "m/3", (
+        "an event of an earlier release names no roles"
+    )
 
 
 def test_mlflows_aliases_are_repaired_from_the_events(place):
     settings = place.settings
-    for dataset in ("m@3", "m@4"): place.register(dataset=dataset)
+    for dataset in ("m@3", "m@4"):
+        place.register(dataset=dataset)
     for name, version in (("champion", "2"), ("challenger", "1"), ("best", "1")):
         tracking.client(settings).set_registered_model_alias("m", name, version)
     event = deployed(settings, champion="1", challenger="2")
@@ -854,7 +1148,8 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
 def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
     "One reads the event, another machine decides and mirrors, and the first one writes what it had read."
     settings, real = place.settings, roles._mirror
-    for dataset in ("m@3", "m@4"): place.register(dataset=dataset)
+    for dataset in ("m@3", "m@4"):
+        place.register(dataset=dataset)
     deployed(settings, champion="1")
 
     def overtaken(client, name, wanted):
@@ -862,6 +1157,7 @@ def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
         deployed(settings, champion="2")
         real(client, name, {"champion": "2"})
         real(client, name, wanted)
+
     monkeypatch.setattr(roles, "_mirror", overtaken)
     roles.mirror("m", settings)
     assert aliases(settings, "m") == {"champion": "2"}
@@ -869,7 +1165,8 @@ def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
 
 def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(place):
     settings = place.settings
-    for dataset in ("m@3", "m@4"): place.register(dataset=dataset)
+    for dataset in ("m@3", "m@4"):
+        place.register(dataset=dataset)
     deployed(settings, champion="1", challenger="2")
     roles.mirror("m", settings)
     deployed(settings, champion="2")  # and here the process died
@@ -880,7 +1177,10 @@ def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(pl
 
 def test_outputs_do_not_change_a_notebooks_hash(tmp_path):
     for name, outputs in (("a.ipynb", []), ("b.ipynb", [{"text": "1"}])):
-        cells = [{"cell_type": "code", "source": ["x"], "outputs": outputs}, {"cell_type": "markdown", "source": [name]}]
+        cells = [
+            {"cell_type": "code", "source": ["x"], "outputs": outputs},
+            {"cell_type": "markdown", "source": [name]},
+        ]
         (tmp_path / name).write_text(json.dumps({"cells": cells}))
     assert code_hash(tmp_path / "a.ipynb") == code_hash(tmp_path / "b.ipynb")
     assert bundle.pins(tmp_path, "no-such-package").count("mlops_nb==") == 1

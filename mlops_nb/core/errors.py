@@ -70,21 +70,25 @@ class ConstraintError(MlopsError):
 # %% ../../nbs/1_core/00_errors.ipynb #900a0c96
 class Unparsable(DataError):
     "A value is not of the type that its column was read as."
+
     def __init__(self, message: str, column: str | None = None):
         super().__init__(message)
-        self.column = column   # where it is, if that is known
+        self.column = column  # where it is, if that is known
 
-    def __reduce__(self): return Unparsable, (self.args[0], self.column)
+    def __reduce__(self):
+        return Unparsable, (self.args[0], self.column)
 
 
 class InputError(DataError):
     "An input row that breaks a model's signature: where, what was expected, and what came."
+
     def __init__(self, row: int | None, column: str, expected: str, came: str):
         self.row, self.column, self.expected, self.came = row, column, expected, came
         where = ([] if row is None else [f"row {row}"]) + ([f"column '{column}'"] if column else [])
         super().__init__(f"{', '.join(where)}: expected {expected}, came {came}")
 
-    def __reduce__(self): return InputError, (self.row, self.column, self.expected, self.came)
+    def __reduce__(self):
+        return InputError, (self.row, self.column, self.expected, self.came)
 
 # %% ../../nbs/1_core/00_errors.ipynb #f77a0911
 class ObjectiveError(MlopsError):
@@ -136,9 +140,9 @@ class Refused(MlopsError):
 
     def __init__(
         self,
-        status: int,      # HTTP status, 4xx or 503
-        message: str,     # what was expected, what came, what to do
-        **where,          # row, column, expected, came: whatever is known
+        status: int,  # HTTP status, 4xx or 503
+        message: str,  # what was expected, what came, what to do
+        **where,  # row, column, expected, came: whatever is known
     ):
         super().__init__(message)
         self.status, self.where = status, {k: v for k, v in where.items() if v is not None}
@@ -147,6 +151,7 @@ class Refused(MlopsError):
     def body(self) -> bytes:
         "The answer's body."
         import orjson
+
         return orjson.dumps({"error": {"message": str(self), **self.where}}, default=str)
 
     @property
@@ -158,12 +163,13 @@ class Refused(MlopsError):
 # %% ../../nbs/1_core/00_errors.ipynb #02d17380
 class WorkflowError(MlopsError):
     "A workflow cannot run, or one of its stages failed."
+
     def __init__(
         self,
-        message: str,           # what went wrong
+        message: str,  # what went wrong
         *,
-        problems: tuple = (),   # each is a `Problem` of the workflow's notebooks, printed on its own line
-        run: Any = None,        # the `Run` that failed, if it had begun
+        problems: tuple = (),  # each is a `Problem` of the workflow's notebooks, printed on its own line
+        run: Any = None,  # the `Run` that failed, if it had begun
     ):
         super().__init__("\n".join([message, *(f"  {p}" for p in problems)]))
         self.problems, self.run = problems, run
@@ -171,6 +177,7 @@ class WorkflowError(MlopsError):
 
 class NotANotebook(WorkflowError):
     "A file cannot be read as a notebook."
+
     def __init__(self, address: str, reason: str):
         super().__init__(f"{address}: {reason}")
         self.reason = reason

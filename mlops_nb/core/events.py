@@ -22,33 +22,48 @@ from . import lake
 from .errors import EventConflict
 
 # %% ../../nbs/1_core/10_events.ipynb #2b2d9b80
-SCHEMA = {"id": pl.String, "at": pl.Datetime("us", "UTC"), "kind": pl.String,
-          "subject": pl.String, "by": pl.String, "details": pl.String,
-          "sequence": pl.Int64}   # 1, 2, … of each subject; null in rows of earlier releases
+SCHEMA = {
+    "id": pl.String,
+    "at": pl.Datetime("us", "UTC"),
+    "kind": pl.String,
+    "subject": pl.String,
+    "by": pl.String,
+    "details": pl.String,
+    "sequence": pl.Int64,
+}  # 1, 2, … of each subject; null in rows of earlier releases
 
 # %% ../../nbs/1_core/10_events.ipynb #c871f81e
 ANY = object()  # the default of `after`: whatever came before
 
 # %% ../../nbs/1_core/10_events.ipynb #43808d24
 def record(
-    log: str,                      # the log's table: a folder or an object-store address
-    kind: str,                     # what happened, a verb in the past tense
-    subject: str,                  # what it happened to: a dataset, model or endpoint reference
+    log: str,  # the log's table: a folder or an object-store address
+    kind: str,  # what happened, a verb in the past tense
+    subject: str,  # what it happened to: a dataset, model or endpoint reference
     *,
-    by: str,                       # the person or program responsible
-    after: str | None = ANY,       # id of the subject's newest event of these kinds; None: none
-    among: Sequence[str] = (),     # the kinds that `after` speaks of; default: this one
-    **details,                     # JSON-able facts about it
-) -> str:                          # the new event's id
+    by: str,  # the person or program responsible
+    after: str | None = ANY,  # id of the subject's newest event of these kinds; None: none
+    among: Sequence[str] = (),  # the kinds that `after` speaks of; default: this one
+    **details,  # JSON-able facts about it
+) -> str:  # the new event's id
     "Append one event and return its id; with `after`, only if nothing came in between."
-    row = {"id": uuid4().hex, "kind": kind, "subject": subject, "by": by,
-           "details": json.dumps(details, ensure_ascii=False)}
+    row = {
+        "id": uuid4().hex,
+        "kind": kind,
+        "subject": subject,
+        "by": by,
+        "details": json.dumps(details, ensure_ascii=False),
+    }
     _append(log, row, after, tuple(among) or (kind,))
     return row["id"]
 
 # %% ../../nbs/1_core/10_events.ipynb #2b2f86ca
-@retry(retry=retry_if_exception_type(CommitFailedError), stop=stop_after_delay(60),
-       wait=wait_random_exponential(0.02, max=1), reraise=True)
+@retry(
+    retry=retry_if_exception_type(CommitFailedError),
+    stop=stop_after_delay(60),
+    wait=wait_random_exponential(0.02, max=1),
+    reraise=True,
+)
 def _append(log: str, row: dict, after: str | None, among: tuple[str, ...]) -> None:
     "Append one event under its subject's next number, or raise `EventConflict`."
     if not lake.exists(log):
@@ -66,9 +81,11 @@ def _append(log: str, row: dict, after: str | None, among: tuple[str, ...]) -> N
 # %% ../../nbs/1_core/10_events.ipynb #c67dfd18
 EPOCH = datetime.fromtimestamp(0, UTC)
 
+
 def _now() -> int:
     "Return the time by this machine's clock, µs since 1970."
     return (datetime.now(UTC) - EPOCH) // timedelta(microseconds=1)
+
 
 def _next(table: DeltaTable, subject: str) -> dict[str, int]:
     "Return the sequence number and the time (µs since 1970) of a subject's next event."
@@ -81,9 +98,11 @@ def _next(table: DeltaTable, subject: str) -> dict[str, int]:
 # %% ../../nbs/1_core/10_events.ipynb #dd3827c3
 UNNUMBERED = "unnumbered until"  # transaction identifier: time of the last row without number, µs
 
+
 def _numbered(table: DeltaTable) -> bool:
     "Return whether the table has the column `sequence`."
     return any(field.name == "sequence" for field in table.schema().fields)
+
 
 def _last_unnumbered(table: DeltaTable, subject: str, now: int) -> int | None:
     "Return the time of a subject's last row without a number, µs; None if that is past."
@@ -91,6 +110,7 @@ def _last_unnumbered(table: DeltaTable, subject: str, now: int) -> int | None:
     if _numbered(table) and (end is None or end < now):
         return None
     return history(table, subject).select(pl.col("at").max().dt.epoch("us")).collect().item()
+
 
 def _commit(table: DeltaTable, frame: pl.DataFrame, numbers: dict[str, int]) -> None:
     "Append rows and keep these transaction numbers, in one commit; add the column if need be."
@@ -101,8 +121,9 @@ def _commit(table: DeltaTable, frame: pl.DataFrame, numbers: dict[str, int]) -> 
         options = {"schema_mode": "merge"}
     transactions = [Transaction(name, number) for name, number in numbers.items()]
     properties = CommitProperties(app_transactions=transactions)
-    frame.write_delta(table, mode="append",
-                      delta_write_options=options | {"commit_properties": properties})
+    frame.write_delta(
+        table, mode="append", delta_write_options=options | {"commit_properties": properties}
+    )
 
 # %% ../../nbs/1_core/10_events.ipynb #8c85a62d
 def _compare(table: DeltaTable, subject: str, after: str | None, among: tuple[str, ...]) -> None:
@@ -112,16 +133,18 @@ def _compare(table: DeltaTable, subject: str, after: str | None, among: tuple[st
         return
     if latest is None:
         raise EventConflict(f"{subject} was never {' or '.join(among)}")
-    raise EventConflict(f"{subject} was {latest['kind']} meanwhile by {latest['by']} at "
-                   f"{latest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and decide "
-                   "again")
+    raise EventConflict(
+        f"{subject} was {latest['kind']} meanwhile by {latest['by']} at "
+        f"{latest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state and decide "
+        "again"
+    )
 
 # %% ../../nbs/1_core/10_events.ipynb #a62d0e36
 def history(
-    log: str | pl.DataFrame,                  # the log's table, or a history of it, collected
-    subject: str | None = None,               # only events about this
+    log: str | pl.DataFrame,  # the log's table, or a history of it, collected
+    subject: str | None = None,  # only events about this
     kind: str | Sequence[str] | None = None,  # only events of this kind, or of these
-) -> pl.LazyFrame:                            # columns as in `SCHEMA`
+) -> pl.LazyFrame:  # columns as in `SCHEMA`
     "Return the events, oldest first: a subject's by its numbers, those of several by time."
     if isinstance(log, str) and not lake.exists(log):
         return pl.LazyFrame(schema=SCHEMA)
@@ -136,9 +159,11 @@ def history(
     order = ("at", "sequence") if subject is None else ("sequence", "at")  # no number comes first
     return events.select(list(SCHEMA)).sort(order, maintain_order=True)
 
+
 def _rows(log: str | pl.DataFrame | DeltaTable) -> pl.LazyFrame:
     "Return the rows of a log, wherever they are."
-    if isinstance(log, pl.DataFrame): return log.lazy()
+    if isinstance(log, pl.DataFrame):
+        return log.lazy()
     return lake.scan(log) if isinstance(log, str) else lake.frame(log)
 
 # %% ../../nbs/1_core/10_events.ipynb #2dcc8e4c
@@ -146,19 +171,21 @@ def decoded(event: dict) -> dict:
     "Return a row of a history with its details decoded."
     return {**event, "details": json.loads(event["details"])}
 
+
 def listed(
-    log: str | pl.DataFrame,                  # as for `history`
-    subject: str | None = None,               # only events about this
+    log: str | pl.DataFrame,  # as for `history`
+    subject: str | None = None,  # only events about this
     kind: str | Sequence[str] | None = None,  # only events of this kind, or of these
-) -> list[dict]:                              # with their details decoded
+) -> list[dict]:  # with their details decoded
     "Return the events, oldest first."
     return [decoded(row) for row in history(log, subject, kind).collect().to_dicts()]
 
+
 def newest(
-    log: str | pl.DataFrame,    # as for `history`
+    log: str | pl.DataFrame,  # as for `history`
     kind: str | Sequence[str],  # what happened; several kinds: the newest of any
-    subject: str,               # what it happened to
-) -> dict | None:               # the event, its details decoded
+    subject: str,  # what it happened to
+) -> dict | None:  # the event, its details decoded
     "Return a subject's newest event of a kind, or None if there is none."
     rows = history(log, subject, kind).tail(1).collect().to_dicts()
     return decoded(rows[0]) if rows else None
@@ -166,5 +193,7 @@ def newest(
 # %% ../../nbs/1_core/10_events.ipynb #615dec1d
 def user() -> str:
     "Return the name of the operating system's user, or its number if it has no name."
-    try: return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError: return f"user {os.getuid()}"
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"

@@ -25,18 +25,65 @@ from pkgutil import resolve_name
 from shutil import rmtree
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #e08909d2
-PRELOAD = ("ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib",
-           "IPython.core.debugger", "IPython.core.oinspect", "IPython.extensions.storemagic",
-           "tornado.platform.asyncio", "nbformat", "matplotlib.pyplot", "polars", "pandas", "deltalake",
-           "scipy.stats", "sklearn.compose", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline",
-           "sklearn.model_selection", "sklearn.inspection", "sklearn.calibration", "ray", "ray.tune", "ray.serve",
-           "mlflow", "mlflow.sklearn", "mlflow.store.tracking.sqlalchemy_store",
-           "mlflow.store.model_registry.sqlalchemy_store", "skops.io", "whylogs", "optuna", "dataframely",
-           "pydantic_settings", "httpx", "jinja2", "obstore.store", "yaml", "tenacity", "nbclient", "nbconvert",
-           "pyarrow.fs", "requests", "typer", "rich.console", "rich.progress", "pyflakes.api", "polars_hash",
-           "httpcore", "rich.status", "boto3", "entrypoints", "sqlalchemy.dialects.sqlite", "alembic.command",
-           "mlflow.tracing.processor.base_mlflow", "mlflow.store.tracking.sqlalchemy_workspace_store",
-           "IPython.lib.lexers", "jinja2.ext")
+PRELOAD = (
+    "ipykernel.kernelapp",
+    "ipykernel.zmqshell",
+    "ipykernel.debugger",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "tornado.platform.asyncio",
+    "nbformat",
+    "matplotlib.pyplot",
+    "polars",
+    "pandas",
+    "deltalake",
+    "scipy.stats",
+    "sklearn.compose",
+    "sklearn.ensemble",
+    "sklearn.linear_model",
+    "sklearn.pipeline",
+    "sklearn.model_selection",
+    "sklearn.inspection",
+    "sklearn.calibration",
+    "ray",
+    "ray.tune",
+    "ray.serve",
+    "mlflow",
+    "mlflow.sklearn",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "skops.io",
+    "whylogs",
+    "optuna",
+    "dataframely",
+    "pydantic_settings",
+    "httpx",
+    "jinja2",
+    "obstore.store",
+    "yaml",
+    "tenacity",
+    "nbclient",
+    "nbconvert",
+    "pyarrow.fs",
+    "requests",
+    "typer",
+    "rich.console",
+    "rich.progress",
+    "pyflakes.api",
+    "polars_hash",
+    "httpcore",
+    "rich.status",
+    "boto3",
+    "entrypoints",
+    "sqlalchemy.dialects.sqlite",
+    "alembic.command",
+    "mlflow.tracing.processor.base_mlflow",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "IPython.lib.lexers",
+    "jinja2.ext",
+)
 BACKEND = "module://matplotlib_inline.backend_inline"
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #467c90e0
@@ -45,31 +92,42 @@ def rehearse() -> None:
     if "nbconvert" in sys.modules:
         from nbconvert import HTMLExporter
         from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-        shown = [new_output("stream", text="&lt;1"), new_output("display_data", {"text/html": "<b>1</b>"}),
-                 new_output("error", ename="E", evalue="e", traceback=["\x1b[31me\x1b[0m"])]
+
+        shown = [
+            new_output("stream", text="&lt;1"),
+            new_output("display_data", {"text/html": "<b>1</b>"}),
+            new_output("error", ename="E", evalue="e", traceback=["\x1b[31me\x1b[0m"]),
+        ]
         code = new_code_cell("def f(x: int): return f'{x}'", outputs=shown)
-        HTMLExporter().from_notebook_node(new_notebook(cells=[new_markdown_cell("# a\n*b* `c`\n\n- d"), code]))
+        HTMLExporter().from_notebook_node(
+            new_notebook(cells=[new_markdown_cell("# a\n*b* `c`\n\n- d"), code])
+        )
     if "sqlalchemy.orm" in sys.modules:
         from sqlalchemy.orm import configure_mappers
+
         configure_mappers()
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #32b001b2
-def installed() -> int:   # ns since 1970
+def installed() -> int:  # ns since 1970
     "When something was last installed into this environment or removed from it."
     return os.stat(sysconfig.get_path("purelib")).st_mtime_ns
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #b76e893d
 class Server:
     "The fork server's loop and what it holds."
+
     def __init__(self, address: str, known: int):
         self.address = address
-        self.known = known                             # the state of the environment whose packages it has imported
-        self.sweeper = None                            # what removes the socket's folder
-        self.kernels: dict[int, socket.socket] = {}    # lease by process id
-        self.spare: tuple[int, socket.socket] | None = None   # the next kernel's process, and what it waits at
+        self.known = known  # the state of the environment whose packages it has imported
+        self.sweeper = None  # what removes the socket's folder
+        self.kernels: dict[int, socket.socket] = {}  # lease by process id
+        self.spare: tuple[int, socket.socket] | None = (
+            None  # the next kernel's process, and what it waits at
+        )
         self.ready, self.listener = selectors.DefaultSelector(), socket.socket(socket.AF_UNIX)
         for old in (address, f"{address}.new"):
-            with suppress(FileNotFoundError): os.unlink(old)
+            with suppress(FileNotFoundError):
+                os.unlink(old)
         self.listener.bind(f"{address}.new")
         self.listener.listen()
         os.rename(f"{address}.new", address)
@@ -77,39 +135,59 @@ class Server:
 
     def round(self, wait: float) -> None:
         "Answer and collect for up to `wait` s."
-        if not self.spare: self.prepare()
+        if not self.spare:
+            self.prepare()
         for key, _ in self.ready.select(wait):
-            if key.fileobj is self.listener: self.fork()
-            else: self.end(key.fileobj)
+            if key.fileobj is self.listener:
+                self.fork()
+            else:
+                self.end(key.fileobj)
         self.reap()
 
+
 def serve(
-    address: str,                         # path of the Unix socket to listen on
-    preload: tuple[str, ...] = PRELOAD,   # modules to import first; those not installed are left out
-    private: bool = False,                # the socket's folder is this server's alone, and is to go with it
+    address: str,  # path of the Unix socket to listen on
+    preload: tuple[str, ...] = PRELOAD,  # modules to import first; those not installed are left out
+    private: bool = False,  # the socket's folder is this server's alone, and is to go with it
 ) -> None:
     "Be a fork server until the parent process ends."
-    parent, known, sweeper = os.getppid(), installed(), _sweeper(os.path.dirname(address)) if private else None
+    parent, known, sweeper = (
+        os.getppid(),
+        installed(),
+        _sweeper(os.path.dirname(address)) if private else None,
+    )
     for module in preload:
-        with suppress(ImportError): import_module(module)
-    with suppress(Exception): rehearse()  # who needs what does not work will see it
+        with suppress(ImportError):
+            import_module(module)
+    with suppress(Exception):
+        rehearse()  # who needs what does not work will see it
     gc.collect()
     gc.freeze()  # what is imported stays: no fork has to look through it, and copy it, for garbage
     server = Server(address, known)
     server.sweeper = sweeper
     while os.getppid() == parent:
         server.round(0.5)
-        if server.kernels or installed() == known: continue
-        if server.spare: os.kill(server.spare[0], signal.SIGKILL)
-        if sweeper: sweeper.kill()  # the next one is started by what this process becomes
+        if server.kernels or installed() == known:
+            continue
+        if server.spare:
+            os.kill(server.spare[0], signal.SIGKILL)
+        if sweeper:
+            sweeper.kill()  # the next one is started by what this process becomes
         os.execv(sys.executable, sys.orig_argv)
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #ffbfbdb4
-def _sweeper(folder: str):   # a `subprocess.Popen`
+def _sweeper(folder: str):  # a `subprocess.Popen`
     "Have a folder removed when this process has ended."
     from subprocess import DEVNULL, PIPE, Popen
-    return Popen(["/bin/sh", "-c", 'cat; rm -rf "$1"', "sh", folder], cwd="/", stdin=PIPE, stdout=DEVNULL,
-                 stderr=DEVNULL, start_new_session=True)
+
+    return Popen(
+        ["/bin/sh", "-c", 'cat; rm -rf "$1"', "sh", folder],
+        cwd="/",
+        stdin=PIPE,
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        start_new_session=True,
+    )
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #afe61a67
 def _reap(self: Server) -> None:
@@ -117,6 +195,7 @@ def _reap(self: Server) -> None:
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             self.forget(ended[0], os.waitstatus_to_exitcode(ended[1]))
+
 
 def _end(self: Server, lease: socket.socket) -> None:
     "The driver let go: kill the kernel and what it started."
@@ -126,15 +205,19 @@ def _end(self: Server, lease: socket.socket) -> None:
         os.waitpid(pid, 0)
         self.forget(pid)
 
+
 def _forget(self: Server, pid: int, code: int | None = None) -> None:
     "A child has ended, with this exit code if its driver is to know: nothing of it stays."
     if lease := self.kernels.pop(pid, None):
         self.ready.unregister(lease)
         with suppress(OSError):
-            if code is not None: lease.sendall(f"{code}\n".encode())
+            if code is not None:
+                lease.sendall(f"{code}\n".encode())
         lease.close()
-    if self.spare and self.spare[0] == pid: self.spare = self.spare[1].close()
+    if self.spare and self.spare[0] == pid:
+        self.spare = self.spare[1].close()
     rmtree(kernel_folder(self.address, pid), ignore_errors=True)
+
 
 Server.reap, Server.end, Server.forget = _reap, _end, _forget
 
@@ -144,7 +227,8 @@ def _request(lease: socket.socket) -> tuple[dict, list[int]]:
     lease.settimeout(5)
     text, fds, _, _ = socket.recv_fds(lease, 65536, 3)
     while not text.endswith(b"\n"):
-        if not (more := lease.recv(65536)): raise ValueError("the request ended in its midst")
+        if not (more := lease.recv(65536)):
+            raise ValueError("the request ended in its midst")
         text += more
     lease.settimeout(None)
     return json.loads(text), fds
@@ -152,9 +236,11 @@ def _request(lease: socket.socket) -> tuple[dict, list[int]]:
 # %% ../../nbs/1_core/05_forkserver.ipynb #9a113aa1
 HISTORY = "--HistoryManager.hist_file=:memory:"  # as nbclient starts every kernel: nobody's history
 
+
 def socket_in(folder: str | Path) -> str:
     "Return the address of the fork server whose folder this is."
     return f"{folder}/forks"
+
 
 def kernel_folder(address: str, pid: int) -> str:
     "Where the server at this address has the connection file and the sockets of a kernel, and a file `ready`."
@@ -169,36 +255,51 @@ def _prepare(self: Server) -> None:
         line.close()
         _kernel(its, kernel_folder(self.address, os.getpid()))
     its.close()
-    with suppress(OSError): os.setpgid(pid, pid)
+    with suppress(OSError):
+        os.setpgid(pid, pid)
     self.spare = pid, line
+
 
 def _leave(self: Server) -> None:
     "Let go, in a fork, of all that is the server's."
-    for held in (self.listener, *self.kernels.values(), *(self.spare or ())[1:]): held.close()
-    if self.sweeper: self.sweeper.stdin.close()
+    for held in (self.listener, *self.kernels.values(), *(self.spare or ())[1:]):
+        held.close()
+    if self.sweeper:
+        self.sweeper.stdin.close()
+
 
 def _fork(self: Server) -> None:
     "Answer a request with a child that becomes what was asked for."
     lease, _ = self.listener.accept()
-    try: request, fds = _request(lease)
-    except (OSError, ValueError): return lease.close()
-    if installed() != self.known: return lease.close()
-    if not fds: return self.give(lease, request)
+    try:
+        request, fds = _request(lease)
+    except (OSError, ValueError):
+        return lease.close()
+    if installed() != self.known:
+        return lease.close()
+    if not fds:
+        return self.give(lease, request)
     if os.fork() == 0:
         self.leave()
         _command(lease, fds, **request)
-    for fd in fds: os.close(fd)
+    for fd in fds:
+        os.close(fd)
     lease.close()  # the command holds it
+
 
 def _give(self: Server, lease: socket.socket, request: dict) -> None:
     "Make the process that waits the kernel that was asked for."
     self.reap()
-    if not self.spare: self.prepare()
+    if not self.spare:
+        self.prepare()
     (pid, line), self.spare = self.spare, None
-    with line, suppress(OSError): line.sendall(json.dumps(request).encode() + b"\n")
+    with line, suppress(OSError):
+        line.sendall(json.dumps(request).encode() + b"\n")
     self.kernels[pid] = lease
     self.ready.register(lease, selectors.EVENT_READ)
-    with suppress(OSError): lease.sendall(f"{pid}\n".encode())
+    with suppress(OSError):
+        lease.sendall(f"{pid}\n".encode())
+
 
 Server.prepare, Server.leave, Server.give = _prepare, _leave, _give
 Server.fork = _fork
@@ -207,19 +308,22 @@ Server.fork = _fork
 def _become(argv: list[str], env: dict[str, str], cwd: str) -> None:
     "Take on what distinguishes one process from another."
     import random
+
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     sys.path[:0] = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p]
     sys.argv = argv
     random.seed()
-    if numpy := sys.modules.get("numpy"): numpy.random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
     time.tzset()
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #f6a3d04c
 def _kernel(line: socket.socket, folder: str) -> None:
     "Turn this fresh fork into a kernel, and then into the one that is asked for; never returns."
     import ctypes
+
     status = 1
     try:
         os.setpgid(0, 0)
@@ -230,24 +334,42 @@ def _kernel(line: socket.socket, folder: str) -> None:
         class App(IPKernelApp):
             def init_code(self) -> None:
                 open(f"{folder}/ready", "x").close()
-                with line, line.makefile() as said: request = json.loads(said.readline())
+                with line, line.makefile() as said:
+                    request = json.loads(said.readline())
                 env = {**request["env"], "JPY_PARENT_PID": str(os.getppid())}
                 _become(["ipykernel_launcher", "-f", self.abs_connection_file], env, request["cwd"])
-                if not env.get("PYTHONSAFEPATH"): sys.path.insert(sys.path.index(sysconfig.get_path("purelib")), "")
-                self.shell.starting_dir, self.shell.user_ns["_dh"][0] = request["cwd"], Path(request["cwd"])
+                if not env.get("PYTHONSAFEPATH"):
+                    sys.path.insert(sys.path.index(sysconfig.get_path("purelib")), "")
+                self.shell.starting_dir, self.shell.user_ns["_dh"][0] = (
+                    request["cwd"],
+                    Path(request["cwd"]),
+                )
                 super().init_code()
-        App.launch_instance(argv=["-f", f"{folder}/kernel.json", "--transport=ipc", f"--ip={folder}/kernel",
-                                  f"--IPKernelApp.parent_handle={os.getppid()}", HISTORY])
+
+        App.launch_instance(
+            argv=[
+                "-f",
+                f"{folder}/kernel.json",
+                "--transport=ipc",
+                f"--ip={folder}/kernel",
+                f"--IPKernelApp.parent_handle={os.getppid()}",
+                HISTORY,
+            ]
+        )
         status = 0
-    finally: os._exit(status)
+    finally:
+        os._exit(status)
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #3212a5ca
-def _command(lease: socket.socket, fds: list[int], *, call: str, library: str, umask: int, **process) -> None:
+def _command(
+    lease: socket.socket, fds: list[int], *, call: str, library: str, umask: int, **process
+) -> None:
     "Turn this fresh fork into a command; never returns."
     status = 1
     try:
         os.setsid()
-        if os.fork(): os._exit(0)
+        if os.fork():
+            os._exit(0)
         for number, fd in enumerate(fds):
             os.dup2(fd, number)
             os.close(fd)
@@ -259,47 +381,57 @@ def _command(lease: socket.socket, fds: list[int], *, call: str, library: str, u
         lease.sendall(f"{os.getpid()}\n".encode())
         threading.Thread(target=_die_with, args=(lease,), daemon=True).start()
         _become(**process)
-        if library not in sys.path: sys.path.insert(0, library)
+        if library not in sys.path:
+            sys.path.insert(0, library)
         status = _called(resolve_name(call))
         lease.sendall(f"{status}\n".encode())
-    finally: os._exit(status)
+    finally:
+        os._exit(status)
+
 
 def _die_with(lease: socket.socket) -> None:
     "Wait until who asked is gone, then kill this process and what it started."
-    with suppress(OSError): lease.recv(1)
+    with suppress(OSError):
+        lease.recv(1)
     os.killpg(0, signal.SIGKILL)
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #23143592
-def _called(function) -> int:   # exit status
+def _called(function) -> int:  # exit status
     "Call a console script's function and do what Python does at its end."
     import atexit
     import traceback
+
     try:
         function()
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else int(e.code is not None)
-        if e.code not in (None, status): sys.stderr.write(f"{e.code}\n")
+        if e.code not in (None, status):
+            sys.stderr.write(f"{e.code}\n")
     except BaseException:
         traceback.print_exc()
         status = 1
-    with suppress(Exception): threading._shutdown()
-    with suppress(Exception): atexit._run_exitfuncs()
+    with suppress(Exception):
+        threading._shutdown()
+    with suppress(Exception):
+        atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError): stream.flush()
+        with suppress(OSError, ValueError):
+            stream.flush()
     return status
 
 # %% ../../nbs/1_core/05_forkserver.ipynb #73d18614
 class Forked:
     "A fork held by its lease, shaped like a `Popen`; raises `OSError` or `ValueError` where there is none to be had."
+
     stdin = stdout = stderr = None
 
     def __init__(
         self,
-        address: str,            # of the server
-        request: dict,           # `env`, `cwd`; of a command also `argv`, `call`, `library`, `umask`
-        *fds: int,               # of a command: its standard input, output and error
-        timeout: float = 10,     # longest time for the server to answer, s
+        address: str,  # of the server
+        request: dict,  # `env`, `cwd`; of a command also `argv`, `call`, `library`, `umask`
+        *fds: int,  # of a command: its standard input, output and error
+        timeout: float = 10,  # longest time for the server to answer, s
     ):
         self.lease = socket.socket(socket.AF_UNIX)
         self.lease.settimeout(timeout)
@@ -319,13 +451,15 @@ class Forked:
         "Return None while it runs, and 0 afterwards: `status` says how it ended."
         return 0 if self.lease.fileno() < 0 or select.select([self.lease], [], [], 0)[0] else None
 
-    def wait(self) -> int: return 0
+    def wait(self) -> int:
+        return 0
 
     def status(self) -> int | None:
         "Wait for the exit code, negative for a signal; None if one ended a command or the server."
         return int(said) if (said := self.answers.readline()) else None
 
-    def send_signal(self, number: int) -> None: os.killpg(self.pid, number)
+    def send_signal(self, number: int) -> None:
+        os.killpg(self.pid, number)
 
     def kill(self) -> None:
         self.answers.close()

@@ -37,17 +37,21 @@ from .settings import misread
 def answered(error: Exception) -> str:
     "What an object store said, in one line."
     text = re.sub(r"\x1b\[\d+m", "", str(error)).partition("\n\nDebug source")[0]
-    if message := re.search(r"<Message>(.*?)</Message>", text): return message[1]
+    if message := re.search(r"<Message>(.*?)</Message>", text):
+        return message[1]
     return ": ".join(filter(None, (line.strip(" ↳") for line in text.splitlines())))
 
 # %% ../../nbs/1_core/09_lake.ipynb #1774000c
 def _url(table: str) -> str:
     "Return the address of a table as a URL, as deltalake takes it."
     scheme, mark, place = table.partition("://")
-    if not mark: place = str(Path(table).absolute())
+    if not mark:
+        place = str(Path(table).absolute())
     if wrong := misread(table if mark else place):
-        raise LakeError(f"no table can be at {table}: deltalake misreads '{wrong}' in an address. "
-                        "Rename the folder, or set [workspace] storage in settings.ini to another")
+        raise LakeError(
+            f"no table can be at {table}: deltalake misreads '{wrong}' in an address. "
+            "Rename the folder, or set [workspace] storage in settings.ini to another"
+        )
     return f"{scheme}://{quote(place)}" if mark else Path(place).as_uri()
 
 # %% ../../nbs/1_core/09_lake.ipynb #559076ab
@@ -71,16 +75,20 @@ def is_pattern(name: str) -> bool:
 def same_name(names: Iterable[str]) -> list[str]:
     "Return the first names that differ only in case, which Delta takes for one; empty if none do."
     by_lower: dict[str, list[str]] = {}
-    for name in names: by_lower.setdefault(name.lower(), []).append(name)
+    for name in names:
+        by_lower.setdefault(name.lower(), []).append(name)
     return next((alike for alike in by_lower.values() if len(alike) > 1), [])
 
 # %% ../../nbs/1_core/09_lake.ipynb #a6460073
 def exists(table: str) -> bool:
     "Is there a table at this address?"
-    try: return DeltaTable.is_deltatable(_url(table))
+    try:
+        return DeltaTable.is_deltatable(_url(table))
     except OSError as e:
-        raise LakeError(f"{table} cannot be reached: {answered(e)}; check [workspace] storage in settings.ini" +
-                        (", that the bucket exists, and the AWS_… variables" if "://" in table else "")) from e
+        raise LakeError(
+            f"{table} cannot be reached: {answered(e)}; check [workspace] storage in settings.ini"
+            + (", that the bucket exists, and the AWS_… variables" if "://" in table else "")
+        ) from e
 
 # %% ../../nbs/1_core/09_lake.ipynb #dce446bd
 def opened(table: str, version: int | None = None) -> DeltaTable:
@@ -94,13 +102,17 @@ def version(table: str) -> int | None:
 
 # %% ../../nbs/1_core/09_lake.ipynb #24d75644
 CASTS = pl.ScanCastOptions(
-    integer_cast="upcast", float_cast="upcast",
+    integer_cast="upcast",
+    float_cast="upcast",
     datetime_cast=["nanosecond-downcast", "convert-timezone"],
-    missing_struct_fields="insert", extra_struct_fields="ignore")  # of files older than the schema
+    missing_struct_fields="insert",
+    extra_struct_fields="ignore",
+)  # of files older than the schema
+
 
 def file_rows(
-    paths: str | list[str],       # addresses of Parquet files, as they are: no patterns
-    **options,                    # of `pl.scan_parquet`
+    paths: str | list[str],  # addresses of Parquet files, as they are: no patterns
+    **options,  # of `pl.scan_parquet`
 ) -> pl.LazyFrame:
     "Return the rows of Parquet files, under whatever names the files have."
     return pl.scan_parquet(paths, glob=False, hive_partitioning=False, **options)
@@ -110,8 +122,10 @@ def frame(table: DeltaTable) -> pl.LazyFrame:
     "Return the rows of an opened table."
     schema, protocol = pl.Schema(table.schema()), table.protocol()
     more = {*(protocol.reader_features or ())} - {"timestampNtz"}
-    if more or protocol.min_reader_version == 2: return _special(table, more)
-    if table.metadata().partition_columns: return _partitioned(table, schema)
+    if more or protocol.min_reader_version == 2:
+        return _special(table, more)
+    if table.metadata().partition_columns:
+        return _partitioned(table, schema)
     root, true_root = table.table_uri.removeprefix("file://"), _place(table.table_uri)
     inside = lambda path: true_root + path.removeprefix(root) if path.startswith(root) else path
     return _files([inside(path) for path in table.file_uris()], schema)
@@ -119,9 +133,11 @@ def frame(table: DeltaTable) -> pl.LazyFrame:
 # %% ../../nbs/1_core/09_lake.ipynb #a0a53033
 def _files(paths: list[str], schema: pl.Schema) -> pl.LazyFrame:
     "Return the rows of a table's files, which may lack its newest columns."
-    if not paths: return pl.LazyFrame(schema=schema)
-    return file_rows(paths, schema=schema, cast_options=CASTS, missing_columns="insert",
-                     extra_columns="ignore")
+    if not paths:
+        return pl.LazyFrame(schema=schema)
+    return file_rows(
+        paths, schema=schema, cast_options=CASTS, missing_columns="insert", extra_columns="ignore"
+    )
 
 # %% ../../nbs/1_core/09_lake.ipynb #2abdee41
 def _partitioned(table: DeltaTable, schema: pl.Schema) -> pl.LazyFrame:
@@ -138,71 +154,102 @@ def _partitioned(table: DeltaTable, schema: pl.Schema) -> pl.LazyFrame:
 # %% ../../nbs/1_core/09_lake.ipynb #2d551dd5
 def _special(table: DeltaTable, features: set[str]) -> pl.LazyFrame:
     "Return the rows of a table that needs more of its reader than files, as polars reads them."
-    if "%" not in table.table_uri: return pl.scan_delta(table)
+    if "%" not in table.table_uri:
+        return pl.scan_delta(table)
     what = ", ".join(sorted(features)) or "column mapping"
-    raise LakeError(f"{_place(table.table_uri)} has {what}, which polars reads only under a path "
-                    "of ASCII letters and digits: copy the table there")
+    raise LakeError(
+        f"{_place(table.table_uri)} has {what}, which polars reads only under a path "
+        "of ASCII letters and digits: copy the table there"
+    )
 
 # %% ../../nbs/1_core/09_lake.ipynb #e4bdf7fb
 def scan(
-    table: str,                  # address: a folder or an object-store prefix
+    table: str,  # address: a folder or an object-store prefix
     *,
     version: int | None = None,  # as it was at this version; default: the newest
 ) -> pl.LazyFrame:
     "A table as a lazy frame, now or as it was."
-    if not exists(table): raise LakeError(f"no table at {table}: check the name, or write to it first")
+    if not exists(table):
+        raise LakeError(f"no table at {table}: check the name, or write to it first")
     newest = opened(table).version()
     if version is not None and not 0 <= version <= newest:
         raise LakeError(f"{table} has versions 0 to {newest}, not {version}")
     return frame(opened(table, version))
 
 # %% ../../nbs/1_core/09_lake.ipynb #c13e5a8c
-EXACT = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Float32, pl.Float64, pl.Boolean, pl.String, pl.Binary, pl.Date,
-         pl.Datetime("us"), pl.Datetime("us", "UTC"), pl.Decimal)
+EXACT = (
+    pl.Int8,
+    pl.Int16,
+    pl.Int32,
+    pl.Int64,
+    pl.Float32,
+    pl.Float64,
+    pl.Boolean,
+    pl.String,
+    pl.Binary,
+    pl.Date,
+    pl.Datetime("us"),
+    pl.Datetime("us", "UTC"),
+    pl.Decimal,
+)
 
 # %% ../../nbs/1_core/09_lake.ipynb #c9ff3c15
 def storable(dtype: pl.DataType) -> bool:
     "Does a value of this type come back from Delta as it went in?"
-    if isinstance(dtype, pl.List): return storable(dtype.inner)
-    if isinstance(dtype, pl.Struct): return all(storable(f.dtype) for f in dtype.fields)
+    if isinstance(dtype, pl.List):
+        return storable(dtype.inner)
+    if isinstance(dtype, pl.Struct):
+        return all(storable(f.dtype) for f in dtype.fields)
     return any(dtype == d for d in EXACT)
 
 # %% ../../nbs/1_core/09_lake.ipynb #9654c533
 def _demand(schema: pl.Schema, wanted: pl.Schema | None, table: str) -> None:
     "Refuse rows that Delta, or this table, would not keep as they are."
     if clashing := same_name(schema):
-        raise LakeError(f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta "
-                        "does not tell names apart that differ only in case. Rename one of them")
+        raise LakeError(
+            f"columns {' and '.join(clashing)} cannot both be stored in {table}: Delta "
+            "does not tell names apart that differ only in case. Rename one of them"
+        )
     if nameless := [repr(c) for c in schema if "\0" in c]:
-        raise LakeError(f"columns {', '.join(nameless)} have a NUL character in their name: rename "
-                        "them")
+        raise LakeError(
+            f"columns {', '.join(nameless)} have a NUL character in their name: rename them"
+        )
     if wrong := {c: t for c, t in schema.items() if not storable(t)}:
-        raise LakeError(f"columns {wrong} cannot be stored as they are in {table}: cast them "
-                        "(categories to String, unsigned to signed integers, times to Datetime('us', 'UTC'))")
-    if wanted is None or dict(schema) == dict(wanted): return
+        raise LakeError(
+            f"columns {wrong} cannot be stored as they are in {table}: cast them "
+            "(categories to String, unsigned to signed integers, times to Datetime('us', 'UTC'))"
+        )
+    if wanted is None or dict(schema) == dict(wanted):
+        return
     lines = [f"missing column {c} ({t})" for c, t in wanted.items() if c not in schema]
     lines += [f"unknown column {c} ({t})" for c, t in schema.items() if c not in wanted]
-    lines += [f"{c} is {wanted[c]} in the table and {t} in the rows" for c, t in schema.items()
-              if c in wanted and wanted[c] != t]
+    lines += [
+        f"{c} is {wanted[c]} in the table and {t} in the rows"
+        for c, t in schema.items()
+        if c in wanted and wanted[c] != t
+    ]
     raise LakeError(f"the rows do not fit {table}: " + "; ".join(lines) + ". Nothing was written.")
 
 # %% ../../nbs/1_core/09_lake.ipynb #a0b69205
-COMPACT_EVERY = 100   # commits
-KEEP_HOURS = 7 * 24   # hours for which files of older versions are kept
+COMPACT_EVERY = 100  # commits
+KEEP_HOURS = 7 * 24  # hours for which files of older versions are kept
 
 # %% ../../nbs/1_core/09_lake.ipynb #c16eaa13
 def maintain(
-    table: str,                      # address of the table
+    table: str,  # address of the table
     *,
-    keep_hours: int | None = None,   # default: `KEEP_HOURS`, h
+    keep_hours: int | None = None,  # default: `KEEP_HOURS`, h
 ) -> None:
     "Merge small files, checkpoint the log, remove what no kept version needs; never in the way of a writer."
     delta = opened(table)
     try:
         delta.optimize.compact()
         delta.create_checkpoint()
-        delta.vacuum(retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False)
-    except CommitFailedError: pass  # another process is at it
+        delta.vacuum(
+            retention_hours=KEEP_HOURS if keep_hours is None else keep_hours, dry_run=False
+        )
+    except CommitFailedError:
+        pass  # another process is at it
 
 # %% ../../nbs/1_core/09_lake.ipynb #90a3ef55
 def done(table: str, app: str, *, version: int | None = None) -> int | None:
@@ -217,9 +264,9 @@ def _done(table: DeltaTable, key: tuple[str, int]) -> bool:
 
 # %% ../../nbs/1_core/09_lake.ipynb #7c457c87
 def commits(
-    table: str,          # address of the table
-    limit: int = 100,    # how many
-) -> list[dict]:         # version, timestamp in ms, operation, what was kept with it; the newest first
+    table: str,  # address of the table
+    limit: int = 100,  # how many
+) -> list[dict]:  # version, timestamp in ms, operation, what was kept with it; the newest first
     "What is known of a table's last commits, each under its own version."
     newest, store = opened(table).version(), _store(table)
     with ThreadPoolExecutor(8) as pool:
@@ -231,8 +278,11 @@ def commits(
 def _commit_info(store, version: int) -> dict | None:
     "Return what was kept with a commit; None where the log does not reach back so far."
     import obstore
-    try: text = bytes(obstore.get(store, f"_delta_log/{version:020}.json").bytes()).decode()
-    except FileNotFoundError: return None
+
+    try:
+        text = bytes(obstore.get(store, f"_delta_log/{version:020}.json").bytes()).decode()
+    except FileNotFoundError:
+        return None
     entries = (json.loads(line).get("commitInfo") for line in text.splitlines())
     return next((info for info in entries if info is not None), {}) | {"version": version}
 
@@ -240,50 +290,65 @@ def _commit_info(store, version: int) -> dict | None:
 FIRST = 0  # tries again of a commit that makes a table
 
 # %% ../../nbs/1_core/09_lake.ipynb #198d6e1e
-@retry(retry=retry_if_exception_type((CommitFailedError, DeltaError)), stop=stop_after_attempt(12),
-       wait=wait_random_exponential(0.02, max=1), reraise=True)
+@retry(
+    retry=retry_if_exception_type((CommitFailedError, DeltaError)),
+    stop=stop_after_attempt(12),
+    wait=wait_random_exponential(0.02, max=1),
+    reraise=True,
+)
 def append(
-    table: str,                             # address: a folder or an object-store prefix; made if not there
-    rows: pl.DataFrame,                     # of the table's exact types
+    table: str,  # address: a folder or an object-store prefix; made if not there
+    rows: pl.DataFrame,  # of the table's exact types
     *,
-    key: tuple[str, int] | None = None,     # application and number: rows are committed once under it
-    metadata: dict[str, str] | None = None, # kept with the commit
-    upkeep: bool = True,                    # now and then merge small files and remove old ones, as above
-) -> int:                                   # the table's version that holds the rows
+    key: tuple[str, int] | None = None,  # application and number: rows are committed once under it
+    metadata: dict[str, str] | None = None,  # kept with the commit
+    upkeep: bool = True,  # now and then merge small files and remove old ones, as above
+) -> int:  # the table's version that holds the rows
     "Append rows in one atomic commit; under a key, exactly once."
     existing = opened(table) if exists(table) else None
-    if existing is not None and key and _done(existing, key): return existing.version()
+    if existing is not None and key and _done(existing, key):
+        return existing.version()
     _demand(rows.schema, existing and pl.Schema(existing.schema()), table)
-    commit = CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(*key)] if key else None,
-                              max_commit_retries=None if existing else FIRST)
-    rows.write_delta(existing or _url(table), mode="append" if existing is not None else "error",
-                     delta_write_options={"commit_properties": commit})
+    commit = CommitProperties(
+        custom_metadata=metadata,
+        app_transactions=[Transaction(*key)] if key else None,
+        max_commit_retries=None if existing else FIRST,
+    )
+    rows.write_delta(
+        existing or _url(table),
+        mode="append" if existing is not None else "error",
+        delta_write_options={"commit_properties": commit},
+    )
     newest = opened(table).version()
-    if upkeep and newest and newest % COMPACT_EVERY == 0: maintain(table)
+    if upkeep and newest and newest % COMPACT_EVERY == 0:
+        maintain(table)
     return newest
 
 # %% ../../nbs/1_core/09_lake.ipynb #eaef209e
 @dataclass(frozen=True)
 class DataFile:
     "A Parquet file in a table's folder."
-    path: str    # relative to the table
+
+    path: str  # relative to the table
     rows: int
-    size: int    # bytes
+    size: int  # bytes
 
 # %% ../../nbs/1_core/09_lake.ipynb #8d4dd328
 def _store(table: str):
     "The table's folder, local or in a bucket."
     from obstore.store import from_url
+
     return from_url(_url(table), **({} if "://" in table else {"mkdir": True}))
 
 # %% ../../nbs/1_core/09_lake.ipynb #04803ef1
 def write(
-    table: str,           # address of the table, which need not exist yet
+    table: str,  # address of the table, which need not exist yet
     frame: pl.DataFrame,  # rows, of types that Delta keeps
-    name: str,            # of the file: unique, relative to the table
+    name: str,  # of the file: unique, relative to the table
 ) -> DataFile:
     "Put a file into the table's folder; it is no part of the table before `commit`."
     import obstore
+
     _demand(frame.schema, None, table)
     frame.write_parquet(content := BytesIO(), compression="snappy")
     obstore.put(_store(table), name, content.getbuffer())
@@ -291,13 +356,16 @@ def write(
 
 # %% ../../nbs/1_core/09_lake.ipynb #3d9552f3
 def files(
-    table: str,                  # address of the table
+    table: str,  # address of the table
     *,
     version: int | None = None,  # as it was at this version; default: the newest
 ) -> list[DataFile]:
     "The files that a table consists of, in a fixed order."
     actions = pl.DataFrame(opened(table, version).get_add_actions(flatten=True))
-    return [DataFile(*row) for row in actions.select("path", "num_records", "size_bytes").sort("path").iter_rows()]
+    return [
+        DataFile(*row)
+        for row in actions.select("path", "num_records", "size_bytes").sort("path").iter_rows()
+    ]
 
 # %% ../../nbs/1_core/09_lake.ipynb #9d5e517f
 def address(table: str, path: str) -> str:
@@ -308,72 +376,103 @@ def address(table: str, path: str) -> str:
 def discard(table: str, written: Iterable[DataFile]) -> None:
     "Remove files that were written and will not be committed."
     import obstore
-    if paths := [f.path for f in written]: obstore.delete(_store(table), paths)
+
+    if paths := [f.path for f in written]:
+        obstore.delete(_store(table), paths)
 
 # %% ../../nbs/1_core/09_lake.ipynb #52f138bf
 def written(table: str) -> dict[str, datetime]:
     "Every data file in a table's folder, part of the table or not, and when it was written."
     import obstore
+
     listed = (one for some in obstore.list(_store(table)) for one in some)
     return {f["path"]: f["last_modified"] for f in listed if f["path"].endswith(".parquet")}
 
 # %% ../../nbs/1_core/09_lake.ipynb #fa9405e8
-def _created(table: str, schema: Schema, adds: list[AddAction], properties: CommitProperties) -> None:
+def _created(
+    table: str, schema: Schema, adds: list[AddAction], properties: CommitProperties
+) -> None:
     "A new table with these files."
-    try: create_table_with_add_actions(_url(table), schema, adds, commit_properties=properties)
+    try:
+        create_table_with_add_actions(_url(table), schema, adds, commit_properties=properties)
     except (CommitFailedError, DeltaError) as e:
-        if exists(table): raise CommitConflict(f"{table} was made meanwhile by somebody else: look at it again") from e
+        if exists(table):
+            raise CommitConflict(
+                f"{table} was made meanwhile by somebody else: look at it again"
+            ) from e
         raise
 
 # %% ../../nbs/1_core/09_lake.ipynb #f807525a
 ZONELESS = "timestampNtz"  # the feature, as the protocol names it
 
+
 def _for_times(found: DeltaTable, schema: pl.Schema, at: int) -> DeltaTable:
     "Return the opened table, which from now on may hold times without a zone if the schema has any."
     times = any(isinstance(t, pl.Datetime) and t.time_zone is None for t in schema.values())
-    if not times or ZONELESS in (found.protocol().writer_features or ()): return found
-    found.alter.add_feature(TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True)
-    if found.version() != at + 1: raise CommitFailedError("another version came before the feature")
+    if not times or ZONELESS in (found.protocol().writer_features or ()):
+        return found
+    found.alter.add_feature(
+        TableFeatures.TimestampWithoutTimezone, allow_protocol_versions_increase=True
+    )
+    if found.version() != at + 1:
+        raise CommitFailedError("another version came before the feature")
     return found
 
 # %% ../../nbs/1_core/09_lake.ipynb #1e77c1ab
 def commit(
-    table: str,                              # address of the table; made if not there
-    add: Sequence[DataFile],                 # written before
-    remove: Sequence[str] = (),              # paths of files whose rows are to go
+    table: str,  # address of the table; made if not there
+    add: Sequence[DataFile],  # written before
+    remove: Sequence[str] = (),  # paths of files whose rows are to go
     *,
-    schema: pl.Schema,                       # of the added files
-    at: int | None,                          # the version looked at; None: there was no table
-    keys: Mapping[str, int] | None = None,   # application → number, one above the last: else `CommitConflict`
+    schema: pl.Schema,  # of the added files
+    at: int | None,  # the version looked at; None: there was no table
+    keys: Mapping[str, int]
+    | None = None,  # application → number, one above the last: else `CommitConflict`
     metadata: dict[str, str] | None = None,  # kept with the commit
-) -> int:                                    # the new version
+) -> int:  # the new version
     "Make written files part of a table and others not, in one atomic commit."
     now, mark = int(time() * 1000), uuid4().hex
-    adds = [AddAction(f.path, f.size, {}, now, True, json.dumps({"numRecords": f.rows})) for f in add]
-    properties = CommitProperties(custom_metadata={**(metadata or {}), "mark": mark}, app_transactions=[
-        Transaction(*key) for key in (keys or {}).items()], max_commit_retries=FIRST if at is None else None)
-    if at is None: return _created(table, Schema.from_arrow(schema), adds, properties) or 0
+    adds = [
+        AddAction(f.path, f.size, {}, now, True, json.dumps({"numRecords": f.rows})) for f in add
+    ]
+    properties = CommitProperties(
+        custom_metadata={**(metadata or {}), "mark": mark},
+        app_transactions=[Transaction(*key) for key in (keys or {}).items()],
+        max_commit_retries=FIRST if at is None else None,
+    )
+    if at is None:
+        return _created(table, Schema.from_arrow(schema), adds, properties) or 0
     found = opened(table, at)
     same = dict(pl.Schema(found.schema())) == dict(schema)
-    gone = [RemoveAction(path, True, now) for path in remove] if same else []  # another schema takes the whole table
+    gone = (
+        [RemoveAction(path, True, now) for path in remove] if same else []
+    )  # another schema takes the whole table
     mode = "append" if same else "overwrite"
     try:
         found = found if same else _for_times(found, schema, at)
-        found.create_write_transaction([*adds, *gone], mode, Schema.from_arrow(schema),
-                                       commit_properties=properties)
-    except CommitFailedError as e: raise CommitConflict(f"{table} changed meanwhile: look at it again") from e
+        found.create_write_transaction(
+            [*adds, *gone], mode, Schema.from_arrow(schema), commit_properties=properties
+        )
+    except CommitFailedError as e:
+        raise CommitConflict(f"{table} changed meanwhile: look at it again") from e
     return next(entry["version"] for entry in commits(table) if entry.get("mark") == mark)
 
 # %% ../../nbs/1_core/09_lake.ipynb #5d0c7a12
-decide_again = retry(retry=retry_if_exception_type(CommitConflict), stop=stop_after_attempt(12),
-                     wait=wait_random_exponential(0.05, max=2), reraise=True)
+decide_again = retry(
+    retry=retry_if_exception_type(CommitConflict),
+    stop=stop_after_attempt(12),
+    wait=wait_random_exponential(0.05, max=2),
+    reraise=True,
+)
 
 # %% ../../nbs/1_core/09_lake.ipynb #4d5d40e0
 def to_disk(path: Path) -> None:
     "Return when a file, or a folder's list of names, is on the disk."
     descriptor = os.open(path, os.O_RDONLY)
-    try: os.fsync(descriptor)
-    finally: os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _log_files(folder: Path) -> list[Path]:
@@ -385,9 +484,12 @@ def _log_files(folder: Path) -> list[Path]:
 
 def sync(table: str) -> None:
     "Return when the newest version of a local table is on the disk, whole."
-    if "://" in table or not exists(table): return
+    if "://" in table or not exists(table):
+        return
     root, log = Path(table).absolute(), Path(table).absolute() / "_delta_log"
     data = [root / file.path for file in files(table)]
-    for path in [*data, *_log_files(log), *{path.parent for path in data}, log, root]: to_disk(path)
+    for path in [*data, *_log_files(log), *{path.parent for path in data}, log, root]:
+        to_disk(path)
     for folder in root.parents:
-        with suppress(PermissionError): to_disk(folder)
+        with suppress(PermissionError):
+            to_disk(folder)

@@ -22,35 +22,41 @@ from threading import Lock
 
 # %% ../../nbs/1_core/06_library.ipynb #1d5e4790
 FRAMEWORK = "mlops_nb"
-REFERENCE = "mlops_nb.churn"   # the reference workflow's package, which the framework does without
+REFERENCE = "mlops_nb.churn"  # the reference workflow's package, which the framework does without
+
 
 def within(
-    name: str,      # dotted
-    package: str,   # dotted; empty: nothing lies in it
+    name: str,  # dotted
+    package: str,  # dotted; empty: nothing lies in it
 ) -> bool:
     "Return whether a name is the package or something in it."
     return bool(package) and f"{name}.".startswith(f"{package}.")
 
+
 def folder_of(
-    root: Path,     # a folder to be put on the path
-    package: str,   # dotted
+    root: Path,  # a folder to be put on the path
+    package: str,  # dotted
 ) -> Path:
     "Return the folder of a package."
     return root.joinpath(*package.split("."))
 
 # %% ../../nbs/1_core/06_library.ipynb #b4e7a002
 def unfit(
-    package: str,   # dotted
-) -> str:           # empty: it can be one
+    package: str,  # dotted
+) -> str:  # empty: it can be one
     "Return why a name cannot be that of a workflow's package."
     names = package.split(".")
     inside = names[0] == FRAMEWORK
     if package == FRAMEWORK:
-        return (f"is the framework itself: expected the package that your notebooks export to, "
-                f"such as {REFERENCE}")
+        return (
+            f"is the framework itself: expected the package that your notebooks export to, "
+            f"such as {REFERENCE}"
+        )
     if len(names) != 1 + inside or not names[-1].isidentifier() or iskeyword(names[-1]):
-        return (f"cannot be a workflow's package: expected one name, such as shop, or one inside "
-                f"{FRAMEWORK}, such as {REFERENCE}. What lies deeper belongs to the package above it")
+        return (
+            f"cannot be a workflow's package: expected one name, such as shop, or one inside "
+            f"{FRAMEWORK}, such as {REFERENCE}. What lies deeper belongs to the package above it"
+        )
     own = {"core", "data", "science", "models", "service", "flow", "front", "templates"}
     taken = own if inside else sys.stdlib_module_names
     whose = "the framework" if inside else "Python"
@@ -59,8 +65,8 @@ def unfit(
 # %% ../../nbs/1_core/06_library.ipynb #5e88fc81
 def digest(
     files: Iterable[Path],  # in a fixed order
-    root: Path,             # names are relative to this folder
-) -> str:                   # SHA-256 over names and contents, hexadecimal
+    root: Path,  # names are relative to this folder
+) -> str:  # SHA-256 over names and contents, hexadecimal
     "Return one digest for a set of files."
     whole = hashlib.sha256()
     for file in files:
@@ -70,27 +76,32 @@ def digest(
 # %% ../../nbs/1_core/06_library.ipynb #a9fc4731
 _turn = Lock()
 
+
 def tree(source: str | bytes) -> ast.Module:
     "`ast.parse`, one thread at a time."
-    with _turn: return ast.parse(source)
+    with _turn:
+        return ast.parse(source)
 
 # %% ../../nbs/1_core/06_library.ipynb #16eca384
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:
     "Yield absolute names of what code imports; of `from a import b` also `a.b`, maybe a module."
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):
             relative = "." * node.level + (node.module or "")
-            try: base = resolve_name(relative, package) if node.level else node.module
-            except ImportError: continue  # above the outermost package: the import will say so
+            try:
+                base = resolve_name(relative, package) if node.level else node.module
+            except ImportError:
+                continue  # above the outermost package: the import will say so
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 # %% ../../nbs/1_core/06_library.ipynb #de965d1d
 def modules(
     code: Iterable[ast.Module],
-    package: Path,                # folder of the exported package
-    name: str = "",               # its dotted name; default: the folder's
-) -> dict[str, Path]:             # files by module name
+    package: Path,  # folder of the exported package
+    name: str = "",  # its dotted name; default: the folder's
+) -> dict[str, Path]:  # files by module name
     "Return the modules of a package that some code imports, and those that they import."
     name = name or package.name
     root, first = package.parents[name.count(".")], name.count(".") + 1
@@ -101,20 +112,24 @@ def modules(
             for n in range(first, len(parts) + 1):
                 module, path = ".".join(parts[:n]), root.joinpath(*parts[:n])
                 file = path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
-                if module in needed or not file.is_file(): continue
+                if module in needed or not file.is_file():
+                    continue
                 needed[module] = file
                 ahead.append((_tree(file), module if path.is_dir() else module.rpartition(".")[0]))
     return needed
 
+
 def _tree(file: Path) -> ast.Module:
-    try: return tree(file.read_bytes())
-    except SyntaxError: return ast.Module([], [])  # the import will say so
+    try:
+        return tree(file.read_bytes())
+    except SyntaxError:
+        return ast.Module([], [])  # the import will say so
 
 # %% ../../nbs/1_core/06_library.ipynb #66c11f73
 def defining(
-    names: Iterable[str],   # functions and classes, dotted
-    root: Path,             # the folder in which the package lies
-    package: str,           # dotted
+    names: Iterable[str],  # functions and classes, dotted
+    root: Path,  # the folder in which the package lies
+    package: str,  # dotted
 ) -> list[Path]:
     "Return the modules of a package that define these, and those that they import, in order."
     code = [tree(f"import {name}") for name in names if within(name, package)]
@@ -122,74 +137,97 @@ def defining(
 
 # %% ../../nbs/1_core/06_library.ipynb #9f95c199
 def framework(
-    package: str = "",       # the workspace's, dotted
-) -> dict[str, str]:         # version and digest
+    package: str = "",  # the workspace's, dotted
+) -> dict[str, str]:  # version and digest
     "Return which framework this is."
     root = import_module(FRAMEWORK)
     home = Path(root.__file__).parent
     own = [folder_of(home.parent, name) for name in (REFERENCE, package) if name]
-    files = (file for file in sorted(home.rglob("*.py"))
-             if file.name != "_modidx.py" and not any(file.is_relative_to(f) for f in own))
+    files = (
+        file
+        for file in sorted(home.rglob("*.py"))
+        if file.name != "_modidx.py" and not any(file.is_relative_to(f) for f in own)
+    )
     return {"version": root.__version__, "digest": digest(files, home)[:16]}
 
+
 def release(
-    framework: dict[str, str] | None,   # as `framework` gives it; None: not recorded
+    framework: dict[str, str] | None,  # as `framework` gives it; None: not recorded
 ) -> str:
     "Return a framework in words."
-    if framework is None: return f"an earlier release of {FRAMEWORK}"
+    if framework is None:
+        return f"an earlier release of {FRAMEWORK}"
     return f"{FRAMEWORK} {framework['version']} ({framework['digest'][:8]})"
 
 # %% ../../nbs/1_core/06_library.ipynb #f25ca193
 class _Placed(MetaPathFinder):
     "Finds one package in one folder, whatever is installed."
-    def __init__(self, package: str, folder: Path): self.package, self.folder = package, folder
+
+    def __init__(self, package: str, folder: Path):
+        self.package, self.folder = package, folder
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         "Return where the package is; None for every other name."
         return PathFinder.find_spec(name, [str(self.folder)]) if name == self.package else None
 
+
 def use(
-    folder: Path,   # in which the package lies
-    package: str,   # dotted
+    folder: Path,  # in which the package lies
+    package: str,  # dotted
 ) -> None:
     "Have this process import a package from this folder; raise where it is not there."
     if not folder_of(folder, package).is_dir():
         raise ImportError(f"{folder} has no package {package}: run the notebook or command again")
-    if "." not in package: return sys.path.insert(0, str(folder))
+    if "." not in package:
+        return sys.path.insert(0, str(folder))
     sys.meta_path.insert(0, _Placed(package, folder_of(folder, package).parent))
 
 # %% ../../nbs/1_core/06_library.ipynb #cf3ca845
-PLACE = "MLOPS_NB_PLACE"   # the variable PACKAGE=FOLDER
+PLACE = "MLOPS_NB_PLACE"  # the variable PACKAGE=FOLDER
+
 
 def environment(
-    folder: Path | str,   # in which the package lies
-    package: str,         # dotted; empty: there is none
+    folder: Path | str,  # in which the package lies
+    package: str,  # dotted; empty: there is none
 ) -> dict[str, str]:
     "Return the variables that have a process import a package from this folder."
     return {PLACE: f"{package}={folder}"} if "." in package else {"PYTHONPATH": str(folder)}
 
+
 def obey(
-    place: str,   # PACKAGE=FOLDER; a folder without a path is looked for on the path
+    place: str,  # PACKAGE=FOLDER; a folder without a path is looked for on the path
 ) -> None:
     "Have this process import a package as its environment says."
     package, _, folder = place.partition("=")
     if (module := sys.modules.get(package)) and module.__path__:
-        raise ImportError(f"{package} was imported from {list(module.__path__)[0]} before "
-                          f"{FRAMEWORK} could say where it is: import {FRAMEWORK} first")
+        raise ImportError(
+            f"{package} was imported from {list(module.__path__)[0]} before "
+            f"{FRAMEWORK} could say where it is: import {FRAMEWORK} first"
+        )
     if not os.path.isabs(folder):  # Ray brought it to this machine
         folder = next(iter(PathFinder.find_spec(folder).submodule_search_locations))
     use(Path(folder), package)
 
 # %% ../../nbs/1_core/06_library.ipynb #a0df466c
 FORMER = {
-    "settings": "core.settings", "profiles": "data.profiles", "measures": "science.metrics",
-    "labels": "science.labels", "objective": "science.objective", "signature": "science.signature",
-    "features": "science.features", "candidate": "science.pipeline", "training": "science.search",
-    "registry": "models.registry"}
+    "settings": "core.settings",
+    "profiles": "data.profiles",
+    "measures": "science.metrics",
+    "labels": "science.labels",
+    "objective": "science.objective",
+    "signature": "science.signature",
+    "features": "science.features",
+    "candidate": "science.pipeline",
+    "training": "science.search",
+    "registry": "models.registry",
+}
+
 
 class _Former(MetaPathFinder, Loader):
     "Finds modules by the names that an earlier release gave them."
-    def __init__(self): self.specs = {}
+
+    def __init__(self):
+        self.specs = {}
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         "Return a spec for a former name; None for every other name."
@@ -210,4 +248,5 @@ class _Former(MetaPathFinder, Loader):
 def begin() -> None:
     "Prepare imports, once a process; `mlops_nb` calls it when it is imported."
     sys.meta_path.append(_Former())
-    if place := os.environ.get(PLACE): obey(place)
+    if place := os.environ.get(PLACE):
+        obey(place)

@@ -21,21 +21,23 @@ from .settings import Settings
 
 # %% ../../nbs/1_core/04_locks.ipynb #b05c8d59
 def take(
-    file: int | IO,          # an open file, or its descriptor
+    file: int | IO,  # an open file, or its descriptor
     *,
-    wait: bool = False,      # until it is free
-    shared: bool = False,    # with others that share it
+    wait: bool = False,  # until it is free
+    shared: bool = False,  # with others that share it
 ) -> bool:
     "Take the lock of an open file, until that is closed. Return whether it is held."
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try: fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError: return False
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 # %% ../../nbs/1_core/04_locks.ipynb #96a5cf7c
 @contextmanager
 def in_turn(
-    path: Path,          # a folder, or a file, which is made if it does not exist
+    path: Path,  # a folder, or a file, which is made if it does not exist
 ) -> Iterator[None]:
     "Hold the lock of a file or folder; wait for another process that holds it."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,37 +45,48 @@ def in_turn(
     try:
         take(descriptor, wait=True)
         yield
-    finally: os.close(descriptor)
+    finally:
+        os.close(descriptor)
 
 # %% ../../nbs/1_core/04_locks.ipynb #0eb21c25
 @contextmanager
 def alone(
     settings: Settings,
-    name: str = "run",                # what there may be one of; each name is a lock
-) -> Iterator[Callable[..., None]]:   # to be called with facts about it, for whoever comes second
+    name: str = "run",  # what there may be one of; each name is a lock
+) -> Iterator[Callable[..., None]]:  # to be called with facts about it, for whoever comes second
     "Hold the workspace's lock on runs, or on something else; raises `Busy`."
     path = settings.state / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         if not take(file):
             time.sleep(0.05)
-            if not take(file): raise Busy(_held(path, name))
+            if not take(file):
+                raise Busy(_held(path, name))
         facts = {"process": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+
         def say(**more) -> None:
             file.truncate(0)
             file.write(json.dumps(facts | more))
             file.flush()
+
         say()
         yield say
 
+
 def _held(path: Path, name: str) -> str:
-    return (f"a {name} holds this workspace already ({in_words(_facts(path))}): wait until it has "
-            "finished, or end that process")
+    return (
+        f"a {name} holds this workspace already ({in_words(_facts(path))}): wait until it has "
+        "finished, or end that process"
+    )
+
 
 def _facts(path: Path) -> dict[str, Any]:
     time.sleep(0.05)  # its holder may be writing
-    try: return json.loads(path.read_text())
-    except ValueError: return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {}
+
 
 def in_words(facts: dict[str, Any]) -> str:
     "Return what a holder says of itself, for a sentence."
@@ -82,10 +95,11 @@ def in_words(facts: dict[str, Any]) -> str:
 # %% ../../nbs/1_core/04_locks.ipynb #6322331c
 def holder(
     settings: Settings,
-    name: str = "run",         # as `alone` took it
-) -> dict[str, Any] | None:    # what it says of itself
+    name: str = "run",  # as `alone` took it
+) -> dict[str, Any] | None:  # what it says of itself
     "Return facts about the process that holds a lock of this workspace now, None if none does."
     path = settings.state / f"{name}.lock"
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     with path.open(encoding="utf-8") as file:
         return None if take(file, shared=True) else _facts(path)

@@ -19,17 +19,22 @@ from pydantic import SecretStr
 from .errors import SealedError
 
 # %% ../../nbs/1_core/02_masking.ipynb #af46e9e4
-PASSWORD = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>.+)(?=@)", re.S)    # in an address
-QUOTED = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")   # in a text around it
+PASSWORD = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>.+)(?=@)", re.S)  # in an address
+QUOTED = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")  # in a text around it
 ADDRESS = re.compile(r"[\w+.-]+(:[\w+.-]+)*://")
-SECRET = re.compile(r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))"
-                    r"=([^&#\s]+)", re.I)
+SECRET = re.compile(
+    r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))"
+    r"=([^&#\s]+)",
+    re.I,
+)
 
 
 def masked(text: str) -> str:
     "Return a text with `***` for each password in an address that it holds."
+
     def hide(password: str) -> str:
         return password if re.fullmatch(r"\$\w+|\$\{\w+\}", password) else "***"
+
     pattern = PASSWORD if ADDRESS.match(text) else QUOTED
     text = pattern.sub(lambda m: m["user"] + hide(m["password"]), text)
     return SECRET.sub(lambda m: f"{m[1]}={hide(m[2])}", text)
@@ -47,8 +52,8 @@ def masked_all(value: Any) -> Any:
 
 # %% ../../nbs/1_core/02_masking.ipynb #b3dcee99
 def scrubbed(
-    text: str,      # what a driver or a client says
-    address: str,   # the address that it was given, with its secrets
+    text: str,  # what a driver or a client says
+    address: str,  # the address that it was given, with its secrets
 ) -> str:
     "Return the text without the address and without the secrets in it."
     text = text.replace(address, masked(address))
@@ -61,6 +66,7 @@ def scrubbed(
 # %% ../../nbs/1_core/02_masking.ipynb #65b88b68
 class Secret(SecretStr):
     "A text that is shown and pickled masked."
+
     sealed = False
 
     def __reduce__(self) -> tuple:
@@ -76,8 +82,10 @@ class Secret(SecretStr):
     def get_secret_value(self) -> str:
         "Return the value itself; raises `SealedError` where only its masked form is here."
         if self.sealed:
-            raise SealedError(f"{self} came from another process without its secret: settings.ini "
-                              "of the workspace is not readable here, or says something else")
+            raise SealedError(
+                f"{self} came from another process without its secret: settings.ini "
+                "of the workspace is not readable here, or says something else"
+            )
         return self._secret_value
 
     def opens(self, sealed: "Secret") -> bool:
@@ -119,9 +127,11 @@ def _entry(text: str) -> tuple[str, str]:
     if not colon:
         return f"token-{hashlib.sha256(token.encode()).hexdigest()[:6]}", token
     if not token or not re.fullmatch(r"[\w.@+-]+", name):
-        raise ValueError("expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a "
-                         "colon, but not a name of letters, digits and . @ + - _ before it and a "
-                         "token after it")
+        raise ValueError(
+            "expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a "
+            "colon, but not a name of letters, digits and . @ + - _ before it and a "
+            "token after it"
+        )
     return name, token
 
 # %% ../../nbs/1_core/02_masking.ipynb #a1272b63

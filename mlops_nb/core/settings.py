@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import unquote, urlsplit
 
-from pydantic import (BaseModel, ConfigDict, Field, Json, ValidationError, field_serializer,
-                      model_validator)
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import SettingsError
@@ -28,44 +35,52 @@ from .masking import Address, Secret, Tokens, Webhook, masked, masked_all
 # %% ../../nbs/1_core/03_settings.ipynb #2b5b88df
 class Section(BaseModel):
     "One section of the file: unknown keys are refused, values are checked."
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 # %% ../../nbs/1_core/03_settings.ipynb #6a73e088
 class Workspace(Section):
     "`[workspace]`: what this project is called, and where it keeps what it makes."
-    name: str = "workspace"           # shown on pages; also the MLflow experiment's default name
-    package: str = ""                 # dotted: the package that the notebooks export to
-    notebooks: str = "nbs"            # folder of the stage notebooks, relative to the workspace
-    storage: str = "storage"          # a folder, relative to the workspace, or s3://bucket/prefix
+
+    name: str = "workspace"  # shown on pages; also the MLflow experiment's default name
+    package: str = ""  # dotted: the package that the notebooks export to
+    notebooks: str = "nbs"  # folder of the stage notebooks, relative to the workspace
+    storage: str = "storage"  # a folder, relative to the workspace, or s3://bucket/prefix
 
 # %% ../../nbs/1_core/03_settings.ipynb #1a3bfa8a
 class ClusterSection(Section):
     "`[cluster]`: the one Ray cluster."
-    address: str = ""                 # host:port of a running head; empty: one of this workspace's own
-    num_cpus: int = Field(0, ge=0)    # CPUs of the local head; 0: all of the machine's
-    dashboard: bool = False           # start Ray's dashboard with the local head
-    stages: int = Field(0, ge=0)      # notebooks that run at once; 0: as many as this machine has CPUs
+
+    address: str = ""  # host:port of a running head; empty: one of this workspace's own
+    num_cpus: int = Field(0, ge=0)  # CPUs of the local head; 0: all of the machine's
+    dashboard: bool = False  # start Ray's dashboard with the local head
+    stages: int = Field(0, ge=0)  # notebooks that run at once; 0: as many as this machine has CPUs
 
 # %% ../../nbs/1_core/03_settings.ipynb #b1d540df
 class Tracking(Section):
     "`[tracking]`: MLflow."
-    uri: Address = Address("")        # tracking database or server; empty: SQLite in the storage
+
+    uri: Address = Address("")  # tracking database or server; empty: SQLite in the storage
     artifacts: Address = Address("")  # files of runs and models; empty: `artifacts` in the storage
-    experiment: str = ""              # empty: the workspace's name
+    experiment: str = ""  # empty: the workspace's name
 
 # %% ../../nbs/1_core/03_settings.ipynb #ab63b6c9
-LOOPBACK = ("127.0.0.1", "localhost", "::1")   # names of this machine for itself
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # names of this machine for itself
+
 
 class Serve(Section):
     "`[serve]`: Ray Serve over HTTP."
-    host: str = "127.0.0.1"                   # interface to listen on
-    port: int = Field(8000, ge=1, le=65535)   # one port for every endpoint and page
-    replicas: int = Field(1, ge=1)            # processes an endpoint; 2 or more where availability is claimed
-    tokens: Tokens = Tokens("")               # NAME:TOKEN or TOKEN, spaces between; empty: loopback
-    hosts: str = ""                           # more host names to answer for, spaces between; *: any
-    flush_seconds: float = Field(1.0, gt=0)   # longest time until a logged prediction is in its table, s
-    fdatasync: bool = False                   # prediction log survives a power cut, not only a killed process
-    max_rows: int = Field(10_000, ge=1)       # rows accepted in one request
+
+    host: str = "127.0.0.1"  # interface to listen on
+    port: int = Field(8000, ge=1, le=65535)  # one port for every endpoint and page
+    replicas: int = Field(1, ge=1)  # processes an endpoint; 2 or more where availability is claimed
+    tokens: Tokens = Tokens("")  # NAME:TOKEN or TOKEN, spaces between; empty: loopback
+    hosts: str = ""  # more host names to answer for, spaces between; *: any
+    flush_seconds: float = Field(
+        1.0, gt=0
+    )  # longest time until a logged prediction is in its table, s
+    fdatasync: bool = False  # prediction log survives a power cut, not only a killed process
+    max_rows: int = Field(10_000, ge=1)  # rows accepted in one request
 
     @property
     def url(self) -> str:
@@ -79,59 +94,79 @@ class Serve(Section):
 # %% ../../nbs/1_core/03_settings.ipynb #cf98ba70
 class Monitor(Section):
     "`[monitor]`: when a difference is an alarm."
-    significance: float = Field(0.01, gt=0, lt=1)  # chance of any false alarm in one quiet look, over all versions
-    min_rows: int = Field(100, ge=1)               # smaller windows are not judged
+
+    significance: float = Field(
+        0.01, gt=0, lt=1
+    )  # chance of any false alarm in one quiet look, over all versions
+    min_rows: int = Field(100, ge=1)  # smaller windows are not judged
 
 # %% ../../nbs/1_core/03_settings.ipynb #cef6e07d
 class Alerts(Section):
     "`[alerts]`: who hears of an alarm."
-    webhook: Webhook = Webhook("")    # address that gets each opened alert as JSON; empty: none
+
+    webhook: Webhook = Webhook("")  # address that gets each opened alert as JSON; empty: none
 
 # %% ../../nbs/1_core/03_settings.ipynb #ddff4a2f
 class Deploy(Section):
     "`[deploy]`: what a version needs before it goes to production."
+
     approval: Literal["rule", "person"] = "rule"  # "person": whatever the objective says
 
 # %% ../../nbs/1_core/03_settings.ipynb #6fd41bfb
 class StageSection(Section):
     "`[stage:NAME]`: where, how long and how often a stage's notebook runs."
-    num_cpus: float = Field(0, ge=0)            # CPUs that Ray keeps free for it
-    num_gpus: float = Field(0, ge=0)            # GPUs that Ray keeps free for it
-    memory: int = Field(0, ge=0)                # memory that Ray keeps free for it, bytes
-    timeout: float | None = Field(None, gt=0)   # longest time for one attempt, s
-    retries: int = Field(0, ge=0)               # attempts after the first that failed
-    retry_wait: float = Field(1, ge=0)          # wait before the first of them, s; twice as long before each next
-    after: str = ""                             # stages to wait for of which it takes nothing, separated by spaces
+
+    num_cpus: float = Field(0, ge=0)  # CPUs that Ray keeps free for it
+    num_gpus: float = Field(0, ge=0)  # GPUs that Ray keeps free for it
+    memory: int = Field(0, ge=0)  # memory that Ray keeps free for it, bytes
+    timeout: float | None = Field(None, gt=0)  # longest time for one attempt, s
+    retries: int = Field(0, ge=0)  # attempts after the first that failed
+    retry_wait: float = Field(
+        1, ge=0
+    )  # wait before the first of them, s; twice as long before each next
+    after: str = ""  # stages to wait for of which it takes nothing, separated by spaces
 
 # %% ../../nbs/1_core/03_settings.ipynb #15def268
 class TriggerSection(Section):
     "`[trigger:NAME]`: what a run is started by."
-    files: str = ""                             # pattern of files, relative to the workspace
-    table: str = ""                             # address of a Delta table; a bare name: a table of the lake
-    database: Address = Address("")             # sqlite:///PATH or postgresql://…, with a query
-    query: str = ""                             # its table, or a SELECT
-    watermark: str = ""                         # the column whose greatest value grows with new rows
-    cron: str = ""                              # a schedule, UTC: minute hour day month weekday
-    alert: str = ""                             # an endpoint's name: a proposal to retrain it
-    manual: bool = False                        # what a person or a program asks for
-    parameters: Json[dict[str, Any]] = Field(   # of the run, a JSON object
-        "{}", validate_default=True, repr=False)
-    missed: Literal["once", "skip"] = "once"    # cron: make up once for what was missed while no watch ran, or not
-    cooldown: float | None = Field(None, ge=0)  # least time from one of its runs to the next, s; alert: 3600, else 0
-    settle: float = Field(1, ge=0)              # files: unchanged for this long before they count, s
+
+    files: str = ""  # pattern of files, relative to the workspace
+    table: str = ""  # address of a Delta table; a bare name: a table of the lake
+    database: Address = Address("")  # sqlite:///PATH or postgresql://…, with a query
+    query: str = ""  # its table, or a SELECT
+    watermark: str = ""  # the column whose greatest value grows with new rows
+    cron: str = ""  # a schedule, UTC: minute hour day month weekday
+    alert: str = ""  # an endpoint's name: a proposal to retrain it
+    manual: bool = False  # what a person or a program asks for
+    parameters: Json[dict[str, Any]] = Field(  # of the run, a JSON object
+        "{}", validate_default=True, repr=False
+    )
+    missed: Literal["once", "skip"] = (
+        "once"  # cron: make up once for what was missed while no watch ran, or not
+    )
+    cooldown: float | None = Field(
+        None, ge=0
+    )  # least time from one of its runs to the next, s; alert: 3600, else 0
+    settle: float = Field(1, ge=0)  # files: unchanged for this long before they count, s
 
     @model_validator(mode="after")
     def _one_source(self):
         sources = ("files", "table", "database", "cron", "alert", "manual")
         if len(set_ := [s for s in sources if getattr(self, s)]) != 1:
-            raise ValueError(f"needs exactly one of {', '.join(sources)}; it has {' and '.join(set_) or 'none'}")
+            raise ValueError(
+                f"needs exactly one of {', '.join(sources)}; it has {' and '.join(set_) or 'none'}"
+            )
         if self.database and not (self.query and self.watermark):
-            raise ValueError("database needs query (a table or a SELECT) and watermark (a column that grows)")
-        if self.cron: _schedule(self.cron)
+            raise ValueError(
+                "database needs query (a table or a SELECT) and watermark (a column that grows)"
+            )
+        if self.cron:
+            _schedule(self.cron)
         return self
 
     @field_serializer("parameters")
-    def _masked(self, parameters: dict[str, Any]) -> dict[str, Any]: return masked_all(parameters)
+    def _masked(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        return masked_all(parameters)
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()
@@ -147,10 +182,14 @@ class TriggerSection(Section):
 def _schedule(expression: str) -> None:
     "Raise `ValueError` where a cron expression is none."
     from cronsim import CronSim, CronSimError
-    try: next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
+
+    try:
+        next(CronSim(expression, datetime(2000, 1, 1, tzinfo=UTC)))
     except (CronSimError, StopIteration) as e:
-        raise ValueError(f"cron = {expression}: {str(e).lower() or 'never due'}; expected five fields, "
-                         "as in 30 6 * * 1-5") from e
+        raise ValueError(
+            f"cron = {expression}: {str(e).lower() or 'never due'}; expected five fields, "
+            "as in 30 6 * * 1-5"
+        ) from e
 
 # %% ../../nbs/1_core/03_settings.ipynb #f4aa5ba9
 def local(address: str) -> str:
@@ -161,13 +200,15 @@ def local(address: str) -> str:
 def sqlite(path: str) -> str:
     "Return the address of an SQLite file as SQLAlchemy takes it."
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    driver = "sqlite" if encoded == path else "sqlite+pysqlite"  # under "sqlite" MLflow makes the folder
+    driver = (
+        "sqlite" if encoded == path else "sqlite+pysqlite"
+    )  # under "sqlite" MLflow makes the folder
     return f"{driver}:///{encoded}"
 
 # %% ../../nbs/1_core/03_settings.ipynb #e5a5a7aa
 def misread(
     address: str,  # a folder, or a prefix in a bucket
-) -> str:          # empty: none
+) -> str:  # empty: none
     "Return the part of a table's address that deltalake misreads."
     unsafe = r"%[0-9A-Fa-f]{2}" if "://" in address else r"%[0-9A-Fa-f]{2}|[][^|\\]"
     return match[0] if (match := re.search(unsafe, address)) else ""
@@ -175,6 +216,7 @@ def misread(
 # %% ../../nbs/1_core/03_settings.ipynb #8354730c
 class Addresses:
     "Where a workspace keeps what it remembers."
+
     @property
     def storage(self) -> str:
         "Folder or object-store prefix that holds all that is remembered."
@@ -212,24 +254,36 @@ class Addresses:
 def _check_addresses(settings: "Settings") -> "Settings":
     "Return the settings, or raise `SettingsError` for a place that a library misreads."
     if os.pathsep in str(settings.root):
-        raise SettingsError(f"a workspace cannot be at {settings.root}: '{os.pathsep}' divides "
-                            "Python's import paths; rename the folder")
-    places = {"[workspace] storage": settings.storage,
-              "[tracking] artifacts": settings.artifacts_uri}
+        raise SettingsError(
+            f"a workspace cannot be at {settings.root}: '{os.pathsep}' divides "
+            "Python's import paths; rename the folder"
+        )
+    places = {
+        "[workspace] storage": settings.storage,
+        "[tracking] artifacts": settings.artifacts_uri,
+    }
     for key, place in places.items():
         ends = re.search("[#?]", place) if "://" in place else None
         if wrong := misread(place) or (ends and ends[0]):
             shown = f"{settings.root / 'settings.ini'}: {key} is {masked(place)}"
-            raise SettingsError(f"{shown}, and libraries "
-                                f"misread '{wrong}' in it: rename the folder, or choose another")
+            raise SettingsError(
+                f"{shown}, and libraries "
+                f"misread '{wrong}' in it: rename the folder, or choose another"
+            )
     return settings
 
 # %% ../../nbs/1_core/03_settings.ipynb #93f594fd
 class Settings(Addresses, BaseSettings):
     "A workspace's settings, and the addresses that follow from them."
-    model_config = SettingsConfigDict(env_prefix="MLOPS_NB__", env_nested_delimiter="__",
-                                      extra="forbid", frozen=True, hide_input_in_errors=True)
-    root: Path                                # the workspace's folder
+
+    model_config = SettingsConfigDict(
+        env_prefix="MLOPS_NB__",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+    root: Path  # the workspace's folder
     workspace: Workspace = Workspace()
     cluster: ClusterSection = ClusterSection()
     tracking: Tracking = Tracking()
@@ -237,15 +291,16 @@ class Settings(Addresses, BaseSettings):
     monitor: Monitor = Monitor()
     alerts: Alerts = Alerts()
     deploy: Deploy = Deploy()
-    stage: dict[str, StageSection] = {}       # by the stage's name
-    trigger: dict[str, TriggerSection] = {}   # by the trigger's name
+    stage: dict[str, StageSection] = {}  # by the stage's name
+    trigger: dict[str, TriggerSection] = {}  # by the trigger's name
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, **_):
         return env_settings, init_settings  # the environment wins over the file
 
     @model_validator(mode="after")
-    def _usable(self): return _check_addresses(self)
+    def _usable(self):
+        return _check_addresses(self)
 
     @property
     def tracking_uri(self) -> str:
@@ -275,9 +330,12 @@ def find(start: str | Path | None = None) -> Path:
     "The folder of the nearest `settings.ini`, from `start` upwards."
     start = Path(start or os.environ.get("MLOPS_NB_WORKSPACE") or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "settings.ini").is_file(): return folder
-    raise SettingsError(f"no settings.ini in {start} or any folder above it: "
-                        "go to a workspace, name one with --workspace, or write a settings.ini (an empty one will do)")
+        if (folder / "settings.ini").is_file():
+            return folder
+    raise SettingsError(
+        f"no settings.ini in {start} or any folder above it: "
+        "go to a workspace, name one with --workspace, or write a settings.ini (an empty one will do)"
+    )
 
 # %% ../../nbs/1_core/03_settings.ipynb #963f53b5
 def _text(data: bytes) -> str:
@@ -287,13 +345,17 @@ def _text(data: bytes) -> str:
 
 # %% ../../nbs/1_core/03_settings.ipynb #143e92cd
 def load(
-    workspace: str | Path | None = None,  # the workspace's folder or one inside it; default: found as said above
+    workspace: str
+    | Path
+    | None = None,  # the workspace's folder or one inside it; default: found as said above
 ) -> Settings:
     "The settings of a workspace, checked."
     root = find(workspace)
     path, file = root / "settings.ini", configparser.ConfigParser(interpolation=None)
-    try: file.read_string(_text(path.read_bytes()), source=str(path))
-    except OSError as e: raise SettingsError(f"{path} cannot be read: {e.strerror}") from e
+    try:
+        file.read_string(_text(path.read_bytes()), source=str(path))
+    except OSError as e:
+        raise SettingsError(f"{path} cannot be read: {e.strerror}") from e
     except (configparser.Error, UnicodeDecodeError) as e:
         raise SettingsError(f"{path} is not an ini file: {e}") from e
     return _checked(root, {name: dict(file[name]) for name in file.sections()})
@@ -303,20 +365,35 @@ def _unseal(settings: "Settings") -> None:
     "Put the secrets back that a pickle left out, where the workspace's file has them."
     sections = settings.__dict__
     groups = [sections, settings.trigger]
-    if not any(_sealed(section) for group in groups for section in group.values()): return
-    try: fresh = load(settings.root)
-    except SettingsError: return
-    sections |= {name: _unsealed(section, getattr(fresh, name))
-                 for name, section in sections.items() if _sealed(section)}
-    sections["trigger"] = {name: _unsealed(section, fresh.trigger.get(name))
-                           for name, section in settings.trigger.items()}
+    if not any(_sealed(section) for group in groups for section in group.values()):
+        return
+    try:
+        fresh = load(settings.root)
+    except SettingsError:
+        return
+    sections |= {
+        name: _unsealed(section, getattr(fresh, name))
+        for name, section in sections.items()
+        if _sealed(section)
+    }
+    sections["trigger"] = {
+        name: _unsealed(section, fresh.trigger.get(name))
+        for name, section in settings.trigger.items()
+    }
 
 
 def _sealed(section: Any) -> list[str]:
     "Return the names of a section's fields whose secrets were left out."
-    if not isinstance(section, Section): return []
-    return [name for name, value in section if isinstance(value, Secret) and value.sealed
-            or name == "parameters" and "***" in str(value)]
+    if not isinstance(section, Section):
+        return []
+    return [
+        name
+        for name, value in section
+        if isinstance(value, Secret)
+        and value.sealed
+        or name == "parameters"
+        and "***" in str(value)
+    ]
 
 
 def _unsealed(section: Section, fresh: Section | None) -> Section:
@@ -333,9 +410,12 @@ def _opens(fresh: Any, sealed: Any) -> bool:
 # %% ../../nbs/1_core/03_settings.ipynb #4a247ee2
 def _checked(root: Path, sections: dict) -> Settings:
     "Settings from what the file says, or one sentence on all that is wrong with it."
-    try: return Settings(root=root, **_grouped(sections))
+    try:
+        return Settings(root=root, **_grouped(sections))
     except ValidationError as e:
-        raise SettingsError(f"{root / 'settings.ini'}: " + "; ".join(map(_explain, e.errors()))) from e
+        raise SettingsError(
+            f"{root / 'settings.ini'}: " + "; ".join(map(_explain, e.errors()))
+        ) from e
 
 # %% ../../nbs/1_core/03_settings.ipynb #3a561459
 def _grouped(sections: dict) -> dict:
@@ -343,8 +423,10 @@ def _grouped(sections: dict) -> dict:
     found = {}
     for section, values in sections.items():
         kind, colon, name = section.partition(":")
-        if colon: found.setdefault(kind, {})[name] = values
-        else: found[section] = values
+        if colon:
+            found.setdefault(kind, {})[name] = values
+        else:
+            found[section] = values
     return found
 
 # %% ../../nbs/1_core/03_settings.ipynb #e2f25438
@@ -359,27 +441,33 @@ def _explain(error: dict) -> str:
     "One sentence for one thing pydantic refused."
     section, *names = map(str, error["loc"])
     model = Settings.model_fields.get(section) and Settings.model_fields[section].annotation
-    if get_origin(model) is dict: section, model, *names = f"{section}:{names[0]}", get_args(model)[1], *names[1:]
+    if get_origin(model) is dict:
+        section, model, *names = f"{section}:{names[0]}", get_args(model)[1], *names[1:]
     place, name = (f"[{section}] {names[0]}", names[0]) if names else (f"[{section}]", section)
-    if error["type"] == "value_error": return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "value_error":
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] != "extra_forbidden":
         shown = "" if _is_secret(model, name) else f" = {error['input']}"
         return f"{place}{shown}: {error['msg'].lower()}"
     known = [k for k in (model if names else Settings).model_fields if k != "root"]
     near = get_close_matches(name, known, n=1)
-    return f"{place} is not known here; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}")
+    return f"{place} is not known here; " + (
+        f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    )
 
 # %% ../../nbs/1_core/03_settings.ipynb #620df0f4
 def create(
-    folder: str | Path,        # made if it does not exist
-    **sections: dict,          # values by section, as in `serve={"port": 9000}`
+    folder: str | Path,  # made if it does not exist
+    **sections: dict,  # values by section, as in `serve={"port": 9000}`
 ) -> Settings:
     "A new workspace: a folder with a `settings.ini`."
     path = Path(folder) / "settings.ini"
-    if path.exists(): raise SettingsError(f"{path} exists already: edit it, or choose another folder")
+    if path.exists():
+        raise SettingsError(f"{path} exists already: edit it, or choose another folder")
     settings = _checked(path.parent.resolve(), sections)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = configparser.ConfigParser(interpolation=None)
     file.read_dict(sections)
-    with path.open("w", encoding="utf-8") as f: file.write(f)
+    with path.open("w", encoding="utf-8") as f:
+        file.write(f)
     return settings

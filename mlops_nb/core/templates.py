@@ -19,21 +19,26 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/1_core/01_templates.ipynb #54184d53
 def file(
-    name: str,   # in `mlops_nb/templates`
+    name: str,  # in `mlops_nb/templates`
 ) -> str:
     "Return the text of a package file as it is."
     return (files("mlops_nb") / "templates" / name).read_text(encoding="utf-8")
 
 # %% ../../nbs/1_core/01_templates.ipynb #6e7a4561
 def cell(
-    value: Any,   # of a table
+    value: Any,  # of a table
 ) -> str:
     "Return a value as a table shows it; markup stays as it is, None becomes empty."
-    if value is None: return ""
-    if isinstance(value, bool): return "yes" if value else "no"
-    if isinstance(value, int): return f"{value:,}"
-    if isinstance(value, float): return f"{value:.4g}"
-    if isinstance(value, list | tuple): return ", ".join(map(str, value))
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return value if isinstance(value, str) else str(value)
 
 # %% ../../nbs/1_core/01_templates.ipynb #abb1cbaa
@@ -42,37 +47,49 @@ def _environment() -> "Environment":
     "Return the one environment of all templates."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    environment = Environment(loader=FileSystemLoader(str(files("mlops_nb") / "templates")),
-                              autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+
+    environment = Environment(
+        loader=FileSystemLoader(str(files("mlops_nb") / "templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"cell": cell, "html": lambda shown: Markup(shown._repr_html_())}
     environment.globals["file"] = lambda name: Markup(file(name))
-    environment.globals["stylesheet"] = Markup(" ".join(file("style.css").split()))  # one line of an output
+    environment.globals["stylesheet"] = Markup(
+        " ".join(file("style.css").split())
+    )  # one line of an output
     return environment
 
+
 def render(
-    template: str,   # its file name
+    template: str,  # its file name
     /,
-    **values: Any,   # all that it uses
-) -> str:            # HTML
+    **values: Any,  # all that it uses
+) -> str:  # HTML
     "Return a template filled with values, each of them escaped."
     return _environment().get_template(template).render(values)
 
 # %% ../../nbs/1_core/01_templates.ipynb #1561c897
 def picture(
-    figure: "Figure",        # drawn, not attached to pyplot
-    alt: str = "",           # what it shows, for who cannot see it
+    figure: "Figure",  # drawn, not attached to pyplot
+    alt: str = "",  # what it shows, for who cannot see it
     *,
-    small: bool = False,     # a PNG without a background, for a cell of a table
-) -> "Markup":               # an <img> with the drawing inside
+    small: bool = False,  # a PNG without a background, for a cell of a table
+) -> "Markup":  # an <img> with the drawing inside
     "Return a figure as HTML that needs no other file."
     from markupsafe import Markup
     from matplotlib import rc_context
-    for ax in figure.axes: ax.spines[["top", "right"]].set_visible(False)
+
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
     content = BytesIO()
     with rc_context({"svg.hashsalt": "mlops_nb", "svg.fonttype": "none"}):
-        if small: figure.savefig(content, format="png", transparent=True)
-        else: figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+        if small:
+            figure.savefig(content, format="png", transparent=True)
+        else:
+            figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
     data = b64encode(content.getvalue()).decode()
     type_ = "image/png" if small else "image/svg+xml"
     return Markup(render("picture.html", alt=alt, type=type_, data=data).strip())

@@ -19,22 +19,25 @@ from .settings import Settings, load, local, sqlite
 # %% ../../nbs/1_core/08_tracking.ipynb #c1589330
 def client(
     settings: Settings | None = None,  # default: the workspace around the current folder
-):                                     # an `mlflow.MlflowClient`
+):  # an `mlflow.MlflowClient`
     "MLflow's client for this workspace; its database is made if it does not exist."
     settings = settings or load()
     mlflow = _mlflow()
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)
     try:
-        if settings.tracking_uri.startswith("sqlite"): _create(_file(settings.tracking_uri))
+        if settings.tracking_uri.startswith("sqlite"):
+            _create(_file(settings.tracking_uri))
         found = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
         _experiment(found, settings)
         return found
     except Exception as e:
         uri = settings.tracking_uri
-        raise TrackingError(f"MLflow's database {masked(uri)} cannot be read: "
-                            f"{scrubbed(_root(e), uri)}. "
-                            "Check [tracking] uri in settings.ini, or move the file away to start a new one") from e
+        raise TrackingError(
+            f"MLflow's database {masked(uri)} cannot be read: "
+            f"{scrubbed(_root(e), uri)}. "
+            "Check [tracking] uri in settings.ini, or move the file away to start a new one"
+        ) from e
 
 # %% ../../nbs/1_core/08_tracking.ipynb #b796381f
 def _mlflow():
@@ -44,6 +47,7 @@ def _mlflow():
     import logging
 
     import mlflow
+
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
@@ -52,17 +56,21 @@ def _mlflow():
 def _file(uri: str) -> Path:
     "Return the file of an SQLite address, as SQLAlchemy reads the address."
     from sqlalchemy.engine import make_url
+
     return Path(make_url(uri).database)
 
 # %% ../../nbs/1_core/08_tracking.ipynb #e125880e
 def _create(path: Path) -> None:
     "Make MLflow's SQLite database, whole or not at all."
-    if path.exists(): return
+    if path.exists():
+        return
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.new")
     with in_turn(path.parent):
-        if path.exists(): return
+        if path.exists():
+            return
         fresh.unlink(missing_ok=True)
         engine = create_sqlalchemy_engine(sqlite(str(fresh)))
         _initialize_tables(engine)
@@ -72,17 +80,24 @@ def _create(path: Path) -> None:
 # %% ../../nbs/1_core/08_tracking.ipynb #78230635
 def _root(error: BaseException) -> str:
     "The first line of what went wrong underneath."
-    while error.__cause__: error = error.__cause__
+    while error.__cause__:
+        error = error.__cause__
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 # %% ../../nbs/1_core/08_tracking.ipynb #737669ed
 def _experiment(client, settings: Settings) -> str:
     "The id of the workspace's experiment, made if it does not exist; of two who make it at once one does."
     from mlflow.exceptions import MlflowException
-    if found := client.get_experiment_by_name(settings.experiment): return found.experiment_id
-    try: return client.create_experiment(settings.experiment, artifact_location=_uri(settings.artifacts_uri))
+
+    if found := client.get_experiment_by_name(settings.experiment):
+        return found.experiment_id
+    try:
+        return client.create_experiment(
+            settings.experiment, artifact_location=_uri(settings.artifacts_uri)
+        )
     except MlflowException:
-        if found := client.get_experiment_by_name(settings.experiment): return found.experiment_id
+        if found := client.get_experiment_by_name(settings.experiment):
+            return found.experiment_id
         raise
 
 # %% ../../nbs/1_core/08_tracking.ipynb #8550ad7b
@@ -93,7 +108,8 @@ def _uri(place: str) -> str:
 # %% ../../nbs/1_core/08_tracking.ipynb #59bcbce1
 def current() -> str | None:
     "The id of the run that is open in this process, or of the stage that this process executes."
-    if "mlflow" in sys.modules and (active := sys.modules["mlflow"].active_run()): return active.info.run_id
+    if "mlflow" in sys.modules and (active := sys.modules["mlflow"].active_run()):
+        return active.info.run_id
     return os.environ.get("MLOPS_NB_RUN_ID") or os.environ.get("MLFLOW_RUN_ID")
 
 # %% ../../nbs/1_core/08_tracking.ipynb #eb926884
@@ -101,9 +117,9 @@ def current() -> str | None:
 def start_run(
     settings: Settings | None = None,  # default: the workspace around the current folder
     *,
-    name: str | None = None,           # of a new run
+    name: str | None = None,  # of a new run
     tags: dict[str, str] | None = None,
-):                                     # the active `mlflow.ActiveRun`
+):  # the active `mlflow.ActiveRun`
     "The active run, the stage's run, or a new one."
     settings = settings or load()
     client(settings)
@@ -113,15 +129,16 @@ def start_run(
         return
     mlflow.set_experiment(settings.experiment)
     stage = current()
-    with mlflow.start_run(run_id=stage, run_name=None if stage else name, tags=tags) as run: yield run
+    with mlflow.start_run(run_id=stage, run_name=None if stage else name, tags=tags) as run:
+        yield run
 
 # %% ../../nbs/1_core/08_tracking.ipynb #07611d53
 def log_folder(
-    folder: str | Path,                # what to keep
-    name: str,                         # its name among the run's artifacts
+    folder: str | Path,  # what to keep
+    name: str,  # its name among the run's artifacts
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # "runs:/<run id>/<name>"
+) -> str:  # "runs:/<run id>/<name>"
     "Keep a folder of files with the current run."
     with start_run(settings, name=name) as run:
         _mlflow().log_artifacts(str(folder), name)
@@ -129,35 +146,43 @@ def log_folder(
 
 # %% ../../nbs/1_core/08_tracking.ipynb #a072f2e1
 def fetch(
-    uri: str,                          # "runs:/…", "models:/…", a file address or a path
+    uri: str,  # "runs:/…", "models:/…", a file address or a path
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Path:
     "A local folder (or file) with what the address names; downloaded if it is not on this machine."
     if not uri:
-        raise TrackingError("expected an address such as runs:/RUN/candidate, got none: "
-                            "take what an earlier stage glued")
+        raise TrackingError(
+            "expected an address such as runs:/RUN/candidate, got none: "
+            "take what an earlier stage glued"
+        )
     if uri.startswith("runs:/"):
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
-        try: base = client(settings).get_run(run_id).info.artifact_uri
-        except TrackingError: raise
+        try:
+            base = client(settings).get_run(run_id).info.artifact_uri
+        except TrackingError:
+            raise
         except Exception as e:
             reason = scrubbed(_root(e), (settings or load()).tracking_uri)
             raise TrackingError(f"no run {run_id} in MLflow: {reason}") from e
         uri = f"{base}/{path}"
     if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
         place = Path(local(uri))
-        if place.exists(): return place
+        if place.exists():
+            return place
         raise TrackingError(f"nothing at {place}: the files were moved or removed")
     client(settings)
     return _downloaded(uri)
 
+
 def _downloaded(uri: str) -> Path:
     "A local copy of what is elsewhere."
-    try: place = Path(_mlflow().artifacts.download_artifacts(uri))
+    try:
+        place = Path(_mlflow().artifacts.download_artifacts(uri))
     except Exception as e:
-        raise TrackingError(f"nothing at {masked(uri)}, or it cannot be reached: "
-                            f"{scrubbed(_root(e), uri)}") from e
+        raise TrackingError(
+            f"nothing at {masked(uri)}, or it cannot be reached: {scrubbed(_root(e), uri)}"
+        ) from e
     if place.is_dir() and not any(place.iterdir()):
         raise TrackingError(f"nothing at {masked(uri)}: the files were moved or removed")
     return place

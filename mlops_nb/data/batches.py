@@ -24,8 +24,7 @@ from ..core import cluster, lake
 from ..core.errors import DataError, Unparsable
 from ..core.lake import DataFile
 from ..core.settings import Settings
-from .contracts import (
-    OWN, UNIQUE, Contract, check_rows, conform, reason, repeated)
+from .contracts import OWN, UNIQUE, Contract, check_rows, conform, reason, repeated
 from .inference import Seen, observed
 from .profiles.profiling import profile
 from .sources.partition import Part
@@ -33,24 +32,33 @@ from .splits import Splitting, added, places, row_hashes
 from .values import WORDS, lost, unparsable
 
 # %% ../../nbs/2_data/18_batches.ipynb #d7f25502
-QUARANTINE = {"row": pl.String, "rules": pl.String, "reason": pl.String, "ingest": pl.String, "source": pl.String,
-              "at": pl.Datetime("us", "UTC")}  # columns of a quarantine; `row` is JSON, as the source had it
+QUARANTINE = {
+    "row": pl.String,
+    "rules": pl.String,
+    "reason": pl.String,
+    "ingest": pl.String,
+    "source": pl.String,
+    "at": pl.Datetime("us", "UTC"),
+}  # columns of a quarantine; `row` is JSON, as the source had it
 BATCH = 250_000  # rows in memory at a time, three times over
 
 # %% ../../nbs/2_data/18_batches.ipynb #ad4487a7
 def source_of(part: Part) -> str:
     "What `_source` says of a part's rows: its content's digest, and where it is."
-    state = part.state.get("digest") or sha256(repr(sorted(part.state.items())).encode()).hexdigest()
+    state = (
+        part.state.get("digest") or sha256(repr(sorted(part.state.items())).encode()).hexdigest()
+    )
     return f"{state[:16]}-{sha256(part.origin.encode()).hexdigest()[:8]}"
 
 # %% ../../nbs/2_data/18_batches.ipynb #b4ce823d
 @dataclass(frozen=True)
 class Plan:
     "One ingest, as all its workers know it."
-    name: str              # of the dataset
-    ingest: str            # its id
-    table: str             # address of the dataset
-    quarantine: str        # address of its quarantine
+
+    name: str  # of the dataset
+    ingest: str  # its id
+    table: str  # address of the dataset
+    quarantine: str  # address of its quarantine
     contract: Contract
     splitting: Splitting
     at: datetime
@@ -59,49 +67,64 @@ class Plan:
     notes: tuple[dict, ...] = ()  # on columns that are text because of a few values
 
     @property
-    def schema(self) -> pl.Schema: return pl.Schema({**self.contract.dtypes, **OWN})
+    def schema(self) -> pl.Schema:
+        return pl.Schema({**self.contract.dtypes, **OWN})
+
     @property
-    def first_split(self) -> str: return next(iter(self.splitting.ends or self.splitting.shares))  # the reference
-    def new_name(self) -> str: return f"{self.ingest}-{uuid4().hex}.parquet"  # of a file
+    def first_split(self) -> str:
+        return next(iter(self.splitting.ends or self.splitting.shares))  # the reference
+
+    def new_name(self) -> str:
+        return f"{self.ingest}-{uuid4().hex}.parquet"  # of a file
 
 # %% ../../nbs/2_data/18_batches.ipynb #abe0ad4d
 @dataclass(frozen=True)
 class Tally:
     "Rows, by split, and the sum of their fingerprints."
+
     counts: Counter = field(default_factory=Counter)
-    total: int = 0         # modulo 2⁶⁴
+    total: int = 0  # modulo 2⁶⁴
 
     @classmethod
     def of(cls, rows: pl.DataFrame) -> "Tally":
         data = rows.select(pl.exclude([c for c in OWN if c != "_split"]))
-        return cls(Counter(dict(rows["_split"].value_counts().iter_rows())), added(row_hashes(data)))
+        return cls(
+            Counter(dict(rows["_split"].value_counts().iter_rows())), added(row_hashes(data))
+        )
 
     @property
-    def rows(self) -> int: return sum(self.counts.values())
+    def rows(self) -> int:
+        return sum(self.counts.values())
 
     def plus(self, other: "Tally", times: int = 1) -> "Tally":
         "With (or, times -1, without) the rows of another."
         counts = Counter(self.counts)
-        for name, n in other.counts.items(): counts[name] += times * n
-        return Tally(Counter({k: n for k, n in counts.items() if n}), (self.total + times * other.total) % 2**64)
+        for name, n in other.counts.items():
+            counts[name] += times * n
+        return Tally(
+            Counter({k: n for k, n in counts.items() if n}),
+            (self.total + times * other.total) % 2**64,
+        )
 
 # %% ../../nbs/2_data/18_batches.ipynb #a7df206f
 @dataclass
 class Chunk:
     "What a batch has become."
-    file: DataFile | None               # accepted rows, in the table's folder
-    rejected: list[DataFile]            # rejected rows, in the quarantine's
+
+    file: DataFile | None  # accepted rows, in the table's folder
+    rejected: list[DataFile]  # rejected rows, in the quarantine's
     read: int
     tally: Tally
-    rules: Counter                      # rejected rows by what they broke
-    profile: bytes                      # of the first split's rows
-    rest: bytes                         # of the others, where the contract asks about all; else empty
-    hashes: np.ndarray                  # of keys
-    seen: dict[str, Seen]               # what a proposal needs
-    newest: datetime | None = None      # latest time of a row
+    rules: Counter  # rejected rows by what they broke
+    profile: bytes  # of the first split's rows
+    rest: bytes  # of the others, where the contract asks about all; else empty
+    hashes: np.ndarray  # of keys
+    seen: dict[str, Seen]  # what a proposal needs
+    newest: datetime | None = None  # latest time of a row
 
     @property
-    def refused(self) -> int: return sum(f.rows for f in self.rejected)
+    def refused(self) -> int:
+        return sum(f.rows for f in self.rejected)
 
 # %% ../../nbs/2_data/18_batches.ipynb #8cdce5a5
 def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.DataFrame:
@@ -111,10 +134,14 @@ def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.Dat
     data = pl.exclude("_rules", *OWN)
     endless = (c for c in rows if c.dtype.is_float() and c.is_infinite().any())
     rows = rows.with_columns(c.cast(pl.String) for c in endless)  # JSON has no word for it
-    return rows.select(pl.struct(data).struct.json_encode().alias("row"), rules=pl.col("_rules").list.join(", "),
-                       reason=said.list.join("; "),
-                       ingest=pl.lit(plan.ingest), source=pl.lit(origin) if isinstance(origin, str) else origin,
-                       at=pl.lit(plan.at).cast(pl.Datetime("us", "UTC")))
+    return rows.select(
+        pl.struct(data).struct.json_encode().alias("row"),
+        rules=pl.col("_rules").list.join(", "),
+        reason=said.list.join("; "),
+        ingest=pl.lit(plan.ingest),
+        source=pl.lit(origin) if isinstance(origin, str) else origin,
+        at=pl.lit(plan.at).cast(pl.Datetime("us", "UTC")),
+    )
 
 # %% ../../nbs/2_data/18_batches.ipynb #8cced45c
 def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -122,11 +149,14 @@ def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataF
     typed = part.typed(rows, contract.read_types)
     wrong = {c: lost(rows[c], typed[c]) for c in typed.columns}
     for c in contract.undecided:
-        if not wrong[c].any(): continue
+        if not wrong[c].any():
+            continue
         raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
-    rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(pl.concat_list(
-        pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype"))
-        for c in wrong).list.drop_nulls().alias("_rules"))
+    rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(
+        pl.concat_list(pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype")) for c in wrong)
+        .list.drop_nulls()
+        .alias("_rules")
+    )
     broken = rules["_rules"].list.len() > 0
     return typed.filter(~broken), rows.with_columns(rules["_rules"]).filter(broken)
 
@@ -134,14 +164,15 @@ def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataF
 def _divided(
     rows: pl.DataFrame,
     part: Part,
-    text: bool,      # the rows are text as it is written
+    text: bool,  # the rows are text as it is written
     plan: Plan,
 ) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     "Accepted rows, with all that is stored but their split; rejected ones as they are kept."
     contract = plan.contract
     absent = [c for c in contract.columns if c not in rows.columns]
     rows = rows.with_columns(
-        pl.lit(None, pl.String if text else contract.dtypes[c]).alias(c) for c in absent)
+        pl.lit(None, pl.String if text else contract.dtypes[c]).alias(c) for c in absent
+    )
     rows, broken = _typed(rows, part, contract) if text else (rows, rows.clear())
     good, bad = check_rows(conform(rows, contract, part.origin), contract)
     aside = [quarantined(b, part.origin, plan) for b in (broken, bad) if b.height]
@@ -156,22 +187,30 @@ def chunk(
     "Check, split, fingerprint and profile rows, and write them."
     divided = [_divided(rows, part, text, plan) for part, rows, text in batches]
     good, bad = pl.concat(g for g, _ in divided), [b for _, some in divided for b in some]
-    data = good.select(cs.by_name(*plan.contract.columns))  # a split is of the data, whenever it came
+    data = good.select(
+        cs.by_name(*plan.contract.columns)
+    )  # a split is of the data, whenever it came
     split = plan.splitting.assign(data)
     good = good.with_columns(split).select(lake.column(c).cast(t) for c, t in plan.schema.items())
     seen = observed(data) if plan.observe else {}
     return replace(
-        described(good, plan), seen=seen, read=sum(rows.height for _, rows, _ in batches),
+        described(good, plan),
+        seen=seen,
+        read=sum(rows.height for _, rows, _ in batches),
         file=lake.write(plan.table, good, plan.new_name()) if good.height else None,
         rejected=[lake.write(plan.quarantine, pl.concat(bad), plan.new_name())] if bad else [],
         rules=sum((Counter(dict(b["rules"].value_counts().iter_rows())) for b in bad), Counter()),
         hashes=_key_hashes(good, plan),
-        newest=None if plan.contract.fresh_hours is None else _newest(good, plan))
+        newest=None if plan.contract.fresh_hours is None else _newest(good, plan),
+    )
+
 
 def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
     "The 64 bits that stand for the key of each row; none without a key."
-    if plan.contract.key is None: return np.empty(0, np.uint64)
+    if plan.contract.key is None:
+        return np.empty(0, np.uint64)
     return places(rows, plan.splitting.salt, plan.contract.key).to_numpy()
+
 
 def _newest(rows: pl.DataFrame, plan: Plan) -> datetime | None:
     "The latest time of a row."
@@ -182,8 +221,17 @@ def described(rows: pl.DataFrame, plan: Plan) -> Chunk:
     "What is known of accepted rows, as a chunk without its files."
     data, first = pl.exclude(*OWN), pl.col("_split") == plan.first_split
     rest = profile(rows.filter(~first).select(data)).to_bytes() if plan.contract.aggregates else b""
-    return Chunk(None, [], 0, Tally.of(rows), Counter(), profile(rows.filter(first).select(data)).to_bytes(), rest,
-                 np.empty(0, np.uint64), {})
+    return Chunk(
+        None,
+        [],
+        0,
+        Tally.of(rows),
+        Counter(),
+        profile(rows.filter(first).select(data)).to_bytes(),
+        rest,
+        np.empty(0, np.uint64),
+        {},
+    )
 
 # %% ../../nbs/2_data/18_batches.ipynb #3547f179
 def _ahead(call: Callable, items: Iterable, workers: int = 2) -> Iterator:
@@ -192,11 +240,15 @@ def _ahead(call: Callable, items: Iterable, workers: int = 2) -> Iterator:
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(call, item))
-            if len(waiting) > workers: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 # %% ../../nbs/2_data/18_batches.ipynb #ba3759b9
-def _gathered(batches: Iterable[tuple[Part, pl.DataFrame, bool]]) -> Iterator[list[tuple[Part, pl.DataFrame, bool]]]:
+def _gathered(
+    batches: Iterable[tuple[Part, pl.DataFrame, bool]],
+) -> Iterator[list[tuple[Part, pl.DataFrame, bool]]]:
     "Batches in lists of about `BATCH` rows."
     waiting, rows = [], 0
     for one in batches:
@@ -205,7 +257,8 @@ def _gathered(batches: Iterable[tuple[Part, pl.DataFrame, bool]]) -> Iterator[li
             waiting, rows = [], 0
         waiting.append(one)
         rows += one[1].height
-    if waiting: yield waiting
+    if waiting:
+        yield waiting
 
 # %% ../../nbs/2_data/18_batches.ipynb #8b2fcedb
 def _read(part: Part, plan: Plan) -> Iterator[tuple[Part, pl.DataFrame, bool]]:
@@ -216,18 +269,20 @@ def _read(part: Part, plan: Plan) -> Iterator[tuple[Part, pl.DataFrame, bool]]:
             yield part, rows, False
             passed += rows.height
     except Unparsable as e:
-        if plan.observe or e.column in plan.contract.undecided: raise
+        if plan.observe or e.column in plan.contract.undecided:
+            raise
         for rows in part.batches(text=True, rows=BATCH):  # its boundaries may be others
             over, passed = min(passed, rows.height), max(passed - rows.height, 0)
-            if over < rows.height: yield part, rows[over:], True
+            if over < rows.height:
+                yield part, rows[over:], True
 
 # %% ../../nbs/2_data/18_batches.ipynb #a7817bbf
-def write_parts(
-    parts: Sequence[Part],
-    plan: Plan,
-) -> Iterator[Chunk]:
+def write_parts(parts: Sequence[Part], plan: Plan) -> Iterator[Chunk]:
     "All rows of some parts, written to the table's folder."
-    yield from _ahead(lambda batches: chunk(batches, plan), _gathered(b for part in parts for b in _read(part, plan)))
+    yield from _ahead(
+        lambda batches: chunk(batches, plan),
+        _gathered(b for part in parts for b in _read(part, plan)),
+    )
 
 # %% ../../nbs/2_data/18_batches.ipynb #c1b04da9
 SPREAD = 256 * 2**20  # bytes from which several parts are worth a cluster
@@ -235,35 +290,46 @@ SPREAD = 256 * 2**20  # bytes from which several parts are worth a cluster
 # %% ../../nbs/2_data/18_batches.ipynb #7e881036
 def write_all(parts: Sequence[Part], plan: Plan, settings: Settings) -> Iterator[Chunk]:
     "Write parts here, or on the cluster where there are several and they are large."
-    if len(parts) < 2 or sum(p.size or 0 for p in parts) < SPREAD: return (yield from write_parts(parts, plan))
+    if len(parts) < 2 or sum(p.size or 0 for p in parts) < SPREAD:
+        return (yield from write_parts(parts, plan))
     cluster.connect(settings)
     import ray
+
     task = ray.remote(lambda some: list(write_parts(some, plan))).options(
-        num_cpus=1, runtime_env=cluster.ONE_CPU)
+        num_cpus=1, runtime_env=cluster.ONE_CPU
+    )
     many = min(len(parts), 4 * int(ray.cluster_resources().get("CPU", 1)))
     waiting = [task.remote(parts[i::many]) for i in range(many)]
     try:
         while waiting:
             [ready], waiting = ray.wait(waiting)
             yield from ray.get(ready)
-    except ray.exceptions.RayTaskError as e: raise (e.cause or e) from None
+    except ray.exceptions.RayTaskError as e:
+        raise (e.cause or e) from None
     except ray.exceptions.RayError as e:
-        raise DataError(f"a task that ingested a part of {plan.name} was lost: {str(e).splitlines()[0]} "
-                        "Nothing was written: try again") from e
+        raise DataError(
+            f"a task that ingested a part of {plan.name} was lost: {str(e).splitlines()[0]} "
+            "Nothing was written: try again"
+        ) from e
     finally:
-        for one in waiting: ray.cancel(one, force=True)
+        for one in waiting:
+            ray.cancel(one, force=True)
 
 # %% ../../nbs/2_data/18_batches.ipynb #66d1734d
 class Keys:
     "The hashes of all keys of an ingest, on disk; a context."
+
     def __enter__(self) -> "Keys":
-        self._files = [TemporaryFile() for _ in range(16)]  # without names: gone with this process, however it ends
+        self._files = [
+            TemporaryFile() for _ in range(16)
+        ]  # without names: gone with this process, however it ends
         return self
 
     def add(self, hashes: np.ndarray) -> None:
         "Take in the keys of a batch."
         parts = (hashes >> np.uint64(60)).astype(np.uint8)
-        for i, file in enumerate(self._files): hashes[parts == i].tofile(file)
+        for i, file in enumerate(self._files):
+            hashes[parts == i].tofile(file)
 
     def twice(self) -> np.ndarray:
         "Those that occur more than once, in ascending order."
@@ -275,23 +341,32 @@ class Keys:
         return np.concatenate(found)
 
     def __exit__(self, *_) -> None:
-        for file in self._files: file.close()
+        for file in self._files:
+            file.close()
 
 # %% ../../nbs/2_data/18_batches.ipynb #a98493aa
 def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[int, pl.DataFrame]:
     "Rows to set aside, by chunk, as `contracts.repeated` decides."
     several, key = [], plan.contract.key
     for i, one in enumerate(chunks):
-        if one.file is None: continue
+        if one.file is None:
+            continue
         path = lake.address(plan.table, one.file.path)
         keys = lake.file_rows(path).select(lake.column(key)).collect()
         hits = np.flatnonzero(np.isin(places(keys, plan.splitting.salt, key), twice))
-        if not len(hits): continue
+        if not len(hits):
+            continue
         rows = lake.file_rows(path).collect()[hits]
         content = pl.Series(row_hashes(rows.select(cs.by_name(*plan.contract.columns))))
-        several.append(rows.select(
-            lake.column(key).alias("_key"), "_source", row=pl.Series(hits).cast(pl.Int64),
-            chunk=pl.lit(i, pl.Int32), content=content))
+        several.append(
+            rows.select(
+                lake.column(key).alias("_key"),
+                "_source",
+                row=pl.Series(hits).cast(pl.Int64),
+                chunk=pl.lit(i, pl.Int32),
+                content=content,
+            )
+        )
     doubles = pl.concat(several).sort("_source", "chunk", "row")
     aside = doubles.filter(repeated(doubles["_key"], doubles["content"]))
     return {i: rows for (i,), rows in aside.partition_by("chunk", as_dict=True).items()}
@@ -299,7 +374,8 @@ def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[in
 # %% ../../nbs/2_data/18_batches.ipynb #0d2fdccd
 def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> list[Chunk]:
     "The chunks with rows that share their key with others set aside."
-    if not len(twice): return list(chunks)
+    if not len(twice):
+        return list(chunks)
     rule, after = f"{plan.contract.key}|{UNIQUE}", list(chunks)
     for i, rows in _verdicts(chunks, twice, plan).items():
         one = chunks[i]
@@ -307,11 +383,15 @@ def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> l
         stored = stored.with_row_index("\1row")
         hit = stored["\1row"].is_in(rows["row"].implode())
         aside, kept = (stored.filter(which).drop("\1row") for which in (hit, ~hit))
-        bad = quarantined(aside.with_columns(_rules=pl.lit([rule])), pl.col("_source").replace(plan.origins), plan)
+        bad = quarantined(
+            aside.with_columns(_rules=pl.lit([rule])), pl.col("_source").replace(plan.origins), plan
+        )
         after[i] = replace(
-            one, **{k: getattr(described(kept, plan), k) for k in ("tally", "profile", "rest")},
+            one,
+            **{k: getattr(described(kept, plan), k) for k in ("tally", "profile", "rest")},
             file=lake.write(plan.table, kept, plan.new_name()) if kept.height else None,
             rejected=[*one.rejected, lake.write(plan.quarantine, bad, plan.new_name())],
-            rules=one.rules + Counter({rule: aside.height}))
+            rules=one.rules + Counter({rule: aside.height}),
+        )
         lake.discard(plan.table, [one.file])
     return after

@@ -23,44 +23,65 @@ from ..core.errors import DataError, panics_as_errors
 from ..core.lake import column, same_name
 from ..core.templates import render
 from .splits import row_hashes
-from .values import (
-    DTYPES, TypedColumn, convert, kind_of, refuse_patterns, wider, without_nan)
+from mlops_nb.data.values import (
+    DTYPES,
+    TypedColumn,
+    convert,
+    kind_of,
+    refuse_patterns,
+    wider,
+    without_nan,
+)
 
 # %% ../../nbs/2_data/10_contracts.ipynb #f77c1610
-OWN = {"_split": pl.String, "_ingested_at": pl.Datetime("us", "UTC"), "_source": pl.String,
-       "_modified": pl.Datetime("us", "UTC")}  # the columns that a dataset has beside its data
+OWN = {
+    "_split": pl.String,
+    "_ingested_at": pl.Datetime("us", "UTC"),
+    "_source": pl.String,
+    "_modified": pl.Datetime("us", "UTC"),
+}  # the columns that a dataset has beside its data
 
 # %% ../../nbs/2_data/10_contracts.ipynb #1fcaf4b7
 def kept_as(dtype: pl.DataType) -> str:
     "Return the kind that a contract keeps a column of this type as."
-    if kind := kind_of(dtype): return kind
-    raise DataError(f"columns of type {dtype} have no place in a contract: expected one of "
-                    f"{', '.join(DTYPES)}; unnest or cast them in the source")
+    if kind := kind_of(dtype):
+        return kind
+    raise DataError(
+        f"columns of type {dtype} have no place in a contract: expected one of "
+        f"{', '.join(DTYPES)}; unnest or cast them in the source"
+    )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #c68f9a3f
 class Column(TypedColumn):
     "What one column must hold."
+
     model_config = ConfigDict(extra="forbid")
-    min: float | str | None = None        # smallest value allowed; a date as "2024-01-31"
-    max: float | str | None = None        # greatest value allowed
-    categories: list[str] | None = None   # the only values allowed
-    pattern: str | None = None            # a regular expression that a text must match somewhere
+    min: float | str | None = None  # smallest value allowed; a date as "2024-01-31"
+    max: float | str | None = None  # greatest value allowed
+    categories: list[str] | None = None  # the only values allowed
+    pattern: str | None = None  # a regular expression that a text must match somewhere
 
     @model_validator(mode="after")
     def _limits(self) -> "Column":
         for limit in (self.min, self.max):
-            try: self.limit(limit)
+            try:
+                self.limit(limit)
             except (ValueError, TypeError) as e:
-                raise DataError(f"{limit!r} is no limit of a {self.dtype} column: expected a "
-                                "number, or of dates and moments their ISO form such as "
-                                "'2024-01-31'") from e
+                raise DataError(
+                    f"{limit!r} is no limit of a {self.dtype} column: expected a "
+                    "number, or of dates and moments their ISO form such as "
+                    "'2024-01-31'"
+                ) from e
         return self
 
     def limit(self, value: float | str | None) -> Any:
         "A limit as a value of the column's type."
-        if value is None: return None
-        if self.dtype == "date": return date.fromisoformat(value)
-        if self.dtype == "datetime": return datetime.fromisoformat(value)
+        if value is None:
+            return None
+        if self.dtype == "date":
+            return date.fromisoformat(value)
+        if self.dtype == "datetime":
+            return datetime.fromisoformat(value)
         if self.dtype not in ("integer", "float"):
             raise ValueError(f"a {self.dtype} column has no range")
         return int(value) if self.dtype == "integer" else float(value)
@@ -69,15 +90,21 @@ class Column(TypedColumn):
 def _check_names(names: Iterable[str]) -> None:
     "Refuse columns whose names a table cannot have beside each other, or beside its own."
     if taken := [c for c in names if c.lower() in (*OWN, "_rules")]:
-        raise DataError(f"column {', '.join(taken)}: a dataset has its own of that name; rename it "
-                        "in the source")
+        raise DataError(
+            f"column {', '.join(taken)}: a dataset has its own of that name; rename it "
+            "in the source"
+        )
     if blank := [repr(c) for c in names if not c.strip() or {"\0", "\1"} & {*c}]:
-        raise DataError(f"columns {', '.join(blank)} have no name that can be written: name them "
-                        "in the source")
+        raise DataError(
+            f"columns {', '.join(blank)} have no name that can be written: name them in the source"
+        )
     refuse_patterns(names, "the source")
     if clashing := same_name(names):
-        raise DataError(f"columns {' and '.join(clashing)} differ only in case, and a Delta table "
-                        "does not tell such names apart: rename one of them in the source")
+        raise DataError(
+            f"columns {' and '.join(clashing)} differ only in case, and a Delta table "
+            "does not tell such names apart: rename one of them in the source"
+        )
+
 
 def _kept(rule: Any) -> Any:
     "A rule as text."
@@ -88,25 +115,29 @@ def expression(rule: str) -> pl.Expr:
     "A rule's text as an expression."
     try:
         with panics_as_errors():
-            if rule.startswith("{"): return pl.Expr.deserialize(StringIO(rule), format="json")
+            if rule.startswith("{"):
+                return pl.Expr.deserialize(StringIO(rule), format="json")
             return pl.sql_expr(rule)
     except Exception as e:  # polars raises many kinds
-        raise DataError(f"rule {rule!r} cannot be read: expected an SQL condition such as 'total >= monthly', "
-                        f"or a polars expression ({str(e).splitlines()[0]})") from e
+        raise DataError(
+            f"rule {rule!r} cannot be read: expected an SQL condition such as 'total >= monthly', "
+            f"or a polars expression ({str(e).splitlines()[0]})"
+        ) from e
 
 # %% ../../nbs/2_data/10_contracts.ipynb #f6ec8285
 class Contract(BaseModel):
     "What a dataset's rows must be."
+
     model_config = ConfigDict(extra="forbid")
     columns: dict[str, Column]
-    key: str | None = None                # its values identify rows
-    time: str | None = None               # when a row came about: of two with one key the later counts
+    key: str | None = None  # its values identify rows
+    time: str | None = None  # when a row came about: of two with one key the later counts
     rules: dict[str, Annotated[str, BeforeValidator(_kept)]] = {}  # name → condition on a row
     aggregates: dict[str, dict[str, Any]] = {}  # column → rule → value: see `profiles.check`
-    fresh_hours: float | None = None      # greatest age of the newest row when it is ingested, h
-    max_rejected: float = 0.05            # greatest share of rows that may break the contract
+    fresh_hours: float | None = None  # greatest age of the newest row when it is ingested, h
+    max_rejected: float = 0.05  # greatest share of rows that may break the contract
     on_change: Literal["fail", "evolve"] = "fail"  # when a source gains, loses or retypes a column
-    version: int = 1                      # one more each time it evolved
+    version: int = 1  # one more each time it evolved
 
     @model_validator(mode="after")
     def _coherent(self) -> "Contract":
@@ -118,19 +149,23 @@ class Contract(BaseModel):
     def dtypes(self) -> dict[str, pl.DataType]:
         "The polars type of each column."
         return {name: DTYPES[c.dtype] for name, c in self.columns.items()}
+
     @property
     def moment(self) -> str | None:
         "The time column, if it holds dates or moments; else None."
         dated = self.time is not None and self.columns[self.time].dtype in ("date", "datetime")
         return self.time if dated else None
+
     @property
     def undecided(self) -> list[str]:
         "Columns that have no type yet."
         return [name for name, c in self.columns.items() if c.dtype == "unknown"]
+
     @property
     def read_types(self) -> dict[str, pl.DataType]:
         "The types to read a source in: a value in a column that has no type yet is an error."
         return self.dtypes | dict.fromkeys(self.undecided, pl.Null())
+
     @property
     def digest(self) -> str:
         "16 hexadecimal digits of all that it says."
@@ -141,42 +176,52 @@ class Contract(BaseModel):
 def _check_named(contract: Contract) -> None:
     "Refuse a contract that names columns which it does not have."
     named = {"key": [contract.key], "time": [contract.time], "aggregates": contract.aggregates}
-    named |= {f"rule '{name}'": expression(rule).meta.root_names()
-              for name, rule in contract.rules.items()}
+    named |= {
+        f"rule '{name}'": expression(rule).meta.root_names()
+        for name, rule in contract.rules.items()
+    }
     for what, columns in named.items():
         for c in columns:
-            if c is None or c in contract.columns: continue
-            raise DataError(f"the contract's {what} names column '{c}': there are "
-                            f"{', '.join(contract.columns)}")
+            if c is None or c in contract.columns:
+                continue
+            raise DataError(
+                f"the contract's {what} names column '{c}': there are {', '.join(contract.columns)}"
+            )
     if contract.fresh_hours is not None and contract.moment is None:
-        raise DataError("fresh_hours needs `time`: a column of dates or moments that says when a "
-                        "row came about")
+        raise DataError(
+            "fresh_hours needs `time`: a column of dates or moments that says when a row came about"
+        )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #2f4e5c77
 def _as_html(self: Contract) -> str:
     "Return a table of the columns, and the rest below."
     heads = ["column", *Column.model_fields]
-    columns = [{"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()]
-    return render("contract.html", heads=heads, rows=[[c.get(head) for head in heads] for c in columns],
-                  rest=self.model_dump(exclude={"columns"}, exclude_defaults=True))
+    columns = [
+        {"column": name, **c.model_dump(exclude_defaults=True)} for name, c in self.columns.items()
+    ]
+    return render(
+        "contract.html",
+        heads=heads,
+        rows=[[c.get(head) for head in heads] for c in columns],
+        rest=self.model_dump(exclude={"columns"}, exclude_defaults=True),
+    )
 
 
 Contract._repr_html_ = _as_html
 
 # %% ../../nbs/2_data/10_contracts.ipynb #c431c558
 def loose(
-    schema: Mapping[str, pl.DataType],
-    *,
-    key: str | None = None,
-    time: str | None = None,
+    schema: Mapping[str, pl.DataType], *, key: str | None = None, time: str | None = None
 ) -> Contract:
     "Return a contract of names and types only."
     for role, name in (("key", key), ("time", time)):
         if name is not None and name not in schema:
-            raise DataError(f"no column '{name}' to be the {role}: the source has "
-                            f"{', '.join(schema)}")
+            raise DataError(
+                f"no column '{name}' to be the {role}: the source has {', '.join(schema)}"
+            )
     columns = {c: Column(dtype=kept_as(t), nullable=True) for c, t in schema.items()}
     return Contract(columns=columns, key=key, time=time)
+
 
 def with_roles(contract: Contract, key: str | None, time: str | None) -> Contract:
     "Return the contract with this key and time; raise `DataError` if it has others."
@@ -192,18 +237,26 @@ def with_roles(contract: Contract, key: str | None, time: str | None) -> Contrac
 def _write(self: Contract, path: str | Path) -> Path:
     "Write it as YAML, to be read and edited; returns the path."
     import yaml
+
     said = self.model_dump(exclude_defaults=True)
-    Path(path).write_text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    Path(path).write_text(
+        yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
+    )
     return Path(path)
 
 
 def _read(path: str | Path) -> Contract:
     "The contract in a YAML file; an error says what in it cannot be."
     import yaml
-    try: return Contract(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except OSError as e: raise DataError(f"no contract at {path}: {e.strerror}") from e
-    except ValidationError as e: said = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors()[:5])
-    except (yaml.YAMLError, TypeError) as e: said = str(e)
+
+    try:
+        return Contract(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except OSError as e:
+        raise DataError(f"no contract at {path}: {e.strerror}") from e
+    except ValidationError as e:
+        said = "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors()[:5])
+    except (yaml.YAMLError, TypeError) as e:
+        said = str(e)
     raise DataError(f"{path} is no contract: {said}")
 
 
@@ -214,12 +267,16 @@ def differences(schema: Mapping[str, pl.DataType], contract: Contract) -> dict[s
     "What a source's columns have in the contract's place: column → words; empty if nothing."
     wanted, changed = contract.columns, {}
     for name in [*wanted, *(c for c in schema if c not in wanted)]:
-        if name not in schema: changed[name] = f"missing column {name}"
-        elif name not in wanted: changed[name] = f"new column {name}"
+        if name not in schema:
+            changed[name] = f"missing column {name}"
+        elif name not in wanted:
+            changed[name] = f"new column {name}"
         elif schema[name] != pl.Null:
             have, want = kept_as(schema[name]), wanted[name].dtype
-            if not _has_a_place(have, want): changed[name] = f"{name} is {have}, expected {want}"
+            if not _has_a_place(have, want):
+                changed[name] = f"{name} is {have}, expected {want}"
     return changed
+
 
 def _has_a_place(kind: str, wanted: str) -> bool:
     "May values of a type stand in a column of another? Text takes only text."
@@ -228,18 +285,22 @@ def _has_a_place(kind: str, wanted: str) -> bool:
 # %% ../../nbs/2_data/10_contracts.ipynb #f7627e6c
 def refuse(found: Mapping[str, str]) -> None:
     "Say what differs, if anything does."
-    if not found: return
+    if not found:
+        return
     shown = sorted(found.values())
     more = f"; and {len(shown) - 10} more" if len(shown) > 10 else ""
-    raise DataError(f"the source's columns are not the contract's: {'; '.join(shown[:10])}{more}. Mend the source, "
-                    "edit the contract, or let it evolve (on_change=\"evolve\"). Nothing was written.")
+    raise DataError(
+        f"the source's columns are not the contract's: {'; '.join(shown[:10])}{more}. Mend the source, "
+        "edit the contract, or let it evolve (on_change=\"evolve\"). Nothing was written."
+    )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #605a67c0
 def settled(contract: Contract, kinds: Mapping[str, str]) -> Contract:
     "The contract's next version, with other types of some columns; itself if none is new."
     old = contract.columns
     changed = {c: kind for c, kind in kinds.items() if kind != old[c].dtype}
-    if not changed: return contract
+    if not changed:
+        return contract
     new = {c: old[c].model_copy(update={"dtype": kind}) for c, kind in changed.items()}
     return contract.model_copy(update={"columns": old | new, "version": contract.version + 1})
 
@@ -248,12 +309,16 @@ def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
     "The contract's next version, in which a source's columns have a place; itself if they have."
     contract = settled(contract, {c: kept_as(schema[c]) for c in contract.undecided if c in schema})
     changed = differences(schema, contract)
-    if not changed: return contract
+    if not changed:
+        return contract
     columns = dict(contract.columns)
     for name in changed:
-        if name in (contract.key, contract.time): refuse({name: changed[name]})
-        if name not in schema: columns[name] = columns[name].model_copy(update={"nullable": True})
-        elif name not in columns: columns[name] = Column(dtype=kept_as(schema[name]), nullable=True)
+        if name in (contract.key, contract.time):
+            refuse({name: changed[name]})
+        if name not in schema:
+            columns[name] = columns[name].model_copy(update={"nullable": True})
+        elif name not in columns:
+            columns[name] = Column(dtype=kept_as(schema[name]), nullable=True)
         else:
             both = wider(kept_as(schema[name]), columns[name].dtype)
             columns[name] = Column(dtype=both, nullable=columns[name].nullable)
@@ -262,9 +327,9 @@ def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
 
 # %% ../../nbs/2_data/10_contracts.ipynb #98370cdf
 def conform(
-    rows: pl.DataFrame,     # rows of a source
+    rows: pl.DataFrame,  # rows of a source
     contract: Contract,
-    name: str = "the rows", # of what was read, for errors
+    name: str = "the rows",  # of what was read, for errors
 ) -> pl.DataFrame:
     "The rows in the contract's columns and types, or an error that names what would be lost."
     refuse(differences(rows.schema, contract))
@@ -274,12 +339,22 @@ def conform(
 def _field(name: str, c: Column, required: bool):
     "A column as dataframely has it, under any name: also one that its schemas have for something else."
     import dataframely as dy
-    kinds = {"integer": dy.Int64, "float": dy.Float64, "boolean": dy.Bool, "string": dy.String, "date": dy.Date,
-             "unknown": dy.String, "datetime": lambda **o: dy.Datetime(time_unit="us", **o)}
+
+    kinds = {
+        "integer": dy.Int64,
+        "float": dy.Float64,
+        "boolean": dy.Bool,
+        "string": dy.String,
+        "date": dy.Date,
+        "unknown": dy.String,
+        "datetime": lambda **o: dy.Datetime(time_unit="us", **o),
+    }
     options = {"nullable": c.nullable and not required, "alias": name}
     options |= {k: c.limit(v) for k, v in {"min": c.min, "max": c.max}.items() if v is not None}
-    if c.pattern is not None: options["regex"] = c.pattern
-    if c.categories is not None: options["check"] = {"category": lambda e, allowed=c.categories: e.is_in(allowed)}
+    if c.pattern is not None:
+        options["regex"] = c.pattern
+    if c.categories is not None:
+        options["check"] = {"category": lambda e, allowed=c.categories: e.is_in(allowed)}
     return kinds[c.dtype](**options)
 
 # %% ../../nbs/2_data/10_contracts.ipynb #cb61858c
@@ -287,28 +362,36 @@ def _under(names: Iterable[str]) -> dict[str, str]:
     "Return the name that dataframely is given for each column: `*` would be all of them."
     return {name: "\1star" if name == "*" else name for name in names}
 
+
 def _schema(contract: Contract):
     "The contract as a dataframely schema; whether keys are unique is asked of all batches together, elsewhere."
     import dataframely as dy
+
     needed, columns = (contract.key, contract.time), contract.columns.items()
     under = _under(contract.columns)
-    members = {f"column_{i}": _field(under[name], c, name in needed)
-               for i, (name, c) in enumerate(columns)}
+    members = {
+        f"column_{i}": _field(under[name], c, name in needed) for i, (name, c) in enumerate(columns)
+    }
     conditions = map(expression, contract.rules.values())
-    members |= {f"rule_{i}": dy.rule()(lambda cls, e=condition: e) for i, condition in enumerate(conditions)}
+    members |= {
+        f"rule_{i}": dy.rule()(lambda cls, e=condition: e) for i, condition in enumerate(conditions)
+    }
     return type("Contract", (dy.Schema,), members)
 
 # %% ../../nbs/2_data/10_contracts.ipynb #820e4732
 def check_rows(
-    rows: pl.DataFrame,   # as `conform` leaves them
+    rows: pl.DataFrame,  # as `conform` leaves them
     contract: Contract,
-) -> tuple[pl.DataFrame, pl.DataFrame]:  # accepted rows; rejected ones with a list, `_rules`, of what they broke
+) -> tuple[
+    pl.DataFrame, pl.DataFrame
+]:  # accepted rows; rejected ones with a list, `_rules`, of what they broke
     "Divide rows by the rules that look at one row at a time."
     rows, under = without_nan(rows), _under(rows.columns)
     good, failure = _schema(contract).filter(rows.rename(under))
     names = {safe: name for name, safe in under.items()}
     good = good.rename(names)
-    if good.height == rows.height: return good, rows.clear().with_columns(_rules=pl.lit([], pl.List(pl.String)))
+    if good.height == rows.height:
+        return good, rows.clear().with_columns(_rules=pl.lit([], pl.List(pl.String)))
     bad = failure.details()
     own = {f"rule_{i}": name for i, name in enumerate(contract.rules)}
     rules = [c for c in bad.columns if c not in names]
@@ -321,10 +404,11 @@ def check_rows(
 # %% ../../nbs/2_data/10_contracts.ipynb #6b0f452a
 UNIQUE = "unique"  # the rule of a key: one row each
 
+
 def repeated(
-    keys: pl.Series,        # of some rows
-    contents: pl.Series,    # a fingerprint of each of these rows
-) -> pl.Series:             # which of them cannot stay
+    keys: pl.Series,  # of some rows
+    contents: pl.Series,  # a fingerprint of each of these rows
+) -> pl.Series:  # which of them cannot stay
     "Of rows with one key mark all if they differ, and all but the first if they are the same."
     same = pl.col("content").n_unique().over("key") == 1
     first = pl.int_range(pl.len()).over("key") == 0
@@ -334,23 +418,27 @@ def repeated(
 
 # %% ../../nbs/2_data/10_contracts.ipynb #75be1db6
 def enforce(
-    rows: pl.DataFrame,   # as `conform` leaves them
+    rows: pl.DataFrame,  # as `conform` leaves them
     contract: Contract,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:  # accepted rows; rejected ones with the `_rules` they broke
     "Divide rows into those that keep the contract and those that break it: none is lost."
     good, bad = check_rows(rows, contract)
     bad = bad.with_columns(pl.col("_rules").list.join(", "))
-    if contract.key is None: return good, bad
+    if contract.key is None:
+        return good, bad
     aside = repeated(good[contract.key], pl.Series(row_hashes(good)))
     doubles = good.filter(aside).with_columns(_rules=pl.lit(f"{contract.key}|{UNIQUE}"))
     return good.filter(~aside), pl.concat([bad, doubles])
 
 # %% ../../nbs/2_data/10_contracts.ipynb #f7159c8a
-SPELLINGS = {"integer": "an integer of 64 bits, written without leading zeros or a plus sign",
-             "float": "a number that a float holds, written without leading zeros",
-             "date": "a date, written as the others, with a year of four digits",
-             "datetime": "a time, written as the others, of whole microseconds",
-             "boolean": "true or false"}
+SPELLINGS = {
+    "integer": "an integer of 64 bits, written without leading zeros or a plus sign",
+    "float": "a number that a float holds, written without leading zeros",
+    "date": "a date, written as the others, with a year of four digits",
+    "datetime": "a time, written as the others, of whole microseconds",
+    "boolean": "true or false",
+}
+
 
 def reason(rule: str, contract: Contract) -> str:
     "What a rule asks, in words."
@@ -360,8 +448,13 @@ def reason(rule: str, contract: Contract) -> str:
         return f"{rule}: {said}" if not said.startswith("{") else rule
     c = contract.columns[name]
     shown = ", ".join((c.categories or [])[:10]) + (", …" if len(c.categories or []) > 10 else "")
-    return f"{name} " + {"nullability": "must be there", "min": f"must be at least {c.min}",
-                         "max": f"must be at most {c.max}", "regex": f"must match {c.pattern}",
-                         "check__category": f"must be one of {shown}", "inf": "must be finite",
-                         "dtype": f"must be {SPELLINGS.get(c.dtype, c.dtype)}",
-                         UNIQUE: "must be unique: another row of this ingest has it"}.get(what, f"breaks {what}")
+    return f"{name} " + {
+        "nullability": "must be there",
+        "min": f"must be at least {c.min}",
+        "max": f"must be at most {c.max}",
+        "regex": f"must match {c.pattern}",
+        "check__category": f"must be one of {shown}",
+        "inf": "must be finite",
+        "dtype": f"must be {SPELLINGS.get(c.dtype, c.dtype)}",
+        UNIQUE: "must be unique: another row of this ingest has it",
+    }.get(what, f"breaks {what}")

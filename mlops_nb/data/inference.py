@@ -18,7 +18,16 @@ import polars.selectors as cs
 
 from ..core.errors import DataError
 from mlops_nb.data.contracts import (
-    Column, Contract, check_rows, conform, differences, evolved, kept_as, loose, refuse, settled,
+    Column,
+    Contract,
+    check_rows,
+    conform,
+    differences,
+    evolved,
+    kept_as,
+    loose,
+    refuse,
+    settled,
 )
 from .sources.dialects import FEW
 from .sources.partition import Part
@@ -28,38 +37,45 @@ from .values import DTYPES, WORDS, convert, lost, unparsable, wider
 def guessed(
     parts: Sequence[Part],
     *,
-    key: str | None = None,     # the column that identifies a row
-    time: str | None = None,    # the column that says when a row came about
+    key: str | None = None,  # the column that identifies a row
+    time: str | None = None,  # the column that says when a row came about
 ) -> Contract:
     "Return the names and kinds that all parts agree on, from the beginning of each."
     contract = loose(parts[0].schema(), key=key, time=time)
     for part in parts[1:]:
         schema = part.schema()
-        refuse({c: what for c, what in differences(schema, contract).items()
-                if "expected" not in what})
+        refuse(
+            {c: what for c, what in differences(schema, contract).items() if "expected" not in what}
+        )
         contract = evolved(schema, contract)
     return _exact_key(parts, contract).model_copy(update={"version": 1})
+
 
 def _exact_key(parts: Sequence[Part], contract: Contract) -> Contract:
     "The contract with a key of text where it would be read as floats: 1.10 and 1.1 are two keys."
     key = contract.key
-    if key is None or contract.columns[key].dtype != "float": return contract
-    if any(part.dialect is None for part in parts): return contract
+    if key is None or contract.columns[key].dtype != "float":
+        return contract
+    if any(part.dialect is None for part in parts):
+        return contract
     return settled(contract, {key: "string"})
 
 # %% ../../nbs/2_data/17_inference.ipynb #71e5d93b
 def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
     "A part's columns and types; what is mostly of the contract's type counts as of that type."
     schema = dict(part.schema())
-    if not any("expected" in what for what in differences(schema, contract).values()): return schema
+    if not any("expected" in what for what in differences(schema, contract).values()):
+        return schema
     sample = next(iter(part.batches(text=True, rows=1000)))
     shared = [c for c in contract.columns if c in sample.columns]
     wanted = {c: t for c in shared if _may_be(sample.schema[c], t := contract.dtypes[c])}
     typed = part.typed(sample.select(cs.by_name(*wanted)), wanted)
     for c, t in wanted.items():
         odd, there = lost(sample[c], typed[c]).sum(), sample[c].count()
-        if odd * 2 < there or not there: schema[c] = t
+        if odd * 2 < there or not there:
+            schema[c] = t
     return schema
+
 
 def _may_be(have: pl.DataType, want: pl.DataType) -> bool:
     "May some values be of another type? Text may be any; floats may be whole, as 3.0 is."
@@ -71,9 +87,12 @@ def agreed(parts: Sequence[Part], contract: Contract) -> Contract:
     contract = settled(contract, _first_types(parts, contract))
     for part in parts:
         columns = _columns(part, contract)
-        if contract.on_change == "fail": refuse(differences(columns, contract))
-        else: contract = evolved(columns, contract)
+        if contract.on_change == "fail":
+            refuse(differences(columns, contract))
+        else:
+            contract = evolved(columns, contract)
     return contract
+
 
 def _first_types(parts: Sequence[Part], contract: Contract) -> dict[str, str]:
     "The types that columns without one have in these parts."
@@ -86,50 +105,58 @@ def _first_types(parts: Sequence[Part], contract: Contract) -> dict[str, str]:
 # %% ../../nbs/2_data/17_inference.ipynb #86ffc2b0
 MOST_WORDS = 5  # different values that are named as an example
 
+
 @dataclass
 class Evidence:
     "How many values of a column are not of a type, and where the first one is."
-    there: int = 0        # values that are not missing
-    odd: int = 0          # those that are not of the type
+
+    there: int = 0  # values that are not missing
+    odd: int = 0  # those that are not of the type
     words: dict[str, None] = field(default_factory=dict)  # some of these, without doubles
-    row: int = 0          # of the first, counted from 1
-    source: str = ""      # that has it
+    row: int = 0  # of the first, counted from 1
+    source: str = ""  # that has it
     temporal: bool = False  # it is a date or a time, not text
-    json: bool = False    # the source is JSON lines
+    json: bool = False  # the source is JSON lines
 
     def see(self, odd: pl.Series, present: int, before: int, part: Part) -> None:
         "Take in a batch: its odd values, how many are not missing, how many rows came before."
         self.there += present
         values = odd.drop_nulls()
-        if not len(values): return
+        if not len(values):
+            return
         if not self.odd:
             self.row, self.source = before + odd.is_not_null().arg_true()[0] + 1, part.origin
             self.temporal = odd.dtype.is_temporal()
             self.json = part.dialect is not None and part.dialect.json
         self.odd += len(values)
-        if len(self.words) > MOST_WORDS: return
+        if len(self.words) > MOST_WORDS:
+            return
         some = values.unique(maintain_order=True).head(MOST_WORDS + 1)
         self.words |= dict.fromkeys(some.cast(pl.String))
 
 # %% ../../nbs/2_data/17_inference.ipynb #de5c511e
 INCLUDES = {"float": {"float", "integer"}, "datetime": {"datetime", "date"}}
 
+
 def _odd(part: Part, values: pl.Series, kind: str) -> tuple[pl.Series, int]:
     "The values that are not of a type, others as null; and how many there are of any type."
     spelled = values.dtype == pl.String and part.dialect is not None
     if not spelled and kept_as(values.dtype) not in INCLUDES.get(kind, {kind}) | {"unknown"}:
         return values, values.count()
-    try: typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
-    except DataError: return values, values.count()
+    try:
+        typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
+    except DataError:
+        return values, values.count()
     gone = lost(values, typed)
     if spelled and kind == "integer":  # 3.0 speaks for a float
         gone = gone | values.str.contains(".", literal=True)
     return values.zip_with(gone, values.clear(len(values))), (typed.is_not_null() | gone).sum()
 
+
 def evidence(
     parts: Sequence[Part],
-    kinds: Mapping[str, Sequence[str]],     # column → types that it could have
-) -> dict[str, dict[str, Evidence]]:        # column → type → what speaks against it
+    kinds: Mapping[str, Sequence[str]],  # column → types that it could have
+) -> dict[str, dict[str, Evidence]]:  # column → type → what speaks against it
     "Hold all values of some columns to some types."
     result = {c: {kind: Evidence() for kind in some} for c, some in kinds.items()}
     for part in parts:
@@ -144,14 +171,19 @@ def evidence(
 # %% ../../nbs/2_data/17_inference.ipynb #2489abfd
 ANY = ("boolean", "integer", "float", "date", "datetime")
 
+
 def _possible(contract: Contract, guess: bool) -> dict[str, tuple[str, ...]]:
     "The types that columns could have, the narrowest first."
     kinds = dict.fromkeys(contract.undecided, ANY)
     for name, column in contract.columns.items() if guess else ():
-        if column.dtype == "integer": kinds[name] = ("integer", "float")
-        elif column.dtype not in ("string", "unknown"): kinds[name] = (column.dtype,)
-    if key := kinds.get(contract.key): kinds[contract.key] = tuple(k for k in key if k != "float")
+        if column.dtype == "integer":
+            kinds[name] = ("integer", "float")
+        elif column.dtype not in ("string", "unknown"):
+            kinds[name] = (column.dtype,)
+    if key := kinds.get(contract.key):
+        kinds[contract.key] = tuple(k for k in key if k != "float")
     return kinds
+
 
 def _kept_by(one: Evidence, kind: str, name: str) -> bool:
     "Does a type lose none of a column's values? Raise `DataError` for times that it would cut."
@@ -164,52 +196,76 @@ def widened(
     parts: Sequence[Part],
     contract: Contract,
     *,
-    guess: bool,      # all kinds are a guess; else only those of columns that have none
-) -> tuple[Contract, list[dict]]:   # and notes on columns that became text
+    guess: bool,  # all kinds are a guess; else only those of columns that have none
+) -> tuple[Contract, list[dict]]:  # and notes on columns that became text
     "The contract with types that lose no value of the parts."
     kinds, notes = {}, []
     for name, some in evidence(parts, _possible(contract, guess)).items():
-        if not any(one.there for one in some.values()): continue
+        if not any(one.there for one in some.values()):
+            continue
         fitting = [kind for kind, one in some.items() if _kept_by(one, kind, name)]
         kinds[name] = fitting[0] if fitting else "string"
-        if fitting or not some: continue
+        if fitting or not some:
+            continue
         best = min(some, key=lambda kind: some[kind].odd)
-        if some[best].odd < some[best].there: notes.append(note(name, best, some[best]))
+        if some[best].odd < some[best].there:
+            notes.append(note(name, best, some[best]))
     return settled(contract, kinds), notes
 
 # %% ../../nbs/2_data/17_inference.ipynb #797f924f
-AS = {"boolean": "true or false", "integer": "written as an integer",
-      "float": "written as a number", "date": "written as a date", "datetime": "written as a time"}
+AS = {
+    "boolean": "true or false",
+    "integer": "written as an integer",
+    "float": "written as a number",
+    "date": "written as a date",
+    "datetime": "written as a time",
+}
+
 
 def note(name: str, kind: str, one: Evidence) -> dict:
     "What is remembered of a column that is text because of a few values."
-    settable = not one.json and len(one.words) <= MOST_WORDS and not any(
-        re.search("[1-9]", word) for word in one.words)
-    return {"column": name, "type": kind, "odd": one.odd, "there": one.there, "row": one.row,
-            "source": one.source, "first": next(iter(one.words))[:80],
-            "null_values": [*one.words] if settable else []}
+    settable = (
+        not one.json
+        and len(one.words) <= MOST_WORDS
+        and not any(re.search("[1-9]", word) for word in one.words)
+    )
+    return {
+        "column": name,
+        "type": kind,
+        "odd": one.odd,
+        "there": one.there,
+        "row": one.row,
+        "source": one.source,
+        "first": next(iter(one.words))[:80],
+        "null_values": [*one.words] if settable else [],
+    }
+
 
 def sentence(note: Mapping) -> str:
     "A note in words."
     text = f"column '{note['column']}' is text"
-    if "option" in note: return f"{text}, for it could be read in two ways: set {note['option']}"
+    if "option" in note:
+        return f"{text}, for it could be read in two ways: set {note['option']}"
     are, them = ("is", "it") if note["odd"] == 1 else ("are", "them")
     text += f": {note['odd']:,} of {note['there']:,} values {are} not {AS[note['type']]}, "
     text += f"the first '{note['first']}' in row {note['row']:,} of {note['source']}"
-    if not note["null_values"]: return text
+    if not note["null_values"]:
+        return text
     return f"{text}; options={{'null_values': {note['null_values']}}} makes {them} missing"
 
 # %% ../../nbs/2_data/17_inference.ipynb #20f34936
 def _supposed(part: Part, name: str) -> str | None:
     "The kind of a text file's column, but for a few values, or None if it is text."
-    if part.dialect is None or name not in part.dialect.schema: return None
+    if part.dialect is None or name not in part.dialect.schema:
+        return None
     dtype = (part.dialect.nearly or {}).get(name, part.dialect.schema[name])
     return None if dtype in (pl.String, pl.Null) or dtype.is_nested() else kept_as(dtype)
+
 
 def remarks(
     parts: Sequence[Part],
     contract: Contract,
-    notes: Sequence[dict] = (),   # on columns that are known to be text for a reason
+    notes: Sequence[dict] = (),  # on columns that are known to be text for a reason
 ) -> list[dict]:
     "Return notes on text columns: all but a few values are of a kind, or an option is not set."
     noted = {one["column"] for one in notes}
@@ -217,33 +273,43 @@ def remarks(
     text = [name for name in text if name not in noted]
     kinds = {name: {kind for part in parts if (kind := _supposed(part, name))} for name in text}
     kinds = {name: some for name, some in kinds.items() if some}
-    more = [{"column": name, "option": option} for part in parts if part.dialect is not None
-            for name, option in (part.dialect.unsure or {}).items() if name in text]
+    more = [
+        {"column": name, "option": option}
+        for part in parts
+        if part.dialect is not None
+        for name, option in (part.dialect.unsure or {}).items()
+        if name in text
+    ]
     for name, some in evidence(parts, kinds).items() if kinds else ():
         best = min(some, key=lambda kind: some[kind].odd)
-        if 0 < some[best].odd <= FEW * some[best].there: more.append(note(name, best, some[best]))
+        if 0 < some[best].odd <= FEW * some[best].there:
+            more.append(note(name, best, some[best]))
     return [*{one["column"]: one for one in (*notes, *more)}.values()]
 
 # %% ../../nbs/2_data/17_inference.ipynb #fbe51744
 @dataclass
 class Seen:
     "What the values of a column have been so far."
+
     missing: int = 0
     there: int = 0
-    least: float | None = None                       # of numbers
+    least: float | None = None  # of numbers
     texts: set[str] | None = field(default_factory=set)  # of text, unless there are too many
 
     def see(self, values: pl.Series, most: int) -> None:
         "Take in another batch; more than `most` different texts are not listed."
-        if values.dtype.is_float(): values = values.fill_nan(None)
+        if values.dtype.is_float():
+            values = values.fill_nan(None)
         self.missing, self.there = self.missing + values.null_count(), self.there + values.count()
         if values.dtype.is_numeric() and (least := values.min()) is not None:
             self.least = least if self.least is None else min(self.least, least)
-        if values.dtype != pl.String: self.texts = None
+        if values.dtype != pl.String:
+            self.texts = None
         if self.texts is not None:
             few = values.head(1000).n_unique() <= most + 1
             self.texts = self.texts | set(values.drop_nulls().unique()) if few else None
-            if self.texts is not None and len(self.texts) > most: self.texts = None
+            if self.texts is not None and len(self.texts) > most:
+                self.texts = None
 
     def merge(self, other: "Seen", most: int) -> "Seen":
         "What both have seen."
@@ -254,16 +320,19 @@ class Seen:
 
 # %% ../../nbs/2_data/17_inference.ipynb #e897fc51
 MOST_CATEGORIES = 20  # text columns with more values than this take any
-REPEATED = 1.5        # as do those whose values occur less often than this on average
+REPEATED = 1.5  # as do those whose values occur less often than this on average
+
 
 def observed(rows: pl.DataFrame, most: int = MOST_CATEGORIES) -> dict[str, Seen]:
     "Return what the values of each column have in common."
     seen = {c: Seen() for c in rows.columns}
-    for values in rows.iter_columns(): seen[values.name].see(values, most)
+    for values in rows.iter_columns():
+        seen[values.name].see(values, most)
     return seen
 
+
 def observed_together(
-    batches: Sequence[Mapping[str, Seen]],   # of each batch: what `observed` returns
+    batches: Sequence[Mapping[str, Seen]],  # of each batch: what `observed` returns
     columns: Iterable[str],
 ) -> dict[str, Seen]:
     "Return what the values of each column have in common in all batches."
@@ -273,9 +342,12 @@ def observed_together(
 # %% ../../nbs/2_data/17_inference.ipynb #f2f473b9
 def tightened(contract: Contract, seen: Mapping[str, Seen]) -> Contract:
     "Return the first version of a contract that says also what the rows seen have in common."
-    columns = {name: _tight(c, seen[name], name in (contract.key, contract.time))
-               for name, c in contract.columns.items()}
+    columns = {
+        name: _tight(c, seen[name], name in (contract.key, contract.time))
+        for name, c in contract.columns.items()
+    }
     return contract.model_copy(update={"columns": columns, "version": 1})
+
 
 def _tight(column: Column, seen: Seen, has_role: bool) -> Column:
     "A column with the limits that its values have kept."
@@ -283,24 +355,29 @@ def _tight(column: Column, seen: Seen, has_role: bool) -> Column:
     texts = sorted(seen.texts) if seen.texts and often and not has_role else None
     positive = column.dtype in ("integer", "float") and (seen.least or 0) >= 0
     nullable = seen.missing > 0 or column.dtype == "unknown"
-    return Column(dtype=column.dtype, nullable=nullable, min=0.0 if positive else None,
-                  categories=texts)
+    return Column(
+        dtype=column.dtype, nullable=nullable, min=0.0 if positive else None, categories=texts
+    )
 
 # %% ../../nbs/2_data/17_inference.ipynb #d70a09b3
 @dataclass(frozen=True)
 class _InMemory(Part):
     "Rows in memory, as a part of a source."
+
     rows: pl.DataFrame = None
 
-    def _schema(self) -> pl.Schema: return self.rows.schema
+    def _schema(self) -> pl.Schema:
+        return self.rows.schema
+
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         yield convert(self.rows, dtypes, self.origin)
 
+
 def infer(
-    rows: pl.DataFrame,         # rows that are as they should be
+    rows: pl.DataFrame,  # rows that are as they should be
     *,
-    key: str | None = None,     # the column that identifies a row
-    time: str | None = None,    # the column that says when a row came about
+    key: str | None = None,  # the column that identifies a row
+    time: str | None = None,  # the column that says when a row came about
     max_categories: int = MOST_CATEGORIES,
 ) -> Contract:
     "Return a contract that these rows keep, as a first ingest of them would: a proposal to edit."

@@ -39,16 +39,30 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
 def _bits(values: pl.Series) -> np.ndarray:
     "Each value as 64 bits."
     kind = values.dtype
-    if isinstance(kind, pl.Datetime): values = values.dt.cast_time_unit("us")
+    if isinstance(kind, pl.Datetime):
+        values = values.dt.cast_time_unit("us")
     if kind.is_float() or kind.is_decimal():
         floats = values.cast(pl.Float64).fill_null(0).to_numpy() + 0.0
         return np.where(np.isnan(floats), _NAN, floats.view(np.uint64))
     if kind.is_integer() or kind.is_temporal() or kind == pl.Boolean:
         whole = values.to_physical().fill_null(False if kind == pl.Boolean else 0)
-        return whole.cast(pl.UInt64 if kind == pl.UInt64 else pl.Int64).to_numpy().view(np.uint64).copy()
-    if kind.is_nested(): values = pl.DataFrame({"v": values}).select(pl.struct("v").struct.json_encode()).to_series()
+        return (
+            whole.cast(pl.UInt64 if kind == pl.UInt64 else pl.Int64)
+            .to_numpy()
+            .view(np.uint64)
+            .copy()
+        )
+    if kind.is_nested():
+        values = pl.DataFrame({"v": values}).select(pl.struct("v").struct.json_encode()).to_series()
     text = values.cast(pl.String) if kind != pl.Binary else values
-    return text.to_frame("v").select(plh.col("v").nchash.xxh3_64()).to_series().fill_null(0).to_numpy().copy()
+    return (
+        text.to_frame("v")
+        .select(plh.col("v").nchash.xxh3_64())
+        .to_series()
+        .fill_null(0)
+        .to_numpy()
+        .copy()
+    )
 
 # %% ../../nbs/2_data/09_splits.ipynb #e3033c68
 @cache
@@ -57,14 +71,13 @@ def _seed(name: str) -> np.uint64:
     return _bits(pl.Series([name]))[0]
 
 # %% ../../nbs/2_data/09_splits.ipynb #84fbe76c
-def row_hashes(
-    rows: pl.DataFrame,
-) -> np.ndarray:        # uint64, one a row
+def row_hashes(rows: pl.DataFrame) -> np.ndarray:  # uint64, one a row
     "A fingerprint of each row: of its values and its columns' names, not of their order."
     total = np.zeros(rows.height, np.uint64)
     for values in rows.iter_columns():
         bits = _bits(values)
-        if values.null_count(): bits[values.is_null().to_numpy()] = _MISSING
+        if values.null_count():
+            bits[values.is_null().to_numpy()] = _MISSING
         total += _mixed(bits ^ _seed(values.name))
     return _mixed(total)
 
@@ -76,12 +89,12 @@ def added(hashes: np.ndarray) -> int:
 # %% ../../nbs/2_data/09_splits.ipynb #e0beafd9
 def digest_of(columns: list[str], rows: int, total: int) -> str:
     "16 hexadecimal digits, of the columns' names, the number of rows and the sum of their fingerprints."
-    return hashlib.sha256(json.dumps([sorted(columns), rows, total % 2**64]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([sorted(columns), rows, total % 2**64]).encode()).hexdigest()[
+        :16
+    ]
 
 # %% ../../nbs/2_data/09_splits.ipynb #f88a51db
-def content_digest(
-    rows: pl.DataFrame,
-) -> str:                  # 16 hexadecimal digits
+def content_digest(rows: pl.DataFrame) -> str:  # 16 hexadecimal digits
     "A digest of rows as a set: their order does not matter, their values and columns do."
     return digest_of(rows.columns, rows.height, added(row_hashes(rows)))
 
@@ -92,38 +105,52 @@ SPLITS = {"train": 0.8, "test": 0.2}  # the default shares
 def places(
     rows: pl.DataFrame,
     salt: str,
-    column: str | None,   # what identifies a row; None: the whole row
-) -> pl.Series:           # uint64, evenly spread
+    column: str | None,  # what identifies a row; None: the whole row
+) -> pl.Series:  # uint64, evenly spread
     "Where each row stands between 0 and 2⁶⁴."
-    if column is None: return pl.Series(_mixed(row_hashes(rows) ^ _seed(salt)))
+    if column is None:
+        return pl.Series(_mixed(row_hashes(rows) ^ _seed(salt)))
     identity = lake.column(column).cast(pl.String).fill_null("\0")
-    return rows.select(plh.concat_str(pl.lit(salt), identity, separator="\0").nchash.xxh3_64()).to_series()
+    return rows.select(
+        plh.concat_str(pl.lit(salt), identity, separator="\0").nchash.xxh3_64()
+    ).to_series()
 
 # %% ../../nbs/2_data/09_splits.ipynb #006ef40b
 class Splitting(BaseModel):
     "How a dataset's rows are divided: chosen with its first version; only `resplit` moves ends."
+
     model_config = ConfigDict(extra="forbid")
-    salt: str                                     # the dataset's name
+    salt: str  # the dataset's name
     by: Literal["key", "group", "time"] = "key"
-    column: str | None = None                     # the key, group or time column; by key, None: the whole row
-    shares: dict[str, float] = SPLITS             # by key or group: split → share, summing to 1
-    ends: dict[str, datetime | None] | None = None  # by time: split → its end, exclusive; the last one has none
+    column: str | None = None  # the key, group or time column; by key, None: the whole row
+    shares: dict[str, float] = SPLITS  # by key or group: split → share, summing to 1
+    ends: dict[str, datetime | None] | None = (
+        None  # by time: split → its end, exclusive; the last one has none
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> "Splitting":
         if abs(sum(self.shares.values()) - 1) > 1e-9 or min(self.shares.values()) < 0:
             raise DataError(f"shares of splits must be positive and sum to 1, not {self.shares}")
-        if self.by != "key" and self.column is None: raise DataError(f"a split by {self.by} needs its column")
+        if self.by != "key" and self.column is None:
+            raise DataError(f"a split by {self.by} needs its column")
         ends = list((self.ends or {}).values())
-        if ends and (None in ends[:-1] or ends[-1] is not None or ends[:-1] != sorted(set(ends[:-1]))):
-            raise DataError(f"splits by time need growing ends, and none for the last, not {self.ends}")
+        if ends and (
+            None in ends[:-1] or ends[-1] is not None or ends[:-1] != sorted(set(ends[:-1]))
+        ):
+            raise DataError(
+                f"splits by time need growing ends, and none for the last, not {self.ends}"
+            )
         return self
 
     def assign(self, rows: pl.DataFrame) -> pl.Series:
         "The split of each row."
         if self.column is not None and self.column not in rows.columns:
-            raise DataError(f"no column '{self.column}' to be the {self.by}: there are {', '.join(rows.columns)}")
-        if self.by == "time": return _by_time(rows[self.column], self.ends)
+            raise DataError(
+                f"no column '{self.column}' to be the {self.by}: there are {', '.join(rows.columns)}"
+            )
+        if self.by == "time":
+            return _by_time(rows[self.column], self.ends)
         edges = [int(edge * 2**64) for edge in itertools.accumulate(self.shares.values())][:-1]
         return _between(places(rows, self.salt, self.column), edges, list(self.shares))
 
@@ -137,32 +164,38 @@ def _between(values: pl.Series, edges: list, names: list[str]) -> pl.Series:
 # %% ../../nbs/2_data/09_splits.ipynb #dcfa0b1a
 def _by_time(times: pl.Series, ends: Mapping[str, datetime | None]) -> pl.Series:
     "The split that each moment is in."
-    if times.null_count(): raise DataError(f"{times.null_count()} rows have no {times.name}: it decides their split")
-    return _between(times.cast(pl.Datetime("us")), [naive(end) for end in ends.values() if end], list(ends))
+    if times.null_count():
+        raise DataError(f"{times.null_count()} rows have no {times.name}: it decides their split")
+    return _between(
+        times.cast(pl.Datetime("us")), [naive(end) for end in ends.values() if end], list(ends)
+    )
 
 # %% ../../nbs/2_data/09_splits.ipynb #377ce875
 def naive(moment: datetime | date) -> datetime:
     "A moment in UTC, without saying so, as tables hold it."
-    if not isinstance(moment, datetime): moment = datetime(moment.year, moment.month, moment.day)
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
     return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 # %% ../../nbs/2_data/09_splits.ipynb #4aab23ee
 def split(
     rows: pl.DataFrame,
     *,
-    name: str,                                 # the dataset's name: the salt
-    key: str | None = None,                    # identifies a row; without one, the whole row does
-    shares: dict[str, float] | None = None,    # split → share, summing to 1; default `SPLITS`
-    group: str | None = None,                  # rows with one value of this column stay together
-) -> pl.DataFrame:                             # with a last column `_split`
+    name: str,  # the dataset's name: the salt
+    key: str | None = None,  # identifies a row; without one, the whole row does
+    shares: dict[str, float] | None = None,  # split → share, summing to 1; default `SPLITS`
+    group: str | None = None,  # rows with one value of this column stay together
+) -> pl.DataFrame:  # with a last column `_split`
     "Give each row its split, the same one for ever."
-    how = Splitting(salt=name, by="group" if group else "key", column=group or key, shares=shares or SPLITS)
+    how = Splitting(
+        salt=name, by="group" if group else "key", column=group or key, shares=shares or SPLITS
+    )
     return rows.with_columns(how.assign(rows))
 
 # %% ../../nbs/2_data/09_splits.ipynb #c0bae964
 def ends_by_shares(
-    times: Profile,               # of the rows, with their time column
-    column: str,                  # that column
+    times: Profile,  # of the rows, with their time column
+    column: str,  # that column
     shares: Mapping[str, float],  # split → share
 ) -> dict[str, datetime | None]:
     "Return ends of splits by time such that each has about its share of the profiled rows."
@@ -176,14 +209,14 @@ def ends_by_shares(
 
 # %% ../../nbs/2_data/09_splits.ipynb #7f9880c3
 def new_splitting(
-    name: str,                             # of the dataset: the salt
+    name: str,  # of the dataset: the salt
     *,
-    key: str | None,                       # identifies a row
-    time: str | None,                      # the column of dates or moments, if there is one
-    shares: dict[str, float] | None,       # split → share; default `SPLITS`
-    group: str | None,                     # rows with one value of this column stay in one split
-    ends: Mapping | str | None,            # split by time: split → its end, or "shares"
-    times: Iterable[pl.DataFrame] = (),    # the time column of the first rows; read for "shares" only
+    key: str | None,  # identifies a row
+    time: str | None,  # the column of dates or moments, if there is one
+    shares: dict[str, float] | None,  # split → share; default `SPLITS`
+    group: str | None,  # rows with one value of this column stay in one split
+    ends: Mapping | str | None,  # split by time: split → its end, or "shares"
+    times: Iterable[pl.DataFrame] = (),  # the time column of the first rows; read for "shares" only
 ) -> Splitting:
     "Return how a new dataset is divided."
     shares = shares or SPLITS
@@ -191,29 +224,36 @@ def new_splitting(
         by, column = ("group", group) if group else ("key", key)
         return Splitting(salt=name, by=by, column=column, shares=shares)
     if time is None:
-        raise DataError("a split by time needs the contract's `time`: a column of dates or moments "
-                        "that says when")
+        raise DataError(
+            "a split by time needs the contract's `time`: a column of dates or moments "
+            "that says when"
+        )
     if ends == "shares":
         ends = ends_by_shares(reduce(Profile.merge, map(profile, times)), time, shares)
     return Splitting(salt=name, by="time", column=time, shares=shares, ends=dict(ends))
 
 # %% ../../nbs/2_data/09_splits.ipynb #96f63f6d
 def demand_same(
-    splitting: Splitting,                  # the dataset's
-    name: str,                             # of the dataset
+    splitting: Splitting,  # the dataset's
+    name: str,  # of the dataset
     *,
-    shares: dict[str, float] | None,       # None: not asked for
+    shares: dict[str, float] | None,  # None: not asked for
     group: str | None,
     ends: Mapping[str, Any] | str | None,
 ) -> None:
     "Raise `DataError` where another way of dividing is asked for than the dataset has."
-    if ends == "shares": ends = None
-    if ends: ends = Splitting(salt="", by="time", column="t", ends=dict(ends)).ends
+    if ends == "shares":
+        ends = None
+    if ends:
+        ends = Splitting(salt="", by="time", column="t", ends=dict(ends)).ends
     for what, value in {"shares": shares, "column": group, "ends": ends}.items():
-        if value is None or value == getattr(splitting, what): continue
+        if value is None or value == getattr(splitting, what):
+            continue
         advice = "a row never changes its split. Ingest into a dataset of another name."
         if what == "ends" and splitting.by == "time":
-            advice = ("no ingest moves ends. Leave them out, or move the ends by "
-                      "resplit (mlops_nb.data.ingest.resplitting).")
+            advice = (
+                "no ingest moves ends. Leave them out, or move the ends by "
+                "resplit (mlops_nb.data.ingest.resplitting)."
+            )
         has = splitting.model_dump(exclude_none=True)
         raise DataError(f"{name} is divided by {has}, and {what}={value} was asked for: {advice}")

@@ -25,32 +25,52 @@ from ..core.lake import column, is_pattern
 # %% ../../nbs/2_data/00_values.ipynb #0d56e4ba
 Kind = Literal["integer", "float", "boolean", "string", "date", "datetime"]
 
-DTYPES = {"integer": pl.Int64, "float": pl.Float64, "boolean": pl.Boolean, "string": pl.String,
-          "date": pl.Date, "datetime": pl.Datetime("us"),
-          "unknown": pl.String}  # no values so far: the first ones that come settle the type
+DTYPES = {
+    "integer": pl.Int64,
+    "float": pl.Float64,
+    "boolean": pl.Boolean,
+    "string": pl.String,
+    "date": pl.Date,
+    "datetime": pl.Datetime("us"),
+    "unknown": pl.String,
+}  # no values so far: the first ones that come settle the type
 
 # %% ../../nbs/2_data/00_values.ipynb #bd5501a8
-_KINDS = {pl.Boolean: "boolean", pl.String: "string", pl.Categorical: "string", pl.Enum: "string",
-          pl.Date: "date", pl.Datetime: "datetime", pl.Null: "unknown"}
+_KINDS = {
+    pl.Boolean: "boolean",
+    pl.String: "string",
+    pl.Categorical: "string",
+    pl.Enum: "string",
+    pl.Date: "date",
+    pl.Datetime: "datetime",
+    pl.Null: "unknown",
+}
+
 
 def kind_of(
     dtype: pl.DataType,  # of a column
-) -> str | None:         # None where no kind fits: lists, structs, durations
+) -> str | None:  # None where no kind fits: lists, structs, durations
     "Return the kind of a polars type."
-    if dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0): return "integer"
-    if dtype.is_float() or dtype.is_decimal(): return "float"
+    if dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0):
+        return "integer"
+    if dtype.is_float() or dtype.is_decimal():
+        return "float"
     return _KINDS.get(dtype.base_type())
+
 
 def wider(one: str, other: str) -> str:
     "Return the narrowest kind that holds the values of both."
     kinds = {one, other} - {"unknown"}
-    if len(kinds) < 2: return kinds.pop() if kinds else "unknown"
-    if kinds == {"integer", "float"}: return "float"
+    if len(kinds) < 2:
+        return kinds.pop() if kinds else "unknown"
+    if kinds == {"integer", "float"}:
+        return "float"
     return "datetime" if kinds == {"date", "datetime"} else "string"
 
 # %% ../../nbs/2_data/00_values.ipynb #86b5b4a9
 class TypedColumn(BaseModel):
     "A column's kind, and whether its values may be missing."
+
     dtype: Literal[Kind, "unknown"]
     nullable: bool = False
 
@@ -58,11 +78,14 @@ class TypedColumn(BaseModel):
 def refuse_patterns(names: Iterable[str], name: str) -> None:
     "Refuse columns whose names polars takes for patterns, even in the methods of a series."
     if wild := [repr(c) for c in names if is_pattern(c)]:
-        raise DataError(f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
-                        "$ for a pattern; rename them in the source")
+        raise DataError(
+            f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
+            "$ for a pattern; rename them in the source"
+        )
 
 # %% ../../nbs/2_data/00_values.ipynb #8aa0783e
 FIRST_DAY = date(1000, 1, 1)  # an earlier year is one of two digits, or none at all
+
 
 def moments(text: pl.Expr, form: str, dtype: pl.DataType) -> pl.Expr:
     "Text as dates or times; null where it is none."
@@ -71,63 +94,76 @@ def moments(text: pl.Expr, form: str, dtype: pl.DataType) -> pl.Expr:
     else:
         values = text.str.to_date(form, strict=False)
     values = pl.when(values >= FIRST_DAY).then(values)
-    if dtype != pl.Date: return values.cast(dtype)
+    if dtype != pl.Date:
+        return values.cast(dtype)
     return pl.when(values == values.dt.truncate("1d")).then(values.cast(pl.Date))
 
 # %% ../../nbs/2_data/00_values.ipynb #4acc2f7c
 def _times(text: pl.Series, form: str) -> pl.Series:
     "Text as times; null where it is none, or finer than a microsecond."
-    if "%.f" not in form: return _read_times(text, form)
+    if "%.f" not in form:
+        return _read_times(text, form)
     first = text.drop_nulls().head(1).str.contains(r":\d\d\.\d").any()
     times = _read_times(text, form.replace("%.f", ".%6f" if first else ""))
     others = times.is_null() & text.is_not_null()
-    if not others.any(): return times
+    if not others.any():
+        return times
     rest = text.filter(others)
     too_fine = rest.str.contains(r"\.\d{6}\d*[1-9]")
     return times.scatter(others.arg_true(), _without(_read_times(rest, form), too_fine))
 
+
 def _without(values: pl.Series, wrong: pl.Series) -> pl.Series:
     "The values, with null where they are wrong."
     return values.zip_with(~wrong, values.clear(len(values)))
+
 
 def _read_times(text: pl.Series, form: str) -> pl.Series:
     "Text as times, those with an offset in UTC."
     times = text.str.to_datetime(form, time_unit="us", strict=False)
     at_the_end = form.endswith("%S")
     sixty = text.str.ends_with("60") if at_the_end else text.str.contains(":60", literal=True)
-    if sixty.any(): times = _without(times, sixty)  # a leap second, read as the next minute
+    if sixty.any():
+        times = _without(times, sixty)  # a leap second, read as the next minute
     return times.dt.replace_time_zone(None) if "%z" in form else times
 
 # %% ../../nbs/2_data/00_values.ipynb #20d47ece
-CODE = r"^[+-]?0\d|^\+\d+$"   # 007 and +49: a number would not be written like that
+CODE = r"^[+-]?0\d|^\+\d+$"  # 007 and +49: a number would not be written like that
 NAN = r"(?i)^\s*[+-]?nan\s*$"
-EXACT = 2**53                 # from here on a float does not hold every whole number
+EXACT = 2**53  # from here on a float does not hold every whole number
+
 
 def numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
     "Text as integers or floats; null where a number would not be written like it."
     values = text.cast(dtype, strict=False)
     if values.null_count() > text.null_count():
         text = text.str.strip_chars(" \t")
-        if dtype == pl.Int64: text = text.str.replace(r"^(-?\d+)\.0*$", "$1")
+        if dtype == pl.Int64:
+            text = text.str.replace(r"^(-?\d+)\.0*$", "$1")
         values = text.cast(dtype, strict=False)
     if dtype == pl.Float64:
         values = values.fill_nan(None)
         values = _without(values, _inexact(text, values))
-    if not (text < "1").any(): return values  # none begins with 0 or +
+    if not (text < "1").any():
+        return values  # none begins with 0 or +
     return _without(values, text.str.contains(CODE))
 
 # %% ../../nbs/2_data/00_values.ipynb #3082fcd2
 def _inexact(text: pl.Series, values: pl.Series) -> pl.Series:
     "Which floats are not the whole numbers that were written."
     large = (values.abs() >= EXACT).fill_null(False)
-    if not large.any(): return large
+    if not large.any():
+        return large
     pairs = zip(text.filter(large), values.filter(large))
     return large.scatter(large.arg_true(), [not _as_written(*pair) for pair in pairs])
 
+
 def _as_written(text: str, value: float) -> bool:
     "Is a large float what was written: all its digits, or the fewest that stand for it?"
-    if not isfinite(value): return "inf" in text.lower()      # 1e400 is no infinity
-    if "e" in text.lower(): return True
+    if not isfinite(value):
+        return "inf" in text.lower()  # 1e400 is no infinity
+    if "e" in text.lower():
+        return True
     whole = re.fullmatch(r"([+-]?\d{1,400})(?:\.0*)?", text)
     return whole is not None and int(whole[1]) in (int(value), int(Decimal(repr(value))))
 
@@ -135,9 +171,12 @@ def _as_written(text: str, value: float) -> bool:
 def lost(old: pl.Series, new: pl.Series) -> pl.Series:
     "Which values are none of the new type, other than those that say that there is no value."
     gone = new.is_null() & old.is_not_null()
-    if not gone.any(): return gone
-    if old.dtype.is_float(): return gone & ~old.is_nan().fill_null(False)
-    if old.dtype != pl.String: return gone
+    if not gone.any():
+        return gone
+    if old.dtype.is_float():
+        return gone & ~old.is_nan().fill_null(False)
+    if old.dtype != pl.String:
+        return gone
     missing = f"^$|{NAN}" if new.dtype.is_numeric() or new.dtype == pl.Null else "^$"
     return gone & ~old.str.contains(missing).fill_null(False)
 
@@ -145,15 +184,22 @@ def lost(old: pl.Series, new: pl.Series) -> pl.Series:
 @dataclass(frozen=True)
 class Spelling:
     "How the values of a text are written."
-    schema: dict[str, pl.DataType]          # its columns and their types
-    formats: dict[str, str] | None = None   # of the dates and times, by column
-    commas: frozenset[str] = frozenset()    # columns with numbers written 1.234,56
-    unsure: dict[str, str] | None = None    # columns of two readings → the option that decides
 
-COMMA = r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"          # 1.234,56 or 12,5 or 12
+    schema: dict[str, pl.DataType]  # its columns and their types
+    formats: dict[str, str] | None = None  # of the dates and times, by column
+    commas: frozenset[str] = frozenset()  # columns with numbers written 1.234,56
+    unsure: dict[str, str] | None = None  # columns of two readings → the option that decides
+
+
+COMMA = r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"  # 1.234,56 or 12,5 or 12
 TRUE, FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
-ISO = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%.fZ",
-       "%Y-%m-%dT%H:%M:%S%.f%z"]
+ISO = [
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%d",
+    "%Y-%m-%dT%H:%M:%S%.fZ",
+    "%Y-%m-%dT%H:%M:%S%.f%z",
+]
 
 # %% ../../nbs/2_data/00_values.ipynb #e1e82fa9
 def with_comma(name: str, spelling: Spelling) -> bool:
@@ -161,26 +207,30 @@ def with_comma(name: str, spelling: Spelling) -> bool:
     plain = spelling.schema.get(name) == pl.Float64 and name not in spelling.commas
     return bool(spelling.commas) and not plain
 
+
 def _with_point(text: pl.Expr) -> pl.Expr:
     "Numbers with a decimal comma as they are with a point; null for other text."
     digits = text.str.strip_chars(" \t")
     plain = digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
     return pl.when(digits.str.contains(COMMA)).then(plain)
 
+
 def parsed(
-    name: str,                   # a column of text
-    dtype: pl.DataType,          # Int64, Float64, Boolean, String, Date or Datetime("us")
+    name: str,  # a column of text
+    dtype: pl.DataType,  # Int64, Float64, Boolean, String, Date or Datetime("us")
     spelling: Spelling,
 ) -> pl.Expr:
     "The column's values; null where there is none of the type."
     text = column(name)
-    if dtype == pl.String: return text
+    if dtype == pl.String:
+        return text
     if name in (spelling.unsure or {}) and dtype in (pl.Float64, pl.Int64, pl.Date, pl.Datetime):
         raise DataError(f"column '{name}' could be read in two ways: set {spelling.unsure[name]}")
     if dtype == pl.Boolean:
         return pl.when(text.is_in(TRUE)).then(True).when(text.is_in(FALSE)).then(False)
     if dtype in (pl.Int64, pl.Float64):
-        if with_comma(name, spelling): text = _with_point(text)
+        if with_comma(name, spelling):
+            text = _with_point(text)
         return text.map_batches(lambda some: numbers(some, dtype), return_dtype=dtype)
     forms = [form] if (form := (spelling.formats or {}).get(name)) else ISO
     return pl.coalesce(moments(text, f, dtype) for f in forms)
@@ -189,16 +239,23 @@ def parsed(
 def recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
     "A column as another type; null where that would lose something."
     value = column(name)
-    if want == pl.String or have == pl.Null: return value.cast(want)
-    if want == pl.Boolean: return pl.when((value == 0) | (value == 1)).then(value.cast(pl.Boolean))
-    if want == pl.Date: return pl.when(value == value.dt.truncate("1d")).then(value.dt.date())
-    if want == pl.Datetime and isinstance(have, pl.Datetime): return _moment(value, have, want)
+    if want == pl.String or have == pl.Null:
+        return value.cast(want)
+    if want == pl.Boolean:
+        return pl.when((value == 0) | (value == 1)).then(value.cast(pl.Boolean))
+    if want == pl.Date:
+        return pl.when(value == value.dt.truncate("1d")).then(value.dt.date())
+    if want == pl.Datetime and isinstance(have, pl.Datetime):
+        return _moment(value, have, want)
     new = value.cast(want, strict=False)
     exact = have in (pl.Boolean, pl.Float32, pl.Date) or not have.is_numeric()
-    if exact and not want.is_integer(): return new
+    if exact and not want.is_integer():
+        return new
     same = new.cast(have, strict=False) == value
-    if have.is_decimal() and want.is_float(): same = same | (value.abs() < EXACT)
+    if have.is_decimal() and want.is_float():
+        same = same | (value.abs() < EXACT)
     return pl.when(same).then(new)
+
 
 def _moment(value: pl.Expr, have: pl.Datetime, want: pl.Datetime) -> pl.Expr:
     "A time in another unit, in UTC; null where the unit would cut it."
@@ -206,34 +263,48 @@ def _moment(value: pl.Expr, have: pl.Datetime, want: pl.Datetime) -> pl.Expr:
     return pl.when(value == value.dt.truncate("1us")).then(new.cast(want))
 
 # %% ../../nbs/2_data/00_values.ipynb #ef9f1431
-WORDS = {pl.Int64: "integer", pl.Float64: "number", pl.Boolean: "boolean", pl.Date: "date",
-         pl.Datetime: "time of whole microseconds", pl.Null: "no value, for it has no type yet"}
+WORDS = {
+    pl.Int64: "integer",
+    pl.Float64: "number",
+    pl.Boolean: "boolean",
+    pl.Date: "date",
+    pl.Datetime: "time of whole microseconds",
+    pl.Null: "no value, for it has no type yet",
+}
+
 
 def convert(
     frame: pl.DataFrame,
-    wanted: Mapping[str, pl.DataType],   # of some columns
-    name: str,                           # of what was read, for errors
-    spelling: Spelling | None = None,    # how its text is written; default: as in ISO 8601 and JSON
-    strict: bool = True,                 # a value that is not of its type is an error; else null
+    wanted: Mapping[str, pl.DataType],  # of some columns
+    name: str,  # of what was read, for errors
+    spelling: Spelling | None = None,  # how its text is written; default: as in ISO 8601 and JSON
+    strict: bool = True,  # a value that is not of its type is an error; else null
 ) -> pl.DataFrame:
     "The frame in the types that are wanted."
     spelling = spelling or Spelling({})
     late = {c: t for c, t in wanted.items() if c in frame.schema and frame.schema[c] != t}
     new_columns = [_as(c, frame.schema[c], t, spelling).alias(c) for c, t in late.items()]
-    try: new = frame.with_columns(new_columns)
+    try:
+        new = frame.with_columns(new_columns)
     except pl.exceptions.PolarsError as e:
-        raise Unparsable(f"{name}: {frame.schema} cannot be read as {late}: {e}. "
-                         "Take the columns' own types") from e
+        raise Unparsable(
+            f"{name}: {frame.schema} cannot be read as {late}: {e}. Take the columns' own types"
+        ) from e
     for c, t in late.items() if strict else ():
-        if new[c].null_count() == frame[c].null_count(): continue
+        if new[c].null_count() == frame[c].null_count():
+            continue
         gone = frame[c].filter(lost(frame[c], new[c]))
-        if len(gone): raise unparsable(name, c, gone[0], WORDS.get(t.base_type(), t))
+        if len(gone):
+            raise unparsable(name, c, gone[0], WORDS.get(t.base_type(), t))
     return without_nan(new)
+
 
 def _as(name: str, have: pl.DataType, want: pl.DataType, spelling: Spelling) -> pl.Expr:
     "A column as another type, of which `Null` holds no value."
-    if want == pl.Null: return pl.lit(None)
+    if want == pl.Null:
+        return pl.lit(None)
     return parsed(name, want, spelling) if have == pl.String else recast(name, have, want)
+
 
 def without_nan(frame: pl.DataFrame) -> pl.DataFrame:
     "The frame with null for NaN."
@@ -246,4 +317,5 @@ def unparsable(name: str, column: str, value: object, kind: object) -> Unparsabl
     return Unparsable(
         f"{name}: column '{column}' has '{str(value)[:80]}', expected {kind}: mend the value, name "
         "it in null_values=… if it means that there is none, or give the column another type",
-        column)
+        column,
+    )

@@ -36,50 +36,71 @@ from .sources.partition import Part
 from .splits import Splitting
 
 # %% ../../nbs/2_data/23_versions.ipynb #4be701e3
-ASIDE = "__quarantine"     # the end of the name of the table with a dataset's rejected rows
+ASIDE = "__quarantine"  # the end of the name of the table with a dataset's rejected rows
 READ_EMPTY = "read_empty"  # the event: parts of a source were read and had no rows
 
-LONGEST_NAME = 100         # characters
+LONGEST_NAME = 100  # characters
+
 
 def dataset_name(name: str, settings: Settings) -> str:
     "Return a dataset's name as it is stored; raises `DataError` for one that cannot be a table's."
     name = unicodedata.normalize("NFC", name)
     letters = all(c.isalnum() or c in "_-" or unicodedata.category(c) in ("Mn", "Mc") for c in name)
     short = len(name) <= LONGEST_NAME and not name.endswith(ASIDE)
-    if name[:1].isalnum() and letters and short: return name
+    if name[:1].isalnum() and letters and short:
+        return name
     harmless = re.fullmatch(r"[^@/:\\\0._][^@/:\\\0]*", name) and not name.endswith(ASIDE)
-    if harmless and lake.exists(settings.table(name)): return name  # made before names were checked
-    raise DataError(f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most "
-                    f"{LONGEST_NAME} "
-                    f"letters, digits, _ and -, a letter or digit first, and no {ASIDE} at the end")
+    if harmless and lake.exists(settings.table(name)):
+        return name  # made before names were checked
+    raise DataError(
+        f"'{name[:LONGEST_NAME]}' cannot name a dataset: expected at most "
+        f"{LONGEST_NAME} "
+        f"letters, digits, _ and -, a letter or digit first, and no {ASIDE} at the end"
+    )
 
 # %% ../../nbs/2_data/23_versions.ipynb #c64a5449
 @dataclass(frozen=True)
 class VersionFacts:
     "What is known of one version of a dataset."
+
     name: str
-    version: int                     # of the Delta table
+    version: int  # of the Delta table
     facts: dict = field(repr=False)  # as recorded: rows, counts, digest, contract, key, source, …
     settings: Settings = field(repr=False)
 
     @property
-    def ref(self) -> str: return f"{self.name}@{self.version}"
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
     @property
-    def table(self) -> str: return self.settings.table(self.name)  # its address
+    def table(self) -> str:
+        return self.settings.table(self.name)  # its address
+
     @property
-    def digest(self) -> str: return self.facts["digest"]  # of its rows as a set
+    def digest(self) -> str:
+        return self.facts["digest"]  # of its rows as a set
+
     @property
-    def schema(self) -> pl.Schema: return pl.Schema(self.contract.dtypes)
+    def schema(self) -> pl.Schema:
+        return pl.Schema(self.contract.dtypes)
+
     @property
-    def contract(self) -> Contract: return Contract(**self.facts["contract"])
+    def contract(self) -> Contract:
+        return Contract(**self.facts["contract"])
+
     @property
-    def splitting(self) -> Splitting: return Splitting(**self.facts["splitting"])
+    def splitting(self) -> Splitting:
+        return Splitting(**self.facts["splitting"])
+
     @property
-    def counts(self) -> dict[str, int]: return self.facts["counts"]  # rows a split
+    def counts(self) -> dict[str, int]:
+        return self.facts["counts"]  # rows a split
+
     @property
     def splits(self) -> list[str]:
         "The splits that have rows, the first one first."
         return [s for s in self.splitting.ends or self.splitting.shares if s in self.counts]
+
     @property
     def notes(self) -> list[str]:
         "What a reader should be told: which columns are text because of a few values."
@@ -90,22 +111,26 @@ class VersionFacts:
         rows = {"rows": facts["rows"], **{f"{s} rows": n for s, n in self.counts.items()}}
         rows |= {"quarantined": facts["rejected"], "columns": len(self.contract.columns)}
         rows |= {name: facts[name] for name in ("key", "digest", "source")}
-        if self.notes: rows["notes"] = "; ".join(self.notes)
+        if self.notes:
+            rows["notes"] = "; ".join(self.notes)
         return render("facts.html", title=f"Dataset {self.ref}", facts=rows.items())
 
 # %% ../../nbs/2_data/23_versions.ipynb #fdaee641
 class VersionRows(VersionFacts):
     "The rows of one version of a dataset."
+
     def scan(
         self,
         split: str | None = None,  # only this split; default: all, with the column `_split`
         *,
-        origin: bool = False,      # also where each row came from: `_ingested_at`, `_source`, `_modified`
+        origin: bool = False,  # also where each row came from: `_ingested_at`, `_source`, `_modified`
     ) -> pl.LazyFrame:
         "The rows of this version."
         rows = lake.scan(self.table, version=self.version)
-        if not origin: rows = rows.drop(c for c in OWN if c != "_split")
-        if split is None: return rows
+        if not origin:
+            rows = rows.drop(c for c in OWN if c != "_split")
+        if split is None:
+            return rows
         if split not in self.counts:
             raise DataError(f"{self.ref} has no split '{split}': it has {', '.join(self.counts)}")
         return rows.filter(pl.col("_split") == split).drop("_split")
@@ -146,40 +171,58 @@ def _table_source() -> type:
 
     class TableSource(DeltaDatasetSource):
         "A version of a Delta table."
-        def load(self, **_) -> pl.LazyFrame: return lake.scan(self.path, version=self.delta_table_version)
-        def to_dict(self) -> dict: return {"path": self.path, "delta_table_version": self.delta_table_version}
+
+        def load(self, **_) -> pl.LazyFrame:
+            return lake.scan(self.path, version=self.delta_table_version)
+
+        def to_dict(self) -> dict:
+            return {"path": self.path, "delta_table_version": self.delta_table_version}
+
     return TableSource
 
 # %% ../../nbs/2_data/23_versions.ipynb #99810ee7
-_TYPES = {"integer": "long", "float": "double", "boolean": "boolean", "string": "string", "date": "datetime",
-          "datetime": "datetime", "unknown": "string"}  # MLflow's words
+_TYPES = {
+    "integer": "long",
+    "float": "double",
+    "boolean": "boolean",
+    "string": "string",
+    "date": "datetime",
+    "datetime": "datetime",
+    "unknown": "string",
+}  # MLflow's words
 
 # %% ../../nbs/2_data/23_versions.ipynb #fc8ea359
-def as_mlflow(
-    version: VersionFacts,
-):                          # an `mlflow.data.dataset.Dataset`
+def as_mlflow(version: VersionFacts):  # an `mlflow.data.dataset.Dataset`
     "A version as MLflow describes datasets: its name, digest, columns and place, without its rows."
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.types import ColSpec, Schema
+
     columns = version.contract.columns.items()
-    schema = Schema([ColSpec(_TYPES[c.dtype], name, required=not c.nullable) for name, c in columns])
+    schema = Schema(
+        [ColSpec(_TYPES[c.dtype], name, required=not c.nullable) for name, c in columns]
+    )
     source = _table_source()(path=version.table, delta_table_version=version.version)
     return MetaDataset(source, name=version.name, digest=version.digest, schema=schema)
 
 # %% ../../nbs/2_data/23_versions.ipynb #4107b811
 def log_input(
     version: VersionFacts,
-    run_id: str | None = None,   # default: the run that is open, or the stage's
-    context: str = "training",   # what the run uses it for
-) -> str | None:                 # the run's id
+    run_id: str | None = None,  # default: the run that is open, or the stage's
+    context: str = "training",  # what the run uses it for
+) -> str | None:  # the run's id
     "Tell MLflow that a run used a version. Return the run's id, or None where none is open."
     run_id = run_id or tracking.current()
-    if run_id is None: return None
+    if run_id is None:
+        return None
     client = tracking.client(version.settings)
     from mlflow.entities import DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
+
     tags = [InputTag("mlflow.data.context", context), InputTag("mlops_nb.version", version.ref)]
-    try: client.log_inputs(run_id, datasets=[DatasetInput(as_mlflow(version)._to_mlflow_entity(), tags)])
+    try:
+        client.log_inputs(
+            run_id, datasets=[DatasetInput(as_mlflow(version)._to_mlflow_entity(), tags)]
+        )
     except MlflowException as e:
         raise TrackingError(f"{version.ref} cannot be logged with run {run_id}: {e}") from e
     return run_id
@@ -187,6 +230,7 @@ def log_input(
 # %% ../../nbs/2_data/23_versions.ipynb #08dfbd3b
 class DatasetVersion(VersionRows):
     "One version of a dataset: rows that never change, and what is known of them."
+
     @property
     def parent(self) -> "DatasetVersion | None":
         "The version that this one was made from."
@@ -197,30 +241,50 @@ class DatasetVersion(VersionRows):
         self,
         *,
         group: str | None = None,  # its values should stay in one split; default: the splitting's
-        time: str | None = None,   # says when a row came about; default: the contract's
-        tolerated: float = 0.01,   # share of a split's rows that may stand in an earlier one too
+        time: str | None = None,  # says when a row came about; default: the contract's
+        tolerated: float = 0.01,  # share of a split's rows that may stand in an earlier one too
     ) -> Leakage:
         "What its splits give away of each other; raises `DataError` where a column is not there."
         how, contract, time = self.splitting, self.contract, time or self.contract.time
-        if group is None and how.by == "group": group = how.column
-        for column in filter(None, (group, time)): self.require(column)
+        if group is None and how.by == "group":
+            group = how.column
+        for column in filter(None, (group, time)):
+            self.require(column)
         rows = self.scan().select(cs.by_name(*contract.columns, "_split"))
-        return leakage(rows, {s: self.counts[s] for s in self.splits}, ref=self.ref, key=contract.key,
-                       group=group, time=time, by_time=how.by == "time", tolerated=tolerated)
+        return leakage(
+            rows,
+            {s: self.counts[s] for s in self.splits},
+            ref=self.ref,
+            key=contract.key,
+            group=group,
+            time=time,
+            by_time=how.by == "time",
+            tolerated=tolerated,
+        )
 
     def balance(self, column: str, *, significance: float = 0.01) -> Balance:
         "Is a column distributed alike in all splits? `significance`: the chance of a false alarm."
         self.require(column)
-        return balance(self.scan(), column, self.splits, self.profile(), ref=self.ref,
-                       significance=significance)
+        return balance(
+            self.scan(),
+            column,
+            self.splits,
+            self.profile(),
+            ref=self.ref,
+            significance=significance,
+        )
 
     def diff(self, later: "DatasetVersion") -> Diff:
         "How a later version differs from this one; raises `DataError` for another dataset's."
         if self.table != later.table:
-            raise DataError(f"{self.ref} and {later.ref} are of two datasets: expected two versions "
-                            f"of one, as {later.name}@0 and {later.ref}")
-        sides = (Side(a.ref, a.scan_new(b), a.facts["rows"], a.contract, a.profile())
-                 for a, b in ((self, later), (later, self)))
+            raise DataError(
+                f"{self.ref} and {later.ref} are of two datasets: expected two versions "
+                f"of one, as {later.name}@0 and {later.ref}"
+            )
+        sides = (
+            Side(a.ref, a.scan_new(b), a.facts["rows"], a.contract, a.profile())
+            for a, b in ((self, later), (later, self))
+        )
         return diff(*sides)
 
     def log_input(self, run_id: str | None = None, context: str = "training") -> str | None:
@@ -232,19 +296,27 @@ def recorded(name: str, settings: Settings) -> pl.DataFrame:
     "The events of a dataset's versions, by version: of two ingests at once the later may have recorded itself first."
     known = events.history(settings.events, kind="ingested").collect()
     return known.filter(pl.col("subject").str.starts_with(f"{name}@")).sort(
-        pl.col("subject").str.split("@").list.last().cast(pl.Int64))
+        pl.col("subject").str.split("@").list.last().cast(pl.Int64)
+    )
 
 # %% ../../nbs/2_data/23_versions.ipynb #ed993912
 def read_empty(version: DatasetVersion, parts: Sequence[Part], by: str) -> DatasetVersion:
     "Record that parts of a source were read and had no rows. Return the version, still the newest."
     facts = {p.origin: {"state": p.state, "source": source_of(p)} for p in parts}
     if facts:
-        events.record(version.settings.events, READ_EMPTY, version.name, by=by,
-                      version=version.version, parts=facts)
+        events.record(
+            version.settings.events,
+            READ_EMPTY,
+            version.name,
+            by=by,
+            version=version.version,
+            parts=facts,
+        )
     return version
 
+
 def get(
-    ref: str,                          # "churn@3", "dataset:churn@3", or "churn" for the newest
+    ref: str,  # "churn@3", "dataset:churn@3", or "churn" for the newest
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> DatasetVersion:
@@ -252,46 +324,62 @@ def get(
     settings = settings or load()
     ref = unicodedata.normalize("NFC", ref)
     match = re.fullmatch(r"(?:dataset:)?([^@/:]+)(?:@(\d+))?", ref)
-    if not match: raise DataError(f"'{ref}' is not a dataset reference: expected NAME or NAME@VERSION, as in churn@3")
+    if not match:
+        raise DataError(
+            f"'{ref}' is not a dataset reference: expected NAME or NAME@VERSION, as in churn@3"
+        )
     known = recorded(match[1], settings)
     found = known.filter(pl.col("subject") == f"{match[1]}@{match[2]}") if match[2] else known
     if found.is_empty():
-        raise DataError(f"no dataset {ref}: there is " + (", ".join(known["subject"].unique().sort()) or
-                                                          f"no version of {match[1]} yet; ingest one first"))
+        raise DataError(
+            f"no dataset {ref}: there is "
+            + (
+                ", ".join(known["subject"].unique().sort())
+                or f"no version of {match[1]} yet; ingest one first"
+            )
+        )
     event = found.row(-1, named=True)
     facts = json.loads(event["details"]) | {"by": event["by"]}
     return DatasetVersion(match[1], int(event["subject"].split("@")[1]), facts, settings)
 
 # %% ../../nbs/2_data/23_versions.ipynb #ddfdc428
 def commit_version(
-    table: str,                    # of a dataset
-    add: Sequence[DataFile],       # its new files
-    remove: Sequence[str],         # paths of the files that these replace
-    facts: dict[str, Any],         # of the version, kept with the commit
+    table: str,  # of a dataset
+    add: Sequence[DataFile],  # its new files
+    remove: Sequence[str],  # paths of the files that these replace
+    facts: dict[str, Any],  # of the version, kept with the commit
     *,
-    schema: pl.Schema,             # of the table
-    at: int | None,                # the table's version that was decided by; None: there is none
+    schema: pl.Schema,  # of the table
+    at: int | None,  # the table's version that was decided by; None: there is none
 ) -> int:
     "Commit a version, and return its number; raise `CommitConflict` if another was first."
     ingests = (lake.done(table, "ingests", version=at) or 0) + 1
     keys = {facts["ingest"]: 1, "ingests": ingests}
-    return lake.commit(table, add, remove, schema=schema, at=at, keys=keys,
-                       metadata={"ingest": json.dumps(facts)})
+    return lake.commit(
+        table, add, remove, schema=schema, at=at, keys=keys, metadata={"ingest": json.dumps(facts)}
+    )
 
 # %% ../../nbs/2_data/23_versions.ipynb #4f100995
 def committed(table: str, version: int | None = None) -> list[tuple[int, dict]]:
     "The versions that ingests made, of the last hundred up to a version, and their facts; the newest first."
     known = lake.commits(table) if lake.exists(table) else []
-    return [(e["version"], json.loads(e["ingest"])) for e in known
-            if "ingest" in e and (version is None or e["version"] <= version)]
+    return [
+        (e["version"], json.loads(e["ingest"]))
+        for e in known
+        if "ingest" in e and (version is None or e["version"] <= version)
+    ]
 
 # %% ../../nbs/2_data/23_versions.ipynb #bdd9c359
-def record(name: str, version: int, facts: dict, settings: Settings, made: Profile | None = None) -> DatasetVersion:
+def record(
+    name: str, version: int, facts: dict, settings: Settings, made: Profile | None = None
+) -> DatasetVersion:
     "Keep the profile of a committed version and record its event, once."
     done = DatasetVersion(name, version, facts, settings)
     done.keep_profile(made)
-    try: events.record(settings.events, "ingested", done.ref, after=None, **facts)
-    except EventConflict: pass  # somebody found it before
+    try:
+        events.record(settings.events, "ingested", done.ref, after=None, **facts)
+    except EventConflict:
+        pass  # somebody found it before
     return done
 
 # %% ../../nbs/2_data/23_versions.ipynb #bc68a43a
@@ -299,32 +387,39 @@ def newest(name: str, settings: Settings) -> DatasetVersion | None:
     "The newest version, recorded if its ingest could not, as is every one before it."
     found, known = committed(settings.table(name)), set(recorded(name, settings)["subject"])
     for version, facts in reversed(found):
-        if f"{name}@{version}" not in known: record(name, version, facts, settings)
+        if f"{name}@{version}" not in known:
+            record(name, version, facts, settings)
     return DatasetVersion(name, *found[0], settings) if found else None
 
 # %% ../../nbs/2_data/23_versions.ipynb #163483cc
 def taken(name: str, settings: Settings) -> dict[str, dict]:
     "Each part of a source that was taken in: where it is → its newest state, and what its rows' `_source` says."
-    facts_by_version = {int(ref.rpartition("@")[2]): json.loads(details) for ref, details in
-                        recorded(name, settings).select("subject", "details").iter_rows()}
+    facts_by_version = {
+        int(ref.rpartition("@")[2]): json.loads(details)
+        for ref, details in recorded(name, settings).select("subject", "details").iter_rows()
+    }
     facts_by_version |= dict(committed(settings.table(name)))  # perhaps not recorded yet
-    empty = [json.loads(d) for d in
-             events.history(settings.events, name, READ_EMPTY).collect()["details"]]
+    empty = [
+        json.loads(d)
+        for d in events.history(settings.events, name, READ_EMPTY).collect()["details"]
+    ]
     taken = {}
     for version in sorted(facts_by_version):
         taken |= facts_by_version[version]["parts"]
-        for details in empty: taken |= details["parts"] if details["version"] == version else {}
+        for details in empty:
+            taken |= details["parts"] if details["version"] == version else {}
     return taken
 
 # %% ../../nbs/2_data/23_versions.ipynb #bccedad8
 def quarantine(
-    name: str,                         # of the dataset
+    name: str,  # of the dataset
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> pl.LazyFrame:                     # row (JSON, as the source had it), rules, reason, ingest, source, at
+) -> pl.LazyFrame:  # row (JSON, as the source had it), rules, reason, ingest, source, at
     "The rows that broke the contract, of ingests that came about."
     settings = settings or load()
     table = settings.table(f"{name}{ASIDE}")
-    if not lake.exists(table): return pl.LazyFrame(schema=QUARANTINE)
+    if not lake.exists(table):
+        return pl.LazyFrame(schema=QUARANTINE)
     made = [json.loads(d)["ingest"] for d in recorded(name, settings)["details"]]
     return lake.scan(table).filter(pl.col("ingest").is_in(made))

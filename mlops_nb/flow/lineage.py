@@ -24,9 +24,12 @@ from ..models import registry, roles
 @dataclass
 class Lineage:
     "What something came from."
-    root: str                                                        # id of the node that was asked about
-    nodes: dict[str, dict] = field(default_factory=dict)             # id → kind and facts
-    edges: list[tuple[str, str, str]] = field(default_factory=list)  # from, to what it came from, how
+
+    root: str  # id of the node that was asked about
+    nodes: dict[str, dict] = field(default_factory=dict)  # id → kind and facts
+    edges: list[tuple[str, str, str]] = field(
+        default_factory=list
+    )  # from, to what it came from, how
 
     def add(self, id: str, kind: str, **facts: Any) -> str:
         "A node; facts that are not known are left out."
@@ -36,7 +39,8 @@ class Lineage:
 
     def link(self, source: str, target: str, how: str) -> None:
         "An edge, once."
-        if (source, target, how) not in self.edges: self.edges.append((source, target, how))
+        if (source, target, how) not in self.edges:
+            self.edges.append((source, target, how))
 
     def targets(self, id: str) -> list[tuple[str, str]]:
         "What a node came from directly, and how."
@@ -45,35 +49,48 @@ class Lineage:
     def older(self, id: str) -> list[str]:
         "The versions that a dataset version grew from, the newest first."
         before, found = {a: b for a, b, how in self.edges if how == GROWN}, []
-        while id in before: found.append(id := before[id])
+        while id in before:
+            found.append(id := before[id])
         return found
 
-    def _repr_html_(self) -> str: return render("lineage.html", text=text(self))
+    def _repr_html_(self) -> str:
+        return render("lineage.html", text=text(self))
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #18b2fbc1
-def text(
-    lineage: Lineage,
-) -> str:              # a line a node, indented by its distance from the root
+def text(lineage: Lineage) -> str:  # a line a node, indented by its distance from the root
     "For people: a tree."
     lines, seen = [], set()
 
     def walk(id: str, how: str, depth: int) -> None:
-        facts = "" if id in seen else "".join(f"\n{'  ' * depth}    {k}: {_short(v)}"
-                                              for k, v in lineage.nodes[id]["facts"].items())
-        lines.append(f"{'  ' * depth}{how + ' ' if how else ''}{id}{facts}{' (above)' if id in seen else ''}")
-        if id in seen: return
+        facts = (
+            ""
+            if id in seen
+            else "".join(
+                f"\n{'  ' * depth}    {k}: {_short(v)}"
+                for k, v in lineage.nodes[id]["facts"].items()
+            )
+        )
+        lines.append(
+            f"{'  ' * depth}{how + ' ' if how else ''}{id}{facts}{' (above)' if id in seen else ''}"
+        )
+        if id in seen:
+            return
         seen.add(id)
         targets, older = lineage.targets(id), lineage.older(id)
         for target, label in _few(targets):
-            if label != GROWN or len(older) <= FEW or target in seen: walk(target, label, depth + 1)
-            else: lines.extend("  " * (depth + 1) + line for line in _chain(lineage, older, seen))
-        if more := len(targets) - len(_few(targets)): lines.append(f"{'  ' * (depth + 1)}{READ} {more} more")
+            if label != GROWN or len(older) <= FEW or target in seen:
+                walk(target, label, depth + 1)
+            else:
+                lines.extend("  " * (depth + 1) + line for line in _chain(lineage, older, seen))
+        if more := len(targets) - len(_few(targets)):
+            lines.append(f"{'  ' * (depth + 1)}{READ} {more} more")
+
     walk(lineage.root, "", 0)
     return "\n".join(lines)
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #812bb353
-FEW = 3                                   # files of a version, and versions in a row, that the text shows
-GROWN, READ = "grown from", "read from"   # how a dataset version came from another, and from a file
+FEW = 3  # files of a version, and versions in a row, that the text shows
+GROWN, READ = "grown from", "read from"  # how a dataset version came from another, and from a file
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #198b3cfb
 def _few(targets: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -88,17 +105,22 @@ def _chain(lineage: Lineage, older: list[str], seen: set[str]) -> list[str]:
     new = [f for f in dict.fromkeys(files) if f not in seen]
     seen.update(older, new)
     more = f" and {len(new) - FEW} more" if len(new) > FEW else ""
-    return [f"{GROWN} {len(older)} versions, {older[0]} to {older[-1]}",
-            f"  {READ} {', '.join(new[:FEW])}{more}" if new else f"  {READ} the same files"]
+    return [
+        f"{GROWN} {len(older)} versions, {older[0]} to {older[-1]}",
+        f"  {READ} {', '.join(new[:FEW])}{more}" if new else f"  {READ} the same files",
+    ]
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #6a00ece7
 def _short(value: Any) -> str:
     "A fact in one line."
     if isinstance(value, dict) and {"value", "low", "high"} == value.keys():
         return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**value)
-    if isinstance(value, dict): return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-    if isinstance(value, list): return ", ".join(map(_short, value))
-    if isinstance(value, float): return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return str(value)[:12] if re.fullmatch(r"[0-9a-f]{40,}", str(value)) else str(value)
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #b64ff594
@@ -106,14 +128,24 @@ def as_json(lineage: Lineage) -> str:
     "For programs: root, nodes, edges."
     nodes = [{"id": id, **node} for id, node in lineage.nodes.items()]
     edges = [dict(zip(("from", "to", "how"), e, strict=True)) for e in lineage.edges]
-    return json.dumps({"root": lineage.root, "nodes": nodes, "edges": edges}, indent=2, default=str, ensure_ascii=False)
+    return json.dumps(
+        {"root": lineage.root, "nodes": nodes, "edges": edges},
+        indent=2,
+        default=str,
+        ensure_ascii=False,
+    )
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #253d720a
 def mermaid(lineage: Lineage) -> str:
     "For documents: a diagram."
     name = {id: f"n{n}" for n, id in enumerate(lineage.nodes)}
-    return "\n".join(["graph LR", *(f'  {name[id]}["{id.replace(chr(34), "")}"]' for id in lineage.nodes),
-                      *(f"  {name[a]} -->|{how}| {name[b]}" for a, b, how in lineage.edges)])
+    return "\n".join(
+        [
+            "graph LR",
+            *(f'  {name[id]}["{id.replace(chr(34), "")}"]' for id in lineage.nodes),
+            *(f"  {name[a]} -->|{how}| {name[b]}" for a, b, how in lineage.edges),
+        ]
+    )
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #74b02c40
 FORMATS = {"text": text, "json": as_json, "mermaid": mermaid}
@@ -142,13 +174,23 @@ class _Data:
     def version(self, ref: str) -> str:
         "One dataset version, and the files that were new in it."
         event = self.newest("ingested", ref)
-        if not event: return self.graph.add(f"dataset:{ref}", "dataset")
+        if not event:
+            return self.graph.add(f"dataset:{ref}", "dataset")
         d = event["details"]
-        id = self.graph.add(f"dataset:{ref}", "dataset", rows=d["rows"], splits=d["counts"], digest=d["digest"],
-                            quarantined=d["rejected"], ingested_by=event["by"], at=event["at"].isoformat())
+        id = self.graph.add(
+            f"dataset:{ref}",
+            "dataset",
+            rows=d["rows"],
+            splits=d["counts"],
+            digest=d["digest"],
+            quarantined=d["rejected"],
+            ingested_by=event["by"],
+            at=event["at"].isoformat(),
+        )
         for file, sha in d["files"].items():
             name, known = f"file:{file}", self.graph.nodes.get(f"file:{file}")
-            if known and known["facts"].get("sha256") != sha: name += f" as in {ref}"  # its content was another then
+            if known and known["facts"].get("sha256") != sha:
+                name += f" as in {ref}"  # its content was another then
             self.graph.link(id, self.graph.add(name, "source file", sha256=sha), READ)
         return id
 
@@ -158,13 +200,25 @@ class _Runs(_Data):
 
     def run(self, run_id: str) -> str:
         "A run of the workflow, or a stage's run and the workflow's that it was part of."
-        started, finished = self.newest("run_started", f"run:{run_id}"), self.newest("run_finished", f"run:{run_id}")
+        started, finished = (
+            self.newest("run_started", f"run:{run_id}"),
+            self.newest("run_finished", f"run:{run_id}"),
+        )
         by, state = started and started["by"], finished and finished["details"].get("state")
-        id = self.graph.add(f"run:{run_id}", "run", by=by, state=state, at=started and started["at"].isoformat())
+        id = self.graph.add(
+            f"run:{run_id}", "run", by=by, state=state, at=started and started["at"].isoformat()
+        )
         for event in events.listed(self.log, kind="run_finished"):
-            own = (s for s in event["details"].get("stages", []) if s.get("state") in ("done", "stopped"))
+            own = (
+                s
+                for s in event["details"].get("stages", [])
+                if s.get("state") in ("done", "stopped")
+            )
             mine = next((s for s in own if s.get("id") == run_id), None)
-            if mine: self.graph.link(id, self.run(event["subject"].removeprefix("run:")), f"stage {mine['name']} of")
+            if mine:
+                self.graph.link(
+                    id, self.run(event["subject"].removeprefix("run:")), f"stage {mine['name']} of"
+                )
         return id
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #7119f396
@@ -174,31 +228,67 @@ class _Models(_Runs):
     def model(self, ref: str) -> str:
         "A model version: its data, code, parameters, report, tests and approval."
         event = self.newest("registered", ref)
-        if not event: raise LineageError(f"no model version {ref} was registered")
+        if not event:
+            raise LineageError(f"no model version {ref} was registered")
         d, graph = event["details"], self.graph
-        id = graph.add(f"model:{ref}", "model", bundle=d["bundle"], registered_by=event["by"],
-                       at=event["at"].isoformat())
+        id = graph.add(
+            f"model:{ref}",
+            "model",
+            bundle=d["bundle"],
+            registered_by=event["by"],
+            at=event["at"].isoformat(),
+        )
         graph.link(id, self.dataset(d["dataset"]["ref"]), "trained on")
-        graph.link(id, graph.add(f"commit:{d['git']['commit'] or 'none'}", "commit", library=d["library"],
-                                 framework=d.get("framework"),
-                                 uncommitted_changes=d["git"]["dirty"], notebooks=d.get("notebooks")), "built from")
-        graph.link(id, graph.add(f"candidate:{d['candidate']}", "candidate", name=d.get("estimator"),
-                                 parameters=d.get("parameters")), "packs")
+        graph.link(
+            id,
+            graph.add(
+                f"commit:{d['git']['commit'] or 'none'}",
+                "commit",
+                library=d["library"],
+                framework=d.get("framework"),
+                uncommitted_changes=d["git"]["dirty"],
+                notebooks=d.get("notebooks"),
+            ),
+            "built from",
+        )
+        graph.link(
+            id,
+            graph.add(
+                f"candidate:{d['candidate']}",
+                "candidate",
+                name=d.get("estimator"),
+                parameters=d.get("parameters"),
+            ),
+            "packs",
+        )
         graph.link(f"candidate:{d['candidate']}", self.run(d["runs"]["candidate"]), "trained by")
-        graph.link(id, graph.add(f"report:{d['report']}", "report", passed=d.get("passed"),
-                                 metrics=d.get("metrics")), "tested by")
+        graph.link(
+            id,
+            graph.add(
+                f"report:{d['report']}", "report", passed=d.get("passed"), metrics=d.get("metrics")
+            ),
+            "tested by",
+        )
         self.decisions(id, ref)
         return id
 
     def decisions(self, id: str, ref: str) -> None:
         "What was decided about a model version, and by whom."
-        for kinds, how in ((("accepted", "failed_acceptance"), "tried by"), (("approved", "rejected"), "decided by")):
+        for kinds, how in (
+            (("accepted", "failed_acceptance"), "tried by"),
+            (("approved", "rejected"), "decided by"),
+        ):
             if event := self.newest(kinds, ref):
                 note = event["details"].get("note") or None
                 facts = {key: event["details"].get(key) for key in ("despite", "user")}
-                node = self.graph.add(f"{event['kind']}:{event['id']}", event["kind"],
-                                      by=event["by"],
-                                      note=note, at=event["at"].isoformat(), **facts)
+                node = self.graph.add(
+                    f"{event['kind']}:{event['id']}",
+                    event["kind"],
+                    by=event["by"],
+                    note=note,
+                    at=event["at"].isoformat(),
+                    **facts,
+                )
                 self.graph.link(id, node, how)
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #d47bec1a
@@ -208,41 +298,75 @@ class _Trail(_Models):
     def endpoint(self, name: str) -> str:
         "An endpoint, and the versions it serves by whose decision."
         event = self.newest("deployed", name)
-        if not event: raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
-        id = self.graph.add(f"endpoint:{name}", "endpoint", versions=event["details"]["versions"],
-                            **roles.named(event["details"]), deployed_by=event["by"],
-                            at=event["at"].isoformat())
-        for version in event["details"]["versions"]: self.graph.link(id, self.model(f"{name}/{version}"), "serves")
+        if not event:
+            raise LineageError(f"no endpoint '{name}': nothing was deployed under that name")
+        id = self.graph.add(
+            f"endpoint:{name}",
+            "endpoint",
+            versions=event["details"]["versions"],
+            **roles.named(event["details"]),
+            deployed_by=event["by"],
+            at=event["at"].isoformat(),
+        )
+        for version in event["details"]["versions"]:
+            self.graph.link(id, self.model(f"{name}/{version}"), "serves")
         return id
 
     def prediction(self, prediction_id: str) -> str:
         "A prediction, and the model version that made it."
         for name in self.log.filter(kind="deployed")["subject"].unique():
             table = self.settings.table("_predictions", name)
-            if not lake.exists(table): continue
-            found = lake.scan(table).filter(pl.col("prediction_id") == prediction_id).collect().to_dicts()
-            if not found: continue
+            if not lake.exists(table):
+                continue
+            found = (
+                lake.scan(table)
+                .filter(pl.col("prediction_id") == prediction_id)
+                .collect()
+                .to_dicts()
+            )
+            if not found:
+                continue
             row = found[0]
-            id = self.graph.add(f"prediction:{prediction_id}", "prediction", prediction=row["prediction"],
-                                probability=row["probability"], at=row["at"].isoformat(), inputs=row["inputs"])
+            id = self.graph.add(
+                f"prediction:{prediction_id}",
+                "prediction",
+                prediction=row["prediction"],
+                probability=row["probability"],
+                at=row["at"].isoformat(),
+                inputs=row["inputs"],
+            )
             self.graph.link(id, self.model(f"{name}/{row['model_version']}"), "made by")
             return id
-        raise LineageError(f"no prediction {prediction_id} in the log: check the id, or wait a second for the newest")
+        raise LineageError(
+            f"no prediction {prediction_id} in the log: check the id, or wait a second for the newest"
+        )
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #03d068db
 def trace(
-    ref: str,                          # churn@champion, churn/4, churn@3, endpoint:churn, run:ID, prediction:ID
+    ref: str,  # churn@champion, churn/4, churn@3, endpoint:churn, run:ID, prediction:ID
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Lineage:
     "Everything that something came from."
     trail = _Trail(settings or load())
     kind, _, name = ref.rpartition(":")
-    if not kind: kind = "model" if re.search(r"/\d+$|@[A-Za-z]", ref) else "dataset" if re.search(r"@\d+$", ref) else ""
-    if kind == "model" and name.endswith("@champion"): kind, name = "endpoint", name.removesuffix("@champion")
-    elif kind == "model" and "@" in name: name = registry.resolve(name, settings=settings).ref
-    if kind == "dataset": name = versions.get(name, settings=settings).ref
+    if not kind:
+        kind = (
+            "model"
+            if re.search(r"/\d+$|@[A-Za-z]", ref)
+            else "dataset"
+            if re.search(r"@\d+$", ref)
+            else ""
+        )
+    if kind == "model" and name.endswith("@champion"):
+        kind, name = "endpoint", name.removesuffix("@champion")
+    elif kind == "model" and "@" in name:
+        name = registry.resolve(name, settings=settings).ref
+    if kind == "dataset":
+        name = versions.get(name, settings=settings).ref
     if kind not in ("model", "dataset", "endpoint", "run", "prediction"):
-        raise LineageError(f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID, prediction:ID")
+        raise LineageError(
+            f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID, prediction:ID"
+        )
     trail.graph.root = getattr(trail, kind)(name)
     return trail.graph

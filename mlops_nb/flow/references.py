@@ -22,23 +22,27 @@ from ..service.deployment import applications
 
 # %% ../../nbs/6_flow/15_references.ipynb #a6752425
 def fingerprints(
-    workflow: Workflow,
-    settings: Settings,
-) -> Callable[[str, dict], str]:   # stage, parameters -> fingerprint
+    workflow: Workflow, settings: Settings
+) -> Callable[[str, dict], str]:  # stage, parameters -> fingerprint
     "Return a function that says what the moving references among a stage's parameters stand for."
     defaults = {s.name: {p.name: p.value for p in s.parameters.values()} for s in workflow.stages}
 
     def resolve(stage: str, given: dict) -> str:
         values = defaults[stage] | given
-        moving = {name: _stands_for(name, value, values, settings) for name, value in values.items()}
+        moving = {
+            name: _stands_for(name, value, values, settings) for name, value in values.items()
+        }
         return json.dumps({k: v for k, v in moving.items() if v is not None}, sort_keys=True)
+
     return resolve
 
 # %% ../../nbs/6_flow/15_references.ipynb #5602dcf8
 def _stands_for(name: str, value: Any, values: dict, settings: Settings) -> str | None:
     "Return what a moving reference stands for; None where the value says it all."
-    if not isinstance(value, str): return None
-    if name == "source": return Source(value, settings.root).fingerprint()
+    if not isinstance(value, str):
+        return None
+    if name == "source":
+        return Source(value, settings.root).fingerprint()
     if match := re.fullmatch(r"([\w-]+)@champion", value):
         return champion(match[1], settings, values.get("candidate"))
     return None
@@ -47,8 +51,8 @@ def _stands_for(name: str, value: Any, values: dict, settings: Settings) -> str 
 def champion(
     model: str,
     settings: Settings,
-    candidate: str | None = None,   # address of a candidate; versions made of it are looked past
-) -> str:                           # the version's reference; empty where there is none
+    candidate: str | None = None,  # address of a candidate; versions made of it are looked past
+) -> str:  # the version's reference; empty where there is none
     "Return the version that is, or was last, champion, other than this candidate's own."
     log = events.history(settings.events).collect()
     for event in reversed(events.listed(log, model, "deployed")):
@@ -59,19 +63,26 @@ def champion(
     return ""
 
 # %% ../../nbs/6_flow/15_references.ipynb #dd466ded
-def validity(settings: Settings) -> Callable[[str, dict], bool]:   # stage, outputs -> holds?
+def validity(settings: Settings) -> Callable[[str, dict], bool]:  # stage, outputs -> holds?
     "Return a function that says whether a stage's outputs are still there."
+
     def valid(stage: str, outputs: dict) -> bool:
-        try: return all(_holds(name, value, outputs, settings) for name, value in outputs.items())
-        except MlopsError: return False
+        try:
+            return all(_holds(name, value, outputs, settings) for name, value in outputs.items())
+        except MlopsError:
+            return False
+
     return valid
 
 # %% ../../nbs/6_flow/15_references.ipynb #56a08a81
 def _holds(name: str, value: Any, outputs: dict, settings: Settings) -> bool:
     "Return whether what this output names is still there; may raise where it is not."
-    if name == "dataset_version": versions.get(value, settings=settings)
-    if name == "model_version": registry.resolve(value, settings=settings)
-    if isinstance(value, str) and value.startswith("runs:/"): tracking.fetch(value, settings=settings)
+    if name == "dataset_version":
+        versions.get(value, settings=settings)
+    if name == "model_version":
+        registry.resolve(value, settings=settings)
+    if isinstance(value, str) and value.startswith("runs:/"):
+        tracking.fetch(value, settings=settings)
     if name == "endpoint":
         found = applications.endpoint(value, settings=settings)
         return found.ready and f"{value}/{found.champion}" == outputs.get("deployed")

@@ -23,10 +23,22 @@ from ..core.masking import masked
 from ..core.settings import Settings, load
 
 # %% ../../nbs/7_front/01_cli.ipynb #b6452626
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-                  help="MLOps for people who work in notebooks.", epilog="--debug shows the traceback of an error.")
-Workspace = Annotated[Path | None, typer.Option("--workspace", "-w", help="The workspace's folder. "
-                                                "Default: the nearest settings.ini from here upwards.")]
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="MLOps for people who work in notebooks.",
+    epilog="--debug shows the traceback of an error.",
+)
+Workspace = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="The workspace's folder. Default: the nearest settings.ini from here upwards.",
+    ),
+]
 By = Annotated[str, typer.Option("--by", help="Who decides.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -36,25 +48,33 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     try:
-        with panics_as_errors(): app()
+        with panics_as_errors():
+            app()
     except Exception as e:
-        if debug: raise
-        said = str(e) if isinstance(e, MlopsError) else (
-            f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)")
-        _console(stderr=True).print(f"[red]error:[/] {_escape(masked(said))}", highlight=False,
-                                    soft_wrap=True)
+        if debug:
+            raise
+        said = (
+            str(e)
+            if isinstance(e, MlopsError)
+            else (f"{type(e).__name__}: {e} (a defect, or a broken part: --debug shows where)")
+        )
+        _console(stderr=True).print(
+            f"[red]error:[/] {_escape(masked(said))}", highlight=False, soft_wrap=True
+        )
         sys.exit(1)
 
 # %% ../../nbs/7_front/01_cli.ipynb #217f6f50
 def _console(*, stderr: bool = False):
     "Where people look."
     from rich.console import Console
+
     return Console(stderr=stderr)
 
 # %% ../../nbs/7_front/01_cli.ipynb #67d056ef
 def _escape(text: Any) -> str:
     "Text that rich prints as it is."
     from rich.markup import escape
+
     return escape(str(text))
 
 # %% ../../nbs/7_front/01_cli.ipynb #4487a842
@@ -66,6 +86,7 @@ def _say(value: Any) -> None:
 def _me() -> str:
     "The person at the keyboard."
     from mlops_nb.core import events
+
     return events.user()
 
 # %% ../../nbs/7_front/01_cli.ipynb #4904606c
@@ -75,11 +96,16 @@ def _ready(settings: Settings) -> str:
     from mlops_nb.flow.workflow import kernels
     from mlops_nb.front import pages
     from mlops_nb.service import deployment
+
     console, joins = _console(stderr=True), bool(cluster.find(settings))
-    if not joins and not console.is_terminal: console.print("starting Ray")   # a log shows no live line
-    with console.status("joining Ray" if joins else "starting Ray"): kernels.begin(settings)
-    with console.status("starting the pages"): url = pages.serve(settings)
-    with console.status("bringing endpoints back"): endpoints = deployment.restore(settings)
+    if not joins and not console.is_terminal:
+        console.print("starting Ray")  # a log shows no live line
+    with console.status("joining Ray" if joins else "starting Ray"):
+        kernels.begin(settings)
+    with console.status("starting the pages"):
+        url = pages.serve(settings)
+    with console.status("bringing endpoints back"):
+        endpoints = deployment.restore(settings)
     _warn(f"{e.model} is down: {e.problem}" for e in endpoints if e.problem)
     return url
 
@@ -95,19 +121,24 @@ def up(workspace: Workspace = None) -> None:
 def down(workspace: Workspace = None) -> None:
     "Stop this workspace's Ray head with all it runs; nothing else on the machine."
     from mlops_nb.core import cluster
+
     settings = load(workspace)
-    with _console(stderr=True).status("stopping"): was_up = cluster.down(settings)
+    with _console(stderr=True).status("stopping"):
+        was_up = cluster.down(settings)
     _console().print("down" if was_up else "was not up")
 
 # %% ../../nbs/7_front/01_cli.ipynb #784cdd05
 def parameters(
-    given: list[str],            # NAME=VALUE
+    given: list[str],  # NAME=VALUE
     stages: Iterable[Any] = (),  # each a `workflow.stages.Stage`
 ) -> dict[str, Any]:
     "Return the parameters on a command line, each of the type that the stages ask for."
     from mlops_nb.flow.workflow.values import spelled
-    try: return spelled(given, stages)
-    except ValueError as e: raise typer.BadParameter(str(e), param_hint="-p") from None
+
+    try:
+        return spelled(given, stages)
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="-p") from None
 
 # %% ../../nbs/7_front/01_cli.ipynb #f3e3c610
 def _telling(console) -> tuple[Any, Callable]:
@@ -117,24 +148,34 @@ def _telling(console) -> tuple[Any, Callable]:
 
     def tell(now) -> None:
         where = f"{now.number}/{now.stages} {now.stage}"
-        if now.what in marks: console.print(f"{marks[now.what]} {where} {'' if now.what == 'done' else now.what}")
-        else: live.update(f"{where}" + (f": cell {now.cell} of {now.cells}" if now.cells else ""))
+        if now.what in marks:
+            console.print(f"{marks[now.what]} {where} {'' if now.what == 'done' else now.what}")
+        else:
+            live.update(f"{where}" + (f": cell {now.cell} of {now.cells}" if now.cells else ""))
+
     return live, tell
 
 # %% ../../nbs/7_front/01_cli.ipynb #411934cc
 def _reuse(workflow: Any, settings: Settings) -> dict[str, Callable]:
     "Return the arguments of a run that say what a reference stands for, and what still holds."
     from mlops_nb.flow import references
-    return {"resolve": references.fingerprints(workflow, settings),
-            "valid": references.validity(settings)}
+
+    return {
+        "resolve": references.fingerprints(workflow, settings),
+        "valid": references.validity(settings),
+    }
 
 # %% ../../nbs/7_front/01_cli.ipynb #cd192ca9
 @app.command()
 def run(
-    p: Annotated[list[str], typer.Option("-p", help="NAME=VALUE of a parameter; may be repeated.")] = [],  # noqa: B006
+    p: Annotated[
+        list[str], typer.Option("-p", help="NAME=VALUE of a parameter; may be repeated.")
+    ] = [],  # noqa: B006
     first: Annotated[str | None, typer.Option("--from", help="Start with this stage.")] = None,
     last: Annotated[str | None, typer.Option("--to", help="End with this stage.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run every stage, even if nothing changed.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run every stage, even if nothing changed.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check: nothing runs.")] = False,
     as_json: Json = False,
     workspace: Workspace = None,
@@ -142,89 +183,138 @@ def run(
     "Run the workflow; stages in which nothing changed are reused."
     from mlops_nb.flow.workflow import Workflow
     from mlops_nb.flow.workflow.checks import refuse
-    parameters(p)   # wrong words are said before anything is read
+
+    parameters(p)  # wrong words are said before anything is read
     settings = load(workspace)
     workflow = Workflow.discover(settings.notebooks)
     given = parameters(p, workflow.stages)
     problems, warnings = workflow.review(given, settings)
-    if check and as_json: return _checked(problems, warnings)
+    if check and as_json:
+        return _checked(problems, warnings)
     _warn(warnings)
     refuse(problems)
-    if check: return _console().print("the workflow can run")
+    if check:
+        return _console().print("the workflow can run")
     _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
-        done = workflow.run(given, first=first, last=last, force=force, settings=settings, by=_me(), on_event=tell,
-                            **_reuse(workflow, settings))
+        done = workflow.run(
+            given,
+            first=first,
+            last=last,
+            force=force,
+            settings=settings,
+            by=_me(),
+            on_event=tell,
+            **_reuse(workflow, settings),
+        )
     states = [{"name": s.name, "state": s.state, "note": s.note} for s in done.stages]
-    if as_json: return _say({"id": done.id, "state": done.state, "outputs": done.outputs,
-                             "stages": states, "warnings": list(map(str, warnings))})
+    if as_json:
+        return _say(
+            {
+                "id": done.id,
+                "state": done.state,
+                "outputs": done.outputs,
+                "stages": states,
+                "warnings": list(map(str, warnings)),
+            }
+        )
     for stage in done.stages:
-        if stage.note: typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
+        if stage.note:
+            typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
     if all(s.state == "reused" for s in done.stages):
-        typer.echo("nothing to do: nothing has changed since every stage was run (--force runs them anyway)")
+        typer.echo(
+            "nothing to do: nothing has changed since every stage was run (--force runs them anyway)"
+        )
     _summary(settings, done)
 
 # %% ../../nbs/7_front/01_cli.ipynb #1aa60284
 def _warn(warnings: Iterable[Any]) -> None:
     "Print warnings, each a line."
-    for warning in warnings: typer.echo(f"warning: {warning}", err=True)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
 
 def _checked(problems: list, warnings: list) -> None:
     "Print what a check found, as JSON; end with status 1 if the workflow cannot run."
-    _say({"can_run": not problems, "problems": list(map(str, problems)),
-          "warnings": list(map(str, warnings))})
-    if problems: raise typer.Exit(1)
+    _say(
+        {
+            "can_run": not problems,
+            "problems": list(map(str, problems)),
+            "warnings": list(map(str, warnings)),
+        }
+    )
+    if problems:
+        raise typer.Exit(1)
 
 # %% ../../nbs/7_front/01_cli.ipynb #5ee2d5f9
 def _summary(settings: Settings, done) -> None:
     "What came of a run, and what to do next."
     from mlops_nb.front import pages
+
     now, reused = pages.state(settings), [s.name for s in done.stages if s.state == "reused"]
-    lines = {"run": f"{done.id} {done.state}" + (f" (reused: {', '.join(reused)})" if reused else ""),
-             "data": done.outputs.get("dataset_version")}
+    lines = {
+        "run": f"{done.id} {done.state}" + (f" (reused: {', '.join(reused)})" if reused else ""),
+        "data": done.outputs.get("dataset_version"),
+    }
     lines |= _champion(now["models"])
-    for e in now["endpoints"]: lines |= _reached(settings, e)
+    for e in now["endpoints"]:
+        lines |= _reached(settings, e)
     lines["alerts"] = _alerts(now["alerts"])
     database = shlex.quote(masked(settings.tracking_uri))
-    lines |= {"notebooks": "mlops-nb lab", "MLflow": f"mlflow ui --backend-store-uri {database}",
-              "stop": "mlops-nb down"}
+    lines |= {
+        "notebooks": "mlops-nb lab",
+        "MLflow": f"mlflow ui --backend-store-uri {database}",
+        "stop": "mlops-nb down",
+    }
     _print(lines)
 
 # %% ../../nbs/7_front/01_cli.ipynb #d67b9ce7
 def _reached(settings: Settings, endpoint: dict) -> dict[str, str | None]:
     "Return the lines about an endpoint: what it serves and where, how to try it, its last report."
     from mlops_nb.front import pages
+
     name = endpoint["model"]
     file = pages.report_file(name, settings)
     up = endpoint["state"] == "ready"
-    return {f"endpoint {name}": f"{endpoint['state']} {_roles(endpoint)} {endpoint['url']}",
-            f"framework of {name}": "; ".join(endpoint["framework"]),
-            f"try {name}": _curl(settings, endpoint) if up else "mlops-nb up brings it back",
-            f"report of {name}": f"{endpoint['report'] if up else ''}  {file}".strip() if file else None,
-            f"proposed for {name}": endpoint["proposal"]}
+    return {
+        f"endpoint {name}": f"{endpoint['state']} {_roles(endpoint)} {endpoint['url']}",
+        f"framework of {name}": "; ".join(endpoint["framework"]),
+        f"try {name}": _curl(settings, endpoint) if up else "mlops-nb up brings it back",
+        f"report of {name}": f"{endpoint['report'] if up else ''}  {file}".strip()
+        if file
+        else None,
+        f"proposed for {name}": endpoint["proposal"],
+    }
 
 # %% ../../nbs/7_front/01_cli.ipynb #91db6e7d
 def _print(lines: dict[str, Any]) -> None:
     "A two-column table without wrapping, so that what it says can be pasted."
     width = max(map(len, lines))
     for name, value in lines.items():
-        if value: typer.echo(f"{name:>{width}}  {value}")
+        if value:
+            typer.echo(f"{name:>{width}}  {value}")
 
 # %% ../../nbs/7_front/01_cli.ipynb #24259c8e
 def _champion(models: list[dict]) -> dict[str, str]:
     "The champion among models, and how good it is on the untouched test split; empty if there is none."
     model = next((m for m in models if m["champion"]), None)
-    if model is None: return {}
-    scores = (f"{k} {v['value']:.3f}, 95 % interval [{v['low']:.3f}, {v['high']:.3f}]"
-              for k, v in list(model["metrics"].items())[:1])
+    if model is None:
+        return {}
+    scores = (
+        f"{k} {v['value']:.3f}, 95 % interval [{v['low']:.3f}, {v['high']:.3f}]"
+        for k, v in list(model["metrics"].items())[:1]
+    )
     return {"model": f"{model['ref']} ({model['candidate']}): test split {'; '.join(scores)}"}
+
 
 def _alerts(alerts: list[dict]) -> str:
     "Return the open alerts, in words: whose, about what, and the message."
     about = lambda a: f"{a['model']}/{a['version']}" if a["version"] else a["model"]
-    return "; ".join(f"{about(a)}: {a['kind']} of {a['column']}, {a['message']}"
-                     for a in alerts) or "none open"
+    return (
+        "; ".join(f"{about(a)}: {a['kind']} of {a['column']}, {a['message']}" for a in alerts)
+        or "none open"
+    )
 
 # %% ../../nbs/7_front/01_cli.ipynb #9d3c8fb2
 def _curl(settings: Settings, endpoint: dict) -> str:
@@ -232,19 +322,27 @@ def _curl(settings: Settings, endpoint: dict) -> str:
     import polars as pl
 
     from mlops_nb.core import lake
+
     table, row = settings.table("_predictions", endpoint["model"]), "{}"
-    if lake.exists(table): row = lake.scan(table).select(pl.col("inputs").last()).collect().item() or row
+    if lake.exists(table):
+        row = lake.scan(table).select(pl.col("inputs").last()).collect().item() or row
     token = ' -H "authorization: Bearer $TOKEN"' if settings.serve.tokens else ""
-    return (f"curl {endpoint['url']}/predict -H 'content-type: application/json'{token} "
-            f"-d {shlex.quote(json.dumps({'rows': [json.loads(row)]}))}")
+    return (
+        f"curl {endpoint['url']}/predict -H 'content-type: application/json'{token} "
+        f"-d {shlex.quote(json.dumps({'rows': [json.loads(row)]}))}"
+    )
 
 # %% ../../nbs/7_front/01_cli.ipynb #116407b1
 @app.command()
 def batch(
     notebook: Annotated[Path, typer.Argument(help="A notebook with a parameters cell.")],
     grid: Annotated[Path, typer.Option("--grid", help="Sets of parameters: YAML, JSON or CSV.")],
-    at_once: Annotated[int | None, typer.Option("--at-once", min=1, help="Notebooks that run at once.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also those that were done before.")] = False,
+    at_once: Annotated[
+        int | None, typer.Option("--at-once", min=1, help="Notebooks that run at once.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also those that were done before.")
+    ] = False,
     as_json: Json = False,
     workspace: Workspace = None,
 ) -> None:
@@ -252,26 +350,42 @@ def batch(
     from mlops_nb.core.errors import WorkflowError
     from mlops_nb.flow.workflow import Workflow, batch as batches
     from mlops_nb.flow.workflow.stages import Stage
+
     settings, sets = load(workspace), batches.grid(grid, notebook)
     alone = Workflow((Stage.read(notebook),))
     live, tell = _telling(_console(stderr=True))
     with live:
-        done = batches.map(notebook, sets, at_once=at_once, force=force, by=_me(), settings=settings, on_event=tell,
-                           **_reuse(alone, settings))
+        done = batches.map(
+            notebook,
+            sets,
+            at_once=at_once,
+            force=force,
+            by=_me(),
+            settings=settings,
+            on_event=tell,
+            **_reuse(alone, settings),
+        )
     _warn(done.warnings)
-    if as_json: _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
-    else: _table(done.table.drop("error", "notebook"))
+    if as_json:
+        _say({"id": done.id, "state": done.state, "sets": done.table.to_dicts()})
+    else:
+        _table(done.table.drop("error", "notebook"))
     if done.failed:
-        for one in done.failed: typer.echo(f"{one.error}; the executed notebook is {one.notebook}", err=True)
-        raise WorkflowError(f"{len(done.failed)} of {len(sets)} sets failed: mend the cause and run the same "
-                                     "command again, it repeats only these")
+        for one in done.failed:
+            typer.echo(f"{one.error}; the executed notebook is {one.notebook}", err=True)
+        raise WorkflowError(
+            f"{len(done.failed)} of {len(sets)} sets failed: mend the cause and run the same "
+            "command again, it repeats only these"
+        )
 
 # %% ../../nbs/7_front/01_cli.ipynb #6702d71d
 def _table(frame: Any) -> None:
     "A polars data frame, whole."
     from rich.table import Table
+
     table = Table(*frame.columns)
-    for row in frame.iter_rows(): table.add_row(*(_escape("" if v is None else v) for v in row))
+    for row in frame.iter_rows():
+        table.add_row(*(_escape("" if v is None else v) for v in row))
     _console().print(table)
 
 # %% ../../nbs/7_front/01_cli.ipynb #a6e77435
@@ -279,15 +393,21 @@ def _table(frame: Any) -> None:
 def status(as_json: Json = False, workspace: Workspace = None) -> None:
     "Last run, models, endpoints, alerts."
     from mlops_nb.front import pages
+
     settings = load(workspace)
     now = pages.state(settings)
-    if as_json: return _say(now)
-    lines = {"workspace": f"{now['workspace']['name']} in {now['workspace']['folder']}",
-             "cluster": f"{now['cluster']['state']} {now['cluster']['url'] or ''}",
-             "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
-             "watch": now["watch"] and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}"}
+    if as_json:
+        return _say(now)
+    lines = {
+        "workspace": f"{now['workspace']['name']} in {now['workspace']['folder']}",
+        "cluster": f"{now['cluster']['state']} {now['cluster']['url'] or ''}",
+        "run": now["run"] and f"{now['run']['id']} {now['run']['state']}",
+        "watch": now["watch"]
+        and f"on since {now['watch'].get('since')}, process {now['watch'].get('process')}",
+    }
     lines |= _champion(now["models"])
-    for e in now["endpoints"]: lines |= _reached(settings, e)
+    for e in now["endpoints"]:
+        lines |= _reached(settings, e)
     lines["alerts"] = _alerts(now["alerts"])
     lines["stop"] = now["cluster"]["state"] == "up" and "mlops-nb down"
     _print(lines)
@@ -296,20 +416,25 @@ def status(as_json: Json = False, workspace: Workspace = None) -> None:
 def _roles(endpoint: dict) -> str:
     "Return which versions an endpoint serves, with role and share."
     names = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
-    shares = [f"{names.get(v, 'version')} {v}: {share:g} %"
-              for v, share in endpoint["versions"].items()]
+    shares = [
+        f"{names.get(v, 'version')} {v}: {share:g} %" for v, share in endpoint["versions"].items()
+    ]
     return ", ".join([*shares, *(f"shadow {v}" for v in endpoint["shadow"])]) or "nothing"
 
 # %% ../../nbs/7_front/01_cli.ipynb #c9984552
 @app.command()
 def lineage(
-    ref: Annotated[str, typer.Argument(help="churn@champion, churn/4, churn@3, run:ID, prediction:ID")],
+    ref: Annotated[
+        str, typer.Argument(help="churn@champion, churn/4, churn@3, run:ID, prediction:ID")
+    ],
     form: Annotated[str, typer.Option("--format", help="text, json or mermaid")] = "text",
     workspace: Workspace = None,
 ) -> None:
     "Where something came from: code, data, parameters, report, approval."
     from mlops_nb.flow import lineage
-    if form not in lineage.FORMATS: raise typer.BadParameter(f"'{form}': expected one of {', '.join(lineage.FORMATS)}")
+
+    if form not in lineage.FORMATS:
+        raise typer.BadParameter(f"'{form}': expected one of {', '.join(lineage.FORMATS)}")
     typer.echo(lineage.FORMATS[form](lineage.trace(ref, settings=load(workspace))))
 
 # %% ../../nbs/7_front/01_cli.ipynb #e825c5b1
@@ -320,28 +445,37 @@ Ref = Annotated[str, typer.Argument(help="A model version: churn/4, or churn@cha
 def _decide(verb: str, done: str, ref: str, by: str, workspace: Path | None, **why: str) -> None:
     "Record a person's decision about a model version."
     from mlops_nb.models import registry
+
     settings = load(workspace)
     getattr(registry, verb)(ref, by=by, settings=settings, **why)
     version = registry.resolve(ref, settings=settings)
     _console().print(f"{version.ref} {done} by {by}")
-    if verb == "reject": _warn_of_service(version, settings)
+    if verb == "reject":
+        _warn_of_service(version, settings)
+
 
 def _warn_of_service(version: Any, settings: Settings) -> None:
     "Say so where a version that was rejected serves, or sees the traffic as a shadow."
     from mlops_nb.service.serving.versions import Desired
+
     desired = Desired.newest(settings, version.name)
     if desired and version.version in (*desired.versions, *desired.shadow):
-        _console().print(f"{version.ref} still serves: "
-                         f"mlops-nb rollback {version.name} --note REASON")
+        _console().print(
+            f"{version.ref} still serves: mlops-nb rollback {version.name} --note REASON"
+        )
+
 
 @app.command()
 def approve(
-    ref: Ref, by: By, note: Note = "",
+    ref: Ref,
+    by: By,
+    note: Note = "",
     despite: Annotated[str, typer.Option("--despite", help="Why, although a test failed.")] = "",
     workspace: Workspace = None,
 ) -> None:
     "Approve a model version for production; who runs this is recorded beside --by."
     _decide("approve", "approved", ref, by, workspace, note=note, despite=despite)
+
 
 @app.command()
 def reject(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> None:
@@ -352,16 +486,22 @@ def reject(ref: Ref, by: By, note: Note = "", workspace: Workspace = None) -> No
 @app.command()
 def deploy(
     ref: Ref,
-    canary: Annotated[float | None, typer.Option("--canary", min=0, max=100, help="Share of traffic, percent.")] = None,
-    shadow: Annotated[bool, typer.Option("--shadow", help="See the traffic and answer none of it.")] = False,
+    canary: Annotated[
+        float | None, typer.Option("--canary", min=0, max=100, help="Share of traffic, percent.")
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="See the traffic and answer none of it.")
+    ] = False,
     by: By = "",
     workspace: Workspace = None,
 ) -> None:
     "Give an approved version the traffic, a share of it, or a copy of it."
     from mlops_nb.service import deployment
+
     settings = load(workspace)
     _ready(settings)
     _served(deployment.deploy(ref, by=by or _me(), canary=canary, shadow=shadow, settings=settings))
+
 
 def _served(endpoint: Any) -> None:
     "What an endpoint serves now."
@@ -372,10 +512,13 @@ def _served(endpoint: Any) -> None:
 @app.command()
 def rollback(
     model: Annotated[str, typer.Argument(help="The endpoint's name.")],
-    by: By = "", note: Note = "", workspace: Workspace = None,
+    by: By = "",
+    note: Note = "",
+    workspace: Workspace = None,
 ) -> None:
     "Go back to what the endpoint served before."
     from mlops_nb.service import deployment
+
     settings = load(workspace)
     _ready(settings)
     _served(deployment.rollback(model, by=by or _me(), note=note, settings=settings))
@@ -389,57 +532,84 @@ def monitor(
 ) -> None:
     "Look at the traffic since the last look: report and alerts."
     from mlops_nb.service import monitoring
+
     settings = load(workspace)
     with _console(stderr=True).status("looking at the traffic"):
         look = monitoring.check(model, settings=settings)
-    if as_json: return _say({"model": model, "rows": look.rows, "versions": look.versions,
-                             "quiet": look.quiet,
-                             "alerts": look.alerts, "report": str(look.report)})
-    _print({"window": f"{look.rows} predictions", "verdict": look.verdict,
+    if as_json:
+        return _say(
+            {
+                "model": model,
+                "rows": look.rows,
+                "versions": look.versions,
+                "quiet": look.quiet,
+                "alerts": look.alerts,
+                "report": str(look.report),
+            }
+        )
+    _print(
+        {
+            "window": f"{look.rows} predictions",
+            "verdict": look.verdict,
             "alerts": _alerts(monitoring.open_alerts(model, settings=settings)),
-            "report": look.report})
+            "report": look.report,
+        }
+    )
 
 # %% ../../nbs/7_front/01_cli.ipynb #9b60d3f4
 @app.command()
 def simulate(
-    wave: Annotated[int, typer.Option("--wave", min=1, help="Which wave; the notebook says what it is.")] = 1,
+    wave: Annotated[
+        int, typer.Option("--wave", min=1, help="Which wave; the notebook says what it is.")
+    ] = 1,
     workspace: Workspace = None,
 ) -> None:
     "Send simulated traffic to the endpoint, as the notebook simulate.ipynb says."
     from mlops_nb.core.errors import WorkflowError
     from mlops_nb.flow.workflow import batch as batches
+
     settings = load(workspace)
     notebook = settings.root / settings.workspace.notebooks / "simulate.ipynb"
     if not notebook.is_file():
-        raise WorkflowError(f"{notebook}: there is no such notebook. Write one with a parameter "
-                            "`wave` that sends rows to the endpoint")
+        raise WorkflowError(
+            f"{notebook}: there is no such notebook. Write one with a parameter "
+            "`wave` that sends rows to the endpoint"
+        )
     _ready(settings)
     live, tell = _telling(_console(stderr=True))
     with live:
-        done = batches.map(notebook, [{"wave": wave}], force=True, by=_me(), settings=settings,
-                           on_event=tell).stages[0]
-    if done.error: raise WorkflowError(f"{done.error}; the executed notebook is {done.notebook}")
+        done = batches.map(
+            notebook, [{"wave": wave}], force=True, by=_me(), settings=settings, on_event=tell
+        ).stages[0]
+    if done.error:
+        raise WorkflowError(f"{done.error}; the executed notebook is {done.notebook}")
     _print({"simulated": f"wave {wave}", **done.outputs, "notebook": done.notebook})
 
 # %% ../../nbs/7_front/01_cli.ipynb #37fc410a
 def work(
     settings: Settings,
     parameters: dict[str, Any],
-    on_event: Callable | None = None,   # told how the run goes
+    on_event: Callable | None = None,  # told how the run goes
     by: str = "watch",
-):                                      # the finished `workflow.runs.Run`
+):  # the finished `workflow.runs.Run`
     "One run of the workspace's workflow, for a trigger."
     from mlops_nb.flow.workflow import Workflow
+
     workflow = Workflow.discover(settings.notebooks)
-    return workflow.run(parameters, settings=settings, by=by, on_event=on_event,
-                        **_reuse(workflow, settings))
+    return workflow.run(
+        parameters, settings=settings, by=by, on_event=on_event, **_reuse(workflow, settings)
+    )
 
 # %% ../../nbs/7_front/01_cli.ipynb #b31a1faa
 @app.command()
 def watch(
-    detach: Annotated[bool, typer.Option("--detach", help="Go on, on the cluster, when this command ends.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Go on, on the cluster, when this command ends.")
+    ] = False,
     stop: Annotated[bool, typer.Option("--stop", help="End the detached watch.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.05, help="Time between two looks, s.")] = 1.0,
+    every: Annotated[
+        float, typer.Option("--every", min=0.05, help="Time between two looks, s.")
+    ] = 1.0,
     pages: Annotated[bool, typer.Option(help="Bring up the pages and endpoints too.")] = True,
     workspace: Workspace = None,
 ) -> None:
@@ -448,13 +618,21 @@ def watch(
 
     from mlops_nb.flow import triggers
     from mlops_nb.flow.workflow import kernels
+
     settings = load(workspace)
-    if stop: return _console().print("ended" if triggers.end(settings) else "no detached watch was on")
-    if pages: _ready(settings)
-    else: kernels.begin(settings)
-    if not detach: return _watch(settings, every)
+    if stop:
+        return _console().print("ended" if triggers.end(settings) else "no detached watch was on")
+    if pages:
+        _ready(settings)
+    else:
+        kernels.begin(settings)
+    if not detach:
+        return _watch(settings, every)
     triggers.detach(settings, partial(work, settings), every=every)
-    _console().print(f"watching; log: {settings.state / 'watch.log'}  (mlops-nb watch --stop ends it)", soft_wrap=True)
+    _console().print(
+        f"watching; log: {settings.state / 'watch.log'}  (mlops-nb watch --stop ends it)",
+        soft_wrap=True,
+    )
 
 # %% ../../nbs/7_front/01_cli.ipynb #2bed9039
 def _watch(settings: Settings, every: float) -> None:
@@ -463,28 +641,51 @@ def _watch(settings: Settings, every: float) -> None:
     from functools import partial
 
     from mlops_nb.flow import triggers
+
     console, last, stop = _console(stderr=True), [], threading.Event()
     live, stage = _telling(console)
-    marks = {"running": "[bold]run[/] for", "done": "[green]✓[/] run", "failed": "[red]✗[/]", "error": "[red]✗[/]"}
+    marks = {
+        "running": "[bold]run[/] for",
+        "done": "[green]✓[/] run",
+        "failed": "[red]✗[/]",
+        "error": "[red]✗[/]",
+    }
 
     def tell(what: str, why: str) -> None:
-        if what in ("waiting", "busy"): live.update(("waiting for " if what == "waiting" else "") + _escape(why))
-        elif last != [what, why]: console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
-        if what != "waiting": last[:] = what, why
+        if what in ("waiting", "busy"):
+            live.update(("waiting for " if what == "waiting" else "") + _escape(why))
+        elif last != [what, why]:
+            console.print(f"{marks[what]} {_escape(why)}", highlight=False, soft_wrap=True)
+        if what != "waiting":
+            last[:] = what, why
+
     ender = _ender(stop, lambda: last[:1] == ["running"])
-    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, ender)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ender)
     try:
-        with live: triggers.watch(settings, partial(work, settings, on_event=stage), every=every, on_event=tell,
-                                  stop=stop)
-    except KeyboardInterrupt: pass
+        with live:
+            triggers.watch(
+                settings,
+                partial(work, settings, on_event=stage),
+                every=every,
+                on_event=tell,
+                stop=stop,
+            )
+    except KeyboardInterrupt:
+        pass
     console.print("watch ended")
 
 # %% ../../nbs/7_front/01_cli.ipynb #96016329
 def _ender(stop: threading.Event, running: Callable[[], bool]) -> Callable:
     "A signal handler that ends a watch, and interrupts a run that is under way."
+
     def handle(*_) -> None:
-        threading.Thread(target=stop.set).start()  # not here: the signal may have come amid `stop.wait`
-        if running(): raise KeyboardInterrupt
+        threading.Thread(
+            target=stop.set
+        ).start()  # not here: the signal may have come amid `stop.wait`
+        if running():
+            raise KeyboardInterrupt
+
     return handle
 
 # %% ../../nbs/7_front/01_cli.ipynb #b0d2a13d
@@ -497,6 +698,13 @@ def lab(
     "JupyterLab on the workspace."
     settings = load(workspace)
     os.environ["MLOPS_NB_WORKSPACE"] = str(settings.root)
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={settings.root}", f"--ServerApp.port={port}"]
-    if os.getuid() == 0: command.append("--allow-root")
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={settings.root}",
+        f"--ServerApp.port={port}",
+    ]
+    if os.getuid() == 0:
+        command.append("--allow-root")
     os.execv(sys.executable, command if browser else [*command, "--no-browser"])

@@ -17,11 +17,14 @@ from ..core.forkserver import Forked, socket_in
 
 # %% ../../nbs/7_front/02_launcher.ipynb #6cd531f9
 def server(
-    argv: list[str],     # of the command
-) -> str | None:         # address of a fork server, if there may be one
+    argv: list[str],  # of the command
+) -> str | None:  # address of a fork server, if there may be one
     "The fork server of the head that is recorded nearest."
-    named = [b or a.partition("=")[2] for a, b in zip(argv, [*argv[1:], ""])
-             if a in ("-w", "--workspace") or a.startswith("--workspace=")]
+    named = [
+        b or a.partition("=")[2]
+        for a, b in zip(argv, [*argv[1:], ""])
+        if a in ("-w", "--workspace") or a.startswith("--workspace=")
+    ]
     start = Path(*named[:1] or [os.environ.get("MLOPS_NB_WORKSPACE") or "."]).absolute()
     for folder in (start, *start.parents):
         with suppress(OSError, ValueError, KeyError):
@@ -32,33 +35,48 @@ def server(
 # %% ../../nbs/7_front/02_launcher.ipynb #9991282c
 HERE = {"up", "down", "watch", "lab"}
 
+
 def hand_over(argv: list[str]) -> int | None:
     "Have a fork run the command; its exit status, less than 0 if a signal ended it, none where there is no server."
     import mlops_nb
+
     umask = os.umask(0)
     os.umask(umask)
-    request = {"call": "mlops_nb.front.cli:main", "argv": argv, "env": dict(os.environ), "umask": umask,
-               "library": str(Path(mlops_nb.__file__).parents[1])}
-    try: fork = Forked(server(argv[1:]) or "", {**request, "cwd": os.getcwd()}, 0, 1, 2)
-    except (OSError, ValueError): return None
+    request = {
+        "call": "mlops_nb.front.cli:main",
+        "argv": argv,
+        "env": dict(os.environ),
+        "umask": umask,
+        "library": str(Path(mlops_nb.__file__).parents[1]),
+    }
+    try:
+        fork = Forked(server(argv[1:]) or "", {**request, "cwd": os.getcwd()}, 0, 1, 2)
+    except (OSError, ValueError):
+        return None
     ended_by = signal.SIGKILL
 
     def pass_on(number: int, _) -> None:
         nonlocal ended_by
         ended_by = number
-        with suppress(ProcessLookupError): os.kill(fork.pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(fork.pid, number)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, pass_on)  # nohup has one ignored
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)  # nohup has one ignored
     status = fork.status()
     return -ended_by if status is None else status
+
 
 def main() -> None:
     "The console script."
     status = None if HERE & {*sys.argv[1:]} else hand_over(sys.argv)
     if status is None:
         from mlops_nb.front.cli import main
+
         main()
     elif status < 0:
-        if status != -signal.SIGKILL: signal.signal(-status, signal.SIG_DFL)
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     sys.exit(status)

@@ -32,19 +32,29 @@ from ..service.serving.protocols import authorized, bearer
 # %% ../../nbs/7_front/00_pages.ipynb #55196dca
 def state(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> dict:                             # JSON-able: workspace, cluster, run, watch, models, endpoints, alerts
+) -> dict:  # JSON-able: workspace, cluster, run, watch, models, endpoints, alerts
     "The state of a workspace, read from its records."
     settings = settings or load()
     running, log = cluster.find(settings), events.history(settings.events).collect()
     names = log.filter(kind="deployed")["subject"].unique(maintain_order=True).to_list()
     _mirror_roles(log, settings)
     return {
-        "workspace": {"name": settings.workspace.name, "folder": str(settings.root), "storage": settings.storage},
-        "cluster": {"state": "up" if running else "down", "address": running and running.address,
-                    "url": running and running.serve_url},
-        "run": last_run(log), "watch": triggers.watching(settings), "models": models(log),
+        "workspace": {
+            "name": settings.workspace.name,
+            "folder": str(settings.root),
+            "storage": settings.storage,
+        },
+        "cluster": {
+            "state": "up" if running else "down",
+            "address": running and running.address,
+            "url": running and running.serve_url,
+        },
+        "run": last_run(log),
+        "watch": triggers.watching(settings),
+        "models": models(log),
         "endpoints": [_endpoint(n, log, settings) for n in names],
-        "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)]}
+        "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)],
+    }
 
 # %% ../../nbs/7_front/00_pages.ipynb #f734f846
 def _mirror_roles(log: pl.DataFrame, settings: Settings) -> None:
@@ -60,18 +70,29 @@ def _mirror_roles(log: pl.DataFrame, settings: Settings) -> None:
 def last_run(log: pl.DataFrame) -> dict | None:
     "The newest run, as far as it has come."
     started = log.filter(kind="run_started").tail(1).to_dicts()
-    if not started: return None
+    if not started:
+        return None
     subject, by, at = (started[0][name] for name in ("subject", "by", "at"))
-    run = {"id": subject.removeprefix("run:"), "by": by, "started": at.isoformat(),
-           "state": "running", "finished": None, "stages": []}
+    run = {
+        "id": subject.removeprefix("run:"),
+        "by": by,
+        "started": at.isoformat(),
+        "state": "running",
+        "finished": None,
+        "stages": [],
+    }
     finished = events.newest(log, "run_finished", subject)
-    return run | {"finished": finished["at"].isoformat(), **finished["details"]} if finished else run
+    return (
+        run | {"finished": finished["at"].isoformat(), **finished["details"]} if finished else run
+    )
 
 # %% ../../nbs/7_front/00_pages.ipynb #a61f610e
 def models(log: pl.DataFrame) -> list[dict]:
     "The registered model versions, newest first, with metrics, decision and whether each is its model's champion."
-    champions = {e["subject"]: roles.named(e["details"]).get("champion")
-                 for e in events.listed(log, kind="deployed")}
+    champions = {
+        e["subject"]: roles.named(e["details"]).get("champion")
+        for e in events.listed(log, kind="deployed")
+    }
     decisions = {e["subject"]: e for e in events.listed(log, kind=("approved", "rejected"))}
     registered = reversed(events.listed(log, kind="registered"))
     return [_model(event, champions, decisions.get(event["subject"])) for event in registered]
@@ -81,32 +102,47 @@ def _model(event: dict, champions: dict[str, str | None], decision: dict | None)
     "One registered version."
     name, version = event["subject"].split("/")
     details = event["details"]
-    return {"ref": event["subject"], "name": name, "version": int(version), "champion": champions.get(name) == version,
-            "registered": event["at"].isoformat(), "dataset": details["dataset"]["ref"],
-            "candidate": details.get("estimator"),
-            "metrics": details.get("metrics", {}), "decision": decision and decision["kind"],
-            "decided_by": decision and decision["by"]}
+    return {
+        "ref": event["subject"],
+        "name": name,
+        "version": int(version),
+        "champion": champions.get(name) == version,
+        "registered": event["at"].isoformat(),
+        "dataset": details["dataset"]["ref"],
+        "candidate": details.get("estimator"),
+        "metrics": details.get("metrics", {}),
+        "decision": decision and decision["kind"],
+        "decided_by": decision and decision["by"],
+    }
 
 # %% ../../nbs/7_front/00_pages.ipynb #3a9e5de3
 def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
     "One endpoint, whether it answers, and what monitoring proposes to do about it."
     found = applications.endpoint(name, settings=settings)
-    return {"model": name, "url": found.url, "versions": found.versions, "champion": found.champion,
-            "challenger": found.challenger, "shadow": list(found.shadow),
-            "state": "ready" if found.ready else "down",
-            "proposal": "retrain" if monitoring.proposal(log, name) else None,
-            "framework": applications.notes(found),
-            "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}"}
+    return {
+        "model": name,
+        "url": found.url,
+        "versions": found.versions,
+        "champion": found.champion,
+        "challenger": found.challenger,
+        "shadow": list(found.shadow),
+        "state": "ready" if found.ready else "down",
+        "proposal": "retrain" if monitoring.proposal(log, name) else None,
+        "framework": applications.notes(found),
+        "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}",
+    }
 
 # %% ../../nbs/7_front/00_pages.ipynb #5b9755f6
 def page(
-    state: dict,              # as `state` gives it
+    state: dict,  # as `state` gives it
     *,
     title: str = "Overview",
-    brief: bool = False,      # only endpoints and alerts
-) -> str:                     # HTML of its own
+    brief: bool = False,  # only endpoints and alerts
+) -> str:  # HTML of its own
     "Return the state as a page that needs no other file."
-    return render("overview.html", s=state, workspace=state["workspace"]["name"], title=title, brief=brief)
+    return render(
+        "overview.html", s=state, workspace=state["workspace"]["name"], title=title, brief=brief
+    )
 
 # %% ../../nbs/7_front/00_pages.ipynb #874ddf88
 def report_file(model: str, settings: Settings) -> str | None:
@@ -114,10 +150,10 @@ def report_file(model: str, settings: Settings) -> str | None:
     newest = events.newest(settings.events, "monitored", model)
     return newest and newest["details"].get("report")
 
+
 def report(
-    model: str,
-    settings: Settings,
-) -> str | None:    # HTML; None where the endpoint was never looked at
+    model: str, settings: Settings
+) -> str | None:  # HTML; None where the endpoint was never looked at
     "The report of an endpoint's last monitoring pass."
     file = report_file(model, settings)
     return Path(file).read_text(encoding="utf-8") if file and Path(file).exists() else None
@@ -125,14 +161,15 @@ def report(
 # %% ../../nbs/7_front/00_pages.ipynb #1211290a
 class RunRequest(BaseModel):
     "A run that somebody asks for."
+
     model_config = ConfigDict(extra="forbid")
-    parameters: dict[str, Any] = {}          # by name, for every stage that has them
-    by: Any = None                           # refused: who asks is known by the token
-    note: str = ""                           # why
+    parameters: dict[str, Any] = {}  # by name, for every stage that has them
+    by: Any = None  # refused: who asks is known by the token
+    note: str = ""  # why
 
 # %% ../../nbs/7_front/00_pages.ipynb #5251fb5c
 def asker(
-    authorization: str,   # the request's header, empty where there is none
+    authorization: str,  # the request's header, empty where there is none
     settings: Settings,
 ) -> str:
     "Return the name of who sent a request."
@@ -144,32 +181,43 @@ def requested(
     wanted: RunRequest,
     settings: Settings,
     *,
-    by: str,             # who asks, as `asker` knows it
-) -> dict:               # id of the request, and whether a watch is on to take it up
+    by: str,  # who asks, as `asker` knows it
+) -> dict:  # id of the request, and whether a watch is on to take it up
     "Keep a request for a run."
     from fastapi import HTTPException
 
     from mlops_nb.core.errors import WorkflowError
     from mlops_nb.flow.workflow import Workflow
     from mlops_nb.flow.workflow.checks import misgiven
+
     if wanted.by is not None:
-        raise HTTPException(422, "expected no `by`: who asks is known by the bearer token, "
-                                 "not by what a body says")
-    try: stages = Workflow.discover(settings.notebooks).stages
-    except WorkflowError as e: raise HTTPException(409, str(e)) from e
+        raise HTTPException(
+            422, "expected no `by`: who asks is known by the bearer token, not by what a body says"
+        )
+    try:
+        stages = Workflow.discover(settings.notebooks).stages
+    except WorkflowError as e:
+        raise HTTPException(409, str(e)) from e
     if wrong := misgiven(stages, wanted.parameters):
         raise HTTPException(422, "; ".join(p.message for p in wrong))
-    try: id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
-    except TriggerError as e: raise HTTPException(422, str(e)) from e
+    try:
+        id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
+    except TriggerError as e:
+        raise HTTPException(422, str(e)) from e
     on = triggers.watching(settings)
-    return {"id": id_, "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started"}
+    return {
+        "id": id_,
+        "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started",
+    }
 
 # %% ../../nbs/7_front/00_pages.ipynb #47bd4120
-MAX_BODY = 1 << 20   # bytes of one request
+MAX_BODY = 1 << 20  # bytes of one request
 
-def _refused(request: Any, error: Any):   # a `fastapi.Response`
+
+def _refused(request: Any, error: Any):  # a `fastapi.Response`
     "Answer a body that is no request with what is wrong, in ASCII, and without its values."
     from fastapi import Response
+
     detail = [{k: one[k] for k in ("type", "loc", "msg")} for one in error.errors()]
     return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
@@ -182,22 +230,35 @@ def asgi(settings: Settings) -> Callable:
 
     def guard(request: Request) -> None:
         if not authorized(request.headers.get("authorization", ""), settings.serve):
-            raise HTTPException(401, "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
-                                {"WWW-Authenticate": "Bearer"})
-    app = FastAPI(title=f"mlops_nb: {settings.workspace.name}", docs_url=None, redoc_url=None,
-                  openapi_url=None,
-                  exception_handlers={RequestValidationError: _refused})
+            raise HTTPException(
+                401,
+                "this workspace asks for a bearer token: see [serve] tokens in its settings.ini",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    app = FastAPI(
+        title=f"mlops_nb: {settings.workspace.name}",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        exception_handlers={RequestValidationError: _refused},
+    )
     guarded = {"dependencies": [Depends(guard)]}
 
     @app.get("/healthz")
-    def healthz() -> dict: return {"status": "ok", "workspace": identity(settings)}
+    def healthz() -> dict:
+        return {"status": "ok", "workspace": identity(settings)}
 
     @app.get("/api/status", **guarded)
-    def status() -> dict: return state(settings)
+    def status() -> dict:
+        return state(settings)
 
     @app.get("/api/triggers", **guarded)
     def waiting() -> dict:
-        return {"watch": triggers.watching(settings), "triggers": triggers.table(settings).to_dicts()}
+        return {
+            "watch": triggers.watching(settings),
+            "triggers": triggers.table(settings).to_dicts(),
+        }
 
     @app.post("/api/runs", status_code=202, **guarded)
     def ask(wanted: RunRequest, request: Request) -> dict:
@@ -205,27 +266,36 @@ def asgi(settings: Settings) -> Callable:
         return requested(wanted, settings, by=by)
 
     @app.get("/api/docs", response_class=HTMLResponse, **guarded)
-    def docs() -> str: return render("api.html", workspace=settings.workspace.name)
+    def docs() -> str:
+        return render("api.html", workspace=settings.workspace.name)
 
     @app.get("/", response_class=HTMLResponse, **guarded)
-    def overview() -> str: return page(state(settings))
+    def overview() -> str:
+        return page(state(settings))
 
     @app.get("/monitor/", response_class=HTMLResponse, **guarded)
-    def monitor() -> str: return page(state(settings), title="Monitoring", brief=True)
+    def monitor() -> str:
+        return page(state(settings), title="Monitoring", brief=True)
 
     @app.get("/monitor/{model}", response_class=HTMLResponse, **guarded)
     def monitored(model: str) -> str:
-        if found := report(model, settings): return found
-        raise HTTPException(404, f"no monitoring report of '{model}': run `mlops-nb monitor {model}`")
+        if found := report(model, settings):
+            return found
+        raise HTTPException(
+            404, f"no monitoring report of '{model}': run `mlops-nb monitor {model}`"
+        )
+
     return behind_guard(app, settings.serve, limit=MAX_BODY)
 
 # %% ../../nbs/7_front/00_pages.ipynb #37ddb09c
 class Control:
     "The replica of the control application."
 
-    def __init__(self, settings: Settings): self.settings = settings
+    def __init__(self, settings: Settings):
+        self.settings = settings
 
-    def __serve_build_asgi_app__(self): return asgi(self.settings)
+    def __serve_build_asgi_app__(self):
+        return asgi(self.settings)
 
 # %% ../../nbs/7_front/00_pages.ipynb #517649bb
 def identity(settings: Settings) -> str:
@@ -235,21 +305,31 @@ def identity(settings: Settings) -> str:
 # %% ../../nbs/7_front/00_pages.ipynb #34673866
 def _shown(url: str) -> str | None:
     "The workspace that the control application at an address shows."
-    try: return httpx.get(f"{url}/healthz", timeout=5, verify=False).json().get("workspace")  # http: no certificates
-    except (httpx.HTTPError, ValueError): return None
+    try:
+        return (
+            httpx.get(f"{url}/healthz", timeout=5, verify=False).json().get("workspace")
+        )  # http: no certificates
+    except (httpx.HTTPError, ValueError):
+        return None
 
 # %% ../../nbs/7_front/00_pages.ipynb #082eb3d1
 def serve(
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # its address
+) -> str:  # its address
     "Start the control application on the cluster, or find it running."
     settings = settings or load()
     running = cluster.find(settings)
-    if running and _shown(running.serve_url) == identity(settings): return running.serve_url  # without importing Serve
+    if running and _shown(running.serve_url) == identity(settings):
+        return running.serve_url  # without importing Serve
     url = cluster.serve(settings)
     from ray import serve
+
     env = {"env_vars": cluster.environment(settings)}
-    replica = serve.deployment(serve.ingress()(Control), name="pages", max_ongoing_requests=64,
-                               ray_actor_options={"num_cpus": 0, "runtime_env": env})
+    replica = serve.deployment(
+        serve.ingress()(Control),
+        name="pages",
+        max_ongoing_requests=64,
+        ray_actor_options={"num_cpus": 0, "runtime_env": env},
+    )
     serve.run(replica.bind(settings), name="control", route_prefix="/")
     return url

@@ -22,22 +22,24 @@ RULE = "rule"  # stands for the approver where no person decides
 
 # %% ../../nbs/4_models/02_approvals.ipynb #00b1532f
 def decision(
-    ref: str,            # of the version, as in "churn/4"
+    ref: str,  # of the version, as in "churn/4"
     settings: Settings,
-) -> dict | None:        # the event: kind, by, at, details
+) -> dict | None:  # the event: kind, by, at, details
     "Return the newest decision about a version, or None if nobody decided."
     return events.newest(settings.events, DECISIONS, ref)
 
-def rejection(
-    bundle: Bundle,
-    settings: Settings,
-) -> dict | None:        # the event
+
+def rejection(bundle: Bundle, settings: Settings) -> dict | None:  # the event
     "Return the newest rejection of this model under any number, or None if there is none."
     log = events.history(settings.events, kind=("registered", "rejected")).collect().to_dicts()
     registered = {e["subject"]: json.loads(e["details"]) for e in log if e["kind"] == "registered"}
-    same = [e for e in log if e["kind"] == "rejected"
-            and _same_model(bundle, registered.get(e["subject"], {}))]
+    same = [
+        e
+        for e in log
+        if e["kind"] == "rejected" and _same_model(bundle, registered.get(e["subject"], {}))
+    ]
     return same[-1] if same else None
+
 
 def _same_model(bundle: Bundle, registered: dict) -> bool:
     "Return whether a `registered` event is of this content, this candidate, or one made alike."
@@ -47,59 +49,70 @@ def _same_model(bundle: Bundle, registered: dict) -> bool:
     data, parameters = lineage["dataset"]["digest"], lineage["parameters"]
     alike = (data, bundle.library_digest, parameters)
     return bool(data and parameters) and alike == (
-        same("dataset", {}).get("digest"), same("library"), same("parameters"))
+        same("dataset", {}).get("digest"),
+        same("library"),
+        same("parameters"),
+    )
 
 # %% ../../nbs/4_models/02_approvals.ipynb #6ad83767
 def policy(
-    objective: Objective,   # the one in the version's bundle
+    objective: Objective,  # the one in the version's bundle
     settings: Settings,
-) -> str:                   # "rule" or "person"
+) -> str:  # "rule" or "person"
     "Return who may approve a version."
     return "person" if "person" in (objective.approval, settings.deploy.approval) else RULE
 
 # %% ../../nbs/4_models/02_approvals.ipynb #033f1c45
 def failed_checks(
-    report: dict,   # a test report, as in a bundle's report.json
-) -> list[str]:     # each in words
+    report: dict,  # a test report, as in a bundle's report.json
+) -> list[str]:  # each in words
     "Return the checks that a test report did not pass."
-    return [f"{check['name']}: expected {check['expected']}, got {check['came']}"
-            for check in report.get("checks", []) if not check["passed"]]
+    return [
+        f"{check['name']}: expected {check['expected']}, got {check['came']}"
+        for check in report.get("checks", [])
+        if not check["passed"]
+    ]
+
 
 def passed(report: dict) -> bool:
     "Return whether a test report has checks and all of them hold."
     return bool(report.get("checks")) and not failed_checks(report)
 
+
 def acceptance(
-    ref: str,            # of the version
-    digest: str,         # of its bundle
+    ref: str,  # of the version
+    digest: str,  # of its bundle
     settings: Settings,
-) -> dict | None:        # the event
+) -> dict | None:  # the event
     "Return the last acceptance tests of a version's bundle, or None if there were none."
     trial = events.newest(settings.events, TRIALS, ref)
     return trial if trial and trial["details"].get("bundle") == digest else None
 
 # %% ../../nbs/4_models/02_approvals.ipynb #5131cc5d
 def failures(
-    report: dict,         # the test report in the bundle
-    trial: dict | None,   # its last acceptance tests
-) -> list[str]:           # each in words
+    report: dict,  # the test report in the bundle
+    trial: dict | None,  # its last acceptance tests
+) -> list[str]:  # each in words
     "Return everything that a version is known to have failed."
     reasons = [f"test report, {check}" for check in failed_checks(report)]
     if trial and trial["kind"] == "failed_acceptance":
-        reasons += [f"acceptance, {c['check']}: expected {c['demanded']}, got {c['found']}"
-                  for c in trial["details"].get("checks", []) if not c["passed"]] or ["acceptance"]
+        reasons += [
+            f"acceptance, {c['check']}: expected {c['demanded']}, got {c['found']}"
+            for c in trial["details"].get("checks", [])
+            if not c["passed"]
+        ] or ["acceptance"]
     return reasons
 
 # %% ../../nbs/4_models/02_approvals.ipynb #4b26d8d6
 def approve(
-    ref: str,             # of the version
+    ref: str,  # of the version
     bundle: Bundle,
     settings: Settings,
     *,
-    by: str,              # the person
+    by: str,  # the person
     note: str = "",
-    despite: str = "",    # why, although it failed something
-) -> str:                 # the event's id
+    despite: str = "",  # why, although it failed something
+) -> str:  # the event's id
     "Record that a person approves a version. Return the event's id."
     _demand_person(by)
     last = _last(ref, settings)
@@ -107,11 +120,14 @@ def approve(
     failed = failures(report, acceptance(ref, digest, settings))
     _undecided(ref, settings)
     if failed and not despite:
-        raise ApprovalError(f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say "
-                            f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or "
-                            "despite=…")
+        raise ApprovalError(
+            f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say "
+            f"why: `mlops-nb approve {ref} --by {by} --despite REASON`, or "
+            "despite=…"
+        )
     why = {"despite": despite, "failed": failed} if failed else {}
     return _record("approved", ref, digest, settings, by=by, note=note, after=last, **why)
+
 
 def _demand_person(by: str) -> None:
     "Raise unless this can be a person's name."
@@ -123,33 +139,45 @@ def _undecided(ref: str, settings: Settings) -> str | None:
     "Return the id of the version's newest decision, or None; raise if it is a rejection."
     before = decision(ref, settings)
     if before and before["kind"] == "rejected":
-        raise ApprovalError(f"{ref} {_rejected(before)}, and a rejection is final. To go on, "
-                            "register a new version: change the data, the features or the search and "
-                            "`mlops-nb run`; or `mlops-nb run --from register --force` for the same "
-                            "model, which only a person can approve then")
+        raise ApprovalError(
+            f"{ref} {_rejected(before)}, and a rejection is final. To go on, "
+            "register a new version: change the data, the features or the search and "
+            "`mlops-nb run`; or `mlops-nb run --from register --force` for the same "
+            "model, which only a person can approve then"
+        )
     return before and before["id"]
+
 
 def _last(ref: str, settings: Settings) -> str | None:
     "Return the id of a version's newest decision or acceptance, or None. Read it first of all."
     last = events.newest(settings.events, DECISIONS + TRIALS, ref)
     return last and last["id"]
 
+
 def _rejected(event: dict) -> str:
     "Return by whom something was rejected and why, in words."
     note = event["details"].get("note")
     return f"was rejected by {event['by']}" + (f" ({note})" if note else "")
 
+
 def _record(kind: str, ref: str, digest: str, settings: Settings, **facts) -> str:
     "Record a decision with the operating system's user. Return the event's id."
-    return events.record(settings.events, kind, ref, among=DECISIONS + TRIALS, bundle=digest,
-                         user=events.user(), **facts)
+    return events.record(
+        settings.events,
+        kind,
+        ref,
+        among=DECISIONS + TRIALS,
+        bundle=digest,
+        user=events.user(),
+        **facts,
+    )
 
 # %% ../../nbs/4_models/02_approvals.ipynb #9eba6c99
 def approve_by_rule(
-    ref: str,             # of the version
+    ref: str,  # of the version
     bundle: Bundle,
     settings: Settings,
-) -> str:                 # the event's id
+) -> str:  # the event's id
     "Approve a version by the rule. Return the id of the approval, which may be an earlier one."
     last, before, digest = _last(ref, settings), _undecided(ref, settings), bundle.digest
     if before:
@@ -157,8 +185,17 @@ def approve_by_rule(
     trial = acceptance(ref, digest, settings)
     if reason := _objection(ref, bundle.verify(), trial, settings):
         raise ApprovalError(reason)
-    return _record("approved", ref, digest, settings, by=RULE, after=last, acceptance=trial["id"],
-                   note="passed its test report and its acceptance tests")
+    return _record(
+        "approved",
+        ref,
+        digest,
+        settings,
+        by=RULE,
+        after=last,
+        acceptance=trial["id"],
+        note="passed its test report and its acceptance tests",
+    )
+
 
 def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings) -> str | None:
     "Return why the rule may not approve a version, or None if it may."
@@ -166,27 +203,30 @@ def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings)
     if policy(bundle.objective, settings) != RULE:
         return f"{ref} waits for a person: {command}, then `mlops-nb run` again"
     if before := rejection(bundle, settings):
-        return (f"{ref} is the same model as {before['subject']}, which was rejected by "
-                f"{before['by']}: only a person can approve it, {command}")
+        return (
+            f"{ref} is the same model as {before['subject']}, which was rejected by "
+            f"{before['by']}: only a person can approve it, {command}"
+        )
     if failed := failures(bundle.report, trial):
         return f"{ref} failed: {'; '.join(failed)}. The rule does not approve it"
     if not passed(bundle.report):
-        return (f"the test report of {ref} has no checks: the rule does not approve it. "
-                f"Test it, or {command}")
+        return (
+            f"the test report of {ref} has no checks: the rule does not approve it. "
+            f"Test it, or {command}"
+        )
     if trial is None:
-        return (f"{ref} has no acceptance tests: stage it and run `accept({ref!r}, …)`, "
-                f"or {command}")
+        return f"{ref} has no acceptance tests: stage it and run `accept({ref!r}, …)`, or {command}"
     return None
 
 # %% ../../nbs/4_models/02_approvals.ipynb #8620503d
 def reject(
-    ref: str,             # of the version
-    digest: str,          # of its bundle
+    ref: str,  # of the version
+    digest: str,  # of its bundle
     settings: Settings,
     *,
-    by: str,              # the person
-    note: str = "",       # why
-) -> str:                 # the event's id
+    by: str,  # the person
+    note: str = "",  # why
+) -> str:  # the event's id
     "Record that a version may not go to production, now and later. Return the event's id."
     _demand_person(by)
     return _record("rejected", ref, digest, settings, by=by, note=note)

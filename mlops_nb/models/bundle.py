@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 LOOSE = (MANIFEST, "registered_model_meta")  # the latter MLflow adds to what it downloads
 
+
 def files(
-    folder: Path,        # a bundle
-) -> dict[str, Path]:    # by name relative to the bundle
+    folder: Path,  # a bundle
+) -> dict[str, Path]:  # by name relative to the bundle
     "Return the files that count, in order; raise where a link or a special file is among them."
     paths = {}
     for place, folders, names in os.walk(folder):
@@ -50,21 +51,28 @@ def files(
         for path in (Path(place) / name for name in folders + names):
             name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
             if not stat.S_ISREG(mode) and (stat.S_ISLNK(mode) or not stat.S_ISDIR(mode)):
-                raise BundleError(f"bundle {folder}: {name} is a link or a special file, "
-                                  "expected plain files only; fetch the bundle again")
-            if stat.S_ISREG(mode) and name not in LOOSE: paths[name] = path
+                raise BundleError(
+                    f"bundle {folder}: {name} is a link or a special file, "
+                    "expected plain files only; fetch the bundle again"
+                )
+            if stat.S_ISREG(mode) and name not in LOOSE:
+                paths[name] = path
     return dict(sorted(paths.items()))
 
+
 def content(
-    path: Path,    # a file of a bundle
+    path: Path,  # a file of a bundle
 ) -> bytes:
     "Return what is in a file; a link that has taken its place is not followed."
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file: return file.read()
+    with open(descriptor, "rb") as file:
+        return file.read()
+
 
 def entry(data: bytes) -> dict:
     "Return hash and size, as the manifest has them."
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
 
 def total(entries: dict[str, dict]) -> str:
     "The digest of a whole bundle."
@@ -74,32 +82,38 @@ def total(entries: dict[str, dict]) -> str:
 # %% ../../nbs/4_models/00_bundle.ipynb #a66202a0
 def seal(
     folder: str | Path,  # its files complete
-) -> str:                # the bundle's digest
+) -> str:  # the bundle's digest
     "Write the manifest."
     entries = {name: entry(content(path)) for name, path in files(Path(folder)).items()}
-    (Path(folder) / MANIFEST).write_text(json.dumps({"digest": total(entries), "files": entries}, indent=1))
+    (Path(folder) / MANIFEST).write_text(
+        json.dumps({"digest": total(entries), "files": entries}, indent=1)
+    )
     return total(entries)
 
 # %% ../../nbs/4_models/00_bundle.ipynb #8a75bd64
 def fill(
-    folder: Path,                     # empty, or not there yet
+    folder: Path,  # empty, or not there yet
     *,
-    candidate: Path,                  # folder from `candidate.write`
-    report: Path,                     # folder with report.json, and report.html if there is one
-    profile: bytes,                   # the reference profile
+    candidate: Path,  # folder from `candidate.write`
+    report: Path,  # folder with report.json, and report.html if there is one
+    profile: bytes,  # the reference profile
     objective: Objective,
     lineage: dict[str, Any],
     requirements: str,
-    notebooks: list[Path] = (),       # executed
+    notebooks: list[Path] = (),  # executed
     sources: dict[str, Path] | None = None,  # modules of the package, by place in the library
-) -> Path:                            # the folder
+) -> Path:  # the folder
     "The parts of a model version, in their places."
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("model.skops", "signature.json", "candidate.json"): _copy(candidate / name, folder / name)
+    for name in ("model.skops", "signature.json", "candidate.json"):
+        _copy(candidate / name, folder / name)
     _copy(report / "report.json", folder / "report.json")
-    if (report / "report.html").exists(): _copy(report / "report.html", folder / "report.html")
-    for notebook in map(Path, notebooks): _copy(notebook, folder / "notebooks" / notebook.name)
-    for place, module in (sources or {}).items(): _copy(module, folder / "library" / place)
+    if (report / "report.html").exists():
+        _copy(report / "report.html", folder / "report.html")
+    for notebook in map(Path, notebooks):
+        _copy(notebook, folder / "notebooks" / notebook.name)
+    for place, module in (sources or {}).items():
+        _copy(module, folder / "library" / place)
     (folder / "profile.bin").write_bytes(profile)
     (folder / "objective.json").write_text(objective.model_dump_json(indent=1))
     (folder / "requirements.txt").write_text(requirements)
@@ -107,62 +121,83 @@ def fill(
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=1, sort_keys=True, default=str))
     return folder
 
+
 def _copy(source: Path, target: Path) -> None:
-    if not source.is_file(): raise BundleError(f"no file {source}: expected it to become {target.name} of the bundle")
-    if target.exists(): raise BundleError(f"two files are called {target.name}: rename one")
+    if not source.is_file():
+        raise BundleError(f"no file {source}: expected it to become {target.name} of the bundle")
+    if target.exists():
+        raise BundleError(f"two files are called {target.name}: rename one")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
+
 def code_hash(notebook: Path) -> str:
     "SHA-256 of a notebook's code cells, or of the file where it is no notebook."
-    try: cells = json.loads(notebook.read_text())["cells"]
-    except (ValueError, KeyError, TypeError): return hashlib.sha256(notebook.read_bytes()).hexdigest()
+    try:
+        cells = json.loads(notebook.read_text())["cells"]
+    except (ValueError, KeyError, TypeError):
+        return hashlib.sha256(notebook.read_bytes()).hexdigest()
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 # %% ../../nbs/4_models/00_bundle.ipynb #895a5373
 def pins(
-    root: Path,          # the workspace
-    package: str = "",   # its package; empty or not installed: mlops_nb's own dependencies
-) -> str:                # lines of a requirements.txt
+    root: Path,  # the workspace
+    package: str = "",  # its package; empty or not installed: mlops_nb's own dependencies
+) -> str:  # lines of a requirements.txt
     "What has to be installed for the library to work, exactly."
-    if (root / "requirements.lock").is_file(): return (root / "requirements.lock").read_text()
+    if (root / "requirements.lock").is_file():
+        return (root / "requirements.lock").read_text()
     name = package.partition(".")[0] or library.FRAMEWORK
-    try: needed = importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError: needed = importlib.metadata.requires("mlops_nb") or []
+    try:
+        needed = importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        needed = importlib.metadata.requires("mlops_nb") or []
     names = {re.match(r"[\w.-]+", line)[0] for line in needed if "extra ==" not in line}
     names.add(library.FRAMEWORK)
     return "".join(sorted(f"{name}=={version}\n" for name in names if (version := installed(name))))
 
+
 def installed(name: str) -> str | None:
     "A distribution's version; none where it is not installed."
-    try: return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError: return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 # %% ../../nbs/4_models/00_bundle.ipynb #6a4e1018
 def registered_digest(
     settings: Settings,
-    ref: str,             # a model version, as in "churn/4"
+    ref: str,  # a model version, as in "churn/4"
 ) -> str:
     "Return the digest that a version was registered under."
     event = events.newest(settings.events, "registered", ref)
-    if event: return event["details"]["bundle"]
-    raise BundleError(f"{ref} has no `registered` event in {settings.events}: "
-                      "register it, or check which workspace this is")
+    if event:
+        return event["details"]["bundle"]
+    raise BundleError(
+        f"{ref} has no `registered` event in {settings.events}: "
+        "register it, or check which workspace this is"
+    )
+
 
 def known_digests() -> set[str]:
     "Return the digests that the environment gives, else those registered in the workspace here."
-    if given := environment_digests(): return given
-    try: log = workspace().events
-    except SettingsError: return set()
+    if given := environment_digests():
+        return given
+    try:
+        log = workspace().events
+    except SettingsError:
+        return set()
     details = events.history(log, kind="registered").select("details").collect()["details"]
     return {json.loads(text)["bundle"] for text in details}
+
 
 def environment_digests() -> set[str]:
     "Return the digests that the environment gives; none where it says nothing."
     text = os.environ.get("MLOPS_NB_BUNDLE_DIGEST", "")
     if file := os.environ.get("MLOPS_NB_BUNDLE_DIGEST_FILE"):
-        try: text += " " + Path(file).read_text()
+        try:
+            text += " " + Path(file).read_text()
         except (OSError, UnicodeDecodeError) as e:
             raise BundleError(f"MLOPS_NB_BUNDLE_DIGEST_FILE = {file} cannot be read: {e}") from e
     return set(text.split())
@@ -170,38 +205,49 @@ def environment_digests() -> set[str]:
 # %% ../../nbs/4_models/00_bundle.ipynb #085f53ae
 def claims(folder: Path) -> dict:
     "Return a bundle's manifest; raise where it is none."
-    try: manifest = json.loads((folder / MANIFEST).read_text())
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
     except ValueError as e:
         raise BundleError(f"bundle {folder}: {MANIFEST} is not JSON: {e}") from e
     entries = manifest.get("files") if isinstance(manifest, dict) else None
-    if isinstance(entries, dict) and "digest" in manifest: return manifest
-    raise BundleError(f"bundle {folder}: {MANIFEST} has no digest and files; fetch the bundle "
-                      "again")
+    if isinstance(entries, dict) and "digest" in manifest:
+        return manifest
+    raise BundleError(
+        f"bundle {folder}: {MANIFEST} has no digest and files; fetch the bundle again"
+    )
+
 
 def differing(
-    now: dict[str, dict],    # hash and size of each file
+    now: dict[str, dict],  # hash and size of each file
     manifest: dict,
-    expected: str | None,    # the digest it must have, if one is known
+    expected: str | None,  # the digest it must have, if one is known
 ) -> list[str]:
     "Return what is not as the manifest says, or not the manifest that was expected."
     then = manifest["files"]
-    wrong = [f"{n} was {'added' if n not in then else 'removed' if n not in now else 'changed'}"
-             for n in sorted(now.keys() | then.keys()) if now.get(n) != then.get(n)]
-    if wrong: return wrong
-    if total(now) != manifest["digest"]: return [f"{MANIFEST} was changed"]
+    wrong = [
+        f"{n} was {'added' if n not in then else 'removed' if n not in now else 'changed'}"
+        for n in sorted(now.keys() | then.keys())
+        if now.get(n) != then.get(n)
+    ]
+    if wrong:
+        return wrong
+    if total(now) != manifest["digest"]:
+        return [f"{MANIFEST} was changed"]
     same = expected in (None, manifest["digest"])
     return [] if same else [f"another was expected: {expected}"]
 
 # %% ../../nbs/4_models/00_bundle.ipynb #9eea0a80
 SHOWN = ("notebooks/", "report.html")  # for people: hashed, and not kept in memory
 
+
 class Sealed:
     "A folder with a manifest, that can say whether it is still what was sealed."
+
     def __init__(
         self,
         path: str | Path,
         *,
-        digest: str | None = None,         # the one it must have; None: what its manifest claims
+        digest: str | None = None,  # the one it must have; None: what its manifest claims
         settings: Settings | None = None,  # the workspace it is loaded in, if there is one
     ):
         self.path, self.expected, self.settings = Path(path), digest, settings
@@ -214,7 +260,8 @@ class Sealed:
         return claims(self.path)
 
     @property
-    def digest(self) -> str: return self.manifest["digest"]
+    def digest(self) -> str:
+        return self.manifest["digest"]
 
     @cached_property
     def contents(self) -> dict[str, bytes]:
@@ -223,10 +270,12 @@ class Sealed:
         for name, path in files(self.path).items():
             data = content(path)
             entries[name] = entry(data)
-            if not name.startswith(SHOWN): kept[name] = data
+            if not name.startswith(SHOWN):
+                kept[name] = data
         if wrong := differing(entries, self.manifest, self.expected):
-            raise BundleError(f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; "
-                              "fetch it again")
+            raise BundleError(
+                f"bundle {self.path} was altered: {'; '.join(wrong[:5])}; fetch it again"
+            )
         return kept
 
     def verify(self) -> Self:
@@ -238,22 +287,29 @@ class Sealed:
 # %% ../../nbs/4_models/00_bundle.ipynb #2613e441
 class Parts(Sealed):
     "What a bundle says about its model: everything that no code is needed for."
-    def _json(self, name: str) -> Any: return json.loads(self.contents[name])
+
+    def _json(self, name: str) -> Any:
+        return json.loads(self.contents[name])
 
     @cached_property
-    def signature(self) -> Signature: return Signature.model_validate(self._json("signature.json"))
+    def signature(self) -> Signature:
+        return Signature.model_validate(self._json("signature.json"))
 
     @cached_property
-    def objective(self) -> Objective: return Objective.model_validate(self._json("objective.json"))
+    def objective(self) -> Objective:
+        return Objective.model_validate(self._json("objective.json"))
 
     @cached_property
-    def report(self) -> dict: return self._json("report.json")
+    def report(self) -> dict:
+        return self._json("report.json")
 
     @cached_property
-    def lineage(self) -> dict: return self._json("lineage.json")
+    def lineage(self) -> dict:
+        return self._json("lineage.json")
 
     @cached_property
-    def candidate(self) -> dict: return self._json("candidate.json")
+    def candidate(self) -> dict:
+        return self._json("candidate.json")
 
     @cached_property
     def labels(self) -> tuple[str, str]:
@@ -265,11 +321,13 @@ class Parts(Sealed):
     def profile(self) -> "Profile":
         "The reference profile."
         from mlops_nb.data.profiles.profiling import Profile
+
         return Profile.from_bytes(self.contents["profile.bin"])
 
 # %% ../../nbs/4_models/00_bundle.ipynb #2d59cbb7
 class Code(Parts):
     "What a bundle says about its code, of which nothing is imported here."
+
     @cached_property
     def trusted(self) -> bool:
         "Whether somebody vouches for the digest."
@@ -297,28 +355,35 @@ class Code(Parts):
 # %% ../../nbs/4_models/00_bundle.ipynb #e8bd50f4
 class Bundle(Code):
     "A model version's files."
+
     @cached_property
     def pipeline(self) -> Any:
         "The fitted pipeline: verified, its library in place, and only then read."
-        if self.own or environment_digests(): vouched(self, self.own)
-        if any(library.within(n, self.package) for n in self.own): _provide(self, self.package)
-        try: pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
-        except ImportError as e: raise outdated(self, f"its library cannot be imported: {e}") from e
+        if self.own or environment_digests():
+            vouched(self, self.own)
+        if any(library.within(n, self.package) for n in self.own):
+            _provide(self, self.package)
+        try:
+            pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
+        except ImportError as e:
+            raise outdated(self, f"its library cannot be imported: {e}") from e
         self.contents.pop("model.skops", None)  # it is large, and not needed again
         return pipeline
 
     def probability(
         self,
-        frame: pl.DataFrame,   # with the columns of the signature
-        label,                 # one of the model's, in any spelling
+        frame: pl.DataFrame,  # with the columns of the signature
+        label,  # one of the model's, in any spelling
     ) -> np.ndarray:
         "Return the probability of a label, a row each."
         column = meant(label, self.labels)
         if column is None:
             labels = " and ".join(self.labels)
-            raise BundleError(f"the model in {self.path} has the labels {labels}, "
-                              f"expected {label!r} "
-                              "among them: compare it with data of its own labels")
+            raise BundleError(
+                f"the model in {self.path} has the labels {labels}, "
+                f"expected {label!r} "
+                "among them: compare it with data of its own labels"
+            )
         both = self.pipeline.predict_proba(self.signature.conform(frame))
         return both[:, self.labels.index(column)]
 
@@ -335,58 +400,72 @@ class Bundle(Code):
 # %% ../../nbs/4_models/00_bundle.ipynb #c44bff9a
 def vouched(
     bundle: Bundle,
-    own: list[str],    # what is code of its own, dotted names
+    own: list[str],  # what is code of its own, dotted names
 ) -> Bundle:
     "Return the bundle if somebody vouches for its digest; else raise."
-    if bundle.trusted: return bundle
+    if bundle.trusted:
+        return bundle
     advice = "set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event"
     if digests := known_digests():
         expected = " or ".join(sorted(digests)[:5])
-        raise BundleError(f"bundle {bundle.path} has digest {bundle.digest}, expected {expected}: "
-                          f"fetch it again, or {advice}")
-    raise BundleError(f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and "
-                      "nothing says which digest it must have: load it in its workspace, "
-                      f"or {advice}")
+        raise BundleError(
+            f"bundle {bundle.path} has digest {bundle.digest}, expected {expected}: "
+            f"fetch it again, or {advice}"
+        )
+    raise BundleError(
+        f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and "
+        "nothing says which digest it must have: load it in its workspace, "
+        f"or {advice}"
+    )
 
 # %% ../../nbs/4_models/00_bundle.ipynb #2285f106
 def library_digest(
-    folder: Path,                 # in which a package lies, and nothing else
-) -> str:                         # as `cluster.snapshot` names its folders
+    folder: Path,  # in which a package lies, and nothing else
+) -> str:  # as `cluster.snapshot` names its folders
     "Digest of a package's code."
     return library.digest(sorted(folder.glob("*/**/*.py")), folder)[:16]
 
+
 def sources_of(
-    contents: dict[str, bytes],   # verified, by name
-) -> dict[str, bytes]:            # by name relative to the library
+    contents: dict[str, bytes],  # verified, by name
+) -> dict[str, bytes]:  # by name relative to the library
     "Return the sources in a bundle's library."
     names = [name for name in contents if re.fullmatch(r"library/.+/.+\.py", name)]
     names.sort(key=PurePosixPath)
     return {name.removeprefix("library/"): contents[name] for name in names}
 
+
 def sources_digest(sources: dict[str, bytes]) -> str:
     "Return what `library_digest` gives for a folder of these sources."
     whole = hashlib.sha256()
-    for name, data in sources.items(): whole.update(name.encode() + b"\0" + data + b"\0")
+    for name, data in sources.items():
+        whole.update(name.encode() + b"\0" + data + b"\0")
     return whole.hexdigest()[:16]
 
 # %% ../../nbs/4_models/00_bundle.ipynb #f4da277e
 def private_library(
-    sources: dict[str, bytes],    # by name, verified
-    settings: Settings | None,    # the workspace; None: a temporary folder
+    sources: dict[str, bytes],  # by name, verified
+    settings: Settings | None,  # the workspace; None: a temporary folder
 ) -> Path:
     "Return a folder of these sources that only this user can write to."
-    if settings is None: return _written(sources, _temporary())
+    if settings is None:
+        return _written(sources, _temporary())
     libraries = settings.state / "libraries"
     libraries.mkdir(parents=True, exist_ok=True)
     folder = libraries / sources_digest(sources)
     if not folder.exists():
         fresh = _written(sources, Path(tempfile.mkdtemp(dir=libraries)))
-        try: fresh.rename(folder)
-        except OSError: shutil.rmtree(fresh)  # another process was first
+        try:
+            fresh.rename(folder)
+        except OSError:
+            shutil.rmtree(fresh)  # another process was first
     private = not folder.is_symlink() and not folder.stat().st_mode & 0o022
-    if private and library_digest(folder) == folder.name: return folder
-    raise BundleError(f"{folder} was altered, or others can write to it: remove it, "
-                      "and it will be made again")
+    if private and library_digest(folder) == folder.name:
+        return folder
+    raise BundleError(
+        f"{folder} was altered, or others can write to it: remove it, and it will be made again"
+    )
+
 
 def _written(sources: dict[str, bytes], folder: Path) -> Path:
     "Return the folder, with the sources in it."
@@ -395,6 +474,7 @@ def _written(sources: dict[str, bytes], folder: Path) -> Path:
         (folder / name).write_bytes(data)
     return folder
 
+
 def _temporary() -> Path:
     "Return a new private folder that goes when this process ends."
     folder, owner = Path(tempfile.mkdtemp(prefix="mlops_nb-library-")), os.getpid()
@@ -402,36 +482,46 @@ def _temporary() -> Path:
     return folder
 
 # %% ../../nbs/4_models/00_bundle.ipynb #515ee845
-def outdated(
-    bundle: Parts,
-    why: str,
-) -> OutdatedBundle:
+def outdated(bundle: Parts, why: str) -> OutdatedBundle:
     "Return the error that says what to do with a bundle of an earlier release."
     registered, here = bundle.lineage.get("framework"), library.framework()
-    return OutdatedBundle(f"bundle {bundle.path} was registered with {library.release(registered)}, "
-                          f"and {library.release(here)} cannot load it, for {why}. "
-                          "Train the model and register it again")
+    return OutdatedBundle(
+        f"bundle {bundle.path} was registered with {library.release(registered)}, "
+        f"and {library.release(here)} cannot load it, for {why}. "
+        "Train the model and register it again"
+    )
+
 
 def _library(bundle: Bundle) -> Path | None:
     "Return the private folder of a bundle's code, or None where it has none."
     sources = sources_of(bundle.contents)
-    if not sources: return None
+    if not sources:
+        return None
     if bundle.package == library.FRAMEWORK:  # as earlier releases had it
-        if not any(library.within(name, library.FRAMEWORK) for name in bundle.own): return None
+        if not any(library.within(name, library.FRAMEWORK) for name in bundle.own):
+            return None
         raise outdated(bundle, "its library is the whole framework of that time")
     return private_library(sources, vouched(bundle, sorted(sources)).settings)
 
+
 def _provide(bundle: Bundle, package: str) -> None:
     "Make the bundle's version of its package the one this process imports, or raise."
-    if bundle.library is None: return  # installed, or else loading says what is missing
-    if package not in sys.modules: return library.use(bundle.library, package)
+    if bundle.library is None:
+        return  # installed, or else loading says what is missing
+    if package not in sys.modules:
+        return library.use(bundle.library, package)
     place = Path(next(iter(sys.modules[package].__path__))).parents[package.count(".")]
     if _differ(sources_of(bundle.contents), place):
-        raise BundleError(f"bundle {bundle.path} needs its own version of package '{package}', but "
-                          f"another is imported here from {place}: load it in a process that has "
-                          f"not imported '{package}' yet")
+        raise BundleError(
+            f"bundle {bundle.path} needs its own version of package '{package}', but "
+            f"another is imported here from {place}: load it in a process that has "
+            f"not imported '{package}' yet"
+        )
+
 
 def _differ(sources: dict[str, bytes], place: Path) -> bool:
     "Return whether a folder has other modules than these."
-    try: return any((place / name).read_bytes() != source for name, source in sources.items())
-    except OSError: return True
+    try:
+        return any((place / name).read_bytes() != source for name, source in sources.items())
+    except OSError:
+        return True

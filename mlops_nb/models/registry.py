@@ -28,7 +28,14 @@ from ..core.settings import Settings, load as workspace
 from ..core.templates import render
 from . import approvals, roles
 from mlops_nb.models.bundle import (
-    Bundle, fill, installed, known_digests, pins, registered_digest, seal, vouched,
+    Bundle,
+    fill,
+    installed,
+    known_digests,
+    pins,
+    registered_digest,
+    seal,
+    vouched,
 )
 from .roles import ROLES
 from ..science.objective import Objective, model_name
@@ -40,36 +47,49 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/4_models/03_registry.ipynb #8b4ef78f
 def commit(
-    root: Path,                       # any folder
-) -> dict[str, str | bool | None]:    # commit and dirty; both none outside of a repository
+    root: Path,  # any folder
+) -> dict[str, str | bool | None]:  # commit and dirty; both none outside of a repository
     "The git commit that the workspace is at, and whether files differ from it."
+
     def git(*args: str) -> str | None:
-        try: done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=30)
-        except OSError: return None
+        try:
+            done = subprocess.run(
+                ["git", *args], cwd=root, capture_output=True, text=True, timeout=30
+            )
+        except OSError:
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
+
     head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")
     return {"commit": head, "dirty": None if changes is None else bool(changes)}
 
 # %% ../../nbs/4_models/03_registry.ipynb #f78d7d12
 def origin(
-    candidate_uri: str,     # "runs:/<run id>/candidate"
+    candidate_uri: str,  # "runs:/<run id>/candidate"
     report_uri: str,
-    dataset: str,           # as in "churn@3"
+    dataset: str,  # as in "churn@3"
     *,
     settings: Settings,
-) -> dict[str, Any]:        # what `lineage.json` holds, but for the notebooks
+) -> dict[str, Any]:  # what `lineage.json` holds, but for the notebooks
     "What is known of a model's making."
     run = tracking.client(settings).get_run(run_of(candidate_uri))
     ingested = events.newest(settings.events, "ingested", dataset)
     told = ingested["details"] if ingested else {}
-    return {"dataset": {"ref": dataset, "digest": told.get("digest"), "source": told.get("source")},
-            "runs": {"candidate": run.info.run_id, "report": run_of(report_uri)},
-            "candidate": candidate_uri, "report": report_uri, "git": commit(settings.root),
-            "parameters": run.data.params, "by": run.info.user_id,
-            "at": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(),
-            "python": platform.python_version(), "versions": {n: installed(n) for n in (*VERSIONS, "ray", "mlflow")},
-            "package": settings.workspace.package,
-            "framework": library.framework(settings.workspace.package)}
+    return {
+        "dataset": {"ref": dataset, "digest": told.get("digest"), "source": told.get("source")},
+        "runs": {"candidate": run.info.run_id, "report": run_of(report_uri)},
+        "candidate": candidate_uri,
+        "report": report_uri,
+        "git": commit(settings.root),
+        "parameters": run.data.params,
+        "by": run.info.user_id,
+        "at": datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(),
+        "python": platform.python_version(),
+        "versions": {n: installed(n) for n in (*VERSIONS, "ray", "mlflow")},
+        "package": settings.workspace.package,
+        "framework": library.framework(settings.workspace.package),
+    }
+
 
 def run_of(uri: str) -> str | None:
     "The run that an artifact address belongs to."
@@ -80,15 +100,17 @@ def run_of(uri: str) -> str | None:
 @dataclass(frozen=True)
 class ModelVersion:
     "One version of a model, as the registry knows it."
+
     name: str
     version: str
-    source: str                 # where the bundle lies
+    source: str  # where the bundle lies
     run_id: str
-    tags: dict[str, str]        # bundle (its digest), dataset, library, commit
-    aliases: tuple[str, ...]    # champion, challenger
+    tags: dict[str, str]  # bundle (its digest), dataset, library, commit
+    aliases: tuple[str, ...]  # champion, challenger
 
     @property
-    def ref(self) -> str: return f"{self.name}/{self.version}"
+    def ref(self) -> str:
+        return f"{self.name}/{self.version}"
 
     def bundle(self, settings: Settings | None = None) -> Bundle:
         "Return its files, which must have the digest that its `registered` event says."
@@ -101,31 +123,46 @@ class ModelVersion:
         facts = {"aliases": ", ".join(self.aliases), "run": self.run_id, **self.tags}
         return render("facts.html", title=self.ref, facts=[(k, v) for k, v in facts.items() if v])
 
+
 def _version(found, aliases: dict[str, str]) -> ModelVersion:
     "From MLflow's record."
     mine = tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version)))
-    return ModelVersion(found.name, str(found.version), found.source, found.run_id, dict(found.tags), mine)
+    return ModelVersion(
+        found.name, str(found.version), found.source, found.run_id, dict(found.tags), mine
+    )
 
 # %% ../../nbs/4_models/03_registry.ipynb #020b9189
 def versions(
-    name: str,                         # of a model
+    name: str,  # of a model
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> list[ModelVersion]:               # newest first; empty where there is no such model
+) -> list[ModelVersion]:  # newest first; empty where there is no such model
     "All versions of a model."
     settings = settings or workspace()
     client = tracking.client(settings)
-    aliases = {m.name: m.aliases for m in client.search_registered_models(f"name = '{name}'")}.get(name, {})
+    aliases = {m.name: m.aliases for m in client.search_registered_models(f"name = '{name}'")}.get(
+        name, {}
+    )
     aliases = {a: v for a, v in aliases.items() if a not in ROLES} | roles.serving(name, settings)
-    found = [_version(v, aliases) for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)]
+    found = [
+        _version(v, aliases)
+        for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)
+    ]
     return sorted(found, key=lambda v: -int(v.version))
 
 # %% ../../nbs/4_models/03_registry.ipynb #20bb08af
-MLFLOW_TYPES = {"integer": "long", "float": "double", "boolean": "boolean", "string": "string",
-                "date": "string", "datetime": "string"}
+MLFLOW_TYPES = {
+    "integer": "long",
+    "float": "double",
+    "boolean": "boolean",
+    "string": "string",
+    "date": "string",
+    "datetime": "string",
+}
+
 
 def describe(
-    folder: Path,            # a bundle before it is sealed
+    folder: Path,  # a bundle before it is sealed
     signature: Signature,
     lineage: dict[str, Any],
 ) -> None:
@@ -133,55 +170,78 @@ def describe(
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    columns = [ColSpec(MLFLOW_TYPES[c.dtype], c.name, required=not c.nullable) for c in signature.columns]
+    columns = [
+        ColSpec(MLFLOW_TYPES[c.dtype], c.name, required=not c.nullable) for c in signature.columns
+    ]
     run = lineage["runs"]["candidate"]
-    model = Model(run_id=run, model_uuid=run, utc_time_created=lineage["at"],
-                  signature=ModelSignature(Schema(columns), Schema([ColSpec("string", "prediction")])))
-    model.add_flavor("python_function", loader_module="mlops_nb.models.registry", python_version=lineage["python"])
+    model = Model(
+        run_id=run,
+        model_uuid=run,
+        utc_time_created=lineage["at"],
+        signature=ModelSignature(Schema(columns), Schema([ColSpec("string", "prediction")])),
+    )
+    model.add_flavor(
+        "python_function",
+        loader_module="mlops_nb.models.registry",
+        python_version=lineage["python"],
+    )
     model.save(str(folder / "MLmodel"))
+
 
 class _Pyfunc:
     "What `mlflow.pyfunc` calls."
-    def __init__(self, bundle: Bundle, pipeline): self.bundle, self.pipeline = bundle, pipeline
+
+    def __init__(self, bundle: Bundle, pipeline):
+        self.bundle, self.pipeline = bundle, pipeline
 
     def predict(self, frame, params: dict | None = None):
         import numpy as np
 
         clean = frame.astype(object).where(frame.notna(), None).to_dict("records")
         scored = self.pipeline.predict_proba(self.bundle.signature.frame(clean))[:, 1]
-        return np.array(self.bundle.labels)[(scored >= self.bundle.objective.decision_threshold).astype(int)]
+        return np.array(self.bundle.labels)[
+            (scored >= self.bundle.objective.decision_threshold).astype(int)
+        ]
+
 
 def _load_pyfunc(path: str) -> _Pyfunc:
     "Return what MLflow calls; refuse a bundle that neither workspace nor environment expects."
     bundle = Bundle(path).verify()
-    if known_digests(): vouched(bundle, [])
+    if known_digests():
+        vouched(bundle, [])
     return _Pyfunc(bundle, bundle.pipeline)
 
 # %% ../../nbs/4_models/03_registry.ipynb #76dfcc75
 def tested(
-    report_uri: str,                   # folder with report.json
-    objective: Objective,              # what the model is registered for
+    report_uri: str,  # folder with report.json
+    objective: Objective,  # what the model is registered for
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> dict:                             # the report
+) -> dict:  # the report
     "Return a test report that passed, for this objective; raise if it did not pass."
     path = tracking.fetch(report_uri, settings=settings) / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     failed = approvals.failed_checks(report)
     if not approvals.passed(report):
         failed = failed or ["it has no checks"]
-        raise RegistryError(f"the candidate failed its test, {report_uri}: {'; '.join(failed)}. "
-                            "What serves now goes on serving.")
+        raise RegistryError(
+            f"the candidate failed its test, {report_uri}: {'; '.join(failed)}. "
+            "What serves now goes on serving."
+        )
     _same_objective(report, objective, report_uri)
     return report
+
 
 def _same_candidate(report_uri: str, candidate_uri: str, settings: Settings) -> None:
     "Raise if the run that made a report was given another candidate."
     run = run_of(report_uri)
     tested = run and tracking.client(settings).get_run(run).data.params.get("candidate")
     if str(tested).startswith("runs:/") and tested != candidate_uri:
-        raise RegistryError(f"the report {report_uri} is of {tested}, expected one of {candidate_uri}: "
-                            "test this candidate")
+        raise RegistryError(
+            f"the report {report_uri} is of {tested}, expected one of {candidate_uri}: "
+            "test this candidate"
+        )
+
 
 def _same_objective(report: dict, objective: Objective, report_uri: str) -> None:
     "Raise if a report judges by another objective; one that names none is left alone."
@@ -190,43 +250,59 @@ def _same_objective(report: dict, objective: Objective, report_uri: str) -> None
     judged = Objective.model_validate(report["objective"]).model_dump()
     wanted = objective.model_dump()
     if differing := [name for name in wanted if judged[name] != wanted[name]]:
-        raise RegistryError(f"the report {report_uri} judges by another objective: "
-                            f"{', '.join(differing)} differ. Run the test again")
+        raise RegistryError(
+            f"the report {report_uri} judges by another objective: "
+            f"{', '.join(differing)} differ. Run the test again"
+        )
 
 # %% ../../nbs/4_models/03_registry.ipynb #4c083604
 def register(
-    name: str,                            # of the model
-    candidate_uri: str,                   # from `Fitted.save`
+    name: str,  # of the model
+    candidate_uri: str,  # from `Fitted.save`
     *,
-    report_uri: str,                      # folder with report.json and report.html
-    dataset: str,                         # what it was trained on, as in "churn@3"
+    report_uri: str,  # folder with report.json and report.html
+    dataset: str,  # what it was trained on, as in "churn@3"
     objective: Objective,
-    by: str,                              # the person or program responsible
+    by: str,  # the person or program responsible
     profile: "Profile | bytes | None" = None,  # for monitoring; default: `evaluation.reference`
-    notebooks: Sequence[str | Path] = (), # executed, to be kept
-    run: str = "",                        # of the workflow: its executed notebooks are kept too
-    settings: Settings | None = None,     # default: the workspace around the current folder
+    notebooks: Sequence[str | Path] = (),  # executed, to be kept
+    run: str = "",  # of the workflow: its executed notebooks are kept too
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> ModelVersion:
     "Make a candidate a version of a model; the same one again gives the version it is already."
     settings = settings or workspace()
-    try: model_name(name)
-    except ObjectiveError as e: raise RegistryError(str(e)) from e
-    if not run_of(candidate_uri): raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
-    candidate, report = (tracking.fetch(uri, settings=settings) for uri in (candidate_uri, report_uri))
+    try:
+        model_name(name)
+    except ObjectiveError as e:
+        raise RegistryError(str(e)) from e
+    if not run_of(candidate_uri):
+        raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
+    candidate, report = (
+        tracking.fetch(uri, settings=settings) for uri in (candidate_uri, report_uri)
+    )
     report_json = (report / "report.json").read_text(encoding="utf-8")
     _same_objective(json.loads(report_json), objective, report_uri)
     _same_candidate(report_uri, candidate_uri, settings)
     package = settings.workspace.package
     load_pipeline(candidate / "model.skops", package=package)
     lineage = origin(candidate_uri, report_uri, dataset, settings=settings)
-    if profile is None: profile = _reference(dataset, candidate, settings)
+    if profile is None:
+        profile = _reference(dataset, candidate, settings)
     with tempfile.TemporaryDirectory() as folder:
-        path = fill(Path(folder) / "bundle", candidate=candidate, report=report, objective=objective, lineage=lineage,
-                    profile=profile if isinstance(profile, bytes) else profile.to_bytes(),
-                    notebooks=[*map(Path, notebooks), *_executed(run, settings)],
-                    requirements=pins(settings.root, package),
-                    sources=_sources(candidate / "model.skops", settings))
-        describe(path, Signature.model_validate_json((path / "signature.json").read_text()), lineage)
+        path = fill(
+            Path(folder) / "bundle",
+            candidate=candidate,
+            report=report,
+            objective=objective,
+            lineage=lineage,
+            profile=profile if isinstance(profile, bytes) else profile.to_bytes(),
+            notebooks=[*map(Path, notebooks), *_executed(run, settings)],
+            requirements=pins(settings.root, package),
+            sources=_sources(candidate / "model.skops", settings),
+        )
+        describe(
+            path, Signature.model_validate_json((path / "signature.json").read_text()), lineage
+        )
         version = _stored(name, Bundle(path, digest=seal(path), settings=settings), settings)
     _announce(version, lineage, by, settings)
     return version
@@ -236,8 +312,10 @@ def _reference(dataset: str, candidate: Path, settings: Settings) -> "Profile":
     "Return the profile that monitoring compares production with."
     from mlops_nb.data.versions import get
     from mlops_nb.science.evaluation import reference
+
     fitted = read(candidate, package=settings.workspace.package)
     return reference(get(dataset, settings=settings), fitted)
+
 
 def _executed(run: str, settings: Settings) -> list[Path]:
     "Return the executed notebooks of a workflow's run so far."
@@ -245,13 +323,14 @@ def _executed(run: str, settings: Settings) -> list[Path]:
 
 # %% ../../nbs/4_models/03_registry.ipynb #411605da
 def _sources(
-    model: Path,          # a `model.skops`
+    model: Path,  # a `model.skops`
     settings: Settings,
-) -> dict[str, Path]:     # by place in the library
+) -> dict[str, Path]:  # by place in the library
     "Return the modules of the exported package that a pipeline needs."
     package = settings.workspace.package
     names = [name for name in named(model) if library.within(name, package)]
-    if not names: return {}
+    if not names:
+        return {}
     root = cluster.snapshot(settings)
     files = library.defining(names, root, package)
     return {file.relative_to(root).as_posix(): file for file in files}
@@ -263,43 +342,74 @@ def _stored(name: str, bundle: Bundle, settings: Settings) -> ModelVersion:
     run = lineage["runs"]["candidate"]
     for known in versions(name, settings=settings):
         if (known.tags.get("bundle"), known.run_id) == (bundle.digest, run):
-            if not _rejected(known, settings): return known
+            if not _rejected(known, settings):
+                return known
             break  # a rejection is final: the same content gets a new number
     place = f"bundles/{bundle.digest[:12]}"
     client.log_artifacts(run, str(bundle.path), place)
-    tags = {"bundle": bundle.digest, "dataset": lineage["dataset"]["ref"], "commit": lineage["git"]["commit"] or "",
-            "library": bundle.library_digest, "candidate": bundle.candidate["name"]}
+    tags = {
+        "bundle": bundle.digest,
+        "dataset": lineage["dataset"]["ref"],
+        "commit": lineage["git"]["commit"] or "",
+        "library": bundle.library_digest,
+        "candidate": bundle.candidate["name"],
+    }
     _model(client, name)
-    return _version(client.create_model_version(name, f"runs:/{run}/{place}", run_id=run, tags=tags), {})
+    return _version(
+        client.create_model_version(name, f"runs:/{run}/{place}", run_id=run, tags=tags), {}
+    )
+
 
 def _rejected(version: ModelVersion, settings: Settings) -> bool:
     "Return whether somebody rejected a version."
     decision = approvals.decision(version.ref, settings)
     return bool(decision) and decision["kind"] == "rejected"
 
+
 def _model(client, name: str) -> None:
     "Make the registered model if there is none; of two who do it at once one does."
     from mlflow.exceptions import MlflowException
-    try: client.create_registered_model(name)
-    except MlflowException: client.get_registered_model(name)
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException:
+        client.get_registered_model(name)
+
 
 def _announce(version: ModelVersion, lineage: dict, by: str, settings: Settings) -> None:
     "Record the `registered` event, once a version: what it is, what it came from, how good it is."
     source = tracking.fetch(version.source, settings=settings)
     bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event yet
-    try: events.record(
-        settings.events, "registered", version.ref, by=by, after=None, model=version.ref, bundle=version.tags["bundle"],
-        dataset=lineage["dataset"], run=version.run_id, runs=lineage["runs"], candidate=lineage["candidate"],
-        report=lineage["report"], git=lineage["git"], library=version.tags["library"],
-        framework=lineage["framework"],
-        estimator=version.tags["candidate"], labels=list(bundle.labels),
-        parameters=lineage["parameters"], notebooks=bundle.lineage["notebooks"],
-        metrics=bundle.report.get("metrics", {}), passed=approvals.passed(bundle.report))
-    except EventConflict: pass  # announced already
+    try:
+        events.record(
+            settings.events,
+            "registered",
+            version.ref,
+            by=by,
+            after=None,
+            model=version.ref,
+            bundle=version.tags["bundle"],
+            dataset=lineage["dataset"],
+            run=version.run_id,
+            runs=lineage["runs"],
+            candidate=lineage["candidate"],
+            report=lineage["report"],
+            git=lineage["git"],
+            library=version.tags["library"],
+            framework=lineage["framework"],
+            estimator=version.tags["candidate"],
+            labels=list(bundle.labels),
+            parameters=lineage["parameters"],
+            notebooks=bundle.lineage["notebooks"],
+            metrics=bundle.report.get("metrics", {}),
+            passed=approvals.passed(bundle.report),
+        )
+    except EventConflict:
+        pass  # announced already
 
 # %% ../../nbs/4_models/03_registry.ipynb #5a787f0f
 def resolve(
-    ref: str,                          # "churn/4", "churn@champion", either with "model:" before it
+    ref: str,  # "churn/4", "churn@champion", either with "model:" before it
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> ModelVersion:
@@ -307,8 +417,10 @@ def resolve(
     name, number, alias = _parts(ref)
     known = versions(name, settings=settings)
     for v in known:
-        if v.version == number or alias in v.aliases: return v
+        if v.version == number or alias in v.aliases:
+            return v
     raise RegistryError(f"no model {ref}: " + _present(name, known, settings))
+
 
 def _parts(ref: str) -> tuple[str, str | None, str | None]:
     "Return name, version and alias of a reference; version or alias is None."
@@ -317,98 +429,117 @@ def _parts(ref: str) -> tuple[str, str | None, str | None]:
         raise RegistryError(f"'{ref}' is no model reference: expected NAME/VERSION or NAME@ALIAS")
     return match.groups()
 
+
 def model_of(ref: str) -> str:
     "Return the model's name in a reference to one of its versions."
     return _parts(ref)[0]
 
+
 def _present(name: str, known: list[ModelVersion], settings: Settings | None) -> str:
     "What could have been meant."
-    if known: return "there is " + ", ".join(" = ".join([v.ref, *(f"{name}@{a}" for a in v.aliases)]) for v in known)
+    if known:
+        return "there is " + ", ".join(
+            " = ".join([v.ref, *(f"{name}@{a}" for a in v.aliases)]) for v in known
+        )
     models = sorted(m.name for m in tracking.client(settings).search_registered_models())
     return f"the models are {', '.join(models)}" if models else "no model is registered yet"
 
 # %% ../../nbs/4_models/03_registry.ipynb #c2f14cc5
 def champions_view(
-    champion: str,                     # as in "churn@champion": no other version is compared with
-    frame: pl.DataFrame,               # rows of the test split
+    champion: str,  # as in "churn@champion": no other version is compared with
+    frame: pl.DataFrame,  # rows of the test split
     objective: Objective,
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> np.ndarray | None:                # of the positive label, a row each
+) -> np.ndarray | None:  # of the positive label, a row each
     "Return the probabilities that the champion gives, or None if none is in production or loads."
     settings = settings or workspace()
     if champion != f"{objective.name}@champion":
-        raise RegistryError(f"champion = {champion}: expected {objective.name}@champion, for the "
-                            "gate compares with the version in production")
+        raise RegistryError(
+            f"champion = {champion}: expected {objective.name}@champion, for the "
+            "gate compares with the version in production"
+        )
     version = roles.serving(objective.name, settings).get("champion")
-    if version is None: return None
+    if version is None:
+        return None
     bundle = resolve(f"{objective.name}/{version}", settings=settings).bundle(settings)
-    try: return bundle.probability(frame, objective.positive)
-    except OutdatedBundle as e:  # nothing can serve it either: what takes its place need not beat it
+    try:
+        return bundle.probability(frame, objective.positive)
+    except (
+        OutdatedBundle
+    ) as e:  # nothing can serve it either: what takes its place need not beat it
         warnings.warn(f"the champion is not compared with: {e}", stacklevel=2)
         return None
 
 # %% ../../nbs/4_models/03_registry.ipynb #98388244
 def approve(
-    ref: str,                          # a model version
-    by: str,                           # the person who decides
+    ref: str,  # a model version
+    by: str,  # the person who decides
     note: str = "",
     *,
-    despite: str = "",                 # why, although a check of its report or acceptance failed
+    despite: str = "",  # why, although a check of its report or acceptance failed
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # the event's id
+) -> str:  # the event's id
     "Record that a person lets a version go to production. Return the event's id."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
-    return approvals.approve(version.ref, version.bundle(settings), settings, by=by, note=note,
-                             despite=despite)
+    return approvals.approve(
+        version.ref, version.bundle(settings), settings, by=by, note=note, despite=despite
+    )
+
 
 def approve_by_rule(
-    ref: str,                          # a model version
+    ref: str,  # a model version
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # the event's id
+) -> str:  # the event's id
     "Approve a version whose objective lets the rule decide. Return the approval's id, or raise."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     return approvals.approve_by_rule(version.ref, version.bundle(settings), settings)
 
+
 def reject(
-    ref: str,                          # a model version
-    by: str,                           # the person who decides
-    note: str = "",                    # why
+    ref: str,  # a model version
+    by: str,  # the person who decides
+    note: str = "",  # why
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:                              # the event's id
+) -> str:  # the event's id
     "Record that a version may never go to production. Return the event's id."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     return approvals.reject(version.ref, version.tags["bundle"], settings, by=by, note=note)
 
+
 def approval(
-    ref: str,                          # a model version
+    ref: str,  # a model version
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> dict[str, Any] | None:            # the event: kind, by, at, details
+) -> dict[str, Any] | None:  # the event: kind, by, at, details
     "Return the newest decision about a version, or None if nobody decided."
     settings = settings or workspace()
     return approvals.decision(resolve(ref, settings=settings).ref, settings)
 
 # %% ../../nbs/4_models/03_registry.ipynb #04cbe1fb
 def set_alias(
-    ref: str,                          # the version that gets it; loses it where `remove`
-    alias: str,                        # any name but the roles
+    ref: str,  # the version that gets it; loses it where `remove`
+    alias: str,  # any name but the roles
     *,
     remove: bool = False,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> ModelVersion:                     # as it is now
+) -> ModelVersion:  # as it is now
     "Point an alias to a version. Return the version as it is now."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     if alias in ROLES:
-        raise RegistryError(f"{alias} is a role at an endpoint: `mlops-nb deploy {version.ref}` gives "
-                            "it, `mlops-nb rollback` takes it back")
+        raise RegistryError(
+            f"{alias} is a role at an endpoint: `mlops-nb deploy {version.ref}` gives "
+            "it, `mlops-nb rollback` takes it back"
+        )
     client = tracking.client(settings)
-    if not remove: client.set_registered_model_alias(version.name, alias, version.version)
-    elif alias in version.aliases: client.delete_registered_model_alias(version.name, alias)
+    if not remove:
+        client.set_registered_model_alias(version.name, alias, version.version)
+    elif alias in version.aliases:
+        client.delete_registered_model_alias(version.name, alias)
     return resolve(version.ref, settings=settings)

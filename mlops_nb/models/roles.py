@@ -13,9 +13,10 @@ from ..core.settings import Settings
 # %% ../../nbs/4_models/01_roles.ipynb #8ecfed91
 ROLES = ("champion", "challenger")
 
+
 def named(
-    deployed: dict,         # details of a `deployed` event
-) -> dict[str, str]:        # version by role; a role that nobody has is left out
+    deployed: dict,  # details of a `deployed` event
+) -> dict[str, str]:  # version by role; a role that nobody has is left out
     "Return which version is champion and which challenger."
     if "champion" in deployed:
         return {role: deployed[role] for role in ROLES if deployed.get(role)}
@@ -24,16 +25,16 @@ def named(
 
 # %% ../../nbs/4_models/01_roles.ipynb #070edb31
 def serving(
-    name: str,             # of a model
+    name: str,  # of a model
     settings: Settings,
-) -> dict[str, str]:       # version by role
+) -> dict[str, str]:  # version by role
     "Return which version of a model has which role now."
     event = events.newest(settings.events, "deployed", name)
     return named(event["details"]) if event else {}
 
 # %% ../../nbs/4_models/01_roles.ipynb #b4eccdbe
 def mirror(
-    name: str,             # of a model
+    name: str,  # of a model
     settings: Settings,
 ) -> None:
     "Make MLflow's aliases say which version has which role; safe to repeat."
@@ -49,6 +50,7 @@ def mirror(
             event = newest  # decided on another machine meanwhile
         mark.write_text(event["id"] if event else "")
 
+
 def _mirror(client, name: str, wanted: dict[str, str]) -> None:
     "Set and remove the aliases of one model in MLflow."
     models = client.search_registered_models(f"name = '{name}'")
@@ -57,8 +59,10 @@ def _mirror(client, name: str, wanted: dict[str, str]) -> None:
     stored = {str(v.version) for v in versions}
     wanted = {role: version for role, version in wanted.items() if version in stored}
     for role, version in wanted.items():
-        if present.get(role) != version: client.set_registered_model_alias(name, role, version)
-    for role in present.keys() - wanted.keys(): client.delete_registered_model_alias(name, role)
+        if present.get(role) != version:
+            client.set_registered_model_alias(name, role, version)
+    for role in present.keys() - wanted.keys():
+        client.delete_registered_model_alias(name, role)
 
 # %% ../../nbs/4_models/01_roles.ipynb #22bffa35
 def mirrored(name: str, event: str, settings: Settings) -> bool:

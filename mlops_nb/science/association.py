@@ -13,11 +13,11 @@ from .intervals import Interval, auc, codes, fewest, influence_on_auc
 
 # %% ../../nbs/3_science/01_association.ipynb #03a7e0fa
 def ranked(
-    labels: np.ndarray,                      # zeros and ones, both present
-    values: np.ndarray,                      # numbers
+    labels: np.ndarray,  # zeros and ones, both present
+    values: np.ndarray,  # numbers
     *,
-    keys: object = None,                     # of each row; rows with the same key belong together
-    alpha: float = 0.05,                     # one minus the confidence of the interval
+    keys: object = None,  # of each row; rows with the same key belong together
+    alpha: float = 0.05,  # one minus the confidence of the interval
 ) -> tuple[Interval, float]:
     "Rank-biserial correlation, -1 to 1, and the p-value of no difference."
     from scipy.stats import mannwhitneyu, t
@@ -35,8 +35,12 @@ def ranked(
 # %% ../../nbs/3_science/01_association.ipynb #8c655e9c
 def _counts(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     "A row a category: how many rows, and how many of them are positive."
-    table = pl.DataFrame({"value": values, "label": labels}).group_by("value").agg(
-        rows=pl.len(), positives=pl.col("label").sum()).sort("value")
+    table = (
+        pl.DataFrame({"value": values, "label": labels})
+        .group_by("value")
+        .agg(rows=pl.len(), positives=pl.col("label").sum())
+        .sort("value")
+    )
     return table.select("rows", "positives").to_numpy().astype(np.int64)
 
 
@@ -47,7 +51,7 @@ def _statistic(rows: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return (squares - ones**2 / n) * n**2 / (ones * (n - ones))
 
 # %% ../../nbs/3_science/01_association.ipynb #a7c8d9c7
-_MOST = 500   # categories whose tables are drawn
+_MOST = 500  # categories whose tables are drawn
 
 
 def _moments(rows: np.ndarray, ones: int) -> tuple[float, float]:
@@ -57,8 +61,9 @@ def _moments(rows: np.ndarray, ones: int) -> tuple[float, float]:
     spare, falling = n - k, [r, r * (r - 1), r * (r - 1) * (r - 2), r * (r - 1) * (r - 2) * (r - 3)]
     fourth = falling[3] * f[3] + 6 * falling[2] * f[2] + 7 * falling[1] * f[1] + r * f[0]
     own = (fourth / r**2).sum()
-    cross = ((spare**2 - ((r - 1) ** 2).sum()) * f[3] + 2 * (k - 1) * spare * f[2]
-             + k * (k - 1) * f[1])
+    cross = (
+        (spare**2 - ((r - 1) ** 2).sum()) * f[3] + 2 * (k - 1) * spare * f[2] + k * (k - 1) * f[1]
+    )
     mean = spare * f[1] + k * f[0]
     factor = n**2 / (ones * (n - ones))
     return factor * (mean - ones**2 / n), factor**2 * max(0.0, own + cross - mean**2)
@@ -68,8 +73,9 @@ def _drawn(rows: np.ndarray, ones: int, statistic: float, draws: int = 9999) -> 
     "The share of tables with the same margins, the observed one too, whose chi-square is as large."
     rng, size, hits = np.random.default_rng(0), max(1, 10**6 // len(rows)), 1
     for start in range(0, draws, size):
-        tables = rng.multivariate_hypergeometric(rows, ones, min(size, draws - start),
-                                                 method="marginals")
+        tables = rng.multivariate_hypergeometric(
+            rows, ones, min(size, draws - start), method="marginals"
+        )
         hits += int((_statistic(rows, tables) >= statistic * (1 - 1e-9)).sum())
     return hits / (draws + 1)
 
@@ -79,11 +85,15 @@ def _independence(rows: np.ndarray, positives: np.ndarray, statistic: float) -> 
     from scipy.stats import chi2, fisher_exact, gamma
 
     n, ones, k = int(rows.sum()), int(positives.sum()), len(rows)
-    if rows.min() * min(ones, n - ones) / n >= 5: return float(chi2.sf(statistic, k - 1))
-    if k == 2: return float(fisher_exact([positives, rows - positives]).pvalue)
-    if k <= _MOST: return _drawn(rows, ones, statistic)
+    if rows.min() * min(ones, n - ones) / n >= 5:
+        return float(chi2.sf(statistic, k - 1))
+    if k == 2:
+        return float(fisher_exact([positives, rows - positives]).pvalue)
+    if k <= _MOST:
+        return _drawn(rows, ones, statistic)
     mean, variance = _moments(rows, ones)
-    if variance <= 1e-9 * mean: return 1.0                          # one table only: none repeats
+    if variance <= 1e-9 * mean:
+        return 1.0  # one table only: none repeats
     return float(gamma.sf(statistic, mean**2 / variance, scale=variance / mean))
 
 # %% ../../nbs/3_science/01_association.ipynb #f4a97f86
@@ -91,16 +101,19 @@ def _design(labels: np.ndarray, values: np.ndarray, keys: np.ndarray) -> float:
     "How many times larger chi-square is on average because rows belong together; 1 at the least."
     _, category = np.unique(values, return_inverse=True)
     k, n, ones = int(category.max()) + 1, len(labels), int(labels.sum())
-    weight = np.where(labels == 1, 1 / ones, -1 / (n - ones))       # in a difference of shares
+    weight = np.where(labels == 1, 1 / ones, -1 / (n - ones))  # in a difference of shares
     share = np.bincount(category, minlength=k) / n
     own = [np.bincount(category, labels == c, k) / (labels == c).sum() for c in (1, 0)]
     cells, cell = np.unique(keys * k + category, return_inverse=True)
     key, of, sums = cells // k, cells % k, np.bincount(cell, weight)
     parts = [np.bincount(keys, np.where(labels == c, weight, 0)) for c in (1, 0)]
     expected = parts[0][key] * own[0][of] + parts[1][key] * own[1][of]
-    squares = (sums**2 - 2 * sums * expected) / share[of]           # others have sums of 0
-    every = sum((parts[a] * parts[b]).sum() * (own[a] * own[b] / share).sum()
-                for a in (0, 1) for b in (0, 1))
+    squares = (sums**2 - 2 * sums * expected) / share[of]  # others have sums of 0
+    every = sum(
+        (parts[a] * parts[b]).sum() * (own[a] * own[b] / share).sum()
+        for a in (0, 1)
+        for b in (0, 1)
+    )
     return max(1.0, (squares.sum() + every) / ((1 / ones + 1 / (n - ones)) * (k - 1)))
 
 # %% ../../nbs/3_science/01_association.ipynb #7302181f
@@ -109,7 +122,9 @@ def _bound(statistic: float, dof: int, level: float) -> float:
     from scipy.optimize import brentq
     from scipy.stats import ncx2
 
-    def off(centre: float) -> float: return ncx2.cdf(statistic, dof, centre) - level
+    def off(centre: float) -> float:
+        return ncx2.cdf(statistic, dof, centre) - level
+
     return 0.0 if off(1e-9) < 0 else float(brentq(off, 1e-9, 10 * statistic + 100))
 
 
@@ -134,11 +149,11 @@ def _error(labels: np.ndarray, values: np.ndarray, keys: np.ndarray | None, coun
 
 # %% ../../nbs/3_science/01_association.ipynb #3770d192
 def associated(
-    labels: np.ndarray,                      # zeros and ones, both present
-    values: np.ndarray,                      # categories, two or more
+    labels: np.ndarray,  # zeros and ones, both present
+    values: np.ndarray,  # categories, two or more
     *,
-    keys: object = None,                     # of each row; rows with the same key belong together
-    alpha: float = 0.05,                     # one minus the confidence of the interval
+    keys: object = None,  # of each row; rows with the same key belong together
+    alpha: float = 0.05,  # one minus the confidence of the interval
 ) -> tuple[Interval, float]:
     "Cramér's V, 0 to 1, and the p-value of no association."
     from scipy.stats import f, norm
@@ -146,12 +161,15 @@ def associated(
     numbers, (rows, positives) = codes(keys), _counts(labels, values).T
     n, dof, statistic = len(labels), len(rows) - 1, float(_statistic(rows, positives))
     design = 1.0 if numbers is None else _design(labels, values, numbers)
-    if numbers is None: p = _independence(rows, positives, statistic)
-    else: p = float(f.sf(statistic / design / dof, dof, dof * max(1, fewest(labels, keys) - 1)))
+    if numbers is None:
+        p = _independence(rows, positives, statistic)
+    else:
+        p = float(f.sf(statistic / design / dof, dof, dof * max(1, fewest(labels, keys) - 1)))
     statistic /= design
     low, high = (_bound(statistic, dof, level) for level in (1 - alpha / 2, alpha / 2))
-    value, low, high = (min(1.0, np.sqrt(v * design / n))
-                        for v in (max(0.0, statistic - dof), low, high))
+    value, low, high = (
+        min(1.0, np.sqrt(v * design / n)) for v in (max(0.0, statistic - dof), low, high)
+    )
     if value > 0:
         error = _error(labels, values, numbers, (rows, positives))
         half = norm.isf(alpha / 2) * error / (2 * value)

@@ -30,37 +30,47 @@ from .metrics import BLUE, GAPS, LOWER, dots
 from .objective import Objective, Rule, features, labels
 from .pipeline import Fitted
 
-if TYPE_CHECKING: from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #5727b909
 class Check(BaseModel, frozen=True):
     "One demand of the gate."
+
     name: str
     expected: str
     came: str
     passed: bool
 
+
 class Comparison(BaseModel, frozen=True):
     "Another prediction on the same rows."
-    name: str
-    value: Interval                          # of the other, in the objective's metric
-    gain: Interval                           # how much better the model is, paired
 
-Table = Annotated[pl.DataFrame, PlainSerializer(pl.DataFrame.to_dicts),
-                  BeforeValidator(lambda rows: pl.DataFrame(rows, infer_schema_length=None))]
+    name: str
+    value: Interval  # of the other, in the objective's metric
+    gain: Interval  # how much better the model is, paired
+
+
+Table = Annotated[
+    pl.DataFrame,
+    PlainSerializer(pl.DataFrame.to_dicts),
+    BeforeValidator(lambda rows: pl.DataFrame(rows, infer_schema_length=None)),
+]
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #4a274397
 class Tables(BaseModel, frozen=True):
     "The tables of a report."
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-    calibration: Table                       # a row a bin
-    gains: Table                             # a row a tenth of the rows, by probability
-    fairness: Table                          # a row for each protected column, group and measure
-    gaps: Table                              # largest differences between groups
-    importance: Table                        # what the metric loses without a column
-    errors: Table                            # where the log loss is worst
 
-    def to_dict(self) -> dict: return self.model_dump(mode="json")  # plain data, fit for JSON
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    calibration: Table  # a row a bin
+    gains: Table  # a row a tenth of the rows, by probability
+    fairness: Table  # a row for each protected column, group and measure
+    gaps: Table  # largest differences between groups
+    importance: Table  # what the metric loses without a column
+    errors: Table  # where the log loss is worst
+
+    def to_dict(self) -> dict:
+        return self.model_dump(mode="json")  # plain data, fit for JSON
 
     @classmethod
     def from_dict(cls, data: dict) -> Self:
@@ -70,20 +80,21 @@ class Tables(BaseModel, frozen=True):
 # %% ../../nbs/3_science/11_evaluation.ipynb #d2d162fc
 class Report(Tables, frozen=True):
     "A model on the test split: the gate's checks, and what a person should know before approving."
+
     objective: Objective
     rows: int
     positives: int
-    threshold: float                         # from which probability on a row was treated as positive
+    threshold: float  # from which probability on a row was treated as positive
     metrics: dict[str, Interval]
     calibration_error: float
     checks: list[Check]
     baseline: Comparison | None
     champion: Comparison | None
-    confusion: dict[str, int]                # tp, fp, fn, tn at the threshold
-    unused: dict[str, str] = {}              # columns the model does not use, with the reason
+    confusion: dict[str, int]  # tp, fp, fn, tn at the threshold
+    unused: dict[str, str] = {}  # columns the model does not use, with the reason
     seed: int
-    resamples: int = 0                       # of the bootstrap, in reports of earlier versions
-    fewest: int | None = None                # keys (or rows, if none repeats) of the rarer class
+    resamples: int = 0  # of the bootstrap, in reports of earlier versions
+    fewest: int | None = None  # keys (or rows, if none repeats) of the rarer class
 
     @property
     def passed(self) -> bool:
@@ -108,106 +119,154 @@ class Report(Tables, frozen=True):
         with tempfile.TemporaryDirectory() as folder:
             return tracking.log_folder(self.save(folder), "report", settings=settings)
 
-    def _repr_html_(self) -> str: return article(self)
+    def _repr_html_(self) -> str:
+        return article(self)
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #5bf4b08e
 def _accepted(objective: Objective, scores: dict[str, Interval | float]) -> list[Check]:
     "The checks that the objective states."
+
     def check(name: str, bound: float) -> Check:
         score = scores.get(name)
         value = score.value if isinstance(score, Interval) else score
         passed = value is not None and (value <= bound if name in LOWER else value >= bound)
-        came = "not measurable" if score is None else f"{score:.3f}" if score is value else str(score)
+        came = (
+            "not measurable" if score is None else f"{score:.3f}" if score is value else str(score)
+        )
         expected = f"at {'most' if name in LOWER else 'least'} {bound:g}"
         return Check(name=name, expected=expected, came=came, passed=passed)
+
     return [check(name, bound) for name, bound in objective.accept.items()]
 
-def _compared(objective: Objective, baseline: Comparison | None, champion: Comparison | None) -> list[Check]:
+
+def _compared(
+    objective: Objective, baseline: Comparison | None, champion: Comparison | None
+) -> list[Check]:
     "The checks against other predictions."
-    least = ((f"better than {baseline.name}" if baseline else "", baseline, 0.0),
-             ("not worse than the champion", champion, -objective.margin))
-    return [Check(name=name, expected=f"gain in {objective.metric} surely above {floor:g}", came=str(other.gain),
-                  passed=other.gain.low > floor) for name, other, floor in least if other]
+    least = (
+        (f"better than {baseline.name}" if baseline else "", baseline, 0.0),
+        ("not worse than the champion", champion, -objective.margin),
+    )
+    return [
+        Check(
+            name=name,
+            expected=f"gain in {objective.metric} surely above {floor:g}",
+            came=str(other.gain),
+            passed=other.gain.low > floor,
+        )
+        for name, other, floor in least
+        if other
+    ]
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #e85e2eee
 def _sampled(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     "Row numbers of a sample: of each class its share, and 100 rows if it has them."
-    if len(labels) <= most: return np.arange(len(labels))
+    if len(labels) <= most:
+        return np.arange(len(labels))
     classes = [np.flatnonzero(labels == c) for c in (0, 1)]
-    sizes = [max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2))
-             for rows in classes]
-    return np.sort(np.concatenate([rng.choice(rows, size, replace=False)
-                                   for rows, size in zip(classes, sizes, strict=True)]))
+    sizes = [
+        max(round(most * len(rows) / len(labels)), min(len(rows), 100, most // 2))
+        for rows in classes
+    ]
+    return np.sort(
+        np.concatenate(
+            [
+                rng.choice(rows, size, replace=False)
+                for rows, size in zip(classes, sizes, strict=True)
+            ]
+        )
+    )
 
 
 def importance(
-    pipeline: object,                        # fitted, with predict_proba of a Polars frame
-    frame: pl.DataFrame,                     # the rows that `probability` is about
-    probability: np.ndarray,                 # the pipeline's own, of the positive class
+    pipeline: object,  # fitted, with predict_proba of a Polars frame
+    frame: pl.DataFrame,  # the rows that `probability` is about
+    probability: np.ndarray,  # the pipeline's own, of the positive class
     objective: Objective,
     *,
     repeats: int = 3,
-    most: int = 5000,                        # rows to use: a sample of each class
+    most: int = 5000,  # rows to use: a sample of each class
     seed: int = 0,
-) -> pl.DataFrame:                           # a row a column, the most important first
+) -> pl.DataFrame:  # a row a column, the most important first
     "What the objective's metric loses when a column is shuffled."
     rng = np.random.default_rng(seed)
     rows = _sampled(labels(frame, objective), most, rng)
     frame = frame[rows]
-    inputs = frame.select(cs.by_name(*getattr(pipeline, "feature_names_in_", features(frame, objective))))
+    inputs = frame.select(
+        cs.by_name(*getattr(pipeline, "feature_names_in_", features(frame, objective)))
+    )
     y, given = labels(frame, objective), probability[rows]
     both = pipeline.predict_proba(inputs)
     positive = int(np.abs(both - given[:, None]).mean(axis=0).argmin())
     if np.abs(both[:, positive] - given).max() > 1e-3:
-        raise EvaluationError("expected the pipeline that made the probabilities; it gives others for the same rows")
+        raise EvaluationError(
+            "expected the pipeline that made the probabilities; it gives others for the same rows"
+        )
     measure = lambda p: measured(y, p).values[objective.metric]
     sign = -1 if objective.metric in LOWER else 1
+
     def drop(column: str) -> float:
         shuffled = inputs.with_columns(inputs[column].gather(rng.permutation(len(inputs))))
         return sign * (measure(given) - measure(pipeline.predict_proba(shuffled)[:, positive]))
+
     drops = [(column, [drop(column) for _ in range(repeats)]) for column in inputs.columns]
-    return pl.DataFrame([{"column": c, "drop": float(np.mean(d)), "low": min(d), "high": max(d)} for c, d in drops]
-                        ).sort("drop", "column", descending=[True, False])
+    return pl.DataFrame(
+        [{"column": c, "drop": float(np.mean(d)), "low": min(d), "high": max(d)} for c, d in drops]
+    ).sort("drop", "column", descending=[True, False])
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #eb805d00
 def unused(
-    pipeline: object,                        # fitted, or None
+    pipeline: object,  # fitted, or None
     frame: pl.DataFrame,
     objective: Objective,
-) -> dict[str, str]:                         # the reason by column
+) -> dict[str, str]:  # the reason by column
     "Return the columns that a pipeline does not use; none where its inputs are not known."
     steps = [pipeline, *(step for _, step in getattr(pipeline, "steps", []))]
     inputs = [step.feature_names_in_ for step in steps if hasattr(step, "feature_names_in_")]
-    if not inputs: return {}
+    if not inputs:
+        return {}
     dates = frame.select(cs.temporal()).columns
-    return {name: DATE if name in dates else LEFT_OUT
-            for name in features(frame, objective) if name not in inputs[0]}
+    return {
+        name: DATE if name in dates else LEFT_OUT
+        for name in features(frame, objective)
+        if name not in inputs[0]
+    }
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #1f02ebc5
 def _checked(frame: pl.DataFrame, name: str, values: object, unit: bool) -> np.ndarray:
     "Predictions as an array, one for each row; within 0 and 1 where `unit` says so."
     values = np.asarray(values, float)
-    if values.shape != (len(frame),): raise EvaluationError(f"expected {len(frame)} {name}; came shape {values.shape}")
-    if not np.isfinite(values).all(): raise EvaluationError(f"{name}: {(~np.isfinite(values)).sum()} are not finite")
+    if values.shape != (len(frame),):
+        raise EvaluationError(f"expected {len(frame)} {name}; came shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise EvaluationError(f"{name}: {(~np.isfinite(values)).sum()} are not finite")
     if unit and not ((0 <= values) & (values <= 1)).all():
-        raise EvaluationError(f"{name}: expected probabilities; came {values.min():g} to {values.max():g}")
+        raise EvaluationError(
+            f"{name}: expected probabilities; came {values.min():g} to {values.max():g}"
+        )
     return values
+
 
 def _rows(frame: pl.DataFrame | pl.LazyFrame, objective: Objective) -> pl.DataFrame:
     "The frame, if a model may be tested on it."
     frame = frame.lazy().collect()
     if others := set(frame["_split"].unique() if "_split" in frame.columns else []) - {"test"}:
-        raise EvaluationError(f"expected rows of the split test only; filter out {sorted(map(str, others))}")
+        raise EvaluationError(
+            f"expected rows of the split test only; filter out {sorted(map(str, others))}"
+        )
     if missing := set(objective.protected) - set(frame.columns):
-        raise EvaluationError(f"expected the protected columns {sorted(missing)}; came {frame.columns}")
+        raise EvaluationError(
+            f"expected the protected columns {sorted(missing)}; came {frame.columns}"
+        )
     return frame
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #8708e884
 def _gain(
-    objective: Objective, name: str, model: Measured, other: Measured | None,
+    objective: Objective, name: str, model: Measured, other: Measured | None
 ) -> Comparison | None:
     "How much better the model is than another prediction."
-    if other is None: return None
+    if other is None:
+        return None
     metric = objective.metric
     better, worse = (other, model) if metric in LOWER else (model, other)
     return Comparison(name=name, value=other.interval(metric), gain=better.against(worse, metric))
@@ -216,33 +275,41 @@ def _gain(
 def _together(frame: pl.DataFrame, column: str | None, objective: Objective) -> pl.Series | None:
     "The column whose equal values mark rows that belong together."
     if column is not None and column not in frame.columns:
-        raise EvaluationError(f"expected the column {column!r}, by which rows belong together, "
-                              f"got {frame.columns}")
+        raise EvaluationError(
+            f"expected the column {column!r}, by which rows belong together, got {frame.columns}"
+        )
     name = column or objective.key
     return frame[name] if name in frame.columns else None
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #70071f6d
 def evaluate(
-    frame: pl.DataFrame | pl.LazyFrame,      # the test split, with target and columns
-    probability: np.ndarray,                 # of the positive class, a row each
+    frame: pl.DataFrame | pl.LazyFrame,  # the test split, with target and columns
+    probability: np.ndarray,  # of the positive class, a row each
     objective: Objective,
     *,
-    baseline: Rule | np.ndarray | None = None,   # what would be done without a model, or its score of each row
-    champion: np.ndarray | None = None,      # probabilities by the model in service
-    pipeline: object = None,                 # what made the predictions: measures the importance of its columns
-    threshold: float | None = None,          # instead of the objective's
-    together: str | None = None,             # column whose equal rows belong together; default: key
-    seed: int = 0,                           # of the sample and the shuffling behind the importance
+    baseline: Rule
+    | np.ndarray
+    | None = None,  # what would be done without a model, or its score of each row
+    champion: np.ndarray | None = None,  # probabilities by the model in service
+    pipeline: object = None,  # what made the predictions: measures the importance of its columns
+    threshold: float | None = None,  # instead of the objective's
+    together: str | None = None,  # column whose equal rows belong together; default: key
+    seed: int = 0,  # of the sample and the shuffling behind the importance
 ) -> Report:
     "Measure predictions on the test split and hold them against the objective, the baseline and the champion."
     frame = _rows(frame, objective)
-    y, threshold = labels(frame, objective), objective.decision_threshold if threshold is None else threshold
+    y, threshold = (
+        labels(frame, objective),
+        objective.decision_threshold if threshold is None else threshold,
+    )
     rule = baseline if isinstance(baseline, Rule) else None
     keys = _together(frame, together, objective)
     name = f"the rule “{rule.name}”" if rule else "the baseline"
-    given = {"model": (probability, True),
-             name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
-             "the champion": (champion, True)}
+    given = {
+        "model": (probability, True),
+        name: (rule.score(frame) if rule else baseline, objective.metric in LOWER),
+        "the champion": (champion, True),
+    }
     known = {k: _checked(frame, k, v, unit) for k, (v, unit) in given.items() if v is not None}
     results = {k: measured(y, p, threshold, keys=keys) for k, p in known.items()}
     p, model = known["model"], results["model"]
@@ -251,48 +318,86 @@ def evaluate(
     calibration, flagged = m.calibration(y, p, keys=keys), p >= threshold
     groups = m.fairness(frame.select(cs.by_name(*objective.protected)), y, p, threshold, keys=keys)
     gaps = m.gaps(groups)
-    worst = {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS} if len(gaps) else {}
+    worst = (
+        {g: gaps.filter(pl.col("measure") + "_gap" == g)["gap"].max() for g in GAPS}
+        if len(gaps)
+        else {}
+    )
     error = m.calibration_error(calibration)
-    checks = _accepted(objective, {**metrics, **worst, "calibration_error": error}) + _compared(objective, *rivals)
-    confusion = {k: int(v.sum()) for k, v in {"tp": flagged & (y == 1), "fp": flagged & (y == 0),
-                                              "fn": ~flagged & (y == 1), "tn": ~flagged & (y == 0)}.items()}
+    checks = _accepted(objective, {**metrics, **worst, "calibration_error": error}) + _compared(
+        objective, *rivals
+    )
+    confusion = {
+        k: int(v.sum())
+        for k, v in {
+            "tp": flagged & (y == 1),
+            "fp": flagged & (y == 0),
+            "fn": ~flagged & (y == 1),
+            "tn": ~flagged & (y == 0),
+        }.items()
+    }
     return Report(
-        objective=objective, rows=len(y), positives=int(y.sum()), threshold=threshold, metrics=metrics,
-        calibration_error=error, checks=checks, baseline=rivals[0], champion=rivals[1], confusion=confusion,
-        calibration=calibration, gains=m.gains(y, p), fairness=groups, gaps=gaps, seed=seed,
+        objective=objective,
+        rows=len(y),
+        positives=int(y.sum()),
+        threshold=threshold,
+        metrics=metrics,
+        calibration_error=error,
+        checks=checks,
+        baseline=rivals[0],
+        champion=rivals[1],
+        confusion=confusion,
+        calibration=calibration,
+        gains=m.gains(y, p),
+        fairness=groups,
+        gaps=gaps,
+        seed=seed,
         fewest=fewest(y, keys),
         importance=[] if pipeline is None else importance(pipeline, frame, p, objective, seed=seed),
         unused=unused(pipeline, frame, objective),
-        errors=m.errors(frame.select(cs.by_name(*features(frame, objective))), y, p, keys=keys))
+        errors=m.errors(frame.select(cs.by_name(*features(frame, objective))), y, p, keys=keys),
+    )
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #b64b4240
-def story(
-    report: Report,
-) -> list[str]:                              # sentences
+def story(report: Report) -> list[str]:  # sentences
     "What the numbers mean, in words."
     c, o, metrics = report.confusion, report.objective, report.metrics
     picked = c["tp"] + c["fp"]
     failed, of = [check.name for check in report.checks if not check.passed], len(report.checks)
-    verdict = f"{len(failed)} of {of} checks fail: {', '.join(failed)}." if failed else f"All {of} checks hold."
-    said = [verdict, f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
-            f"({report.positives / report.rows:.0%}) are positive "
-            f"({o.target} = {spelling(o.positive)}).",
-            f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
-            f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives."]
+    verdict = (
+        f"{len(failed)} of {of} checks fail: {', '.join(failed)}."
+        if failed
+        else f"All {of} checks hold."
+    )
+    said = [
+        verdict,
+        f"Tested on {report.rows:,} rows that the model had not seen; {report.positives:,} of them "
+        f"({report.positives / report.rows:.0%}) are positive "
+        f"({o.target} = {spelling(o.positive)}).",
+        f"From probability {report.threshold:g} on it picks out {picked:,} rows, {metrics['precision'].value:.0%} "
+        f"of them rightly, and finds {metrics['recall'].value:.0%} of all positives.",
+    ]
     if report.few:
         fewest = report.fewest or min(report.positives, report.rows - report.positives)
-        said.append(f"These are few rows: {fewest:,} "
-                    f"of the rarer class are independent, and intervals need {FEW}. Theirs may be "
-                    "right only 90 % "
-                    "of the time.")
+        said.append(
+            f"These are few rows: {fewest:,} "
+            f"of the rarer class are independent, and intervals need {FEW}. Theirs may be "
+            "right only 90 % "
+            "of the time."
+        )
     if o.costs:
-        price = lambda fp, fn: (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows
-        said.append(f"Its mistakes cost {price(c['fp'], c['fn']):.2f} a row; acting on every row would cost "
-                    f"{price(c['fp'] + c['tn'], 0):.2f}, on none {price(0, report.positives):.2f}.")
+        price = lambda fp, fn: (
+            (fp * o.costs.false_positive + fn * o.costs.false_negative) / report.rows
+        )
+        said.append(
+            f"Its mistakes cost {price(c['fp'], c['fn']):.2f} a row; acting on every row would cost "
+            f"{price(c['fp'] + c['tn'], 0):.2f}, on none {price(0, report.positives):.2f}."
+        )
     return said
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #2caa5b29
 GREY, RED = "#8a8f98", "#b3261e"
+
 
 def _calibration(ax: "Axes", report: Report) -> None:
     t = report.calibration
@@ -301,18 +406,33 @@ def _calibration(ax: "Axes", report: Report) -> None:
     ax.plot(t["predicted"], t["observed"], "o-", color=BLUE, lw=1)
     ax.set(xlabel="predicted probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
 
+
 def _gains(ax: "Axes", report: Report) -> None:
     picked = (report.confusion["tp"] + report.confusion["fp"]) / report.rows
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="at random")
-    ax.plot([0, *report.gains["share"]], [0, *report.gains["captured"]], "o-", color=BLUE, label="by the model")
+    ax.plot(
+        [0, *report.gains["share"]],
+        [0, *report.gains["captured"]],
+        "o-",
+        color=BLUE,
+        label="by the model",
+    )
     ax.plot(picked, report.metrics["recall"].value, "D", color=RED, label="at the threshold")
-    ax.set(xlabel="share of rows, most probable first", ylabel="share of positives found", xlim=(0, 1), ylim=(0, 1.02))
+    ax.set(
+        xlabel="share of rows, most probable first",
+        ylabel="share of positives found",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     ax.legend(frameon=False, loc="lower right")
+
 
 def _confusion(ax: "Axes", report: Report) -> None:
     c = report.confusion
     counts = np.array([[c["tp"], c["fn"]], [c["fp"], c["tn"]]])
-    ax.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+    ax.imshow(
+        counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1.6, aspect="auto"
+    )
     for (i, j), n in np.ndenumerate(counts):
         ax.text(j, i, f"{n:,}\n{n / counts[i].sum():.0%}", ha="center", va="center")
     ax.set_xticks([0, 1], ["picked out", "left"])
@@ -324,12 +444,14 @@ def _importance(ax: "Axes", report: Report) -> None:
     dots(ax, top["column"].to_list(), top, "drop")
     ax.set_xlabel(f"{report.objective.metric} lost without the column")
 
+
 def _errors(ax: "Axes", report: Report) -> None:
     t = report.errors
     names = [f"{r['column']}: {r['segment']} ({r['rows']:,})" for r in t.to_dicts()]
     dots(ax, names, t, "log_loss")
     ax.axvline(report.metrics["log_loss"].value, color=GREY, lw=1, ls="--")
     ax.set_xlabel("log loss (dashed: of all rows)")
+
 
 def _fairness(report: Report) -> str:
     from matplotlib.figure import Figure
@@ -338,23 +460,36 @@ def _fairness(report: Report) -> str:
     groups = report.fairness.select("column", "group").unique(maintain_order=True)
     fig = Figure(figsize=(10, 0.9 + 0.3 * len(groups)), layout="constrained")
     for ax, measure in zip(fig.subplots(1, len(measures), sharey=True), measures, strict=True):
-        t = groups.join(report.fairness.filter(pl.col("measure") == measure), on=["column", "group"], how="left",
-                        maintain_order="left")
+        t = groups.join(
+            report.fairness.filter(pl.col("measure") == measure),
+            on=["column", "group"],
+            how="left",
+            maintain_order="left",
+        )
         dots(ax, [f"{c} = {g}" for c, g in groups.rows()], t, "value")
         ax.set(title=measure, xlim=(0, 1.02))
     return picture(fig, "Each measure of each group with its interval")
 
+
 def pictures(
     report: Report,
-) -> dict[str, str]:                         # HTML of each picture by name; none of what was not measured
+) -> dict[str, str]:  # HTML of each picture by name; none of what was not measured
     "Draw what the report holds."
     from matplotlib.figure import Figure
 
     drawn = {}
-    sizes = {"gains": (4.8, 3.2), "confusion": (4.8, 3.2), "calibration": (4.8, 3.4), "importance": (4.8, 3.4),
-             "errors": (10, 3)}
-    for (name, size), draw in zip(sizes.items(), (_gains, _confusion, _calibration, _importance, _errors), strict=True):
-        if name in ("importance", "errors") and getattr(report, name).is_empty(): continue
+    sizes = {
+        "gains": (4.8, 3.2),
+        "confusion": (4.8, 3.2),
+        "calibration": (4.8, 3.4),
+        "importance": (4.8, 3.4),
+        "errors": (10, 3),
+    }
+    for (name, size), draw in zip(
+        sizes.items(), (_gains, _confusion, _calibration, _importance, _errors), strict=True
+    ):
+        if name in ("importance", "errors") and getattr(report, name).is_empty():
+            continue
         fig = Figure(figsize=size, layout="constrained")
         draw(fig.subplots(), report)
         drawn[name] = picture(fig, name)
@@ -364,23 +499,28 @@ def pictures(
 def article(
     report: Report,
     *,
-    alone: bool = False,                     # a page of its own
-) -> str:                                    # HTML that can stand in another page
+    alone: bool = False,  # a page of its own
+) -> str:  # HTML that can stand in another page
     "Return the report as an article."
-    return render("test_report.html", alone=alone, r=report, story=story(report),
-                  pictures=pictures(report), meaning=METRICS)
+    return render(
+        "test_report.html",
+        alone=alone,
+        r=report,
+        story=story(report),
+        pictures=pictures(report),
+        meaning=METRICS,
+    )
 
-def page(
-    report: Report,
-) -> str:                                    # HTML of its own
+
+def page(report: Report) -> str:  # HTML of its own
     "Return the report as a page that needs no other file."
     return article(report, alone=True)
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #41757f2d
 def reference(
-    version: DatasetVersion,   # what the model was trained and tested on
+    version: DatasetVersion,  # what the model was trained and tested on
     fitted: Fitted,
-) -> Profile:                  # a column for each input, and `prediction`: the probability
+) -> Profile:  # a column for each input, and `prediction`: the probability
     "Return the profile that monitoring compares production with."
     test = version.scan("test").collect()
     inputs = version.scan("train").select(c.name for c in fitted.signature.columns).collect()

@@ -23,39 +23,49 @@ from .labels import spelling
 from .metrics import BLUE, dots, segments
 from .objective import Objective, features, labels, split
 
-if TYPE_CHECKING: from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/3_science/06_exploration.ipynb #b7f76063
 def groups(
-    values: pl.Series,          # a column
-    positive: np.ndarray,       # zeros and ones, a row each
-    together: pl.Series | None, # of each row; rows with the same value belong together
-) -> pl.DataFrame:              # a row a group: rows, share of positives, its interval
+    values: pl.Series,  # a column
+    positive: np.ndarray,  # zeros and ones, a row each
+    together: pl.Series | None,  # of each row; rows with the same value belong together
+) -> pl.DataFrame:  # a row a group: rows, share of positives, its interval
     "Return how often the rows of each group of values are positive."
     names, keys = segments(values), codes(together)
     rows = []
     for name in _ordered(names, values):
         of = (names == name).to_numpy()
         share = shared(positive[of] == 1, None if keys is None else keys[of])
-        rows.append({"group": name, "rows": int(of.sum()), "share": share.value,
-                     "low": share.low, "high": share.high})
+        rows.append(
+            {
+                "group": name,
+                "rows": int(of.sum()),
+                "share": share.value,
+                "low": share.low,
+                "high": share.high,
+            }
+        )
     return pl.DataFrame(rows)
+
 
 def _ordered(names: pl.Series, values: pl.Series) -> list[str]:
     "Return the groups in the order of their values, texts by name."
     order = values if values.dtype.is_numeric() or values.dtype.is_temporal() else names
-    least = pl.DataFrame({"name": names, "order": order}).group_by("name").agg(pl.col("order").min())
+    least = (
+        pl.DataFrame({"name": names, "order": order}).group_by("name").agg(pl.col("order").min())
+    )
     return least.sort("order", "name", nulls_last=True)["name"].to_list()
 
 # %% ../../nbs/3_science/06_exploration.ipynb #7db68dde
 def strength(
-    values: pl.Series,
-    positive: np.ndarray,
-    together: pl.Series | None,
-) -> tuple[float, float]:       # Cramér's V and the p-value of no association
+    values: pl.Series, positive: np.ndarray, together: pl.Series | None
+) -> tuple[float, float]:  # Cramér's V and the p-value of no association
     "Return how strongly the groups of a column go with the label."
     names = segments(values)
-    if names.n_unique() < 2: return 0.0, 1.0
+    if names.n_unique() < 2:
+        return 0.0, 1.0
     effect, p = associated(positive, names.to_numpy(), keys=together)
     return effect.value, p
 
@@ -63,10 +73,11 @@ def strength(
 @dataclass(frozen=True)
 class Exploration:
     "What the training split shows of the target and of each column."
+
     objective: Objective
     rows: int
     positives: int
-    table: pl.DataFrame             # a row a column, the one that goes with the target most first
+    table: pl.DataFrame  # a row a column, the one that goes with the target most first
     shown: dict[str, pl.DataFrame]  # groups of the first columns, by column
 
     def figure(self) -> "Figure":
@@ -81,10 +92,12 @@ class Exploration:
             dots(ax, names, table, "share")
             ax.axvline(self.positives / self.rows, color="#8a8f98", lw=1, ls="--")
             ax.set_title(name.replace("$", r"\$"), loc="left")
-        for ax in list(axes): ax.set_visible(False)
+        for ax in list(axes):
+            ax.set_visible(False)
         return fig
 
-    def _repr_html_(self) -> str: return article(self)
+    def _repr_html_(self) -> str:
+        return article(self)
 
 # %% ../../nbs/3_science/06_exploration.ipynb #4e9cbe96
 def _target(seen: Exploration) -> "Figure":
@@ -96,23 +109,33 @@ def _target(seen: Exploration) -> "Figure":
     ax.barh(0, seen.positives, color=BLUE)
     ax.barh(0, seen.rows - seen.positives, left=seen.positives, color="#d5d9de")
     ax.set_yticks([])
-    ax.set_xlabel(f"rows; blue: {seen.objective.target} = {spelling(seen.objective.positive)}"
-                  .replace("$", r"\$"))
+    ax.set_xlabel(
+        f"rows; blue: {seen.objective.target} = {spelling(seen.objective.positive)}".replace(
+            "$", r"\$"
+        )
+    )
     return fig
+
 
 def article(seen: Exploration) -> str:
     "Return an exploration as HTML: the target, the first columns, a line a column."
-    return render("exploration.html", seen=seen,
-                  target=picture(_target(seen), "How many rows are positive"),
-                  columns=picture(seen.figure(), "Share of positive rows by groups of the first columns"))
+    return render(
+        "exploration.html",
+        seen=seen,
+        target=picture(_target(seen), "How many rows are positive"),
+        columns=picture(seen.figure(), "Share of positive rows by groups of the first columns"),
+    )
 
 # %% ../../nbs/3_science/06_exploration.ipynb #b0982a79
 def explore(
-    data: pl.DataFrame | pl.LazyFrame | DatasetVersion,  # with target and `_split`; only `train` is read
+    data: pl.DataFrame
+    | pl.LazyFrame
+    | DatasetVersion,  # with target and `_split`; only `train` is read
     objective: Objective,
     *,
-    most: int = 6,                           # columns to draw
-    splitting: Splitting | None = None,      # how a frame was divided; default: a version's own, or by key
+    most: int = 6,  # columns to draw
+    splitting: Splitting
+    | None = None,  # how a frame was divided; default: a version's own, or by key
 ) -> Exploration:
     "Return what the training split shows of the target and of each column."
     frame, splitting = rows_of(data, splitting)
@@ -121,13 +144,23 @@ def explore(
     columns = [c for c in features(train, objective) if not train.schema[c].is_nested()]
     rows = [_column(train[c], positive, together) for c in columns]
     corrected = pl.Series("corrected", holm([r["p_value"] for r in rows]), dtype=pl.Float64)
-    table = pl.DataFrame(rows).with_columns(corrected).sort(["effect", "column"], descending=[True, False])
+    table = (
+        pl.DataFrame(rows)
+        .with_columns(corrected)
+        .sort(["effect", "column"], descending=[True, False])
+    )
     shown = {c: groups(train[c], positive, together) for c in table["column"].head(most)}
     return Exploration(objective, len(train), int(positive.sum()), table, shown)
+
 
 def _column(values: pl.Series, positive: np.ndarray, together: pl.Series | None) -> dict:
     "Return what the table says of a column."
     effect, p = strength(values, positive, together)
-    return {"column": values.name, "dtype": str(values.dtype),
-            "missing": values.null_count() / len(values), "distinct": values.n_unique(),
-            "effect": effect, "p_value": p}
+    return {
+        "column": values.name,
+        "dtype": str(values.dtype),
+        "missing": values.null_count() / len(values),
+        "distinct": values.n_unique(),
+        "effect": effect,
+        "p_value": p,
+    }

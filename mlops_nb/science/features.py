@@ -18,16 +18,21 @@ from .signature import Signature, without
 
 # %% ../../nbs/3_science/08_features.ipynb #768f2ba5
 def outputs(
-    features: Callable | None,   # frame → frame
+    features: Callable | None,  # frame → frame
     signature: Signature,
 ) -> pl.Schema:
     "Return the columns that a feature function makes of a signature's."
-    if features is None: return signature.schema()
+    if features is None:
+        return signature.schema()
     try:
-        with panics_as_errors(): return features(signature.frame([])).schema
+        with panics_as_errors():
+            return features(signature.frame([])).schema
     except Exception as e:
-        raise TrainingError(f"feature function {features.__qualname__} fails on a frame without "
-                            f"rows: {type(e).__name__}: {e}; it should work row by row") from e
+        raise TrainingError(
+            f"feature function {features.__qualname__} fails on a frame without "
+            f"rows: {type(e).__name__}: {e}; it should work row by row"
+        ) from e
+
 
 def numbers_and_strings(schema: pl.Schema) -> tuple[list[str], list[str]]:
     "Return the columns that reach the estimator: numbers and booleans, and strings."
@@ -36,33 +41,44 @@ def numbers_and_strings(schema: pl.Schema) -> tuple[list[str], list[str]]:
     return numbers, [name for name, kind in kinds.items() if kind == "string"]
 
 # %% ../../nbs/3_science/08_features.ipynb #75469793
-WHOLE, SAMPLE, SINGLE = 50_000, 200, 40   # rows at most: of the frame, in the sample, one by one
-ALONE = ("A row's features must depend on that row alone, for the endpoint gets one row at a time. "
-         "Do not sort, filter or drop rows; leave a column's mean, rank or count to a scikit-learn "
-         "transformer, which learns it in training")
+WHOLE, SAMPLE, SINGLE = 50_000, 200, 40  # rows at most: of the frame, in the sample, one by one
+ALONE = (
+    "A row's features must depend on that row alone, for the endpoint gets one row at a time. "
+    "Do not sort, filter or drop rows; leave a column's mean, rank or count to a scikit-learn "
+    "transformer, which learns it in training"
+)
+
 
 def check_row_by_row(
-    features: Callable,      # frame → frame
-    frame: pl.DataFrame,     # the training split, as the signature has it
+    features: Callable,  # frame → frame
+    frame: pl.DataFrame,  # the training split, as the signature has it
     *,
-    seed: int = 0,           # of the sample
+    seed: int = 0,  # of the sample
 ) -> None:
     "Raise where a row's features depend on other rows."
-    if frame.is_empty(): return
+    if frame.is_empty():
+        return
     schema, rng = features(frame.clear()).schema, np.random.default_rng(seed)
     numbers = np.sort(rng.permutation(frame.height)[:WHOLE])  # of the rows in the frame given
     frame = frame[numbers]
     rows = sampled(frame, seed)
     whole = _tried(features, frame, "the whole frame", schema)
-    ways = [("a sample of rows", np.sort(rows)),
-            ("the same rows in another order", rng.permutation(rows)),
-            *(("a single row", rows[[i]]) for i in range(min(SINGLE, len(rows))))]
+    ways = [
+        ("a sample of rows", np.sort(rows)),
+        ("the same rows in another order", rng.permutation(rows)),
+        *(("a single row", rows[[i]]) for i in range(min(SINGLE, len(rows)))),
+    ]
     for way, chosen in ways:
         wrong = difference(whole[chosen], _tried(features, frame[chosen], way, schema))
-        if wrong is None: continue
+        if wrong is None:
+            continue
         column, i, expected, value = wrong
-        raise _dependent(features, f"column '{column}' of row {numbers[chosen[i]]} is {expected!r} "
-                                   f"in the whole frame, but {value!r} in {way}")
+        raise _dependent(
+            features,
+            f"column '{column}' of row {numbers[chosen[i]]} is {expected!r} "
+            f"in the whole frame, but {value!r} in {way}",
+        )
+
 
 def sampled(frame: pl.DataFrame, seed: int) -> np.ndarray:
     "Return row numbers: one with a missing value for each column that has any, others at random."
@@ -76,7 +92,8 @@ def sampled(frame: pl.DataFrame, seed: int) -> np.ndarray:
 def _tried(features: Callable, frame: pl.DataFrame, way: str, schema: pl.Schema) -> pl.DataFrame:
     "Return what a function makes of rows; raise where its shape is not that of no rows."
     try:
-        with panics_as_errors(): result = features(frame)
+        with panics_as_errors():
+            result = features(frame)
     except Exception as e:
         raise _dependent(features, f"it fails on {way}: {type(e).__name__}: {e}") from e
     kind = type(result).__name__
@@ -85,70 +102,85 @@ def _tried(features: Callable, frame: pl.DataFrame, way: str, schema: pl.Schema)
     if result.height != frame.height:
         raise _dependent(features, f"it makes {result.height} rows of {frame.height} in {way}")
     if result.columns != schema.names():
-        raise _dependent(features, f"it makes the columns {result.columns} of {way}, "
-                                   f"{schema.names()} of no rows")
+        raise _dependent(
+            features, f"it makes the columns {result.columns} of {way}, {schema.names()} of no rows"
+        )
     for name, dtype in result.schema.items():
         if dtype != schema[name]:
-            raise _dependent(features, f"column '{name}' is {dtype} in {way}, but {schema[name]} "
-                             "in "
-                                       "a frame of no rows")
+            raise _dependent(
+                features,
+                f"column '{name}' is {dtype} in {way}, but {schema[name]} in a frame of no rows",
+            )
     return result
+
 
 def _dependent(features: Callable, problem: str) -> TrainingError:
     "Return the error that says why a function does not work row by row."
-    return TrainingError(f"feature function {features.__qualname__} does not work row by row: "
-                         f"{problem}. {ALONE}")
+    return TrainingError(
+        f"feature function {features.__qualname__} does not work row by row: {problem}. {ALONE}"
+    )
 
 # %% ../../nbs/3_science/08_features.ipynb #ef6796f8
 def difference(
     expected: pl.DataFrame,
-    actual: pl.DataFrame,    # of the same shape and dtypes
+    actual: pl.DataFrame,  # of the same shape and dtypes
 ) -> tuple[str, int, object, object] | None:
     "Return column, row and both values of the first difference, or None; skip nested columns."
     for name, dtype in expected.schema.items():
-        if kind_of(dtype) is None: continue
+        if kind_of(dtype) is None:
+            continue
         differs = ~_same(expected[name], actual[name])
         if differs.any():
             i = differs.arg_true()[0]
             return name, i, expected[name][i], actual[name][i]
     return None
 
+
 def _same(a: pl.Series, b: pl.Series) -> pl.Series:
     "Return whether values are equal; floats up to rounding, a missing value only to another."
-    if not a.dtype.is_float(): return a.cast(pl.String).eq_missing(b.cast(pl.String))
+    if not a.dtype.is_float():
+        return a.cast(pl.String).eq_missing(b.cast(pl.String))
     rounding = 1e-4 if a.dtype == pl.Float32 else 1e-9
     near = ((a - b).abs() <= rounding * (a.abs() + 1e-3)) & a.is_finite()
-    return near.fill_null(False) | a.eq_missing(b)   # NaN equals NaN, infinity itself
+    return near.fill_null(False) | a.eq_missing(b)  # NaN equals NaN, infinity itself
 
 # %% ../../nbs/3_science/08_features.ipynb #7c20454b
-DATE = ("a date: only numbers, booleans and texts reach the estimator; "
-        "derive one in a feature function")
+DATE = (
+    "a date: only numbers, booleans and texts reach the estimator; derive one in a feature function"
+)
 LEFT_OUT = "the feature function leaves it out"
+
 
 def used_only(
     signature: Signature,
-    features: Callable | None,   # frame → frame
-    frame: pl.DataFrame,         # the training split, as the signature has it
+    features: Callable | None,  # frame → frame
+    frame: pl.DataFrame,  # the training split, as the signature has it
     *,
-    keep: Iterable[str] = (),    # columns that others need: monitoring judges fairness by them
+    keep: Iterable[str] = (),  # columns that others need: monitoring judges fairness by them
     seed: int = 0,
 ) -> Signature:
     "Return the signature without the columns that the pipeline does not use."
     reached = set(sum(numbers_and_strings(outputs(features, signature)), []))
     rows, unused = frame[sampled(frame, seed)] if frame.height else frame, {}
     for column in signature.columns:
-        if column.name in reached or column.name in keep: continue
-        if features and _needs(features, rows, column.name, reached): continue
+        if column.name in reached or column.name in keep:
+            continue
+        if features and _needs(features, rows, column.name, reached):
+            continue
         rows = rows.drop(column.name)
         unused[column.name] = DATE if column.dtype in ("date", "datetime") else LEFT_OUT
     return without(signature, unused) if unused else signature
 
+
 def _needs(features: Callable, rows: pl.DataFrame, name: str, reached: set[str]) -> bool:
     "Return whether a function fails or gives something else without a column."
     try:
-        with panics_as_errors(): others = features(rows.drop(name))
-    except Exception: return True
-    if not reached <= set(others.columns): return True
+        with panics_as_errors():
+            others = features(rows.drop(name))
+    except Exception:
+        return True
+    if not reached <= set(others.columns):
+        return True
     names = sorted(reached)
     expected, actual = features(rows).select(names), others.select(names)
     return expected.schema != actual.schema or difference(expected, actual) is not None

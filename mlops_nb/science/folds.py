@@ -15,34 +15,38 @@ from ..data.versions import DatasetVersion
 from .intervals import codes
 
 # %% ../../nbs/3_science/02_folds.ipynb #e173bfaf
-Fold = tuple[np.ndarray, np.ndarray]   # row numbers to learn from, and row numbers to score on
+Fold = tuple[np.ndarray, np.ndarray]  # row numbers to learn from, and row numbers to score on
 
 # %% ../../nbs/3_science/02_folds.ipynb #e7fb1cad
 def rows_of(
     data: pl.DataFrame | pl.LazyFrame | DatasetVersion,
-    splitting: Splitting | None = None,      # how the rows were divided; default: the version's own
+    splitting: Splitting | None = None,  # how the rows were divided; default: the version's own
 ) -> tuple[pl.DataFrame | pl.LazyFrame, Splitting | None]:
     "The training rows of a version, or the frame; and how it was divided, None if not known."
-    if not isinstance(data, DatasetVersion): return data, splitting
+    if not isinstance(data, DatasetVersion):
+        return data, splitting
     return data.scan("train").with_columns(_split=pl.lit("train")), splitting or data.splitting
 
 # %% ../../nbs/3_science/02_folds.ipynb #1278946f
 def _column(frame: pl.DataFrame, name: str, by: str) -> pl.Series:
     "The column that decides the folds."
     if name not in frame.columns:
-        raise FoldError(f"the dataset is split by {by}, with the column {name!r}; it is not among "
-                        f"{frame.columns}. "
-                        "Keep it in the frame")
+        raise FoldError(
+            f"the dataset is split by {by}, with the column {name!r}; it is not among "
+            f"{frame.columns}. "
+            "Keep it in the frame"
+        )
     return frame[name]
 
 
 def clusters(
     frame: pl.DataFrame,
-    key: str,                                # the objective's key
+    key: str,  # the objective's key
     splitting: Splitting | None = None,
-) -> pl.Series | None:                       # a value a row; None: no column has keys
+) -> pl.Series | None:  # a value a row; None: no column has keys
     "What rows belong together by: the group of a split by group, or else the key."
-    if splitting and splitting.by == "group": return _column(frame, splitting.column, "group")
+    if splitting and splitting.by == "group":
+        return _column(frame, splitting.column, "group")
     return frame[key] if key in frame.columns else None
 
 # %% ../../nbs/3_science/02_folds.ipynb #46e2ff00
@@ -50,14 +54,17 @@ def _forward(times: pl.Series, folds: int) -> list[Fold]:
     "Folds forward in time: each learns from everything before the rows that it is scored on."
     from sklearn.model_selection import TimeSeriesSplit
 
-    if folds < 2: raise FoldError(f"folds={folds}: expected 2 or more")
+    if folds < 2:
+        raise FoldError(f"folds={folds}: expected 2 or more")
     if times.null_count():
         raise FoldError(f"{times.null_count()} rows have no {times.name}: it decides their fold")
     moment = times.rank("dense").to_numpy().astype(int) - 1
     if (different := int(moment.max()) + 1) <= folds:
-        raise FoldError(f"folds={folds}: expected at least {folds + 1} different times in "
-                        f"{times.name!r}; "
-                        f"came {different}. Use fewer folds")
+        raise FoldError(
+            f"folds={folds}: expected at least {folds + 1} different times in "
+            f"{times.name!r}; "
+            f"came {different}. Use fewer folds"
+        )
     parts = TimeSeriesSplit(folds).split(np.arange(different))
     return [tuple(np.flatnonzero(np.isin(moment, part)) for part in pair) for pair in parts]
 
@@ -68,34 +75,39 @@ def _divided(labels: np.ndarray, together: pl.Series | None, folds: int, seed: i
 
     rarer = int(min(labels.sum(), (1 - labels).sum()))
     if not 2 <= folds <= rarer:
-        raise FoldError(f"folds={folds}: expected 2 to {rarer}, the number of rows of the rarer "
-                        "label")
-    groups = codes(together)   # a row without a value is independent of all others
+        raise FoldError(
+            f"folds={folds}: expected 2 to {rarer}, the number of rows of the rarer label"
+        )
+    groups = codes(together)  # a row without a value is independent of all others
     if groups is not None and (different := len(np.unique(groups))) < folds:
-        raise FoldError(f"folds={folds}: expected at least {folds} different values in "
-                        f"{together.name!r}, whose rows stay together; came {different}. "
-                        "Use fewer folds")
+        raise FoldError(
+            f"folds={folds}: expected at least {folds} different values in "
+            f"{together.name!r}, whose rows stay together; came {different}. "
+            "Use fewer folds"
+        )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
     return list(splitter.split(labels, labels, groups))
 
 # %% ../../nbs/3_science/02_folds.ipynb #accd0861
 def folded(
-    frame: pl.DataFrame,                     # the training split
-    labels: np.ndarray,                      # zeros and ones, both present
-    key: str,                                # the objective's key
-    folds: int,                              # how many
+    frame: pl.DataFrame,  # the training split
+    labels: np.ndarray,  # zeros and ones, both present
+    key: str,  # the objective's key
+    folds: int,  # how many
     *,
-    splitting: Splitting | None = None,      # how the dataset was divided; default: by key
+    splitting: Splitting | None = None,  # how the dataset was divided; default: by key
     seed: int = 0,
 ) -> list[Fold]:
     "The folds of a training split, by key, by group or forward in time, as the dataset was split."
     if splitting and splitting.by == "time":
         parts = _forward(_column(frame, splitting.column, "time"), folds)
-    else: parts = _divided(labels, clusters(frame, key, splitting), folds, seed)
+    else:
+        parts = _divided(labels, clusters(frame, key, splitting), folds, seed)
     for number, pair in enumerate(parts, 1):
         for rows, use in zip(pair, ("learn from", "be scored on"), strict=True):
             if len(np.unique(labels[rows])) < 2:
-                raise FoldError(f"fold {number} of {folds} has rows of one label only to {use}; "
-                                "use fewer folds")
+                raise FoldError(
+                    f"fold {number} of {folds} has rows of one label only to {use}; use fewer folds"
+                )
     return parts

@@ -22,29 +22,33 @@ METRICS = {
     "accuracy": "share of rows decided rightly at the threshold",
     "precision": "share of positives among those picked out",
     "recall": "share of the positives that are picked out",
-    "f1": "harmonic mean of precision and recall"}
-FEW = 30   # of each class: with fewer rows, or fewer keys, intervals promise 90 % only
+    "f1": "harmonic mean of precision and recall",
+}
+FEW = 30  # of each class: with fewer rows, or fewer keys, intervals promise 90 % only
 
 
 class Interval(BaseModel, frozen=True):
     "A measured value and the interval that holds the true one."
+
     value: float
     low: float
     high: float
 
-    def __str__(self) -> str: return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 # %% ../../nbs/3_science/00_intervals.ipynb #9e0cd173
 def share(
-    hits: float,                             # how many
-    rows: float,                             # of how many; not whole where it is an effective number
+    hits: float,  # how many
+    rows: float,  # of how many; not whole where it is an effective number
     *,
-    alpha: float = 0.05,                     # one minus the confidence
+    alpha: float = 0.05,  # one minus the confidence
 ) -> Interval:
     "A proportion with Wilson's interval. Of no rows: 0, somewhere between 0 and 1."
     from scipy.stats import norm
 
-    if rows <= 0: return Interval(value=0, low=0, high=1)
+    if rows <= 0:
+        return Interval(value=0, low=0, high=1)
     z2, value = norm.isf(alpha / 2) ** 2, hits / rows
     centre = (hits + z2 / 2) / (rows + z2)
     half = np.sqrt(z2 * (hits * (1 - value) + z2 / 4)) / (rows + z2)
@@ -53,42 +57,47 @@ def share(
 
 # %% ../../nbs/3_science/00_intervals.ipynb #19941f89
 def codes(
-    keys: object,                            # a column: one value a row; None: all rows are independent
-) -> np.ndarray | None:                      # a number from 0 on for each row; None if no key repeats
+    keys: object,  # a column: one value a row; None: all rows are independent
+) -> np.ndarray | None:  # a number from 0 on for each row; None if no key repeats
     "Number the keys."
-    if keys is None: return None
+    if keys is None:
+        return None
     import polars as pl
 
     column = pl.Series(keys)
-    alone = column.is_null()                            # a row without a key is independent of all others
-    numbers = np.where(alone, column.n_unique() + np.arange(len(column)), column.rank("dense").fill_null(0))
+    alone = column.is_null()  # a row without a key is independent of all others
+    numbers = np.where(
+        alone, column.n_unique() + np.arange(len(column)), column.rank("dense").fill_null(0)
+    )
     different, numbers = np.unique(numbers.astype(int), return_inverse=True)
     return numbers if len(different) < len(numbers) else None
 
 
 def count(
-    keys: np.ndarray | None,                 # as `codes` gives them
-    rows: np.ndarray,                        # which rows, True or False
+    keys: np.ndarray | None,  # as `codes` gives them
+    rows: np.ndarray,  # which rows, True or False
 ) -> int:
     "How many keys some rows have."
     return int(rows.sum()) if keys is None else len(np.unique(keys[rows]))
 
 
 def effective(
-    hits: np.ndarray,                        # True or False, a row
-    keys: np.ndarray | None,                 # as `codes` gives them
+    hits: np.ndarray,  # True or False, a row
+    keys: np.ndarray | None,  # as `codes` gives them
 ) -> float:
     "How many independent rows would make the share of hits as sure as these rows do."
     rows, value = len(hits), hits.mean() if len(hits) else 0.0
-    if keys is None or not rows: return rows
-    if not 0 < value < 1: return count(keys, np.ones(rows, bool))   # no spread: each key counts once
+    if keys is None or not rows:
+        return rows
+    if not 0 < value < 1:
+        return count(keys, np.ones(rows, bool))  # no spread: each key counts once
     sums = np.bincount(keys, weights=hits - value)
     return min(rows, rows**2 * value * (1 - value) / max((sums**2).sum(), 1e-12))
 
 
 def shared(
-    hits: np.ndarray,                        # True or False, a row
-    keys: np.ndarray | None = None,          # as `codes` gives them
+    hits: np.ndarray,  # True or False, a row
+    keys: np.ndarray | None = None,  # as `codes` gives them
     *,
     alpha: float = 0.05,
 ) -> Interval:
@@ -114,11 +123,11 @@ def influence_on_auc(y: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarr
 def _precise(y: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
     "Average precision, and the influence of each row."
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))   # the last row of each score
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # the last row of each score
     rows, hits = ends + 1, np.cumsum(y[order])[ends]
     precision, gained = hits / rows, np.diff(hits, prepend=0)
     value = float((gained * precision).sum() / y.sum())
-    below = np.cumsum((gained / rows)[::-1])[::-1]                  # over this score and all below
+    below = np.cumsum((gained / rows)[::-1])[::-1]  # over this score and all below
     lost = np.cumsum((gained * precision / rows)[::-1])[::-1]
     at = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=-1))
     influence = np.empty(len(y))
@@ -137,11 +146,19 @@ def _mean(values: np.ndarray, of: np.ndarray | None = None) -> tuple[float, np.n
 def _decided(y: np.ndarray, picked: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     "For each metric of decisions: which rows are hits, and which rows count."
     hits = picked & (y == 1)
-    return {"accuracy": (picked == (y == 1), np.ones(len(y), bool)), "precision": (hits, picked),
-            "recall": (hits, y == 1), "f1": (hits, picked | (y == 1))}
+    return {
+        "accuracy": (picked == (y == 1), np.ones(len(y), bool)),
+        "precision": (hits, picked),
+        "recall": (hits, y == 1),
+        "f1": (hits, picked | (y == 1)),
+    }
 
 # %% ../../nbs/3_science/00_intervals.ipynb #8779e4a1
-_LOGIT = (lambda v: np.log(v / (1 - v)), lambda v: 1 / (1 + np.exp(-v)), lambda v: 1 / (v * (1 - v)))
+_LOGIT = (
+    lambda v: np.log(v / (1 - v)),
+    lambda v: 1 / (1 + np.exp(-v)),
+    lambda v: 1 / (v * (1 - v)),
+)
 _LOG = (np.log, np.exp, lambda v: 1 / v)
 
 
@@ -153,7 +170,7 @@ def _freedom(sums: np.ndarray) -> float:
 
 
 def _bounds(
-    value: float, variance: float, freedom: float, alpha: float, scale: tuple[Callable, ...],
+    value: float, variance: float, freedom: float, alpha: float, scale: tuple[Callable, ...]
 ) -> tuple[float, float]:
     "The bounds of a value, symmetric on a scale."
     from scipy.stats import t
@@ -169,8 +186,12 @@ def _newcombe(value: float, positives: int, negatives: int, alpha: float) -> tup
     from scipy.stats import norm
 
     z, half = norm.isf(alpha / 2), (positives + negatives) / 2 - 1
+
     def error(v: float) -> float:
-        return np.sqrt(v * (1 - v) * (1 + half * ((1 - v) / (2 - v) + v / (1 + v))) / positives / negatives)
+        return np.sqrt(
+            v * (1 - v) * (1 + half * ((1 - v) / (2 - v) + v / (1 + v))) / positives / negatives
+        )
+
     edge = 1e-12
     low = brentq(lambda v: value - v - z * error(v), 0, value - edge) if value > 1e-9 else 0.0
     high = brentq(lambda v: v - value - z * error(v), value + edge, 1) if value < 1 - 1e-9 else 1.0
@@ -180,7 +201,8 @@ def _newcombe(value: float, positives: int, negatives: int, alpha: float) -> tup
 def _area(value: float, sums: np.ndarray, positives: int, negatives: int, alpha: float) -> Interval:
     "An area under the ROC curve with its interval."
     fewest, variance = min(positives, negatives), (sums**2).sum()
-    if fewest < 2: return Interval(value=value, low=0, high=1)
+    if fewest < 2:
+        return Interval(value=value, low=0, high=1)
     low = high = value
     if 0 < value < 1 and variance > 0:
         low, high = _bounds(value, variance, min(_freedom(sums), fewest - 1), alpha, _LOGIT)
@@ -193,7 +215,8 @@ def _area(value: float, sums: np.ndarray, positives: int, negatives: int, alpha:
 def _precision(value: float, sums: np.ndarray, positives: int, alpha: float) -> Interval:
     "An average precision with its interval."
     variance = (sums**2).sum()
-    if variance < 1e-18 or not 0 < value < 1: return share(value * positives, positives, alpha=alpha)
+    if variance < 1e-18 or not 0 < value < 1:
+        return share(value * positives, positives, alpha=alpha)
     low, high = _bounds(value, variance, min(_freedom(sums), positives - 1), alpha, _LOGIT)
     return Interval(value=value, low=low, high=high)
 
@@ -204,11 +227,11 @@ def _hits(hits: np.ndarray, of: np.ndarray, keys: np.ndarray | None, alpha: floa
 
 # %% ../../nbs/3_science/00_intervals.ipynb #4f39456d
 def auc(
-    labels: np.ndarray,                      # zeros and ones, both present
-    scores: np.ndarray,                      # any numbers
+    labels: np.ndarray,  # zeros and ones, both present
+    scores: np.ndarray,  # any numbers
     *,
-    keys: object = None,                     # of each row; rows with the same key belong together
-    alpha: float = 0.05,                     # one minus the confidence
+    keys: object = None,  # of each row; rows with the same key belong together
+    alpha: float = 0.05,  # one minus the confidence
 ) -> Interval:
     "Area under the ROC curve with its interval."
     keys, (value, influence) = codes(keys), influence_on_auc(labels, scores)
@@ -219,10 +242,11 @@ def auc(
 @dataclass(frozen=True)
 class Measured:
     "A prediction on labelled rows: each metric's value and interval, and comparisons with others."
-    labels: np.ndarray                       # zeros and ones
-    keys: np.ndarray | None                  # as `codes` gives them
-    values: dict[str, float]                 # by metric
-    influences: dict[str, np.ndarray]        # by metric: how much each row moves the value
+
+    labels: np.ndarray  # zeros and ones
+    keys: np.ndarray | None  # as `codes` gives them
+    values: dict[str, float]  # by metric
+    influences: dict[str, np.ndarray]  # by metric: how much each row moves the value
     decisions: dict[str, tuple[np.ndarray, np.ndarray]]  # by metric: hits, and the rows that count
 
     def interval(self, metric: str, *, alpha: float = 0.05) -> Interval:
@@ -230,10 +254,13 @@ class Measured:
         value, sums = self.values[metric], self._sums(self.influences[metric])
         if metric in self.decisions:
             found = _hits(*self.decisions[metric], self.keys, alpha)
-            if metric == "f1": found = Interval(**{end: 2 * v / (1 + v) for end, v in found})
+            if metric == "f1":
+                found = Interval(**{end: 2 * v / (1 + v) for end, v in found})
             return found
-        if metric == "roc_auc": return _area(value, sums, *self._classes(), alpha)
-        if metric == "average_precision": return _precision(value, sums, self._classes()[0], alpha)
+        if metric == "roc_auc":
+            return _area(value, sums, *self._classes(), alpha)
+        if metric == "average_precision":
+            return _precision(value, sums, self._classes()[0], alpha)
         return _loss(value, sums, 1.0 if metric == "brier" else CLIPPED, alpha)
 
     def against(self, other: "Measured", metric: str, *, alpha: float = 0.05) -> Interval:
@@ -242,12 +269,15 @@ class Measured:
 
         value = self.values[metric] - other.values[metric]
         influence = self.influences[metric] - other.influences[metric]
-        if not influence.any() and not value: return Interval(value=0, low=0, high=0)
+        if not influence.any() and not value:
+            return Interval(value=0, low=0, high=0)
         variance, freedom = ((sums := self._sums(influence)) ** 2).sum(), _freedom(sums)
         if metric in ("roc_auc", "average_precision", "recall", "f1"):
             freedom = min(freedom, max(1, min(self._classes()) - 1))
         if metric in self.decisions:
-            variance += sum((0.5 / max(1, m.decisions[metric][1].sum())) ** 2 for m in (self, other))
+            variance += sum(
+                (0.5 / max(1, m.decisions[metric][1].sum())) ** 2 for m in (self, other)
+            )
         if metric == "roc_auc" and min(self._classes()) < 20:
             variance += (0.25 / min(self._classes())) ** 2
         half = t.isf(alpha / 2, freedom) * np.sqrt(variance)
@@ -260,11 +290,11 @@ class Measured:
         return count(self.keys, self.labels == 1), count(self.keys, self.labels == 0)
 
 # %% ../../nbs/3_science/00_intervals.ipynb #57ed6f51
-CLIPPED = -float(np.log(1e-15))   # the log loss of a row that was sure and wrong
+CLIPPED = -float(np.log(1e-15))  # the log loss of a row that was sure and wrong
 
 
 def log_losses(
-    labels: np.ndarray,                      # zeros and ones
+    labels: np.ndarray,  # zeros and ones
     probability: np.ndarray,
 ) -> np.ndarray:
     "The log loss of each row."
@@ -284,36 +314,49 @@ def _loss(value: float, sums: np.ndarray, most: float, alpha: float) -> Interval
 
 
 def mean_loss(
-    losses: np.ndarray,                      # log loss of each row
-    keys: np.ndarray | None = None,          # as `codes` gives them
+    losses: np.ndarray,  # log loss of each row
+    keys: np.ndarray | None = None,  # as `codes` gives them
 ) -> Interval:
     "The mean log loss of some rows with its interval."
     value, influence = _mean(losses)
-    sums = influence if keys is None else np.bincount(np.unique(keys, return_inverse=True)[1], influence)
+    sums = (
+        influence
+        if keys is None
+        else np.bincount(np.unique(keys, return_inverse=True)[1], influence)
+    )
     return _loss(value, sums, CLIPPED, 0.05)
 
 # %% ../../nbs/3_science/00_intervals.ipynb #7bb5a9dd
 def measured(
-    labels: np.ndarray,                      # zeros and ones, both present
-    probability: np.ndarray,                 # of the positive class; for roc_auc and average_precision any score
-    threshold: float = 0.5,                  # from which on a row is treated as positive
+    labels: np.ndarray,  # zeros and ones, both present
+    probability: np.ndarray,  # of the positive class; for roc_auc and average_precision any score
+    threshold: float = 0.5,  # from which on a row is treated as positive
     *,
-    keys: object = None,                     # of each row; rows with the same key belong together
+    keys: object = None,  # of each row; rows with the same key belong together
 ) -> Measured:
     "Measure a prediction."
     p = np.asarray(probability, float)
     decisions = _decided(labels, p >= threshold)
-    found = {"roc_auc": influence_on_auc(labels, p), "average_precision": _precise(labels, p),
-             "brier": _mean((p - labels) ** 2), "log_loss": _mean(log_losses(labels, p)),
-             **{metric: _mean(hits.astype(float), of) for metric, (hits, of) in decisions.items()}}
+    found = {
+        "roc_auc": influence_on_auc(labels, p),
+        "average_precision": _precise(labels, p),
+        "brier": _mean((p - labels) ** 2),
+        "log_loss": _mean(log_losses(labels, p)),
+        **{metric: _mean(hits.astype(float), of) for metric, (hits, of) in decisions.items()},
+    }
     share_, influence = found["f1"]
     found["f1"] = 2 * share_ / (1 + share_), influence * 2 / (1 + share_) ** 2
-    return Measured(labels, codes(keys), {m: v for m, (v, _) in found.items()},
-                    {m: i for m, (_, i) in found.items()}, decisions)
+    return Measured(
+        labels,
+        codes(keys),
+        {m: v for m, (v, _) in found.items()},
+        {m: i for m, (_, i) in found.items()},
+        decisions,
+    )
 
 # %% ../../nbs/3_science/00_intervals.ipynb #f11e27da
 def fewest(
-    labels: np.ndarray,                      # zeros and ones
+    labels: np.ndarray,  # zeros and ones
     keys: object = None,
 ) -> int:
     "The number of keys that have a row of the rarer class. Without repeated keys: its rows."

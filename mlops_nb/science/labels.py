@@ -19,19 +19,26 @@ from ..core.errors import LabelError
 
 # %% ../../nbs/3_science/03_labels.ipynb #3e86189d
 def spelling(
-    value,    # a label of any type that a table or JSON can hold
+    value,  # a label of any type that a table or JSON can hold
 ) -> str:
     "Return the canonical spelling of a label."
-    if isinstance(value, str): return str(value)
-    if isinstance(value, bool | np.bool_): return "true" if value else "false"
-    if isinstance(value, Integral): return str(int(value))
-    if isinstance(value, Real | Decimal) and math.isfinite(value): return _number(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real | Decimal) and math.isfinite(value):
+        return _number(value)
     if isinstance(value, datetime):
         utc = value.astimezone(UTC) if value.tzinfo else value
         return utc.isoformat().replace("+00:00", "Z")
-    if isinstance(value, date): return value.isoformat()
-    raise LabelError(f"{value!r} is no label: expected a string, a boolean, a finite number or a "
-                     "date")
+    if isinstance(value, date):
+        return value.isoformat()
+    raise LabelError(
+        f"{value!r} is no label: expected a string, a boolean, a finite number or a date"
+    )
+
 
 def _number(value: Real | Decimal) -> str:
     "Return the digits of a number; those of an integer where it is whole."
@@ -40,29 +47,36 @@ def _number(value: Real | Decimal) -> str:
 
 # %% ../../nbs/3_science/03_labels.ipynb #0ccce912
 def meant(
-    value,                  # what was reported
+    value,  # what was reported
     labels: Sequence[str],  # of a model
 ) -> str | None:
     "Return the label that a value means, or None if it means none of them."
-    try: text = spelling(value)
-    except LabelError: return None
-    if text in labels: return text
+    try:
+        text = spelling(value)
+    except LabelError:
+        return None
+    if text in labels:
+        return text
     alike = [label for label in labels if respelled(label) == respelled(text)]
     return alike[0] if len(alike) == 1 else None
 
+
 def respelled(
-    text: str,    # a label as Python's `str` or another program wrote it
+    text: str,  # a label as Python's `str` or another program wrote it
 ) -> str:
     "Return the spelling of the number or truth value that a text stands for; else the text."
-    if text in ("True", "False"): return text.lower()
-    try: number = Decimal(text)
-    except InvalidOperation: return text
+    if text in ("True", "False"):
+        return text.lower()
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return text
     short = number.is_finite() and abs(number.adjusted()) < 400  # 1e999999999 has that many digits
     return spelling(number) if short else text
 
 # %% ../../nbs/3_science/03_labels.ipynb #e3987177
 def labels_of(
-    target: pl.Series,    # a column of labels
+    target: pl.Series,  # a column of labels
 ) -> dict[str, list]:
     "Return the values of a column by their spelling, sorted; without missing values and NaN."
     target = target.fill_nan(None) if target.dtype.is_float() else target
@@ -71,9 +85,10 @@ def labels_of(
         values_by_label.setdefault(spelling(value), []).append(value)
     return dict(sorted(values_by_label.items()))
 
+
 def as_ones(
-    reported: pl.Series,       # labels as strings
-    labels: tuple[str, str],   # of a model: the negative and the positive one
+    reported: pl.Series,  # labels as strings
+    labels: tuple[str, str],  # of a model: the negative and the positive one
 ) -> pl.Series:
     "Return 1 for the positive label, 0 for the negative one, null for anything else."
     numbers = {label: i for i, label in enumerate(labels)}

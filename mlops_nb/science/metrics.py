@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/3_science/04_metrics.ipynb #02332e8a
 GAPS = ("selection_rate_gap", "tpr_gap", "fpr_gap", "roc_auc_gap")
-LOWER = {"brier", "log_loss", "calibration_error", *GAPS}       # where less is better
+LOWER = {"brier", "log_loss", "calibration_error", *GAPS}  # where less is better
 
 # %% ../../nbs/3_science/04_metrics.ipynb #581f3e2e
 def _bins(probability: np.ndarray, most: int) -> np.ndarray:
@@ -29,86 +29,116 @@ def _bins(probability: np.ndarray, most: int) -> np.ndarray:
 
 
 def calibration(
-    labels: np.ndarray,                      # zeros and ones
+    labels: np.ndarray,  # zeros and ones
     probability: np.ndarray,
     *,
-    bins: int = 10,                          # at the most; fewer where one would have under 50 rows
-    keys: object = None,                     # of each row; rows with the same key belong together
-) -> pl.DataFrame:                           # a row a bin: predicted and observed share of positives
+    bins: int = 10,  # at the most; fewer where one would have under 50 rows
+    keys: object = None,  # of each row; rows with the same key belong together
+) -> pl.DataFrame:  # a row a bin: predicted and observed share of positives
     "What happened to rows of like probability."
     place = _bins(probability, max(2, min(bins, len(labels) // 50)))
     rows, numbers = [], codes(keys)
     for part in (place == b for b in np.unique(place)):
         hits, alike = labels[part] == 1, None if numbers is None else numbers[part]
         observed = shared(hits, alike)
-        rows.append({"rows": len(hits), "effective": float(effective(hits, alike)),
-                     "predicted": float(probability[part].mean()), "observed": observed.value,
-                     "low": observed.low, "high": observed.high})
+        rows.append(
+            {
+                "rows": len(hits),
+                "effective": float(effective(hits, alike)),
+                "predicted": float(probability[part].mean()),
+                "observed": observed.value,
+                "low": observed.low,
+                "high": observed.high,
+            }
+        )
     return pl.DataFrame(rows)
 
 
 def calibration_error(
-    calibration: pl.DataFrame,               # as `calibration` gives it
+    calibration: pl.DataFrame,  # as `calibration` gives it
 ) -> float:
     "Root mean square distance of predicted from observed shares, without the part that is noise."
     rows, free, predicted, observed = (
-        calibration[c].to_numpy() for c in ("rows", "effective", "predicted", "observed"))
+        calibration[c].to_numpy() for c in ("rows", "effective", "predicted", "observed")
+    )
     squares = (predicted - observed) ** 2 - observed * (1 - observed) / np.maximum(free - 1, 1)
     return float(np.sqrt(max(0.0, np.average(squares, weights=rows))))
 
 # %% ../../nbs/3_science/04_metrics.ipynb #6aa7f7c3
 def gains(
-    labels: np.ndarray,                      # zeros and ones
-    probability: np.ndarray,                 # or any score
-) -> pl.DataFrame:                           # a row a tenth: share of the rows, share of the positives, lift
+    labels: np.ndarray,  # zeros and ones
+    probability: np.ndarray,  # or any score
+) -> pl.DataFrame:  # a row a tenth: share of the rows, share of the positives, lift
     "The share of positives among the rows of highest probability."
     order = np.argsort(-probability, kind="stable")
-    ends = np.flatnonzero(np.diff(probability[order], append=-np.inf)) + 1   # of equal rows
+    ends = np.flatnonzero(np.diff(probability[order], append=-np.inf)) + 1  # of equal rows
     positives = np.cumsum(labels[order])[ends - 1]
     rows = np.ceil(np.arange(1, 11) / 10 * len(labels)).astype(int)
     captured = np.interp(rows, [0, *ends], [0, *positives]) / positives[-1]
-    return pl.DataFrame({"share": rows / len(labels), "rows": rows, "captured": captured,
-                         "lift": captured / (rows / len(labels))})
+    return pl.DataFrame(
+        {
+            "share": rows / len(labels),
+            "rows": rows,
+            "captured": captured,
+            "lift": captured / (rows / len(labels)),
+        }
+    )
 
 # %% ../../nbs/3_science/04_metrics.ipynb #1e879206
 def segments(
     values: pl.Series,
     *,
-    most: int = 10,                          # as many groups as that
-) -> pl.Series:                              # a group's name for each row
+    most: int = 10,  # as many groups as that
+) -> pl.Series:  # a group's name for each row
     "Groups of a column's values."
     if values.dtype.is_numeric() and values.n_unique() > most:
         values = values.cast(pl.Float64).fill_nan(None)
         edges = sorted({float(f"{values.quantile(q):.6g}") for q in (0.25, 0.5, 0.75)})
-        names = [f"up to {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)),
-                 f"over {edges[-1]:g}", "missing"]
+        names = [
+            f"up to {edges[0]:g}",
+            *(f"{a:g} to {b:g}" for a, b in zip(edges, edges[1:], strict=False)),
+            f"over {edges[-1]:g}",
+            "missing",
+        ]
         known = values.to_numpy()
-        return pl.Series(names).gather(np.where(np.isnan(known), len(names) - 1, np.searchsorted(edges, known)))
-    if values.dtype in (pl.Date, pl.Datetime): values = values.dt.strftime("%Y-%m")
+        return pl.Series(names).gather(
+            np.where(np.isnan(known), len(names) - 1, np.searchsorted(edges, known))
+        )
+    if values.dtype in (pl.Date, pl.Datetime):
+        values = values.dt.strftime("%Y-%m")
     words = values.cast(pl.String).fill_null("missing").alias("word")
-    if words.n_unique() <= most: return words
+    if words.n_unique() <= most:
+        return words
     common = words.value_counts().sort("count", "word", descending=[True, False])["word"].head(most)
-    return words.to_frame().select(pl.when(pl.col("word").is_in(common.implode())).then("word")
-                                   .otherwise(pl.lit("other"))).to_series()
+    return (
+        words.to_frame()
+        .select(
+            pl.when(pl.col("word").is_in(common.implode())).then("word").otherwise(pl.lit("other"))
+        )
+        .to_series()
+    )
 
 # %% ../../nbs/3_science/04_metrics.ipynb #4b6484dd
 def _group(y: np.ndarray, flagged: np.ndarray, p: np.ndarray, keys: np.ndarray | None) -> dict:
     "The measures of one group: how many rows each rests on, and its interval."
     rates = {"selection_rate": np.ones(len(y), bool), "tpr": y == 1, "fpr": y == 0}
-    shares = {measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
-             for measure, of in rates.items() if of.any()}
+    shares = {
+        measure: (int(of.sum()), shared(flagged[of], None if keys is None else keys[of]))
+        for measure, of in rates.items()
+        if of.any()
+    }
     rarer = int(min(y.sum(), (1 - y).sum()))
     return shares | ({"roc_auc": (rarer, auc(y, p, keys=keys))} if rarer else {})
 
 
 def fairness(
-    protected: pl.DataFrame,                 # the protected columns
-    labels: np.ndarray,                      # zeros and ones
+    protected: pl.DataFrame,  # the protected columns
+    labels: np.ndarray,  # zeros and ones
     probability: np.ndarray,
-    threshold: float,                        # from which on a row is picked out
+    threshold: float,  # from which on a row is picked out
     *,
-    keys: object = None,                     # of each row; rows with the same key belong together
-) -> pl.DataFrame:                           # a row for each column, group and measure
+    keys: object = None,  # of each row; rows with the same key belong together
+) -> pl.DataFrame:  # a row for each column, group and measure
     "How each group is treated."
     rows, numbers = [], codes(keys)
     for column in protected.columns:
@@ -117,64 +147,104 @@ def fairness(
             of = groups == group
             p, alike = probability[of], None if numbers is None else numbers[of]
             by_measure = _group(labels[of], p >= threshold, p, alike)
-            rows += [{"column": column, "group": group, "measure": measure, "rows": n,
-                      **value.model_dump()}
-                     for measure, (n, value) in by_measure.items()]
+            rows += [
+                {
+                    "column": column,
+                    "group": group,
+                    "measure": measure,
+                    "rows": n,
+                    **value.model_dump(),
+                }
+                for measure, (n, value) in by_measure.items()
+            ]
     return pl.DataFrame(rows)
 
 # %% ../../nbs/3_science/04_metrics.ipynb #0e4be39b
 def gaps(
-    fairness: pl.DataFrame,                  # as `fairness` gives it
+    fairness: pl.DataFrame,  # as `fairness` gives it
     *,
-    min_rows: int = 30,                      # numbers that rest on fewer do not count
-) -> pl.DataFrame:                           # a row for each column and measure that two groups have
+    min_rows: int = 30,  # numbers that rest on fewer do not count
+) -> pl.DataFrame:  # a row for each column and measure that two groups have
     "The largest difference between groups, worst first."
-    if fairness.is_empty(): return pl.DataFrame()
-    return (fairness.filter(pl.col("rows") >= min_rows).sort("value").group_by("column", "measure", maintain_order=True)
-            .agg(gap=pl.col("value").max() - pl.col("value").min(), lowest=pl.col("group").first(),
-                 highest=pl.col("group").last(), groups=pl.len())
-            .filter(pl.col("groups") > 1).drop("groups")
-            .sort("gap", "column", "measure", descending=[True, False, False]))
+    if fairness.is_empty():
+        return pl.DataFrame()
+    return (
+        fairness.filter(pl.col("rows") >= min_rows)
+        .sort("value")
+        .group_by("column", "measure", maintain_order=True)
+        .agg(
+            gap=pl.col("value").max() - pl.col("value").min(),
+            lowest=pl.col("group").first(),
+            highest=pl.col("group").last(),
+            groups=pl.len(),
+        )
+        .filter(pl.col("groups") > 1)
+        .drop("groups")
+        .sort("gap", "column", "measure", descending=[True, False, False])
+    )
 
 # %% ../../nbs/3_science/04_metrics.ipynb #ca10def6
 def errors(
-    columns: pl.DataFrame,                   # columns to look for groups in
-    labels: np.ndarray,                      # zeros and ones
+    columns: pl.DataFrame,  # columns to look for groups in
+    labels: np.ndarray,  # zeros and ones
     probability: np.ndarray,
     *,
     most: int = 10,
-    keys: object = None,                     # of each row; rows with the same key belong together
-) -> pl.DataFrame:                           # a row a group: how it was predicted and how it came
+    keys: object = None,  # of each row; rows with the same key belong together
+) -> pl.DataFrame:  # a row a group: how it was predicted and how it came
     "The groups of largest log loss, worst first, each with 30 rows and a hundredth of all at least."
     losses, numbers = log_losses(labels, probability), codes(keys)
     base = pl.DataFrame({"y": labels, "p": probability, "loss": losses})
-    groups = {name: segments(columns[name]) for name in columns.columns
-              if not columns.schema[name].is_nested()}
-    if not groups: return pl.DataFrame()
-    tables = [base.with_columns(segment=segment).group_by("segment").agg(
-        column=pl.lit(name), rows=pl.len(), predicted=pl.col("p").mean(), observed=pl.col("y").mean(),
-        log_loss=pl.col("loss").mean()) for name, segment in groups.items()]
+    groups = {
+        name: segments(columns[name])
+        for name in columns.columns
+        if not columns.schema[name].is_nested()
+    }
+    if not groups:
+        return pl.DataFrame()
+    tables = [
+        base.with_columns(segment=segment)
+        .group_by("segment")
+        .agg(
+            column=pl.lit(name),
+            rows=pl.len(),
+            predicted=pl.col("p").mean(),
+            observed=pl.col("y").mean(),
+            log_loss=pl.col("loss").mean(),
+        )
+        for name, segment in groups.items()
+    ]
     large = (pl.col("rows") >= max(30, len(base) / 100)) & (pl.col("rows") < len(base))
-    worst = pl.concat(tables).filter(large).select("column", pl.exclude("column")).sort(
-        ["log_loss", "column", "segment"], descending=[True, False, False]).head(most)
-    masks = [(groups[column] == segment).to_numpy()
-             for column, segment in worst.select("column", "segment").rows()]
+    worst = (
+        pl.concat(tables)
+        .filter(large)
+        .select("column", pl.exclude("column"))
+        .sort(["log_loss", "column", "segment"], descending=[True, False, False])
+        .head(most)
+    )
+    masks = [
+        (groups[column] == segment).to_numpy()
+        for column, segment in worst.select("column", "segment").rows()
+    ]
     means = [mean_loss(losses[of], None if numbers is None else numbers[of]) for of in masks]
-    return worst.with_columns(low=pl.Series([i.low for i in means], dtype=pl.Float64),
-                              high=pl.Series([i.high for i in means], dtype=pl.Float64))
+    return worst.with_columns(
+        low=pl.Series([i.low for i in means], dtype=pl.Float64),
+        high=pl.Series([i.high for i in means], dtype=pl.Float64),
+    )
 
 # %% ../../nbs/3_science/04_metrics.ipynb #7d5fab38
 BLUE = "#1f5fa8"
 
+
 def dots(
     ax: "Axes",
-    names: list[str],                        # beside the dots, from the top
-    table: pl.DataFrame,                     # with columns low and high
-    value: str,                              # the column of the values
+    names: list[str],  # beside the dots, from the top
+    table: pl.DataFrame,  # with columns low and high
+    value: str,  # the column of the values
 ) -> None:
     "Draw values with their intervals."
     y = np.arange(len(table))[::-1]
     ax.hlines(y, table["low"], table["high"], color=BLUE, lw=3, alpha=0.4)
     ax.plot(table[value], y, "o", color=BLUE)
-    ax.set_yticks(y, [name.replace("$", r"\$") for name in names])       # no formula
+    ax.set_yticks(y, [name.replace("$", r"\$") for name in names])  # no formula
     ax.set_ylim(-0.6, len(table) - 0.4)

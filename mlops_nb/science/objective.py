@@ -29,65 +29,85 @@ from .intervals import METRICS, Interval, measured
 from .labels import labels_of, spelling
 from .metrics import GAPS, LOWER
 
-if TYPE_CHECKING: from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/3_science/05_objective.ipynb #0732c0bf
-SCORERS = {"roc_auc": "roc_auc", "average_precision": "average_precision",   # ours: scikit-learn's name as a scorer
-           "brier": "neg_brier_score", "log_loss": "neg_log_loss"}
+SCORERS = {
+    "roc_auc": "roc_auc",
+    "average_precision": "average_precision",  # ours: scikit-learn's name as a scorer
+    "brier": "neg_brier_score",
+    "log_loss": "neg_log_loss",
+}
 
 # %% ../../nbs/3_science/05_objective.ipynb #4d822346
 class Costs(BaseModel, frozen=True, extra="forbid"):
     "What the two mistakes cost, in any unit, as long as it is the same one."
-    false_positive: float = Field(gt=0)              # acting on a case that did not need it
-    false_negative: float = Field(gt=0)              # leaving a case that did
+
+    false_positive: float = Field(gt=0)  # acting on a case that did not need it
+    false_negative: float = Field(gt=0)  # leaving a case that did
 
 # %% ../../nbs/3_science/05_objective.ipynb #6878039a
 def model_name(
-    name: str,   # as `Objective.name` or `register` is given it
-) -> str:        # the same
+    name: str,  # as `Objective.name` or `register` is given it
+) -> str:  # the same
     "Return a model's name, or raise `ObjectiveError` for one that cannot be part of an address."
-    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name): return name
-    raise ObjectiveError(f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, "
-                         "digits, _ and -, no - first, for it becomes part of web addresses")
+    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
+        return name
+    raise ObjectiveError(
+        f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, "
+        "digits, _ and -, no - first, for it becomes part of web addresses"
+    )
 
 # %% ../../nbs/3_science/05_objective.ipynb #608e77f9
 class Objective(BaseModel, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve."
-    name: str                                        # of the model it leads to
-    question: str                                    # what the business asks, in its own words
-    goal: str = ""                                   # what will be done with the answer
-    target: str                                      # the column to predict
-    positive: str | bool | int | float               # its label that counts as positive
-    key: str                                         # the column that identifies a row
+
+    name: str  # of the model it leads to
+    question: str  # what the business asks, in its own words
+    goal: str = ""  # what will be done with the answer
+    target: str  # the column to predict
+    positive: str | bool | int | float  # its label that counts as positive
+    key: str  # the column that identifies a row
     metric: Literal["roc_auc", "average_precision", "brier", "log_loss"] = "roc_auc"
-    accept: dict[str, float] = {"calibration_error": 0.05}   # bound of each score a model must keep
-    margin: float = Field(default=0.01, ge=0)        # how much worse than the champion still passes, in the metric
+    accept: dict[str, float] = {"calibration_error": 0.05}  # bound of each score a model must keep
+    margin: float = Field(
+        default=0.01, ge=0
+    )  # how much worse than the champion still passes, in the metric
     threshold: float | None = Field(default=None, ge=0, le=1)
-    costs: Costs | None = None                       # instead of a threshold
-    protected: tuple[str, ...] = ()                  # columns between whose groups the model must be fair
-    approval: Literal["rule", "person"] = "rule"     # who lets a version go to production
+    costs: Costs | None = None  # instead of a threshold
+    protected: tuple[str, ...] = ()  # columns between whose groups the model must be fair
+    approval: Literal["rule", "person"] = "rule"  # who lets a version go to production
 
     @field_validator("name")
     @classmethod
-    def _name(cls, name: str) -> str: return model_name(name)
+    def _name(cls, name: str) -> str:
+        return model_name(name)
 
     @field_validator("accept")
     @classmethod
     def _known(cls, accept: dict[str, float]) -> dict[str, float]:
         if unknown := set(accept) - {*METRICS, "calibration_error", *GAPS}:
-            raise ValueError(f"expected scores among {[*METRICS, 'calibration_error', *GAPS]}; came {sorted(unknown)}")
+            raise ValueError(
+                f"expected scores among {[*METRICS, 'calibration_error', *GAPS]}; came {sorted(unknown)}"
+            )
         return {"calibration_error": 0.05, **accept}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Objective":
-        if self.threshold is not None and self.costs: raise ValueError("give a threshold or costs, not both")
-        if set(self.accept) & set(GAPS) and not self.protected: raise ValueError("a gap needs `protected` columns")
+        if self.threshold is not None and self.costs:
+            raise ValueError("give a threshold or costs, not both")
+        if set(self.accept) & set(GAPS) and not self.protected:
+            raise ValueError("a gap needs `protected` columns")
         return self
 
     @property
     def decision_threshold(self) -> float:
         "The probability from which on a row is treated as positive."
-        if self.costs: return self.costs.false_positive / (self.costs.false_positive + self.costs.false_negative)
+        if self.costs:
+            return self.costs.false_positive / (
+                self.costs.false_positive + self.costs.false_negative
+            )
         return 0.5 if self.threshold is None else self.threshold
 
     @property
@@ -97,42 +117,52 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
 
 # %% ../../nbs/3_science/05_objective.ipynb #cbcbf78a
 def split(
-    frame: pl.DataFrame | pl.LazyFrame,      # with the column `_split`
-    name: str,                               # train, validation or test
-) -> pl.DataFrame:                           # its rows
+    frame: pl.DataFrame | pl.LazyFrame,  # with the column `_split`
+    name: str,  # train, validation or test
+) -> pl.DataFrame:  # its rows
     "The rows of one split."
     frame = frame.lazy().collect()
     if "_split" not in frame.columns:
-        raise ObjectiveError(f"expected a column _split; came {frame.columns}. The rows of a dataset "
-                             "version have one: `dataset(NAME).scan()` reads them")
+        raise ObjectiveError(
+            f"expected a column _split; came {frame.columns}. The rows of a dataset "
+            "version have one: `dataset(NAME).scan()` reads them"
+        )
     rows = frame.filter(pl.col("_split") == name)
     if rows.is_empty():
-        raise ObjectiveError(f"expected rows of split {name!r}; _split has {frame['_split'].unique().sort().to_list()}")
+        raise ObjectiveError(
+            f"expected rows of split {name!r}; _split has {frame['_split'].unique().sort().to_list()}"
+        )
     return rows
 
 # %% ../../nbs/3_science/05_objective.ipynb #3c8a4d42
 def labels(
-    frame: pl.DataFrame,                     # with the target column
+    frame: pl.DataFrame,  # with the target column
     objective: Objective,
-) -> np.ndarray:                             # 1 where the target is the positive label, 0 elsewhere
+) -> np.ndarray:  # 1 where the target is the positive label, 0 elsewhere
     "The target as zeros and ones."
     if objective.target not in frame.columns:
-        raise ObjectiveError(f"expected the target {objective.target!r}; came columns {frame.columns}")
+        raise ObjectiveError(
+            f"expected the target {objective.target!r}; came columns {frame.columns}"
+        )
     values, positive = values_by_label(frame[objective.target]), spelling(objective.positive)
     if positive not in values or len(values) < 2:
         lacks = "and another label" if positive in values else "among its labels"
         raise ObjectiveError(
             f"target {objective.target!r} needs {objective.positive!r} {lacks}; came "
             f"[{_few(values)}] ({frame[objective.target].dtype}). Set the objective's `positive` "
-            "to one of them")
+            "to one of them"
+        )
     ones = pl.Series(values[positive], dtype=frame[objective.target].dtype)
     return frame[objective.target].is_in(ones.implode()).to_numpy().astype(int)
+
 
 def values_by_label(target: pl.Series) -> dict[str, list]:
     "Return the values of a target by their label; raise where a row has none."
     missing = target.null_count() + (target.is_nan().sum() if target.dtype.is_float() else 0)
-    if missing: raise ObjectiveError(f"{missing} rows have no {target.name!r}; drop or label them")
+    if missing:
+        raise ObjectiveError(f"{missing} rows have no {target.name!r}; drop or label them")
     return labels_of(target)
+
 
 def _few(texts) -> str:
     "Return ten texts at most, in a row."
@@ -140,81 +170,126 @@ def _few(texts) -> str:
 
 # %% ../../nbs/3_science/05_objective.ipynb #5fd3d3c6
 def features(
-    frame: pl.DataFrame,
-    objective: Objective,
-) -> list[str]:                              # every column but key, target and those that begin with _
+    frame: pl.DataFrame, objective: Objective
+) -> list[str]:  # every column but key, target and those that begin with _
     "The columns a model may see."
-    return [c for c in frame.columns if c not in (objective.key, objective.target) and not c.startswith("_")]
+    return [
+        c
+        for c in frame.columns
+        if c not in (objective.key, objective.target) and not c.startswith("_")
+    ]
 
 # %% ../../nbs/3_science/05_objective.ipynb #e840b728
 def _text(expression: object) -> object:
-    text = expression.meta.serialize(format="json") if isinstance(expression, pl.Expr) else expression
+    text = (
+        expression.meta.serialize(format="json") if isinstance(expression, pl.Expr) else expression
+    )
     if "AnonymousFunction" in str(text):
-        raise ValueError("expected an expression of Polars' own functions; came one with a Python function inside")
+        raise ValueError(
+            "expected an expression of Polars' own functions; came one with a Python function inside"
+        )
     return text
 
-Expression = Annotated[str, BeforeValidator(_text)]        # a column's name, or an expression as Polars' JSON
+
+Expression = Annotated[
+    str, BeforeValidator(_text)
+]  # a column's name, or an expression as Polars' JSON
+
 
 def evaluated(
     frame: pl.DataFrame,
-    expression: str,                         # a column's name, or an expression as Polars' JSON
+    expression: str,  # a column's name, or an expression as Polars' JSON
 ) -> pl.Series:
     "The values of an expression on a frame."
     formula = expression
     try:
         written = expression.startswith("{")
-        if written: formula = pl.Expr.deserialize(io.StringIO(expression), format="json")
-        else: formula = cs.by_name(expression)
+        if written:
+            formula = pl.Expr.deserialize(io.StringIO(expression), format="json")
+        else:
+            formula = cs.by_name(expression)
         return frame.select(formula).to_series()
-    except pl.exceptions.PolarsError as e: raise ObjectiveError(f"{formula} does not fit the table: {e}") from e
+    except pl.exceptions.PolarsError as e:
+        raise ObjectiveError(f"{formula} does not fit the table: {e}") from e
 
 # %% ../../nbs/3_science/05_objective.ipynb #726d054b
 class Hypothesis(BaseModel, frozen=True, extra="forbid"):
     "A belief that the data can contradict."
+
     name: str
-    statement: str                                          # in words
-    column: Expression                                      # what it is about: a column or a Polars expression
-    expect: Literal["more", "less", "differs"] = "differs"  # of the positive rows, against the others
-    min_effect: float = Field(default=0.1, gt=0, lt=1)      # a smaller one would not matter
+    statement: str  # in words
+    column: Expression  # what it is about: a column or a Polars expression
+    expect: Literal["more", "less", "differs"] = (
+        "differs"  # of the positive rows, against the others
+    )
+    min_effect: float = Field(default=0.1, gt=0, lt=1)  # a smaller one would not matter
 
 # %% ../../nbs/3_science/05_objective.ipynb #392f6a75
 def _measured(
-    train: pl.DataFrame, positive: np.ndarray, hypothesis: Hypothesis, alpha: float,
+    train: pl.DataFrame,
+    positive: np.ndarray,
+    hypothesis: Hypothesis,
+    alpha: float,
     together: pl.Series | None,
 ) -> dict:
     "One hypothesis on the training split: kind, effect, interval, p-value."
     values = evaluated(train, hypothesis.column)
-    numeric = values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null) or values.dtype.is_temporal()
-    values = values.to_physical().cast(pl.Float64).fill_nan(None) if numeric else values.cast(pl.String)
+    numeric = (
+        values.dtype.is_numeric()
+        or values.dtype in (pl.Boolean, pl.Null)
+        or values.dtype.is_temporal()
+    )
+    values = (
+        values.to_physical().cast(pl.Float64).fill_nan(None) if numeric else values.cast(pl.String)
+    )
     if not numeric and hypothesis.expect != "differs":
-        raise ObjectiveError(f"{hypothesis.name!r} expects {hypothesis.expect!r} of categories, which have no order; "
-                             "say which one you mean: column=pl.col(…) == …")
+        raise ObjectiveError(
+            f"{hypothesis.name!r} expects {hypothesis.expect!r} of categories, which have no order; "
+            "say which one you mean: column=pl.col(…) == …"
+        )
     present = values.is_not_null()
     kept, seen = values.filter(present), positive[present.to_numpy()]
-    effect, p = Interval(value=0, low=-1 if numeric else 0, high=1), 1.0       # nothing known
+    effect, p = Interval(value=0, low=-1 if numeric else 0, high=1), 1.0  # nothing known
     if kept.n_unique() > 1 and 0 < seen.sum() < len(seen):
-        keys = None if together is None or len(together) != len(present) else together.filter(present)
+        keys = (
+            None if together is None or len(together) != len(present) else together.filter(present)
+        )
         test = ranked if numeric else associated
         effect, p = test(seen, kept.to_numpy(), keys=keys, alpha=alpha)
-    return {"hypothesis": hypothesis.name, "statement": hypothesis.statement, "expected": hypothesis.expect,
-            "measure": "rank-biserial r" if numeric else "Cramér's V", "rows": len(kept), "effect": effect.value,
-            "low": effect.low, "high": effect.high, "min_effect": hypothesis.min_effect, "p_value": p}
+    return {
+        "hypothesis": hypothesis.name,
+        "statement": hypothesis.statement,
+        "expected": hypothesis.expect,
+        "measure": "rank-biserial r" if numeric else "Cramér's V",
+        "rows": len(kept),
+        "effect": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "min_effect": hypothesis.min_effect,
+        "p_value": p,
+    }
 
 
 def _verdict(row: dict, alpha: float) -> str:
     "supported or refuted if the whole interval says so, or else undecided."
-    low, high = {"more": (row["low"], row["high"]), "less": (-row["high"], -row["low"]),
-                 "differs": (max(row["low"], -row["high"]), max(row["high"], -row["low"]))}[row["expected"]]
-    if row["corrected"] < alpha and low >= row["min_effect"]: return "supported"
+    low, high = {
+        "more": (row["low"], row["high"]),
+        "less": (-row["high"], -row["low"]),
+        "differs": (max(row["low"], -row["high"]), max(row["high"], -row["low"])),
+    }[row["expected"]]
+    if row["corrected"] < alpha and low >= row["min_effect"]:
+        return "supported"
     return "refuted" if high < row["min_effect"] else "undecided"
 
 # %% ../../nbs/3_science/05_objective.ipynb #01ec9179
 COLOURS = {"supported": "#2a7d4f", "refuted": "#b3261e", "undecided": "#7a7a7a"}
 
+
 @dataclass(frozen=True)
 class Verdicts:
     "What the training split says of each hypothesis."
-    table: pl.DataFrame                      # one row a hypothesis
+
+    table: pl.DataFrame  # one row a hypothesis
     alpha: float
 
     def __getitem__(self, name: str) -> str:
@@ -222,8 +297,11 @@ class Verdicts:
         return self.table.filter(pl.col("hypothesis") == name)["verdict"].item()
 
     def _repr_html_(self) -> str:
-        return render("hypotheses.html", hypotheses=self.table.to_dicts(),
-                      figure=picture(self.figure(), "Effect of each hypothesis with its interval"))
+        return render(
+            "hypotheses.html",
+            hypotheses=self.table.to_dicts(),
+            figure=picture(self.figure(), "Effect of each hypothesis with its interval"),
+        )
 
     def figure(self) -> "Figure":
         "Each effect with its interval, and the band of effects too small to matter."
@@ -235,24 +313,38 @@ class Verdicts:
             colour = COLOURS[r["verdict"]]
             ax.barh(y, 2 * r["min_effect"], left=-r["min_effect"], color="#eeeeee", height=0.9)
             ax.plot([r["low"], r["high"]], [y, y], color=colour, lw=3, alpha=0.45)
-            ax.plot(r["effect"], y, {"more": ">", "less": "<"}.get(r["expected"], "o"), color=colour, ms=8)
+            ax.plot(
+                r["effect"],
+                y,
+                {"more": ">", "less": "<"}.get(r["expected"], "o"),
+                color=colour,
+                ms=8,
+            )
         ax.axvline(0, color="#999999", lw=0.8)
-        ax.set_yticks(range(len(self.table)), [h.replace("$", r"\$") for h in reversed(self.table["hypothesis"])])
+        ax.set_yticks(
+            range(len(self.table)),
+            [h.replace("$", r"\$") for h in reversed(self.table["hypothesis"])],
+        )
         ax.set_xlabel("effect (the marker points where it was expected; grey: too small to matter)")
         return fig
 
 # %% ../../nbs/3_science/05_objective.ipynb #44d834dc
 def test(
-    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,   # with target and `_split`; only `train` is read
-    hypotheses: Sequence[Hypothesis],        # all that were thought of, not only those that look good
+    frame: pl.DataFrame
+    | pl.LazyFrame
+    | DatasetVersion,  # with target and `_split`; only `train` is read
+    hypotheses: Sequence[Hypothesis],  # all that were thought of, not only those that look good
     objective: Objective,
     *,
-    splitting: Splitting | None = None,      # how the frame was divided; default: a version's own, or by key
-    alpha: float = 0.05,                     # the chance that any of the verdicts is wrong by luck
+    splitting: Splitting
+    | None = None,  # how the frame was divided; default: a version's own, or by key
+    alpha: float = 0.05,  # the chance that any of the verdicts is wrong by luck
 ) -> Verdicts:
     "Test the hypotheses together on the training split."
-    if not hypotheses: raise ObjectiveError("expected at least one hypothesis; came none")
-    if len({h.name for h in hypotheses}) < len(hypotheses): raise ObjectiveError("two hypotheses have the same name")
+    if not hypotheses:
+        raise ObjectiveError("expected at least one hypothesis; came none")
+    if len({h.name for h in hypotheses}) < len(hypotheses):
+        raise ObjectiveError("two hypotheses have the same name")
     frame, splitting = rows_of(frame, splitting)
     train = split(frame, "train")
     positive, together = labels(train, objective), clusters(train, objective.key, splitting)
@@ -265,16 +357,21 @@ def test(
 # %% ../../nbs/3_science/05_objective.ipynb #fc468fc3
 class Rule(BaseModel, frozen=True, extra="forbid"):
     "A one-line alternative to a model."
+
     name: str
-    expression: Expression                   # a score; for the metrics brier and log_loss a probability
+    expression: Expression  # a score; for the metrics brier and log_loss a probability
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         "The rule's score of each row."
         values = evaluated(frame, self.expression)
-        try: values = values.cast(pl.Float64)
-        except pl.exceptions.PolarsError as e: raise ObjectiveError(f"rule {self.name!r} gives no number: {e}") from e
+        try:
+            values = values.cast(pl.Float64)
+        except pl.exceptions.PolarsError as e:
+            raise ObjectiveError(f"rule {self.name!r} gives no number: {e}") from e
         if len(values) != len(frame) or not values.is_finite().fill_null(False).all():
-            raise ObjectiveError(f"rule {self.name!r} must give every row a finite number: fill_null or fill_nan it")
+            raise ObjectiveError(
+                f"rule {self.name!r} must give every row a finite number: fill_null or fill_nan it"
+            )
         return values.to_numpy()
 
 # %% ../../nbs/3_science/05_objective.ipynb #71543684
@@ -283,8 +380,8 @@ def quick(
     objective: Objective,
     *,
     folds: int = 5,
-    splitting: Splitting | None = None,      # how the dataset was divided; default: by key
-) -> np.ndarray:                             # probability a row, by a model that had not seen it
+    splitting: Splitting | None = None,  # how the dataset was divided; default: by key
+) -> np.ndarray:  # probability a row, by a model that had not seen it
     "Out-of-fold predictions of an untuned model. Forward in time, the earliest rows get NaN."
     from sklearn.base import clone
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -292,10 +389,14 @@ def quick(
 
     words, y = cs.string() | cs.categorical() | cs.enum(), labels(train, objective)
     table = train.select(cs.by_name(*features(train, objective))).select(
-        words.cast(pl.String).rank("dense"), (cs.numeric() | cs.boolean() | cs.temporal()).to_physical())
+        words.cast(pl.String).rank("dense"),
+        (cs.numeric() | cs.boolean() | cs.temporal()).to_physical(),
+    )
     table, probability = table.cast(pl.Float64).to_numpy(), np.full(len(train), np.nan)
-    model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=0)
-    with threadpool_limits(1):               # small table: threads would only wait for each other
+    model = HistGradientBoostingClassifier(
+        max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=0
+    )
+    with threadpool_limits(1):  # small table: threads would only wait for each other
         for learn, score in folded(train, y, objective.key, folds, splitting=splitting):
             fitted = clone(model).fit(table[learn], y[learn])
             probability[score] = fitted.predict_proba(table[score])[:, 1]
@@ -305,10 +406,11 @@ def quick(
 @dataclass(frozen=True)
 class Warrant:
     "Whether a model is worth having instead of a rule."
+
     objective: Objective
     rule: Rule
-    scores: dict[str, Interval]              # of the rule and of the quick model
-    gain: Interval                           # how much better the model is, paired
+    scores: dict[str, Interval]  # of the rule and of the quick model
+    gain: Interval  # how much better the model is, paired
     min_gain: float
 
     @property
@@ -320,15 +422,19 @@ class Warrant:
     def reason(self) -> str:
         "The finding in a sentence."
         sure = "surely" if self.warranted else "not surely"
-        return (f"The quick model gains {self.gain} in {self.objective.metric} over the rule “{self.rule.name}”; "
-                f"that is {sure} more than {self.min_gain:g}, the least worth its upkeep.")
+        return (
+            f"The quick model gains {self.gain} in {self.objective.metric} over the rule “{self.rule.name}”; "
+            f"that is {sure} more than {self.min_gain:g}, the least worth its upkeep."
+        )
 
     def _repr_html_(self) -> str:
         from matplotlib.figure import Figure
 
         fig = Figure(figsize=(7, 1.3), layout="constrained")
         ax = fig.subplots()
-        for y, (score, colour) in enumerate(zip(self.scores.values(), ("#7a7a7a", "#1f5fa8"), strict=True)):
+        for y, (score, colour) in enumerate(
+            zip(self.scores.values(), ("#7a7a7a", "#1f5fa8"), strict=True)
+        ):
             ax.plot([score.low, score.high], [y, y], color=colour, lw=3, alpha=0.45)
             ax.plot(score.value, y, "o", color=colour)
         ax.set_yticks([0, 1], list(self.scores))
@@ -337,26 +443,34 @@ class Warrant:
 
 # %% ../../nbs/3_science/05_objective.ipynb #2f102001
 def warranted(
-    frame: pl.DataFrame | pl.LazyFrame | DatasetVersion,   # with target and `_split`; only `train` is read
+    frame: pl.DataFrame
+    | pl.LazyFrame
+    | DatasetVersion,  # with target and `_split`; only `train` is read
     objective: Objective,
-    rule: Rule,                              # what would be done without a model
+    rule: Rule,  # what would be done without a model
     *,
     folds: int = 5,
-    splitting: Splitting | None = None,      # how the frame was divided; default: a version's own, or by key
-    min_gain: float = 0.01,                  # the least gain worth a model's upkeep, in the objective's metric
+    splitting: Splitting
+    | None = None,  # how the frame was divided; default: a version's own, or by key
+    min_gain: float = 0.01,  # the least gain worth a model's upkeep, in the objective's metric
 ) -> Warrant:
     "Compare a rule with a quick cross-validated model on the training split."
     frame, splitting = rows_of(frame, splitting)
     train = split(frame, "train")
     scores = rule.score(train)
     if objective.metric in LOWER and not ((0 <= scores) & (scores <= 1)).all():
-        raise ObjectiveError(f"{objective.metric} judges probabilities; rule {rule.name!r} gives "
-                             f"{scores.min():g} to {scores.max():g}. Scale it, or choose roc_auc")
+        raise ObjectiveError(
+            f"{objective.metric} judges probabilities; rule {rule.name!r} gives "
+            f"{scores.min():g} to {scores.max():g}. Scale it, or choose roc_auc"
+        )
     y, together = labels(train, objective), clusters(train, objective.key, splitting)
-    if (rare := np.bincount(y).min()) < folds: raise ObjectiveError(f"expected {folds} rows of each class; came {rare}")
-    try: probability = quick(train, objective, folds=folds, splitting=splitting)
-    except FoldError as e: raise ObjectiveError(str(e)) from e
-    judged = np.isfinite(probability)        # not the earliest rows of a split by time
+    if (rare := np.bincount(y).min()) < folds:
+        raise ObjectiveError(f"expected {folds} rows of each class; came {rare}")
+    try:
+        probability = quick(train, objective, folds=folds, splitting=splitting)
+    except FoldError as e:
+        raise ObjectiveError(str(e)) from e
+    judged = np.isfinite(probability)  # not the earliest rows of a split by time
     keys = None if together is None else together.filter(judged)
     by_rule, by_model = (measured(y[judged], p[judged], keys=keys) for p in (scores, probability))
     metric = objective.metric

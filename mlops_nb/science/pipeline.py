@@ -41,27 +41,40 @@ from .signature import Signature
 @dataclass(frozen=True)
 class Candidate:
     "An estimator worth trying, and the space to try it in."
-    name: str                   # short: letters, digits, - and _
-    estimator: Any              # a scikit-learn classifier, not fitted
-    space: dict[str, Any] = field(default_factory=dict)  # parameter → `ray.tune` domain, or a value to hold
+
+    name: str  # short: letters, digits, - and _
+    estimator: Any  # a scikit-learn classifier, not fitted
+    space: dict[str, Any] = field(
+        default_factory=dict
+    )  # parameter → `ray.tune` domain, or a value to hold
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name) or self.name == "candidate":
-            raise TrainingError(f"candidate '{self.name}': expected a name of letters, digits, - and _")
+            raise TrainingError(
+                f"candidate '{self.name}': expected a name of letters, digits, - and _"
+            )
         unknown = set(self.space) - set(self.estimator.get_params())
         if unknown:
-            raise TrainingError(f"candidate '{self.name}': {type(self.estimator).__name__} has no parameter "
-                                f"{', '.join(sorted(unknown))}; it has {', '.join(self.estimator.get_params())}")
+            raise TrainingError(
+                f"candidate '{self.name}': {type(self.estimator).__name__} has no parameter "
+                f"{', '.join(sorted(unknown))}; it has {', '.join(self.estimator.get_params())}"
+            )
         if not hasattr(self.estimator, "predict_proba"):
-            raise TrainingError(f"candidate '{self.name}': {type(self.estimator).__name__} gives no probabilities; "
-                                "wrap it in CalibratedClassifierCV or choose one with predict_proba")
+            raise TrainingError(
+                f"candidate '{self.name}': {type(self.estimator).__name__} gives no probabilities; "
+                "wrap it in CalibratedClassifierCV or choose one with predict_proba"
+            )
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #a81c3d5e
-NOTEBOOK = ("__main__", "builtins")   # the module of what a notebook defines: in Jupyter, in nbdev-test
+NOTEBOOK = (
+    "__main__",
+    "builtins",
+)  # the module of what a notebook defines: in Jupyter, in nbdev-test
+
 
 def exporting(
-    function: Callable,    # defined in a notebook
-    package: str,          # the workspace's
+    function: Callable,  # defined in a notebook
+    package: str,  # the workspace's
 ) -> list[str]:
     "Return the modules of a package that may export a notebook's function."
     spec = importlib.util.find_spec(package) if package else None
@@ -74,43 +87,62 @@ def exporting(
             parts = file.relative_to(folder).with_suffix("").parts
             module = ".".join([package, *parts]).removesuffix(".__init__")
             own = not names or f".{module}".endswith(f".{names[-1]}")
-            if own and defines.search(file.read_text(encoding="utf-8")): modules.append(module)
+            if own and defines.search(file.read_text(encoding="utf-8")):
+                modules.append(module)
     return modules
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #cc76f94e
 def dotted(
     features: Callable | str | None,  # polars frame → polars frame
-    package: str = "",                # where it must live; empty: anywhere that can be imported
+    package: str = "",  # where it must live; empty: anywhere that can be imported
 ) -> str | None:
     "A feature function's name, if it can be found again by that name."
-    if features is None: return None
-    if not isinstance(features, str): _of_a_module(features)
+    if features is None:
+        return None
+    if not isinstance(features, str):
+        _of_a_module(features)
     if isinstance(features, FunctionType) and features.__module__ in NOTEBOOK:
         features = exported(features, package)
-    name = features if isinstance(features, str) else f"{features.__module__}.{features.__qualname__}"
+    name = (
+        features if isinstance(features, str) else f"{features.__module__}.{features.__qualname__}"
+    )
     foreign = package != "" and not within(name, package)
     if foreign or name.split(".")[0] in NOTEBOOK:
-        raise TrainingError(f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
-                            "(#| export) and pass the exported function, or its dotted name")
+        raise TrainingError(
+            f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
+            "(#| export) and pass the exported function, or its dotted name"
+        )
     if not isinstance(features, str) and imported(name) is not features:
-        raise TrainingError(f"{name} imports something else than the function given: pass a module's own function")
+        raise TrainingError(
+            f"{name} imports something else than the function given: pass a module's own function"
+        )
     return name
+
 
 def _of_a_module(features: Any) -> None:
     "Raise where features cannot have a name in a module."
     name = getattr(features, "__qualname__", None)
-    if name and "<" not in name and hasattr(features, "__module__"): return
-    place = f"{name}, which has no name of its own" if name else f"of type {type(features).__name__}"
-    raise TrainingError(f"features is {place}: expected a function that a cell or a module defines "
-                        "with def, outside of other functions, or its dotted name (a decorator "
-                        "keeps the name with functools.wraps)")
+    if name and "<" not in name and hasattr(features, "__module__"):
+        return
+    place = (
+        f"{name}, which has no name of its own" if name else f"of type {type(features).__name__}"
+    )
+    raise TrainingError(
+        f"features is {place}: expected a function that a cell or a module defines "
+        "with def, outside of other functions, or its dotted name (a decorator "
+        "keeps the name with functools.wraps)"
+    )
+
 
 def imported(name: str) -> Callable:
     "The function that a dotted name stands for."
     module, _, function = name.rpartition(".")
-    try: return getattr(importlib.import_module(module), function)
+    try:
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as e:
-        raise TrainingError(f"feature function {name} cannot be imported ({e}); is its notebook exported?") from e
+        raise TrainingError(
+            f"feature function {name} cannot be imported ({e}); is its notebook exported?"
+        ) from e
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #5e1f20c7
 def _comparable(code: CodeType) -> tuple:
@@ -118,114 +150,151 @@ def _comparable(code: CodeType) -> tuple:
     constants = [_comparable(c) if isinstance(c, CodeType) else _spelled(c) for c in code.co_consts]
     return code.co_code, code.co_names, code.co_varnames, constants
 
+
 def _inner(code: CodeType) -> list[CodeType]:
     "Return code and all code inside it."
     return [code, *(c for k in code.co_consts if isinstance(k, CodeType) for c in _inner(k))]
+
 
 def _current(function: FunctionType) -> list[CodeType]:
     "Return the code of a module's file that is this function's; none if the file is newer."
     file, code = inspect.getfile(function), function.__code__
     whole = compile(Path(file).read_text(encoding="utf-8"), file, "exec")
-    return [c for c in _inner(whole) if c.co_qualname == code.co_qualname
-            and _comparable(c) == _comparable(code)]
+    return [
+        c
+        for c in _inner(whole)
+        if c.co_qualname == code.co_qualname and _comparable(c) == _comparable(code)
+    ]
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #678178a4
 def _source(function: FunctionType | CodeType, package: str = "") -> ast.Module:
     "Parse a function's source; relative imports become absolute."
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.level: continue
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
         relative = "." * node.level + (node.module or "")
         node.module, node.level = importlib.util.resolve_name(relative, package), 0
     return tree
 
+
 def _names(function: FunctionType) -> set[str]:
     "Return the global names that a function uses, also in inner functions and decorators."
     loads = ("LOAD_GLOBAL", "LOAD_NAME")
-    used = {i.argval for c in _inner(function.__code__) for i in dis.get_instructions(c)
-            if i.opname in loads}
+    used = {
+        i.argval
+        for c in _inner(function.__code__)
+        for i in dis.get_instructions(c)
+        if i.opname in loads
+    }
     decorators = getattr(_source(function).body[0], "decorator_list", [])
     return used | {n.id for d in decorators for n in ast.walk(d) if isinstance(n, ast.Name)}
 
+
 def _spelled(value: Any) -> str:
     "Return a value as text: without addresses and places of definition, sets in order."
-    if isinstance(value, set | frozenset): return f"set {sorted(map(repr, value))}"
+    if isinstance(value, set | frozenset):
+        return f"set {sorted(map(repr, value))}"
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
     return re.sub(r"(?<=<)(class ')?[\w.]+\.(?=\w+[ '])", r"\1", text)
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #e10c6bda
 def alike(
-    ours: Any,            # what a notebook defines
-    theirs: Any,          # what a module defines under the same name
-    above: tuple = (),    # what is being compared, for functions that call each other
+    ours: Any,  # what a notebook defines
+    theirs: Any,  # what a module defines under the same name
+    above: tuple = (),  # what is being compared, for functions that call each other
 ) -> bool:
     "Return whether both are the same: functions, classes and values that show what they are."
-    if any(ours is a for a in above): return True
+    if any(ours is a for a in above):
+        return True
     if getattr(ours, "__module__", None) in NOTEBOOK:
-        if isinstance(ours, FunctionType): return _same_function(ours, theirs, above)
-        if isinstance(ours, type): return _same_class(ours, theirs, above)
+        if isinstance(ours, FunctionType):
+            return _same_function(ours, theirs, above)
+        if isinstance(ours, type):
+            return _same_class(ours, theirs, above)
     return type(ours).__name__ == type(theirs).__name__ and _spelled(ours) == _spelled(theirs)
+
 
 def _same_function(ours: FunctionType, theirs: Any, above: tuple) -> bool:
     "Return whether a module has a notebook's function, and what it uses."
     above, ours, theirs = (*above, ours), inspect.unwrap(ours), inspect.unwrap(theirs)
-    if not isinstance(theirs, FunctionType): return False
+    if not isinstance(theirs, FunctionType):
+        return False
     defaults = [_spelled((f.__defaults__, f.__kwdefaults__)) for f in (ours, theirs)]
     package, source = theirs.__globals__["__package__"], ast.dump(_source(ours))
     same = any(ast.dump(_source(c, package)) == source for c in _current(theirs))
-    if not same or defaults[0] != defaults[1]: return False
+    if not same or defaults[0] != defaults[1]:
+        return False
     names = _names(ours) & ours.__globals__.keys() & theirs.__globals__.keys()
     pairs = [(ours.__globals__[n], theirs.__globals__[n]) for n in names]
     held = [inspect.getclosurevars(f).nonlocals for f in (ours, theirs)]
     pairs += [(value, held[1][n]) for n, value in held[0].items()]
     return all(alike(one, other, above) for one, other in pairs)
 
+
 def _same_class(ours: type, theirs: Any, above: tuple) -> bool:
     "Return whether a module has a notebook's class: its functions and values."
-    if not isinstance(theirs, type): return False
+    if not isinstance(theirs, type):
+        return False
     mine, other = _members(ours), _members(theirs)
     return mine.keys() == other.keys() and all(
-        alike(mine[n], other[n], (*above, ours)) for n in mine)
+        alike(mine[n], other[n], (*above, ours)) for n in mine
+    )
+
 
 def _members(kind: type) -> dict[str, Any]:
     "Return what was written in a class, by name."
-    written = {n: v for n, v in vars(kind).items() if n not in ("__module__", "__dict__", "__weakref__")}
+    written = {
+        n: v for n, v in vars(kind).items() if n not in ("__module__", "__dict__", "__weakref__")
+    }
     plain = {n: getattr(v, "__func__", getattr(v, "fget", v)) for n, v in written.items()}
     generated = lambda v: isinstance(v, FunctionType) and v.__code__.co_filename == "<string>"
     return {"bases": kind.__bases__} | {n: v for n, v in plain.items() if not generated(v)}
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #dfda64d4
 def exported(
-    function: FunctionType,    # defined in a notebook
-    package: str,              # the workspace's
+    function: FunctionType,  # defined in a notebook
+    package: str,  # the workspace's
 ) -> Callable:
     "Return the function that the package exports for a notebook's; raise if it has another or none."
     name, modules = function.__qualname__, exporting(function, package)
-    try: same = [m for m in modules if alike(function, imported(f"{m}.{name}"))]
+    try:
+        same = [m for m in modules if alike(function, imported(f"{m}.{name}"))]
     except (OSError, SyntaxError) as e:
-        raise TrainingError(f"feature function {name} cannot be compared with the exported one: {e}. "
-                            f"Pass its dotted name, \"{modules[0]}.{name}\"") from e
-    if len(same) == 1: return imported(f"{same[0]}.{name}")
+        raise TrainingError(
+            f"feature function {name} cannot be compared with the exported one: {e}. "
+            f"Pass its dotted name, \"{modules[0]}.{name}\""
+        ) from e
+    if len(same) == 1:
+        return imported(f"{same[0]}.{name}")
     if same:
-        raise TrainingError(f"feature function {name}: {' and '.join(same)} export it. Run the cell "
-                            f"with `#| default_exp`, or pass a dotted name, \"{same[0]}.{name}\"")
+        raise TrainingError(
+            f"feature function {name}: {' and '.join(same)} export it. Run the cell "
+            f"with `#| default_exp`, or pass a dotted name, \"{same[0]}.{name}\""
+        )
     if modules:
-        raise TrainingError(f"feature function {name} is not the one in {', '.join(modules)}: run "
-                            "`nbdev-export`, restart the kernel and run the notebook again, or pass the "
-                            f"dotted name of the exported one, \"{modules[0]}.{name}\"")
-    where = f"package '{package}'" if package else "no package ([workspace] package in settings.ini)"
-    raise TrainingError(f"feature function {name} is not exported; this workspace exports to {where}. "
-                        "Begin its cell with `#| export`, run `nbdev-export` and try again")
+        raise TrainingError(
+            f"feature function {name} is not the one in {', '.join(modules)}: run "
+            "`nbdev-export`, restart the kernel and run the notebook again, or pass the "
+            f"dotted name of the exported one, \"{modules[0]}.{name}\""
+        )
+    where = (
+        f"package '{package}'" if package else "no package ([workspace] package in settings.ini)"
+    )
+    raise TrainingError(
+        f"feature function {name} is not exported; this workspace exports to {where}. "
+        "Begin its cell with `#| export`, run `nbdev-export` and try again"
+    )
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #110e0bd1
 def build(
     candidate: Candidate,
-    params: dict[str, Any],             # of the estimator
+    params: dict[str, Any],  # of the estimator
     signature: Signature,
-    features: Callable | None = None,   # frame → frame, row by row
+    features: Callable | None = None,  # frame → frame, row by row
     *,
-    seed: int = 0,                      # of an estimator that takes a random_state and has none
-):                                      # an unfitted `sklearn.pipeline.Pipeline`
+    seed: int = 0,  # of an estimator that takes a random_state and has none
+):  # an unfitted `sklearn.pipeline.Pipeline`
     "The one pipeline: features, preprocessing by dtype, estimator."
     from sklearn.base import clone
     from sklearn.compose import ColumnTransformer
@@ -234,30 +303,46 @@ def build(
     from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
     numbers, strings = numbers_and_strings(outputs(features, signature))
-    if not numbers + strings: raise TrainingError("every column is a date: derive numbers in `features`")
+    if not numbers + strings:
+        raise TrainingError("every column is a date: derive numbers in `features`")
     impute = SimpleImputer(strategy="median", keep_empty_features=True)
-    encode = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=0.01, sparse_output=False)
+    encode = OneHotEncoder(
+        handle_unknown="infrequent_if_exist", min_frequency=0.01, sparse_output=False
+    )
     estimator = clone(candidate.estimator)
     if "random_state" in estimator.get_params() and estimator.get_params()["random_state"] is None:
         estimator.set_params(random_state=seed)
-    return Pipeline([
-        ("features", FunctionTransformer(features) if features else "passthrough"),
-        ("columns", ColumnTransformer([("numbers", make_pipeline(impute, StandardScaler()), numbers),
-                                       ("strings", encode, strings)])),
-        ("estimator", estimator.set_params(**params))])
+    return Pipeline(
+        [
+            ("features", FunctionTransformer(features) if features else "passthrough"),
+            (
+                "columns",
+                ColumnTransformer(
+                    [
+                        ("numbers", make_pipeline(impute, StandardScaler()), numbers),
+                        ("strings", encode, strings),
+                    ]
+                ),
+            ),
+            ("estimator", estimator.set_params(**params)),
+        ]
+    )
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #7d81e21f
 @dataclass(frozen=True)
 class Fitted:
     "A fitted pipeline with its contract and how it came about."
-    name: str                     # the candidate's
-    params: dict[str, Any]        # of the estimator
+
+    name: str  # the candidate's
+    params: dict[str, Any]  # of the estimator
     pipeline: Any
     signature: Signature
-    labels: tuple[str, str]       # the target's negative and positive value
-    features: str | None = None   # the feature function's dotted name
+    labels: tuple[str, str]  # the target's negative and positive value
+    features: str | None = None  # the feature function's dotted name
     seed: int = 0
-    cv: dict[str, Any] = field(default_factory=dict)  # metric, mean, std, scores; empty where none was done
+    cv: dict[str, Any] = field(
+        default_factory=dict
+    )  # metric, mean, std, scores; empty where none was done
 
     def probability(self, frame: pl.DataFrame) -> np.ndarray:
         "Probability of the positive label, a row each."
@@ -265,47 +350,57 @@ class Fitted:
 
     def predict(self, frame: pl.DataFrame, *, threshold: float = 0.5) -> pl.Series:
         "The likelier label of each row, or the positive one from another threshold on."
-        return pl.Series("prediction", np.array(self.labels)[(self.probability(frame) >= threshold).astype(int)])
+        return pl.Series(
+            "prediction", np.array(self.labels)[(self.probability(frame) >= threshold).astype(int)]
+        )
 
-    def _repr_html_(self) -> str: return render("candidate.html", fitted=self)
+    def _repr_html_(self) -> str:
+        return render("candidate.html", fitted=self)
 
     def save(self, settings: Settings | None = None) -> str:
         "Keep it with the open MLflow run, or a new one; returns \"runs:/<run id>/candidate\"."
         with tempfile.TemporaryDirectory() as folder:
-            return tracking.log_folder(write(self, folder), "candidate", settings=settings or workspace())
+            return tracking.log_folder(
+                write(self, folder), "candidate", settings=settings or workspace()
+            )
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #ff6ad53c
 def _pair(target: pl.Series, positive) -> tuple[str, str]:
     "The negative and the positive label of a target of two, spelled as everywhere."
     others = set(labels_of(target)) - {spelling(positive)}
     if len(others) != 1:
-        raise TrainingError(f"target '{target.name}': expected {positive!r} and one other label, "
-                            f"came {sorted(others)[:5]}")
+        raise TrainingError(
+            f"target '{target.name}': expected {positive!r} and one other label, "
+            f"came {sorted(others)[:5]}"
+        )
     return others.pop(), spelling(positive)
 
+
 def contract(
-    frame: pl.DataFrame,                # the training split
+    frame: pl.DataFrame,  # the training split
     objective: Objective,
-    features: str | None = None,        # the feature function's dotted name
+    features: str | None = None,  # the feature function's dotted name
     *,
-    seed: int = 0,                      # of the rows on which the features are tried
+    seed: int = 0,  # of the rows on which the features are tried
 ) -> Signature:
     "Return what a model of these rows demands; raise where its features do not work row by row."
     _pair(frame[objective.target], objective.positive)
     signature = Signature.of(frame, ignored=(objective.key, objective.target))
     function, inputs = features and imported(features), signature.conform(frame)
     outputs(function, signature)
-    if function: check_row_by_row(function, inputs, seed=seed)
+    if function:
+        check_row_by_row(function, inputs, seed=seed)
     return used_only(signature, function, inputs, keep=objective.protected, seed=seed)
 
+
 def fit(
-    frame: pl.DataFrame,                # the rows to learn from
-    objective: Objective,               # its target, positive label and key
+    frame: pl.DataFrame,  # the rows to learn from
+    objective: Objective,  # its target, positive label and key
     candidate: Candidate,
     params: dict[str, Any] | None = None,
     *,
     features: Callable | str | None = None,
-    signature: Signature | None = None, # of the whole training split, when `frame` is a part of it
+    signature: Signature | None = None,  # of the whole training split, when `frame` is a part of it
     seed: int = 0,
 ) -> Fitted:
     "Learn one candidate with given parameters; tuning and training both do it here."
@@ -320,42 +415,50 @@ def fit(
 def load_pipeline(
     file: str | Path | bytes,  # a `model.skops`, or what is in one
     *,
-    package: str = "",         # the workspace's, whose functions and classes are trusted too
-):                             # a fitted `sklearn.pipeline.Pipeline`
+    package: str = "",  # the workspace's, whose functions and classes are trusted too
+):  # a fitted `sklearn.pipeline.Pipeline`
     "Read a pipeline from a skops file that names nothing but what is allowed."
     import skops.io
 
     names = named(file)
     refused = [name for name in names if not allowed(name, package)]
     if refused:
-        raise TrainingError(f"{_place(file)} names {', '.join(refused)}: expected types of "
-                            f"scikit-learn, NumPy, or members of package '{package}'; move what "
-                            "the pipeline uses there and train again")
-    if isinstance(file, bytes): return skops.io.loads(file, trusted=names)
+        raise TrainingError(
+            f"{_place(file)} names {', '.join(refused)}: expected types of "
+            f"scikit-learn, NumPy, or members of package '{package}'; move what "
+            "the pipeline uses there and train again"
+        )
+    if isinstance(file, bytes):
+        return skops.io.loads(file, trusted=names)
     return skops.io.load(file, trusted=names)
+
 
 def named(
     file: str | Path | bytes,  # a `model.skops`, or what is in one
-) -> list[str]:                # dotted; nothing is imported to find out
+) -> list[str]:  # dotted; nothing is imported to find out
     "What a skops file names beyond skops' own short list of harmless types."
     import skops.io
 
     source = {"data" if isinstance(file, bytes) else "file": file}
-    try: return skops.io.get_untrusted_types(**source)
+    try:
+        return skops.io.get_untrusted_types(**source)
     except Exception as e:
-        raise TrainingError(f"{_place(file)} is not a skops file: {e}; "
-                            "save the candidate again") from e
+        raise TrainingError(
+            f"{_place(file)} is not a skops file: {e}; save the candidate again"
+        ) from e
+
 
 def _place(file: str | Path | bytes) -> str:
     "Return what to call a skops file in an error."
     return "model.skops" if isinstance(file, bytes) else str(file)
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #cc8b69a3
-TYPES: tuple[str, ...] = ()   # the framework's own types in a pipeline: none is there so far
+TYPES: tuple[str, ...] = ()  # the framework's own types in a pipeline: none is there so far
+
 
 def allowed(
-    name: str,      # dotted, as a model file has it
-    package: str,   # the workspace's; empty: there is none
+    name: str,  # dotted, as a model file has it
+    package: str,  # the workspace's; empty: there is none
 ) -> bool:
     """Return whether a model file may name this.
 
@@ -364,21 +467,28 @@ def allowed(
     """
     module, _, attribute = name.rpartition(".")
     root = module.split(".")[0]
-    if name in TYPES: return True
-    if root not in ("sklearn", "numpy"): return package != FRAMEWORK and within(module, package)
-    try: member = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError): return False
-    if not isinstance(member, type): return False
-    if root == "numpy": return issubclass(member, (np.generic, np.dtype))
+    if name in TYPES:
+        return True
+    if root not in ("sklearn", "numpy"):
+        return package != FRAMEWORK and within(module, package)
+    try:
+        member = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        return False
+    if not isinstance(member, type):
+        return False
+    if root == "numpy":
+        return issubclass(member, (np.generic, np.dtype))
     return member.__module__.split(".")[0] == "sklearn"
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #e8b8a250
 VERSIONS = ("mlops_nb", "scikit-learn", "polars", "numpy", "skops")
 
+
 def write(
     fitted: Fitted,
     folder: str | Path,  # made if it does not exist
-) -> Path:               # the folder
+) -> Path:  # the folder
     "A candidate as files: `model.skops`, `signature.json`, `candidate.json`."
     import skops.io
 
@@ -388,13 +498,16 @@ def write(
     (folder / "signature.json").write_text(fitted.signature.model_dump_json(indent=1))
     about = {k: getattr(fitted, k) for k in ("name", "params", "labels", "features", "seed", "cv")}
     versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
-    (folder / "candidate.json").write_text(json.dumps(about | {"versions": versions}, indent=1, default=str))
+    (folder / "candidate.json").write_text(
+        json.dumps(about | {"versions": versions}, indent=1, default=str)
+    )
     return folder
+
 
 def read(
     folder: str | Path,  # from `write`
     *,
-    package: str = "",   # the workspace's package
+    package: str = "",  # the workspace's package
 ) -> Fitted:
     "A candidate from its files."
     folder = Path(folder)
@@ -402,14 +515,18 @@ def read(
         about = json.loads((folder / "candidate.json").read_text())
         signature = Signature.model_validate_json((folder / "signature.json").read_text())
     except (OSError, ValueError) as e:
-        raise TrainingError(f"{folder} is no candidate with model.skops, signature.json, candidate.json: {e}") from e
+        raise TrainingError(
+            f"{folder} is no candidate with model.skops, signature.json, candidate.json: {e}"
+        ) from e
     about = {k: about[k] for k in ("name", "params", "labels", "features", "seed", "cv")}
     pipeline = load_pipeline(folder / "model.skops", package=package)
-    return Fitted(pipeline=pipeline, signature=signature, **about | {"labels": tuple(about["labels"])})
+    return Fitted(
+        pipeline=pipeline, signature=signature, **about | {"labels": tuple(about["labels"])}
+    )
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #ed7c5e75
 def load(
-    uri: str,                          # from `save`
+    uri: str,  # from `save`
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Fitted:

@@ -29,28 +29,30 @@ from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .folds import folded as divided, rows_of
 from .objective import Objective, labels, split
-from mlops_nb.science.pipeline import (
-    Candidate, Fitted, build, contract, dotted, fit, imported,
-)
+from .pipeline import Candidate, Fitted, build, contract, dotted, fit, imported
 from .signature import Signature
 
 # %% ../../nbs/3_science/10_search.ipynb #51ffe586
 def folded(
     frame: pl.DataFrame,  # the training split
     objective: Objective,
-    folds: int,           # how many parts
+    folds: int,  # how many parts
     seed: int = 0,
     *,
     splitting: Splitting | None = None,  # how the dataset was divided; default: by key
-) -> list[tuple[np.ndarray, np.ndarray]]:  # row numbers to learn from and to score on, a pair a fold
+) -> list[
+    tuple[np.ndarray, np.ndarray]
+]:  # row numbers to learn from and to score on, a pair a fold
     "The parts of the training split that every trial is judged on."
     y = labels(frame, objective)
-    try: return divided(frame, y, objective.key, folds, splitting=splitting, seed=seed)
-    except FoldError as e: raise TrainingError(str(e)) from e
+    try:
+        return divided(frame, y, objective.key, folds, splitting=splitting, seed=seed)
+    except FoldError as e:
+        raise TrainingError(str(e)) from e
 
 # %% ../../nbs/3_science/10_search.ipynb #4d071eed
 def scores(
-    frame: pl.DataFrame,        # the training split
+    frame: pl.DataFrame,  # the training split
     objective: Objective,
     candidate: Candidate,
     params: dict[str, Any],
@@ -59,7 +61,7 @@ def scores(
     features: str | None = None,
     signature: Signature | None = None,
     seed: int = 0,
-) -> Iterator[float]:           # the objective's metric as scikit-learn's scorer gives it: greater is better
+) -> Iterator[float]:  # the objective's metric as scikit-learn's scorer gives it: greater is better
     "Fit and score fold after fold."
     from sklearn.metrics import get_scorer
     from threadpoolctl import threadpool_limits
@@ -67,9 +69,19 @@ def scores(
     signature = signature or contract(frame, objective, features, seed=seed)
     for learnt, scored in parts:
         with threadpool_limits(1):
-            fitted = fit(frame[learnt], objective, candidate, params, features=features, signature=signature, seed=seed)
+            fitted = fit(
+                frame[learnt],
+                objective,
+                candidate,
+                params,
+                features=features,
+                signature=signature,
+                seed=seed,
+            )
             held = frame[scored]
-            score = get_scorer(objective.scoring)(fitted.pipeline, signature.conform(held), labels(held, objective))
+            score = get_scorer(objective.scoring)(
+                fitted.pipeline, signature.conform(held), labels(held, objective)
+            )
         yield float(score)
 
 # %% ../../nbs/3_science/10_search.ipynb #e94c602e
@@ -80,16 +92,28 @@ def _trial(config: dict, *, candidates: dict[str, Candidate], **shared) -> None:
     name, seen, start = config["candidate"], [], time.perf_counter()
     for score in scores(candidate=candidates[name], params=config.get(name, {}), **shared):
         seen.append(score)
-        tune.report({"score": float(np.mean(seen)), "std": float(np.std(seen)), "scores": list(seen),
-                     "seconds": time.perf_counter() - start})
+        tune.report(
+            {
+                "score": float(np.mean(seen)),
+                "std": float(np.std(seen)),
+                "scores": list(seen),
+                "seconds": time.perf_counter() - start,
+            }
+        )
+
 
 def _suggest(trial, spaces: dict[str, dict], held: dict[str, dict]) -> dict[str, Any]:
     "Draw a candidate, then its parameters; Optuna's define-by-run."
     name = trial.suggest_categorical("candidate", list(spaces))
     for parameter, d in spaces[name].items():
-        if hasattr(d, "choices"): trial.suggest_categorical(f"{name}/{parameter}", d.choices)
+        if hasattr(d, "choices"):
+            trial.suggest_categorical(f"{name}/{parameter}", d.choices)
         else:
-            draw = trial.suggest_float if type(d).__name__ == "FloatDistribution" else trial.suggest_int
+            draw = (
+                trial.suggest_float
+                if type(d).__name__ == "FloatDistribution"
+                else trial.suggest_int
+            )
             draw(f"{name}/{parameter}", d.low, d.high, step=d.step, log=d.log)
     return {f"{name}/{parameter}": value for parameter, value in held[name].items()}
 
@@ -101,12 +125,24 @@ def _optuna(candidates: Sequence[Candidate], seed: int):
     from ray.tune.search.sample import Domain
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    drawn = {c.name: {k: v for k, v in c.space.items() if isinstance(v, Domain)} for c in candidates}
-    held = {c.name: {k: v for k, v in c.space.items() if not isinstance(v, Domain)} for c in candidates}
-    spaces = {name: OptunaSearch.convert_search_space(space) if space else {} for name, space in drawn.items()}
-    return OptunaSearch(partial(_suggest, spaces=spaces, held=held), metric="score", mode="max",
-                        sampler=optuna.samplers.TPESampler(seed=seed),
-                        points_to_evaluate=[{"candidate": c.name} for c in candidates])
+    drawn = {
+        c.name: {k: v for k, v in c.space.items() if isinstance(v, Domain)} for c in candidates
+    }
+    held = {
+        c.name: {k: v for k, v in c.space.items() if not isinstance(v, Domain)} for c in candidates
+    }
+    spaces = {
+        name: OptunaSearch.convert_search_space(space) if space else {}
+        for name, space in drawn.items()
+    }
+    return OptunaSearch(
+        partial(_suggest, spaces=spaces, held=held),
+        metric="score",
+        mode="max",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        points_to_evaluate=[{"candidate": c.name} for c in candidates],
+    )
+
 
 def _progress(trials: int):
     "A Tune callback that moves a bar. Tune pickles its callbacks; the bar, and the stream it writes to, stay behind."
@@ -114,11 +150,21 @@ def _progress(trials: int):
     from tqdm import tqdm
 
     class Progress(Callback):
-        def setup(self, **info): self.bar = tqdm(total=trials, unit="trial", desc="search")
-        def on_trial_complete(self, iteration, trials, trial, **info): self.bar.update()
-        def on_trial_error(self, iteration, trials, trial, **info): self.bar.update()
-        def on_experiment_end(self, trials, **info): self.bar.close()
-        def __getstate__(self): return {}
+        def setup(self, **info):
+            self.bar = tqdm(total=trials, unit="trial", desc="search")
+
+        def on_trial_complete(self, iteration, trials, trial, **info):
+            self.bar.update()
+
+        def on_trial_error(self, iteration, trials, trial, **info):
+            self.bar.update()
+
+        def on_experiment_end(self, trials, **info):
+            self.bar.close()
+
+        def __getstate__(self):
+            return {}
+
     return Progress()
 
 # %% ../../nbs/3_science/10_search.ipynb #cb5a61d8
@@ -131,52 +177,87 @@ def _tune(trainable: Callable, searcher, *, trials: int, folds: int, parallel: i
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in the table of trials
     with tempfile.TemporaryDirectory(prefix="mlops_nb-search-") as folder:
-        return list(tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=trials, max_concurrent_trials=parallel, reuse_actors=True,
-                scheduler=ASHAScheduler(metric="score", mode="max", max_t=folds, grace_period=1, reduction_factor=2)),
-            run_config=tune.RunConfig(name="search", storage_path=folder, verbose=0, callbacks=[_progress(trials)]),
-        ).fit())
+        return list(
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1}),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    num_samples=trials,
+                    max_concurrent_trials=parallel,
+                    reuse_actors=True,
+                    scheduler=ASHAScheduler(
+                        metric="score", mode="max", max_t=folds, grace_period=1, reduction_factor=2
+                    ),
+                ),
+                run_config=tune.RunConfig(
+                    name="search", storage_path=folder, verbose=0, callbacks=[_progress(trials)]
+                ),
+            ).fit()
+        )
+
 
 def _placeable(settings: Settings | None) -> None:
     "Join the cluster, and make sure that it has room for a trial."
-    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized(): connect(settings)
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+        connect(settings)
     import ray
-    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+
+    most = max(
+        (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0
+    )
     if most < 1:
-        raise TrainingError(f"no trial can ever be placed: expected a node with 1 CPU, the largest has {most:g}; "
-                            "raise [cluster] num_cpus in settings.ini, or add a node")
+        raise TrainingError(
+            f"no trial can ever be placed: expected a node with 1 CPU, the largest has {most:g}; "
+            "raise [cluster] num_cpus in settings.ini, or add a node"
+        )
 
 # %% ../../nbs/3_science/10_search.ipynb #6ca3c974
-TRIALS = {"trial": pl.Int64, "candidate": pl.String, "params": pl.String, "score": pl.Float64, "std": pl.Float64,
-          "scores": pl.List(pl.Float64), "seconds": pl.Float64, "error": pl.String}
+TRIALS = {
+    "trial": pl.Int64,
+    "candidate": pl.String,
+    "params": pl.String,
+    "score": pl.Float64,
+    "std": pl.Float64,
+    "scores": pl.List(pl.Float64),
+    "seconds": pl.Float64,
+    "error": pl.String,
+}
+
 
 def _table(results: list) -> pl.DataFrame:
     "Tune's results as rows, in the order in which they were suggested; parameters as JSON."
     rows = []
     for i, r in enumerate(results):
         config, metrics = r.config or {}, r.metrics or {}
-        rows.append({"trial": i, "candidate": config.get("candidate"), "scores": metrics.get("scores", []),
-                     "params": json.dumps(config.get(config.get("candidate"), {}), default=str),
-                     **{k: metrics.get(k) for k in ("score", "std", "seconds")},
-                     "error": str(r.error).strip().splitlines()[-1] if r.error else None})
+        rows.append(
+            {
+                "trial": i,
+                "candidate": config.get("candidate"),
+                "scores": metrics.get("scores", []),
+                "params": json.dumps(config.get(config.get("candidate"), {}), default=str),
+                **{k: metrics.get(k) for k in ("score", "std", "seconds")},
+                "error": str(r.error).strip().splitlines()[-1] if r.error else None,
+            }
+        )
     return pl.DataFrame(rows, schema=TRIALS)
 
 # %% ../../nbs/3_science/10_search.ipynb #b044723f
 @dataclass(frozen=True)
 class Search:
     "What a search found."
-    best: Fitted            # refitted on the whole training split
-    trials: pl.DataFrame    # columns as in `TRIALS`
-    metric: str             # scikit-learn's scorer; greater is better
+
+    best: Fitted  # refitted on the whole training split
+    trials: pl.DataFrame  # columns as in `TRIALS`
+    metric: str  # scikit-learn's scorer; greater is better
     folds: int
 
     @property
     def finished(self) -> pl.DataFrame:
         "The trials that were scored on every fold, best first."
         whole = pl.col("scores").list.len() == self.folds
-        return self.trials.filter(whole, pl.col("error").is_null()).sort("score", "trial", descending=[True, False])
+        return self.trials.filter(whole, pl.col("error").is_null()).sort(
+            "score", "trial", descending=[True, False]
+        )
 
     def figure(self):
         "Score of each trial by candidate; hollow where it was stopped early."
@@ -184,11 +265,19 @@ class Search:
 
         figure = Figure(figsize=(7, 2.6), layout="constrained")
         axes, done = figure.subplots(), self.finished["trial"].implode()
-        for i, ((name,), rows) in enumerate(self.trials.drop_nulls("score").group_by("candidate", maintain_order=True)):
+        for i, ((name,), rows) in enumerate(
+            self.trials.drop_nulls("score").group_by("candidate", maintain_order=True)
+        ):
             for whole, face in ((True, f"C{i}"), (False, "none")):
                 dots = rows.filter(pl.col("trial").is_in(done) == whole)
-                axes.scatter(dots["trial"], dots["score"], s=30, facecolors=face, edgecolors=f"C{i}",
-                             label=name if whole else None)
+                axes.scatter(
+                    dots["trial"],
+                    dots["score"],
+                    s=30,
+                    facecolors=face,
+                    edgecolors=f"C{i}",
+                    label=name if whole else None,
+                )
         axes.set(xlabel="trial", ylabel=self.metric)
         axes.legend(loc="lower right", fontsize="small")
         return figure
@@ -198,35 +287,57 @@ class Search:
         return render("search.html", trials=picture(self.figure(), alt), best=self.best)
 
 # %% ../../nbs/3_science/10_search.ipynb #68e385d2
-def _best(results: list, named: dict[str, Candidate], objective: Objective, folds: int, shared: dict) -> Search:
+def _best(
+    results: list, named: dict[str, Candidate], objective: Objective, folds: int, shared: dict
+) -> Search:
     "The best finished trial, fitted again on the whole training split."
     found = Search(None, _table(results), objective.scoring, folds)
     if found.finished.is_empty():
         error = next((r.error for r in results if r.error), None)
         said = found.trials["error"].drop_nulls().to_list() or ["nothing"]
-        raise TrainingError(f"none of {len(results)} trials was scored on every fold; one said: {said[0]}") from error
+        raise TrainingError(
+            f"none of {len(results)} trials was scored on every fold; one said: {said[0]}"
+        ) from error
     top = found.finished.row(0, named=True)
     given = {k: v for k, v in shared.items() if k in ("features", "signature", "seed")}
     params = results[top["trial"]].config.get(top["candidate"], {})
     fitted = fit(shared["frame"], objective, named[top["candidate"]], params, **given)
-    cv = {"metric": objective.scoring, "mean": top["score"], "std": top["std"], "scores": top["scores"]}
+    cv = {
+        "metric": objective.scoring,
+        "mean": top["score"],
+        "std": top["std"],
+        "scores": top["scores"],
+    }
     return replace(found, best=replace(fitted, cv=cv))
 
 # %% ../../nbs/3_science/10_search.ipynb #8fd69bdb
 def _log(found: Search, settings: Settings) -> None:
     "Parameters, metrics and the trials' table, to the MLflow run that is open; nothing where none is."
-    if not tracking.current(): return
+    if not tracking.current():
+        return
     with tracking.start_run(settings):
         import mlflow
         from mlflow.exceptions import MlflowException
 
         best = found.best
-        mlflow.log_metrics({"cv_mean": best.cv["mean"], "cv_std": best.cv["std"], "trials": len(found.trials)})
+        mlflow.log_metrics(
+            {"cv_mean": best.cv["mean"], "cv_std": best.cv["std"], "trials": len(found.trials)}
+        )
         mlflow.log_text(found.trials.drop("scores").write_csv(), "search/trials.csv")
         mlflow.log_text(picture(found.figure()), "search/trials.html")
-        try: mlflow.log_params({"candidate": best.name, "metric": found.metric, "folds": found.folds, "seed": best.seed,
-                                "features": best.features, **{f"{best.name}.{k}": v for k, v in best.params.items()}})
-        except MlflowException: mlflow.set_tag("candidate", best.name)  # parameters are those of a run's first search
+        try:
+            mlflow.log_params(
+                {
+                    "candidate": best.name,
+                    "metric": found.metric,
+                    "folds": found.folds,
+                    "seed": best.seed,
+                    "features": best.features,
+                    **{f"{best.name}.{k}": v for k, v in best.params.items()},
+                }
+            )
+        except MlflowException:
+            mlflow.set_tag("candidate", best.name)  # parameters are those of a run's first search
 
 # %% ../../nbs/3_science/10_search.ipynb #ada6c3bc
 def search(
@@ -237,30 +348,48 @@ def search(
     splitting: Splitting | None = None,  # how a frame's rows were divided; a version knows its own
     features: Callable | str | None = None,  # exported feature function, or its dotted name
     folds: int = 3,
-    trials: int = 24,                    # over all candidates
+    trials: int = 24,  # over all candidates
     seed: int = 0,
-    parallel: int = 0,                   # most trials at once; 0: as many as the cluster has CPUs for
-    settings: Settings | None = None,    # default: the workspace around the current folder
+    parallel: int = 0,  # most trials at once; 0: as many as the cluster has CPUs for
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Search:
     "The best of several candidates by cross-validation inside the training split."
     settings = settings or workspace()
     named = {c.name: c for c in candidates}
     if not 0 < len(candidates) == len(named) <= trials:
-        raise TrainingError(f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
-                            f"that differ, and a trial for each; came {[c.name for c in candidates]}")
+        raise TrainingError(
+            f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
+            f"that differ, and a trial for each; came {[c.name for c in candidates]}"
+        )
     frame, splitting = rows_of(frame, splitting)
-    frame = split(frame, "train") if "_split" in frame.lazy().collect_schema() else frame.lazy().collect()
+    frame = (
+        split(frame, "train")
+        if "_split" in frame.lazy().collect_schema()
+        else frame.lazy().collect()
+    )
     parts = folded(frame, objective, folds, seed, splitting=splitting)
     name = dotted(features, settings.workspace.package)
-    shared = {"frame": frame, "objective": objective, "parts": parts, "seed": seed,
-              "features": name,
-              "signature": contract(frame, objective, name, seed=seed)}
-    for c in candidates: build(c, {}, shared["signature"], shared["features"] and imported(shared["features"]))
+    shared = {
+        "frame": frame,
+        "objective": objective,
+        "parts": parts,
+        "seed": seed,
+        "features": name,
+        "signature": contract(frame, objective, name, seed=seed),
+    }
+    for c in candidates:
+        build(c, {}, shared["signature"], shared["features"] and imported(shared["features"]))
     _placeable(settings)
     from ray import tune
+
     bare = {c.name: Candidate(c.name, c.estimator) for c in candidates}
-    results = _tune(tune.with_parameters(_trial, candidates=bare, **shared), _optuna(candidates, seed),
-                    trials=trials, folds=folds, parallel=parallel)
+    results = _tune(
+        tune.with_parameters(_trial, candidates=bare, **shared),
+        _optuna(candidates, seed),
+        trials=trials,
+        folds=folds,
+        parallel=parallel,
+    )
     found = _best(results, named, objective, folds, shared)
     _log(found, settings)
     return found

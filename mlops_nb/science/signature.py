@@ -26,21 +26,39 @@ from ..data.values import EXACT, Kind, TypedColumn, kind_of
 # %% ../../nbs/3_science/07_signature.ipynb #d87f5f78
 LONGEST_NAME = 100  # characters of a name that may be a misspelt column
 
+
 def cut(
     text: str,
-    length: int = 60,   # characters kept
+    length: int = 60,  # characters kept
 ) -> str:
     "Return a text as an error may repeat it: at most this long."
-    return text if len(text) <= length else f"{text[:length - 1]}…"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 # %% ../../nbs/3_science/07_signature.ipynb #18a1c029
-DTYPES = {"integer": pl.Int64(), "float": pl.Float64(), "boolean": pl.Boolean(),
-          "string": pl.String(), "date": pl.Date(), "datetime": pl.Datetime("us", "UTC")}
-JSON_TYPES = {"integer": {int}, "float": {float, int}, "boolean": {bool}, "string": {str},
-              "date": {str}, "datetime": {str}}
-EXPECTED = {"integer": "an integer of 64 bits", "float": "a number",
-            "boolean": "true or false", "string": "a string", "date": "a date such as 2026-01-31",
-            "datetime": "a time such as 2026-01-31T12:00:00Z"}
+DTYPES = {
+    "integer": pl.Int64(),
+    "float": pl.Float64(),
+    "boolean": pl.Boolean(),
+    "string": pl.String(),
+    "date": pl.Date(),
+    "datetime": pl.Datetime("us", "UTC"),
+}
+JSON_TYPES = {
+    "integer": {int},
+    "float": {float, int},
+    "boolean": {bool},
+    "string": {str},
+    "date": {str},
+    "datetime": {str},
+}
+EXPECTED = {
+    "integer": "an integer of 64 bits",
+    "float": "a number",
+    "boolean": "true or false",
+    "string": "a string",
+    "date": "a date such as 2026-01-31",
+    "datetime": "a time such as 2026-01-31T12:00:00Z",
+}
 
 # %% ../../nbs/3_science/07_signature.ipynb #1032e0f9
 def _utc(text: str) -> datetime:
@@ -48,35 +66,54 @@ def _utc(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
-PARSERS = {"integer": lambda n: n.to_bytes(8, "big", signed=True), "float": float, "boolean": bool,
-           "string": str.encode, "date": date.fromisoformat, "datetime": _utc}
+
+PARSERS = {
+    "integer": lambda n: n.to_bytes(8, "big", signed=True),
+    "float": float,
+    "boolean": bool,
+    "string": str.encode,
+    "date": date.fromisoformat,
+    "datetime": _utc,
+}
 
 # %% ../../nbs/3_science/07_signature.ipynb #ab1cc29e
 def whole(value) -> bool:
     "Return whether a value is a float that stands for exactly one integer, such as 3.0."
     return type(value) is float and value.is_integer() and abs(value) < EXACT
 
+
 def rounded(value) -> bool:
     "Return whether a value is an integer that no float holds."
-    if type(value) is not int or -EXACT <= value <= EXACT: return False
-    try: return int(float(value)) != value
-    except OverflowError: return True
+    if type(value) is not int or -EXACT <= value <= EXACT:
+        return False
+    try:
+        return int(float(value)) != value
+    except OverflowError:
+        return True
+
 
 class Column(TypedColumn):
     "One column of a model's input. A nullable one had nulls in training, and may be left out."
+
     model_config = ConfigDict(frozen=True)
     name: str
     dtype: Kind
-    categories: tuple[str, ...] | None = None   # values seen in training, where they are few
+    categories: tuple[str, ...] | None = None  # values seen in training, where they are few
 
     def accepts(self, value) -> bool:
         "Whether a JSON value fits."
-        if value is None: return self.nullable
-        if self.dtype == "integer" and whole(value): return True
-        if type(value) not in JSON_TYPES[self.dtype]: return False
-        if self.dtype == "float" and rounded(value): return False
-        try: PARSERS[self.dtype](value)
-        except (ValueError, OverflowError): return False
+        if value is None:
+            return self.nullable
+        if self.dtype == "integer" and whole(value):
+            return True
+        if type(value) not in JSON_TYPES[self.dtype]:
+            return False
+        if self.dtype == "float" and rounded(value):
+            return False
+        try:
+            PARSERS[self.dtype](value)
+        except (ValueError, OverflowError):
+            return False
         return True
 
     @property
@@ -87,6 +124,7 @@ class Column(TypedColumn):
 # %% ../../nbs/3_science/07_signature.ipynb #fffd291b
 class Reader:
     "Turns JSON rows into a frame of exactly the given columns."
+
     def __init__(
         self,
         columns: tuple[Column, ...],
@@ -94,39 +132,56 @@ class Reader:
     ):
         self.columns, self.names = columns, [c.name for c in columns]
         self.known = {*self.names, *ignored}
-        self.types = [JSON_TYPES[c.dtype] | ({type(None)} if c.nullable else set()) for c in columns]
+        self.types = [
+            JSON_TYPES[c.dtype] | ({type(None)} if c.nullable else set()) for c in columns
+        ]
         self.blank = {c.name: None for c in columns if c.nullable}
         self.integers = [c.name for c in columns if c.dtype == "integer"]
         self.floats = [i for i, c in enumerate(columns) if c.dtype == "float"]
         self.times = [c for c in columns if c.dtype in ("date", "datetime")]
         self.raw = {c.name: pl.String() if c in self.times else DTYPES[c.dtype] for c in columns}
-        self.pick = itemgetter(*self.names) if len(columns) > 1 else lambda row: (row[self.names[0]],)
+        self.pick = (
+            itemgetter(*self.names) if len(columns) > 1 else lambda row: (row[self.names[0]],)
+        )
 
     def read(self, rows: list[dict]) -> pl.DataFrame:
         "Rows as a frame, or a `InputError` that names the culprit."
         try:
             with panics_as_errors():
-                if self._fit(rows): return self._frame(rows)
+                if self._fit(rows):
+                    return self._frame(rows)
                 exact = _with_integers(rows, self.integers)
-                if self._fit(exact): return self._frame(exact)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, PanicError,
-                pl.exceptions.PolarsError):
+                if self._fit(exact):
+                    return self._frame(exact)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            PanicError,
+            pl.exceptions.PolarsError,
+        ):
             pass
         raise _culprit(self, rows)
 
     def _frame(self, rows: list[dict]) -> pl.DataFrame:
         "Return a frame of rows that fit."
         frame = pl.from_dicts(rows, schema=self.raw)
-        if not self.times: return frame
+        if not self.times:
+            return frame
         return frame.with_columns(_times(frame[c.name], c.dtype) for c in self.times)
 
     def _fit(self, rows: list[dict]) -> bool:
         "Whether every name is known and every cell of a type that its column takes."
-        try: cells = list(zip(*map(self.pick, rows)))
-        except KeyError: cells = list(zip(*map(self.pick, [self.blank | row for row in rows])))
+        try:
+            cells = list(zip(*map(self.pick, rows)))
+        except KeyError:
+            cells = list(zip(*map(self.pick, [self.blank | row for row in rows])))
         types = [set(map(type, c)) for c in cells]
         fit = all(present <= allowed for present, allowed in zip(types, self.types))
-        if not fit or not set().union(*rows) <= self.known: return False
+        if not fit or not set().union(*rows) <= self.known:
+            return False
         return not any(int in types[i] and any(map(rounded, cells[i])) for i in self.floats)
 
 # %% ../../nbs/3_science/07_signature.ipynb #850ef98d
@@ -139,15 +194,22 @@ def _with_integers(rows: list[dict], names: list[str]) -> list[dict]:
 def _times(texts: pl.Series, kind: Kind) -> pl.Series:
     "ISO 8601 texts parsed: at once in the usual form, one by one where some are in another."
     try:
-        if kind == "date": return texts.str.to_date("%Y-%m-%d")
-        return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us").dt.replace_time_zone("UTC")
+        if kind == "date":
+            return texts.str.to_date("%Y-%m-%d")
+        return texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us").dt.replace_time_zone(
+            "UTC"
+        )
     except pl.exceptions.PolarsError:
-        return pl.Series(texts.name, [t if t is None else PARSERS[kind](t) for t in texts], dtype=DTYPES[kind])
+        return pl.Series(
+            texts.name, [t if t is None else PARSERS[kind](t) for t in texts], dtype=DTYPES[kind]
+        )
+
 
 def _culprit(reader: Reader, rows: list[dict]) -> InputError:
     "The first thing wrong with rows that do not fit."
     for i, row in enumerate(rows):
-        if not isinstance(row, dict): return InputError(i, "", "an object with a value a column", _short(row))
+        if not isinstance(row, dict):
+            return InputError(i, "", "an object with a value a column", _short(row))
         if unknown := row.keys() - reader.known:
             return _unknown(i, min(map(str, unknown)), reader)
         for c in reader.columns:
@@ -156,21 +218,27 @@ def _culprit(reader: Reader, rows: list[dict]) -> InputError:
                 return InputError(i, c.name, c.expected, value)
     return InputError(None, "", "JSON rows", "rows that polars cannot read")
 
+
 def _came(column: Column, value) -> str:
     "Return a value as it came, and why it is refused where one cannot see it."
     if column.dtype == "integer" and type(value) is float and value.is_integer():
-        return (f"{_short(value)}, a float too large to stand for one integer: send it without a "
-                "decimal point")
+        return (
+            f"{_short(value)}, a float too large to stand for one integer: send it without a "
+            "decimal point"
+        )
     if column.dtype == "float" and rounded(value):
         return f"{_short(value)}, an integer that no float holds"
     return _short(value)
 
+
 def _unknown(row: int, name: str, reader: Reader) -> InputError:
     "Return the error for a name that the signature does not have."
     near = []
-    if len(name) <= LONGEST_NAME: near = get_close_matches(name, reader.names, n=1)
+    if len(name) <= LONGEST_NAME:
+        near = get_close_matches(name, reader.names, n=1)
     expected = f"'{near[0]}'" if near else f"only {cut(', '.join(reader.names), 600)}"
     return InputError(row, cut(name), expected, "an unknown column")
+
 
 def _short(value) -> str:
     "Return a value as it came, cut to 60 characters; of what is nested or long only what it is."
@@ -178,23 +246,26 @@ def _short(value) -> str:
         return f"an {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
     return cut(json.dumps(cut(value) if isinstance(value, str) else value, default=str))
 
-def _has_length(value) -> bool: return isinstance(value, dict | list | str)
+
+def _has_length(value) -> bool:
+    return isinstance(value, dict | list | str)
 
 # %% ../../nbs/3_science/07_signature.ipynb #aca3073c
 class Signature(BaseModel):
     "A model's input contract."
+
     model_config = ConfigDict(frozen=True)
     columns: tuple[Column, ...]
-    ignored: tuple[str, ...] = ()   # names that may come with a row, and are dropped
-    unused: dict[str, str] = {}     # those of them that the pipeline does not use, with the reason
+    ignored: tuple[str, ...] = ()  # names that may come with a row, and are dropped
+    unused: dict[str, str] = {}  # those of them that the pipeline does not use, with the reason
 
     @classmethod
     def of(
         cls,
-        frame: pl.DataFrame,            # the training split
+        frame: pl.DataFrame,  # the training split
         *,
         ignored: tuple[str, ...] = (),  # columns the model is not to see: key, target
-        categories: int = 100,          # most distinct strings a column may have for them to be listed
+        categories: int = 100,  # most distinct strings a column may have for them to be listed
     ) -> "Signature":
         "The contract that a training split implies."
         apart = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
@@ -208,7 +279,8 @@ class Signature(BaseModel):
         return hashlib.sha256(contract.encode()).hexdigest()[:16]
 
     @cached_property
-    def _reader(self) -> Reader: return Reader(self.columns, self.ignored)
+    def _reader(self) -> Reader:
+        return Reader(self.columns, self.ignored)
 
     def schema(self) -> pl.Schema:  # what the pipeline is fitted on and fed with
         return pl.Schema({c.name: DTYPES[c.dtype] for c in self.columns})
@@ -227,12 +299,13 @@ class Signature(BaseModel):
 # %% ../../nbs/3_science/07_signature.ipynb #67d15dad
 def without(
     signature: Signature,
-    unused: dict[str, str],   # columns, each with the reason
+    unused: dict[str, str],  # columns, each with the reason
 ) -> Signature:
     "Return a signature without some columns, which may still be sent."
     columns = [c for c in signature.columns if c.name not in unused]
     ignored = sorted({*signature.ignored, *unused})
     return Signature(columns=columns, ignored=ignored, unused=signature.unused | unused)
+
 
 def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
     "Return a frame as a signature has it."
@@ -242,6 +315,7 @@ def conformed(frame: pl.DataFrame, signature: Signature) -> pl.DataFrame:
     columns = [widened(frame.get_column(c.name), c) for c in signature.columns]
     return pl.DataFrame(columns) if columns else frame.select([])
 
+
 def shown(signature: Signature) -> str:
     "Return a signature as HTML: its columns, and what is not used."
     heads = ["name", *(head for head in Column.model_fields if head != "name")]
@@ -250,20 +324,25 @@ def shown(signature: Signature) -> str:
 
 # %% ../../nbs/3_science/07_signature.ipynb #3b70b61f
 def widened(
-    values: pl.Series,   # a frame's column
-    column: Column,      # what it must be
+    values: pl.Series,  # a frame's column
+    column: Column,  # what it must be
 ) -> pl.Series:
     "Return a column widened to the contract's dtype; raise where that would change a value."
     dtype, kinds = DTYPES[column.dtype], {kind_of(values.dtype), column.dtype}
-    if values.dtype in (pl.Null, dtype): return values.cast(dtype)
+    if values.dtype in (pl.Null, dtype):
+        return values.cast(dtype)
     if len(kinds) > 1 and kinds != {"integer", "float"}:
         raise InputError(None, column.name, column.expected, f"dtype {values.dtype}")
-    if "integer" not in kinds: return values.cast(dtype)
-    if values.dtype.is_float(): values = values.fill_nan(None)  # as pandas has a missing integer
+    if "integer" not in kinds:
+        return values.cast(dtype)
+    if values.dtype.is_float():
+        values = values.fill_nan(None)  # as pandas has a missing integer
     cast = values.cast(dtype, strict=False)
     changed = cast.cast(values.dtype, strict=False).ne_missing(values)
-    if values.dtype.is_float(): changed |= (values.abs() >= EXACT).fill_null(False)
-    if not changed.any(): return cast
+    if values.dtype.is_float():
+        changed |= (values.abs() >= EXACT).fill_null(False)
+    if not changed.any():
+        return cast
     row = changed.arg_true()[0]
     raise InputError(row, column.name, column.expected, f"dtype {values.dtype} with {values[row]}")
 
@@ -271,9 +350,14 @@ def widened(
 def _seen(frame: pl.DataFrame, apart: set[str]) -> pl.DataFrame:
     "Return the columns that a model sees; their names must not be patterns to polars."
     if wild := [*filter(is_pattern, frame.columns)]:
-        raise InputError(None, wild[0], "a name that is not between ^ and $",
-                        "one that polars takes for a pattern")
+        raise InputError(
+            None,
+            wild[0],
+            "a name that is not between ^ and $",
+            "one that polars takes for a pattern",
+        )
     return frame.drop(cs.by_name(*apart, require_all=False))
+
 
 def _column(values: pl.Series, most: int) -> Column:
     "One column's part of the contract."
@@ -286,7 +370,8 @@ def _column(values: pl.Series, most: int) -> Column:
 
 # %% ../../nbs/3_science/07_signature.ipynb #3df5af8a
 PLAIN = {"integer": {int}, "float": {float, int}, "boolean": {bool}, "string": {str}}  # as they are
-SURE = {"integer": 2**63 - 1, "float": EXACT}   # the largest number that each kind surely holds
+SURE = {"integer": 2**63 - 1, "float": EXACT}  # the largest number that each kind surely holds
+
 
 def _in_range(cells: tuple, most: int) -> bool:
     "Return whether no number of a column is larger than the column's kind surely holds."
@@ -295,16 +380,21 @@ def _in_range(cells: tuple, most: int) -> bool:
 
 def _columns(reader: Reader, rows: list[dict]) -> list[tuple]:
     "Return the cells of each column, None where a row leaves out what may be missing."
-    try: return list(zip(*map(reader.pick, rows)))
-    except KeyError: return list(zip(*map(reader.pick, [reader.blank | row for row in rows])))
+    try:
+        return list(zip(*map(reader.pick, rows)))
+    except KeyError:
+        return list(zip(*map(reader.pick, [reader.blank | row for row in rows])))
 
 
 def plainly_fits(signature: Signature, rows: list[dict]) -> bool:
     "Return whether rows certainly fit. False says nothing: `frame` knows."
     reader = signature._reader
-    try: columns = _columns(reader, rows)
-    except (KeyError, TypeError): return False
+    try:
+        columns = _columns(reader, rows)
+    except (KeyError, TypeError):
+        return False
     return set().union(*rows) <= reader.known and all(
         set(map(type, cells)) <= PLAIN.get(c.dtype, set()) | ({type(None)} if c.nullable else set())
         and (c.dtype not in SURE or _in_range(cells, SURE[c.dtype]))
-        for c, cells in zip(reader.columns, columns))
+        for c, cells in zip(reader.columns, columns)
+    )

@@ -22,33 +22,61 @@ import polars as pl
 from ...core import lake
 from ...core.errors import DataError, NoRows, Unparsable
 from ...core.settings import Settings, load
-from ..batches import (
-    QUARANTINE, Chunk, Keys, Plan, Tally, source_of, without_doubles, write_all)
+from mlops_nb.data.batches import (
+    QUARANTINE,
+    Chunk,
+    Keys,
+    Plan,
+    Tally,
+    source_of,
+    without_doubles,
+    write_all,
+)
 from ..contracts import Contract, reason, with_roles
-from ..inference import (
-    agreed, guessed, observed_together, remarks, sentence, tightened, widened)
+from mlops_nb.data.inference import (
+    agreed,
+    guessed,
+    observed_together,
+    remarks,
+    sentence,
+    tightened,
+    widened,
+)
 from .upsert import Change, change
 from ..profiles.profiling import Profile
 from ..profiles.constraints import check
 from ..sources import Source
 from ..sources.partition import Part
 from ..splits import Splitting, demand_same, digest_of, new_splitting
-from ..versions import (
-    ASIDE, DatasetVersion, commit_version, committed, dataset_name, newest, read_empty, record, taken)
+from mlops_nb.data.versions import (
+    ASIDE,
+    DatasetVersion,
+    commit_version,
+    committed,
+    dataset_name,
+    newest,
+    read_empty,
+    record,
+    taken,
+)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b29d2271
 def read(
-    source: str,                               # address of the source; relative to the workspace
+    source: str,  # address of the source; relative to the workspace
     *,
     options: Mapping[str, Any] | None = None,  # of the source: see `data.sources`
-    settings: Settings | None = None,          # default: the workspace around the current folder
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> pl.DataFrame:
     "All rows of a source, as its beginning types them."
     origin = Source(source, (settings or load()).root, dict(options or {}))
     parts = [part for part in origin.parts() if not part.is_empty()]
-    if not parts: raise DataError(f"{origin} has no rows: expected at least one")
-    return pl.concat((_untyped(rows, part.schema()) for part in parts for rows in part.batches()),
-                     how="vertical_relaxed")
+    if not parts:
+        raise DataError(f"{origin} has no rows: expected at least one")
+    return pl.concat(
+        (_untyped(rows, part.schema()) for part in parts for rows in part.batches()),
+        how="vertical_relaxed",
+    )
+
 
 def _untyped(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     "The rows; a column without values yet has no type, so that it takes that of another part."
@@ -59,20 +87,22 @@ def _untyped(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
 @dataclass(frozen=True)
 class Request:
     "What one ingest is asked for, and the version that it starts from."
-    name: str                        # of the dataset
+
+    name: str  # of the dataset
     source: Source
     previous: DatasetVersion | None  # the newest version; None: this is the first ingest
-    given: Contract | None           # in the call
+    given: Contract | None  # in the call
     key: str | None
     time: str | None
-    division: Mapping[str, Any]      # shares, group and ends, as in the call
+    division: Mapping[str, Any]  # shares, group and ends, as in the call
     by: str
     settings: Settings = field(repr=False)
 
     @property
     def asked(self) -> str | None:
         "The digest of the contract that was given last, in this call or an earlier one."
-        if self.given is not None: return self.given.digest
+        if self.given is not None:
+            return self.given.digest
         return self.previous.facts["asked"] if self.previous else None
 
     @property
@@ -96,80 +126,99 @@ def unread_parts(request: Request) -> tuple[list[Part], list[Part]]:
     states = {place: part["state"] for place, part in request.taken.items()}
     parts = request.source.parts({} if request.again else states)
     full = [part for part in parts if not part.is_empty()]
-    if not full and request.previous is None: raise _nothing(request.source, parts)
+    if not full and request.previous is None:
+        raise _nothing(request.source, parts)
     return parts, full
+
 
 def _nothing(source: Source, parts: Sequence[Part]) -> DataError:
     "Return the error about a source in which there are no rows to begin with."
-    try: parts[0].schema()  # a text file says in which way it is empty
-    except NoRows as e: return e
-    except (DataError, IndexError): pass
+    try:
+        parts[0].schema()  # a text file says in which way it is empty
+    except NoRows as e:
+        return e
+    except (DataError, IndexError):
+        pass
     return DataError(f"{source} has no rows: expected at least one")
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #1034b51e
 def _replaced(parts: Sequence[Part], taken: Mapping[str, dict], contract: Contract) -> set[str]:
     "The `_source` of rows that the parts take the place of."
-    again = [(p, taken[p.origin]["source"]) for p in parts
-             if p.complete and p.origin in taken]
+    again = [(p, taken[p.origin]["source"]) for p in parts if p.complete and p.origin in taken]
     return {old for p, old in again if contract.key is None or old == source_of(p)}
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #4754434f
 def plan_ingest(
     request: Request,
-    parts: Sequence[Part],   # that are new
-    full: Sequence[Part],    # those of them that have rows
+    parts: Sequence[Part],  # that are new
+    full: Sequence[Part],  # those of them that have rows
 ) -> Plan:
     "Return the contract that the rows must keep, how they are divided, and the ingest's id."
     contract = _contract(request, full)
     splitting = _splitting(request, full, contract)
     previous, name = request.previous, request.name
     origins = {source_of(part): part.origin for part in parts}
-    decisive = [name, previous and previous.version, [*origins], contract.digest,
-                splitting.model_dump(mode="json")]
+    decisive = [
+        name,
+        previous and previous.version,
+        [*origins],
+        contract.digest,
+        splitting.model_dump(mode="json"),
+    ]
     continues = previous is not None and not request.again
     return Plan(
-        name, sha256(json.dumps(decisive).encode()).hexdigest()[:16],
-        request.settings.table(name), request.settings.table(f"{name}{ASIDE}"),
-        contract, splitting, datetime.now(UTC), origins, observe=request.contract is None,
-        notes=tuple(previous.facts.get("notes", ())) if continues else ())
+        name,
+        sha256(json.dumps(decisive).encode()).hexdigest()[:16],
+        request.settings.table(name),
+        request.settings.table(f"{name}{ASIDE}"),
+        contract,
+        splitting,
+        datetime.now(UTC),
+        origins,
+        observe=request.contract is None,
+        notes=tuple(previous.facts.get("notes", ())) if continues else (),
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #55791e12
 def _contract(request: Request, parts: Sequence[Part]) -> Contract:
     "The contract in which the parts' columns have a place; a guess if there is none yet."
-    if request.contract is None: return guessed(parts, key=request.key, time=request.time)
+    if request.contract is None:
+        return guessed(parts, key=request.key, time=request.time)
     return agreed(parts, with_roles(request.contract, request.key, request.time))
+
 
 def _splitting(request: Request, parts: Sequence[Part], contract: Contract) -> Splitting:
     "How the dataset is divided: chosen by its first ingest."
-    if request.previous: return request.previous.splitting
+    if request.previous:
+        return request.previous.splitting
     time = contract.moment
-    times = (rows[[time]] for part in parts
-             for rows in part.batches({time: contract.dtypes[time]}))
-    return new_splitting(request.name, key=contract.key, time=time, times=times,
-                         **request.division)
+    times = (rows[[time]] for part in parts for rows in part.batches({time: contract.dtypes[time]}))
+    return new_splitting(request.name, key=contract.key, time=time, times=times, **request.division)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #d477c12b
-def write_rows(
-    parts: Sequence[Part],
-    plan: Plan,
-    settings: Settings,
-) -> tuple[Plan, list[Chunk]]:
+def write_rows(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Plan, list[Chunk]]:
     "Write all rows to files that no reader sees yet. Return the plan, with its kinds settled."
-    try: return plan, _written(parts, plan, settings)
-    except Unparsable as e: plan = _settled(parts, plan, e)
+    try:
+        return plan, _written(parts, plan, settings)
+    except Unparsable as e:
+        plan = _settled(parts, plan, e)
     return plan, _written(parts, plan, settings)
+
 
 def _settled(parts: Sequence[Part], plan: Plan, broken: Unparsable) -> Plan:
     "The plan with kinds that all values have; raises `broken` where no kind was a guess."
-    if not plan.observe and broken.column not in plan.contract.undecided: raise broken
+    if not plan.observe and broken.column not in plan.contract.undecided:
+        raise broken
     contract, notes = widened(parts, plan.contract, guess=plan.observe)
-    if contract == plan.contract: raise broken
+    if contract == plan.contract:
+        raise broken
     return replace(plan, contract=contract, notes=(*plan.notes, *notes))
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #7f91635d
 def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
     "All rows of the parts, written to the table's folder, every key once."
     from tqdm.auto import tqdm
+
     chunks = []
     try:
         shown = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
@@ -186,9 +235,12 @@ def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chun
 # %% ../../../nbs/2_data/26_ingest.ipynb #d8779186
 def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
     "Remove files that are part of no version of a table."
-    versions = [version for version, facts in committed(plan.table) if facts["ingest"] == plan.ingest]
+    versions = [
+        version for version, facts in committed(plan.table) if facts["ingest"] == plan.ingest
+    ]
     kept = {f.path for version in versions for f in lake.files(plan.table, version=version)}
-    if lake.exists(plan.quarantine): kept |= {f.path for f in lake.files(plan.quarantine)}
+    if lake.exists(plan.quarantine):
+        kept |= {f.path for f in lake.files(plan.quarantine)}
     lake.discard(plan.table, [c.file for c in chunks if c.file and c.file.path not in kept])
     lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept])
 
@@ -207,92 +259,120 @@ def check_together(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     _check_age(chunks, plan, source)
     _check_aggregates(chunks, plan, source)
 
+
 def _check_rejected(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise where too many rows break the contract."
     read, refused = sum(c.read for c in chunks), sum(c.refused for c in chunks)
-    if refused <= plan.contract.max_rejected * read: return
+    if refused <= plan.contract.max_rejected * read:
+        return
     rules = sum((c.rules for c in chunks), Counter()).most_common(3)
     reasons = "; ".join(f"{reason(rule, plan.contract)} ({rows} rows)" for rule, rows in rules)
-    raise DataError(f"{refused} of {read} rows of {source} break the contract, more than the "
-                    f"{plan.contract.max_rejected:.0%} it allows: {reasons}. "
-                    "Mend the source, or edit the contract. Nothing was written.")
+    raise DataError(
+        f"{refused} of {read} rows of {source} break the contract, more than the "
+        f"{plan.contract.max_rejected:.0%} it allows: {reasons}. "
+        "Mend the source, or edit the contract. Nothing was written."
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #992f48d4
 def _check_age(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise where the newest row is older than the contract allows."
     contract, newest = plan.contract, max((c.newest for c in chunks if c.newest), default=None)
-    if contract.fresh_hours is None or newest is None: return
+    if contract.fresh_hours is None or newest is None:
+        return
     age = plan.at.replace(tzinfo=None) - newest
-    if age <= timedelta(hours=contract.fresh_hours): return
-    raise DataError(f"the newest {contract.time} of {source} is {newest}, "
-                    f"{age.total_seconds() / 3600:.1f} h ago: the contract allows "
-                    f"{contract.fresh_hours:g} h. Is it late? Nothing was written.")
+    if age <= timedelta(hours=contract.fresh_hours):
+        return
+    raise DataError(
+        f"the newest {contract.time} of {source} is {newest}, "
+        f"{age.total_seconds() / 3600:.1f} h ago: the contract allows "
+        f"{contract.fresh_hours:g} h. Is it late? Nothing was written."
+    )
+
 
 def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise where the profile of all rows is not as the contract says."
-    if not plan.contract.aggregates or not chunks: return
+    if not plan.contract.aggregates or not chunks:
+        return
     stored = (part for one in chunks for part in (one.profile, one.rest))
     whole = reduce(Profile.merge, map(Profile.from_bytes, stored))
     failed = check(whole, plan.contract.aggregates).failed
-    if failed.is_empty(): return
-    broken = "; ".join(f"{row['column']} {row['rule']}: {row['found']}"
-                       for row in failed.iter_rows(named=True))
-    raise DataError(f"the rows of {source} as a whole break the contract: {broken}. "
-                    "Nothing was written.")
+    if failed.is_empty():
+        return
+    broken = "; ".join(
+        f"{row['column']} {row['rule']}: {row['found']}" for row in failed.iter_rows(named=True)
+    )
+    raise DataError(
+        f"the rows of {source} as a whole break the contract: {broken}. Nothing was written."
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #38dc1f5f
 def _set_aside(chunks: Sequence[Chunk], plan: Plan) -> None:
     "Commit the rejected rows, once."
     rejected = [f for c in chunks for f in c.rejected]
-    if not rejected or lake.done(plan.quarantine, plan.ingest): return
+    if not rejected or lake.done(plan.quarantine, plan.ingest):
+        return
     at = lake.version(plan.quarantine)
-    lake.commit(plan.quarantine, rejected, schema=pl.Schema(QUARANTINE), at=at,
-                keys={plan.ingest: 1})
+    lake.commit(
+        plan.quarantine, rejected, schema=pl.Schema(QUARANTINE), at=at, keys={plan.ingest: 1}
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #5f26ce9d
 def _facts(
     effect: Change,
     plan: Plan,
     parts: Sequence[Part],
-    parent: int | None,    # the version that the change begins from
+    parent: int | None,  # the version that the change begins from
     request: Request,
 ) -> dict:
     "What is known of the version that a change makes."
     read, rejected = sum(c.read for c in effect.chunks), sum(c.refused for c in effect.chunks)
     rows, total, columns = effect.tally.rows, effect.tally.total, [*plan.contract.columns, "_split"]
-    return {"source": str(request.source), "options": request.source.options,
-            "asked": request.asked, "by": request.by,
-            "ingest": plan.ingest, "parent": parent, "at": plan.at.isoformat(),
-            "files": {p.origin: p.state.get("digest") or json.dumps(p.state) for p in parts},
-            "parts": {p.origin: {"state": p.state, "source": source_of(p)} for p in parts},
-            "notes": list(plan.notes), "contract": plan.contract.model_dump(),
-            "splitting": plan.splitting.model_dump(mode="json"),
-            "key": plan.contract.key, "read": read, "accepted": read - rejected,
-            "rejected": rejected, "replaced": effect.replaced, "late": effect.late, "rows": rows,
-            "counts": dict(sorted(effect.tally.counts.items())), "sum": str(total),
-            "digest": digest_of(columns, rows, total)}
+    return {
+        "source": str(request.source),
+        "options": request.source.options,
+        "asked": request.asked,
+        "by": request.by,
+        "ingest": plan.ingest,
+        "parent": parent,
+        "at": plan.at.isoformat(),
+        "files": {p.origin: p.state.get("digest") or json.dumps(p.state) for p in parts},
+        "parts": {p.origin: {"state": p.state, "source": source_of(p)} for p in parts},
+        "notes": list(plan.notes),
+        "contract": plan.contract.model_dump(),
+        "splitting": plan.splitting.model_dump(mode="json"),
+        "key": plan.contract.key,
+        "read": read,
+        "accepted": read - rejected,
+        "rejected": rejected,
+        "replaced": effect.replaced,
+        "late": effect.late,
+        "rows": rows,
+        "counts": dict(sorted(effect.tally.counts.items())),
+        "sum": str(total),
+        "digest": digest_of(columns, rows, total),
+    }
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b75978b5
 @lake.decide_again
 def commit_rows(
-    chunks: Sequence[Chunk],
-    plan: Plan,
-    parts: Sequence[Part],
-    request: Request,
-) -> tuple[int, dict, Change]:     # the version, its facts, what it changed
+    chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], request: Request
+) -> tuple[int, dict, Change]:  # the version, its facts, what it changed
     "Make the written rows part of the table; decide again if somebody else was first."
     at = lake.version(plan.table)
     earlier = committed(plan.table, at)
     for version, facts in earlier:
-        if facts["ingest"] == plan.ingest: return version, facts, Change([], [], Tally(), [])
+        if facts["ingest"] == plan.ingest:
+            return version, facts, Change([], [], Tally(), [])
     effect = _changed(chunks, plan, parts, earlier, at, request.settings)
     facts = _facts(effect, plan, parts, earlier[0][0] if earlier else None, request)
     try:
         _set_aside(chunks, plan)
-        version = commit_version(plan.table, effect.add, effect.remove, facts,
-                                 schema=plan.schema, at=at)
+        version = commit_version(
+            plan.table, effect.add, effect.remove, facts, schema=plan.schema, at=at
+        )
     except BaseException:
-        if not lake.done(plan.table, plan.ingest): lake.discard(plan.table, effect.anew)
+        if not lake.done(plan.table, plan.ingest):
+            lake.discard(plan.table, effect.anew)
         raise
     return version, facts, effect
 
@@ -301,13 +381,14 @@ def _changed(
     chunks: Sequence[Chunk],
     plan: Plan,
     parts: Sequence[Part],
-    earlier: Sequence[tuple[int, dict]],   # versions and their facts, the newest first
-    at: int | None,                        # the table's version
+    earlier: Sequence[tuple[int, dict]],  # versions and their facts, the newest first
+    at: int | None,  # the table's version
     settings: Settings,
 ) -> Change:
     "What the rows do to the table as it is at a version."
     sources = _replaced(parts, taken(plan.name, settings), plan.contract)
-    if not earlier: return change([], Tally(), chunks, plan, sources=sources)
+    if not earlier:
+        return change([], Tally(), chunks, plan, sources=sources)
     facts = earlier[0][1]
     before = Tally(Counter(facts["counts"]), int(facts["sum"]))
     same_schema = Contract(**facts["contract"]).dtypes == plan.contract.dtypes
@@ -316,14 +397,11 @@ def _changed(
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #3c3f25e3
 def finish(
-    request: Request,
-    plan: Plan,
-    version: int,
-    facts: dict,
-    effect: Change,
+    request: Request, plan: Plan, version: int, facts: dict, effect: Change
 ) -> DatasetVersion:
     "Clean up, warn of columns that became text, and record the version."
-    for table in (plan.table, plan.quarantine): _sweep(table)
+    for table in (plan.table, plan.quarantine):
+        _sweep(table)
     for note in plan.notes if request.contract is None else ():
         warnings.warn(f"{plan.name}@{version}: {sentence(note)}", stacklevel=3)
     settings = request.settings
@@ -332,9 +410,11 @@ def finish(
 # %% ../../../nbs/2_data/26_ingest.ipynb #ec717128
 STRAY_HOURS = 24  # age from which files of ingests that never came about are removed, h
 
+
 def _sweep(table: str) -> None:
     "Remove what dead ingests left."
-    if not lake.exists(table): return
+    if not lake.exists(table):
+        return
     before = datetime.now(UTC) - timedelta(hours=STRAY_HOURS)
     old = [path for path, at in lake.written(table).items() if at < before]
     ingest_of = lambda path: path.partition("-")[0]
@@ -344,34 +424,37 @@ def _sweep(table: str) -> None:
 # %% ../../../nbs/2_data/26_ingest.ipynb #90cc0f66
 def _merged(name: str, facts: dict, effect: Change, settings: Settings) -> Profile | None:
     "The profile of the parent merged with that of the new rows; None if rows were replaced."
-    if not effect.chunks or effect.replaced: return None
+    if not effect.chunks or effect.replaced:
+        return None
     before, last = [], facts["parent"]
     if last is not None:  # as the table says: its event may not be recorded yet
         parent = DatasetVersion(name, last, dict(committed(settings.table(name)))[last], settings)
-        if parent.contract.dtypes != Contract(**facts["contract"]).dtypes: return None
+        if parent.contract.dtypes != Contract(**facts["contract"]).dtypes:
+            return None
         before = [parent.profile()]
     return reduce(Profile.merge, before + [Profile.from_bytes(c.profile) for c in effect.chunks])
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #cc6415c6
 def ingest(
-    name: str,                                # of the dataset
-    source: str,                              # address of the source; relative to the workspace
+    name: str,  # of the dataset
+    source: str,  # address of the source; relative to the workspace
     *,
-    contract: Contract | None = None,         # default: the dataset's; at first, inferred
-    key: str | None = None,                   # identifies a row; default: the contract's
-    time: str | None = None,                  # says when a row came about; default: the contract's
-    shares: dict[str, float] | None = None,   # split → share; default `SPLITS`
-    group: str | None = None,                 # rows with one value of this column stay in one split
+    contract: Contract | None = None,  # default: the dataset's; at first, inferred
+    key: str | None = None,  # identifies a row; default: the contract's
+    time: str | None = None,  # says when a row came about; default: the contract's
+    shares: dict[str, float] | None = None,  # split → share; default `SPLITS`
+    group: str | None = None,  # rows with one value of this column stay in one split
     ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end
-    options: Mapping[str, Any] | None = None, # of the source: see `data.sources`
-    by: str = "mlops_nb",                     # the person or program responsible
-    settings: Settings | None = None,         # default: the workspace around the current folder
+    options: Mapping[str, Any] | None = None,  # of the source: see `data.sources`
+    by: str = "mlops_nb",  # the person or program responsible
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> DatasetVersion:
     "Add what is new in a source to a dataset, in one commit. Return the resulting version."
     settings = settings or load()
     name, division = dataset_name(name, settings), dict(shares=shares, group=group, ends=ends)
     previous = newest(name, settings)
-    if previous: demand_same(previous.splitting, name, **division)
+    if previous:
+        demand_same(previous.splitting, name, **division)
     origin = Source(source, settings.root, dict(options or {}))
     request = Request(name, origin, previous, contract, key, time, division, by, settings)
 
@@ -381,8 +464,10 @@ def ingest(
     plan = plan_ingest(request, parts, full)
     plan, chunks = write_rows(full, plan, settings)
     try:
-        if plan.observe: plan = propose_contract(full, plan, chunks)
+        if plan.observe:
+            plan = propose_contract(full, plan, chunks)
         check_together(chunks, plan, str(origin))
         version, facts, effect = commit_rows(chunks, plan, parts, request)
-    finally: _discard(chunks, plan)  # those that were written anew, or all if it failed
+    finally:
+        _discard(chunks, plan)  # those that were written anew, or all if it failed
     return finish(request, plan, version, facts, effect)

@@ -17,32 +17,36 @@ from ...core.settings import Settings, load
 from ..batches import Tally
 from ..profiles.profiling import profile
 from ..splits import Splitting, digest_of, ends_by_shares, naive
-from ..versions import (
-    DatasetVersion, commit_version, dataset_name, newest, record)
+from ..versions import DatasetVersion, commit_version, dataset_name, newest, record
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #2bebe34b
 def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"]) -> Splitting:
     "Return the version's splitting with other ends."
     how = version.splitting
     if how.by != "time":
-        raise DataError(f"{version.name} is divided by {how.by}: only splits by time have ends "
-                        "that can move")
+        raise DataError(
+            f"{version.name} is divided by {how.by}: only splits by time have ends that can move"
+        )
     if ends == "shares":
         times = profile(version.scan().select(lake.column(how.column)))
         ends = ends_by_shares(times, how.column, how.shares)
     new = Splitting(**how.model_dump() | {"ends": dict(ends)})
     if list(new.ends) != list(how.ends):
-        raise DataError(f"expected an end of each split, {', '.join(how.ends)}, got "
-                        f"{', '.join(new.ends)}")
+        raise DataError(
+            f"expected an end of each split, {', '.join(how.ends)}, got {', '.join(new.ends)}"
+        )
     for split, end in new.ends.items():
         if end is not None and naive(end) < naive(how.ends[split]):
-            raise DataError(f"{split} ends at {how.ends[split]} and cannot end earlier, at {end}: "
-                            "its later rows have been trained on, and would come into a test split")
+            raise DataError(
+                f"{split} ends at {how.ends[split]} and cannot end earlier, at {end}: "
+                "its later rows have been trained on, and would come into a test split"
+            )
     return new
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #2d49f2f5
-def _divided(version: DatasetVersion, how: Splitting,
-             ingest: str) -> tuple[list[lake.DataFile], Tally]:
+def _divided(
+    version: DatasetVersion, how: Splitting, ingest: str
+) -> tuple[list[lake.DataFile], Tally]:
     "Write the rows of a version anew, each with its split. Return the files, and what they hold."
     table, written, tally = version.settings.table(version.name), [], Tally()
     try:
@@ -60,37 +64,57 @@ def _divided(version: DatasetVersion, how: Splitting,
 def _facts(version: DatasetVersion, how: Splitting, tally: Tally, ingest: str, by: str) -> dict:
     "Return what is known of the version that new ends make."
     columns = [*version.contract.columns, "_split"]
-    moved = {what: s.model_dump(mode="json")["ends"] for what, s in
-             (("ends_before", version.splitting), ("ends_after", how))}
-    return {**version.facts, "ingest": ingest, "parent": version.version,
-            "at": datetime.now(UTC).isoformat(), "files": {}, "parts": {},
-            "splitting": how.model_dump(mode="json"), "by": by,
-            "read": 0, "accepted": 0, "rejected": 0, "replaced": 0, "late": 0, "rows": tally.rows,
-            "counts": dict(sorted(tally.counts.items())), "sum": str(tally.total),
-            "digest": digest_of(columns, tally.rows, tally.total), "moved": moved}
+    moved = {
+        what: s.model_dump(mode="json")["ends"]
+        for what, s in (("ends_before", version.splitting), ("ends_after", how))
+    }
+    return {
+        **version.facts,
+        "ingest": ingest,
+        "parent": version.version,
+        "at": datetime.now(UTC).isoformat(),
+        "files": {},
+        "parts": {},
+        "splitting": how.model_dump(mode="json"),
+        "by": by,
+        "read": 0,
+        "accepted": 0,
+        "rejected": 0,
+        "replaced": 0,
+        "late": 0,
+        "rows": tally.rows,
+        "counts": dict(sorted(tally.counts.items())),
+        "sum": str(tally.total),
+        "digest": digest_of(columns, tally.rows, tally.total),
+        "moved": moved,
+    }
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #acec6a25
 @lake.decide_again
 def resplit(
-    name: str,                          # of a dataset that is divided by time
+    name: str,  # of a dataset that is divided by time
     ends: Mapping[str, Any] | Literal["shares"] = "shares",  # split → its end, exclusive
     *,
-    by: str = "mlops_nb",               # the person or program responsible
-    settings: Settings | None = None,   # default: the workspace around the current folder
+    by: str = "mlops_nb",  # the person or program responsible
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> DatasetVersion:
     "Move the ends of a dataset's splits forward, by default to where its shares put them now."
     settings = settings or load()
     last = newest(name := dataset_name(name, settings), settings)
-    if last is None: raise DataError(f"no dataset {name}: ingest one first")
+    if last is None:
+        raise DataError(f"no dataset {name}: ingest one first")
     how, table, ingest = _moved(last, ends), settings.table(name), uuid4().hex[:16]
-    if how == last.splitting: return last
+    if how == last.splitting:
+        return last
     files, tally = _divided(last, how, ingest)
     facts = _facts(last, how, tally, ingest, by)
     old = [file.path for file in lake.files(table, version=last.version)]
     schema = lake.scan(table, version=last.version).collect_schema()
-    try: version = commit_version(table, files, old, facts, schema=schema, at=last.version)
+    try:
+        version = commit_version(table, files, old, facts, schema=schema, at=last.version)
     except BaseException:
-        if not lake.done(table, ingest): lake.discard(table, files)
+        if not lake.done(table, ingest):
+            lake.discard(table, files)
         raise
     moved = record(name, version, facts, settings)
     events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])

@@ -24,27 +24,45 @@ AT_ONCE = 4_000_000  # new keys compared with the table's at a time
 def _rows(table: str, files: Sequence[DataFile], **columns: str) -> pl.LazyFrame:
     "Some columns of files, under names of our own, with `_file` and `_row`."
     named = [lake.column(c).alias(name) for name, c in columns.items()]
-    return pl.concat(lake.file_rows(lake.address(table, f.path)).select(named)
-                     .with_row_index("_row").with_columns(_file=pl.lit(f.path)) for f in files)
+    return pl.concat(
+        lake.file_rows(lake.address(table, f.path))
+        .select(named)
+        .with_row_index("_row")
+        .with_columns(_file=pl.lit(f.path))
+        for f in files
+    )
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #efd21564
-def _pairs(old: Sequence[DataFile], new: Sequence[DataFile], plan: Plan, part: int, parts: int) -> pl.LazyFrame:
+def _pairs(
+    old: Sequence[DataFile], new: Sequence[DataFile], plan: Plan, part: int, parts: int
+) -> pl.LazyFrame:
     "Rows of one key in the table and in the new files, and whether the new one counts."
     key, when = plan.contract.key, plan.contract.time or "_modified"
-    if parts == 1: mine = pl.lit(True)
-    else: mine = plh.col("key").cast(pl.String).nchash.xxh3_64() % parts == part
-    here, there = (_rows(plan.table, files, key=key, time=when, _source="_source").filter(mine)
-                   for files in (old, new))
+    if parts == 1:
+        mine = pl.lit(True)
+    else:
+        mine = plh.col("key").cast(pl.String).nchash.xxh3_64() % parts == part
+    here, there = (
+        _rows(plan.table, files, key=key, time=when, _source="_source").filter(mine)
+        for files in (old, new)
+    )
     time, source = pl.col("time"), pl.col("_source")
     later, other = pl.col("time_new"), pl.col("_source_new")
     both = here.join(there, on="key", suffix="_new")
-    return both.select("_file", "_row", "_file_new", "_row_new", "_source",
-                       newer=(later > time) | ((later == time) & (other > source)))
+    return both.select(
+        "_file",
+        "_row",
+        "_file_new",
+        "_row_new",
+        "_source",
+        newer=(later > time) | ((later == time) & (other > source)),
+    )
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #d3999466
 def _by_file(rows: pl.DataFrame, file: str, row: str, into: dict[str, list[pl.Series]]) -> None:
     "Add the numbers of rows to those known of each file."
-    for (path,), part in rows.partition_by(file, as_dict=True).items(): into.setdefault(path, []).append(part[row])
+    for (path,), part in rows.partition_by(file, as_dict=True).items():
+        into.setdefault(path, []).append(part[row])
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #61377d34
 def superseded(
@@ -55,7 +73,8 @@ def superseded(
 ) -> dict[str, list[pl.Series]]:  # file → numbers of its rows
     "The rows that give way to others with their key, among the old and the new ones."
     positions = {}
-    if plan.contract.key is None or not old or not new: return positions
+    if plan.contract.key is None or not old or not new:
+        return positions
     parts = -(-sum(f.rows for f in new) // AT_ONCE)
     for part in range(parts):
         pairs = _pairs(old, new, plan, part, parts).filter(~pl.col("_source").is_in(list(sources)))
@@ -65,10 +84,13 @@ def superseded(
     return positions
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #d1acf0ab
-def given_by(old: Sequence[DataFile], sources: Collection[str], plan: Plan) -> dict[str, list[pl.Series]]:
+def given_by(
+    old: Sequence[DataFile], sources: Collection[str], plan: Plan
+) -> dict[str, list[pl.Series]]:
     "The rows of the table that came from certain contents of sources."
     positions = {}
-    if not sources or not old: return positions
+    if not sources or not old:
+        return positions
     rows = _rows(plan.table, old, _source="_source").filter(pl.col("_source").is_in(list(sources)))
     _by_file(rows.collect(engine="streaming"), "_file", "_row", positions)
     return positions
@@ -77,22 +99,29 @@ def given_by(old: Sequence[DataFile], sources: Collection[str], plan: Plan) -> d
 @dataclass
 class Change:
     "What an ingest does to a table."
+
     add: list[DataFile]
     remove: list[str]
-    tally: Tally                  # of the whole table, afterwards
-    chunks: list[Chunk]           # the new rows, without those that are superseded
-    replaced: int = 0             # rows of the table that gave way
-    late: int = 0                 # new rows that gave way to the table's
-    anew: list[DataFile] = field(default_factory=list)  # of `add`, those that only this change needs
+    tally: Tally  # of the whole table, afterwards
+    chunks: list[Chunk]  # the new rows, without those that are superseded
+    replaced: int = 0  # rows of the table that gave way
+    late: int = 0  # new rows that gave way to the table's
+    anew: list[DataFile] = field(
+        default_factory=list
+    )  # of `add`, those that only this change needs
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #19a6cc79
 def _fit(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
     "Stored rows in the columns and types of today's contract, or an error: no value is changed by it."
-    rows = rows.with_columns(pl.lit(None, t).alias(c) for c, t in plan.schema.items() if c not in rows.columns)
+    rows = rows.with_columns(
+        pl.lit(None, t).alias(c) for c, t in plan.schema.items() if c not in rows.columns
+    )
     return convert(rows[plan.schema.names()], plan.contract.dtypes, f"the table of {plan.name}")
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #ed9c584b
-def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _parted(
+    path: str, numbers: Sequence[pl.Series], plan: Plan
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
     stored = lake.file_rows(lake.address(plan.table, path)).collect().with_row_index("\1row")
     going = pl.concat(numbers) if numbers else stored["\1row"].clear()
@@ -101,38 +130,56 @@ def _parted(path: str, numbers: Sequence[pl.Series], plan: Plan) -> tuple[pl.Dat
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #64fdc9fb
 def change(
-    old: Sequence[DataFile],            # the table's files
-    before: Tally,                      # of its rows
-    chunks: Sequence[Chunk],            # what was staged
+    old: Sequence[DataFile],  # the table's files
+    before: Tally,  # of its rows
+    chunks: Sequence[Chunk],  # what was staged
     plan: Plan,
     *,
-    sources: Collection[str] = (),      # `_source` of rows that the new ones take the place of
-    same_schema: bool = True,           # has the table today's columns and types?
+    sources: Collection[str] = (),  # `_source` of rows that the new ones take the place of
+    same_schema: bool = True,  # has the table today's columns and types?
 ) -> Change:
     "Find which rows give way, and write the files that lose them anew."
     gone = given_by(old, sources, plan)
     new = [c.file for c in chunks if c.file]
-    for path, numbers in superseded(old, new, plan, sources).items(): gone.setdefault(path, []).extend(numbers)
+    for path, numbers in superseded(old, new, plan, sources).items():
+        gone.setdefault(path, []).extend(numbers)
     result = Change([], [], before if same_schema else Tally(), [])
     for file in old:
-        if file.path not in gone and same_schema: continue
+        if file.path not in gone and same_schema:
+            continue
         kept, lost = _parted(file.path, gone.get(file.path, []), plan)
         result.remove.append(file.path)
         result.replaced += lost.height
-        if same_schema: result.tally = result.tally.plus(Tally.of(lost), -1)
-        else: result.tally = result.tally.plus(Tally.of(_fit(kept, plan)))
-        if kept.height: result.anew.append(lake.write(plan.table, _fit(kept, plan), plan.new_name()))
-    for one in chunks: result.chunks.append(_staying(one, gone, plan, result))
-    for one in result.chunks: result.tally = result.tally.plus(one.tally)
-    result.add = [*result.anew, *(c.file for c in result.chunks if c.file and c.file not in result.anew)]
+        if same_schema:
+            result.tally = result.tally.plus(Tally.of(lost), -1)
+        else:
+            result.tally = result.tally.plus(Tally.of(_fit(kept, plan)))
+        if kept.height:
+            result.anew.append(lake.write(plan.table, _fit(kept, plan), plan.new_name()))
+    for one in chunks:
+        result.chunks.append(_staying(one, gone, plan, result))
+    for one in result.chunks:
+        result.tally = result.tally.plus(one.tally)
+    result.add = [
+        *result.anew,
+        *(c.file for c in result.chunks if c.file and c.file not in result.anew),
+    ]
     return result
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #1921cc56
-def _staying(one: Chunk, gone: Mapping[str, Sequence[pl.Series]], plan: Plan, result: Change) -> Chunk:
+def _staying(
+    one: Chunk, gone: Mapping[str, Sequence[pl.Series]], plan: Plan, result: Change
+) -> Chunk:
     "A chunk without its superseded rows."
-    if one.file is None or one.file.path not in gone: return one
+    if one.file is None or one.file.path not in gone:
+        return one
     kept, lost = _parted(one.file.path, gone[one.file.path], plan)
     result.late += lost.height
     file = lake.write(plan.table, kept, plan.new_name()) if kept.height else None
-    if file: result.anew.append(file)
-    return replace(one, file=file, **{k: getattr(described(kept, plan), k) for k in ("tally", "profile", "rest")})
+    if file:
+        result.anew.append(file)
+    return replace(
+        one,
+        file=file,
+        **{k: getattr(described(kept, plan), k) for k in ("tally", "profile", "rest")},
+    )

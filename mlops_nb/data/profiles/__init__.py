@@ -25,13 +25,17 @@ def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
 # %% ../../../nbs/2_data/08_profiles.ipynb #ea40850e
 def _moment(key: object) -> datetime | None:
     "The beginning of a window, if that is what the key of a group says; in UTC where it names no zone."
-    if not isinstance(key, datetime): return None
+    if not isinstance(key, datetime):
+        return None
     return key if key.tzinfo else key.replace(tzinfo=UTC)
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #19429d66
-def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict | None) -> dict[Hashable, bytes]:
+def _of_file(
+    file: str, by: pl.Expr | None, at: datetime | None, options: dict | None
+) -> dict[Hashable, bytes]:
     "Profiles of a file by group, as bytes; one group named None if there is nothing to group by."
-    if by is None: return {None: profile(_read_file(file, options), at=at).to_bytes()}
+    if by is None:
+        return {None: profile(_read_file(file, options), at=at).to_bytes()}
     found: dict[Hashable, Profile] = {}
     for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
         marked = batch.with_columns(by.alias("\1group"))
@@ -42,18 +46,26 @@ def _of_file(file: str, by: pl.Expr | None, at: datetime | None, options: dict |
     return {key: part.to_bytes() for key, part in found.items()}
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #74ebe64c
-def _on_ray(task: Callable[[str], dict], files: Sequence[str], settings: Settings | None) -> dict[Hashable, "Profile"]:
+def _on_ray(
+    task: Callable[[str], dict], files: Sequence[str], settings: Settings | None
+) -> dict[Hashable, "Profile"]:
     "Run the task for each file on the cluster, and merge what comes back group by group."
-    if not files: raise ProfileError("expected at least one file to profile, got none: does the pattern match any?")
+    if not files:
+        raise ProfileError(
+            "expected at least one file to profile, got none: does the pattern match any?"
+        )
     cluster.connect(settings)
     import ray
+
     one = ray.remote(task).options(num_cpus=1, runtime_env=cluster.ONE_CPU)
     running = [one.remote(file) for file in files]
     found: dict[Hashable, Profile] = {}
     for file, parts in zip(files, running, strict=True):
-        try: parts = ray.get(parts)
+        try:
+            parts = ray.get(parts)
         except ray.exceptions.RayError as e:
-            for other in running: ray.cancel(other, force=True)
+            for other in running:
+                ray.cancel(other, force=True)
             why = str(getattr(e, "cause", None) or e).splitlines()[0]
             raise ProfileError(f"{file} cannot be profiled: {why}") from e
         for key, data in parts.items():
@@ -63,11 +75,11 @@ def _on_ray(task: Callable[[str], dict], files: Sequence[str], settings: Setting
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #a4f165f3
 def profile_files(
-    files: Sequence[str | Path],           # Parquet files, paths or addresses that every node can read
+    files: Sequence[str | Path],  # Parquet files, paths or addresses that every node can read
     *,
-    at: datetime | None = None,            # the time the data is about; default: now
-    storage_options: dict | None = None,   # for addresses, as polars takes them
-    settings: Settings | None = None,      # default: the workspace around the current folder
+    at: datetime | None = None,  # the time the data is about; default: now
+    storage_options: dict | None = None,  # for addresses, as polars takes them
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Profile:
     "The profile of all files together, made on Ray."
     task = lambda file: _of_file(file, None, at, storage_options)
@@ -75,12 +87,12 @@ def profile_files(
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #4a411ba4
 def profile_groups(
-    files: Sequence[str | Path],           # Parquet files, paths or addresses that every node can read
-    by: str | pl.Expr,                     # a column, or an expression such as a window
+    files: Sequence[str | Path],  # Parquet files, paths or addresses that every node can read
+    by: str | pl.Expr,  # a column, or an expression such as a window
     *,
-    storage_options: dict | None = None,   # for addresses, as polars takes them
-    settings: Settings | None = None,      # default: the workspace around the current folder
-) -> dict[Hashable, Profile]:              # by value of the expression
+    storage_options: dict | None = None,  # for addresses, as polars takes them
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> dict[Hashable, Profile]:  # by value of the expression
     "The profile of each group of rows in all files together, made on Ray."
     by = lake.column(by) if isinstance(by, str) else by
     task = lambda file: _of_file(file, by, None, storage_options)

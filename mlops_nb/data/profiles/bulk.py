@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-if TYPE_CHECKING: from whylogs_sketching import frequent_strings_sketch, kll_doubles_sketch
+if TYPE_CHECKING:
+    from whylogs_sketching import frequent_strings_sketch, kll_doubles_sketch
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #5bed0416
 def _room(k: int, levels: int) -> int:
@@ -24,8 +25,8 @@ def _room(k: int, levels: int) -> int:
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #8625a498
 def _heavier(
     sketch: "kll_doubles_sketch",  # of several values, not estimating yet: they are all in its lowest level
-    lift: int,                     # every value counts 2**lift times
-    low: float,                    # extrema of all values, which the sketch may not have seen
+    lift: int,  # every value counts 2**lift times
+    low: float,  # extrema of all values, which the sketch may not have seen
     high: float,
 ) -> "kll_doubles_sketch":
     "The same sketch, lifted."
@@ -34,31 +35,40 @@ def _heavier(
     items = np.sort(np.frombuffer(data, "<f8", n, 44))  # only the lowest level may be unsorted
     head = data[:8] + pack("<QHB5x", n << lift, least, lift + 1)
     starts = np.full(lift + 1, _room(k, lift + 1) - n, "<u4")
-    return type(sketch).deserialize(head + starts.tobytes() + pack("<2d", low, high) + items.tobytes())
+    return type(sketch).deserialize(
+        head + starts.tobytes() + pack("<2d", low, high) + items.tobytes()
+    )
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #51d38b6f
 def quantiles(
-    sketch: "kll_doubles_sketch",      # an empty one
-    values: np.ndarray,                # numbers, ascending
-    counts: np.ndarray | None = None,  # how often each is there; default: once, or as often as it is repeated
+    sketch: "kll_doubles_sketch",  # an empty one
+    values: np.ndarray,  # numbers, ascending
+    counts: np.ndarray
+    | None = None,  # how often each is there; default: once, or as often as it is repeated
 ) -> "kll_doubles_sketch":
     "The sketch of sorted values."
     ends, total = (None, len(values)) if counts is None else (np.cumsum(counts), int(counts.sum()))
-    at = lambda ranks: values[ranks if ends is None else np.searchsorted(ends, ranks, "right")].astype(np.float64)
+    at = lambda ranks: values[
+        ranks if ends is None else np.searchsorted(ends, ranks, "right")
+    ].astype(np.float64)
     lift = max((total - 1).bit_length() - (sketch.get_k().bit_length() - 1), 0)
     whole = total - total % (1 << lift)
     sketch.update(at(np.arange((1 << lift) // 2, whole, 1 << lift)))
-    if lift: sketch = _heavier(sketch, lift, float(values[0]), float(values[-1]))
+    if lift:
+        sketch = _heavier(sketch, lift, float(values[0]), float(values[-1]))
     sketch.update(at(np.arange(whole, total)))
     return sketch
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #fd286a8a
 def integers(
-    values: np.ndarray,                     # int64, at least one
-) -> tuple[np.ndarray, np.ndarray | None]:  # ascending; how often each is there, or None: as often as it is repeated
+    values: np.ndarray,  # int64, at least one
+) -> tuple[
+    np.ndarray, np.ndarray | None
+]:  # ascending; how often each is there, or None: as often as it is repeated
     "Count or sort integers."
     low, high = int(values.min()), int(values.max())
-    if high - low >= 4 * len(values): return np.sort(values), None
+    if high - low >= 4 * len(values):
+        return np.sort(values), None
     counts = np.bincount(values - low)
     found = np.flatnonzero(counts)
     return found + low, counts[found]
@@ -68,45 +78,59 @@ ROOM = 768  # values that whylogs' sketch of frequent items has room for: three 
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #ed20642b
 def commonest(
-    values: np.ndarray,                # ascending
-    counts: np.ndarray | None = None,  # how often each is there; default: as often as it is repeated
-) -> tuple[np.ndarray, np.ndarray]:    # the most frequent values, one more than there is room for; their counts
+    values: np.ndarray,  # ascending
+    counts: np.ndarray
+    | None = None,  # how often each is there; default: as often as it is repeated
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # the most frequent values, one more than there is room for; their counts
     "Those values that are there most often."
     if counts is None:
         same = values[1:] == values[:-1]
         again, more = np.unique(values[1:][same], return_counts=True)
-        once = np.setdiff1d(values[np.r_[True, ~same].nonzero()[0][:ROOM + 1]], again, assume_unique=True)
+        once = np.setdiff1d(
+            values[np.r_[True, ~same].nonzero()[0][: ROOM + 1]], again, assume_unique=True
+        )
         values, counts = np.r_[again, once], np.r_[more + 1, np.ones(len(once), np.int64)]
-    if len(values) <= ROOM + 1: return values, counts
-    top = np.argpartition(-counts, ROOM)[:ROOM + 1]
+    if len(values) <= ROOM + 1:
+        return values, counts
+    top = np.argpartition(-counts, ROOM)[: ROOM + 1]
     return values[top], counts[top]
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #f715c286
 SEED, REGISTERS = 9001, 1 << 12  # DataSketches' seed; whylogs' sketch has so many registers
-PART = 1 << 17                   # strings hashed at a time
+PART = 1 << 17  # strings hashed at a time
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #53815f07
 def _murmur(values: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     "The two halves of each string's 128-bit hash, the lower one first."
     both, half = pl.col("both"), pl.lit(2**64, pl.UInt128)
     hashes = values.alias("v").to_frame().select(both=plh.col("v").nchash.murmur128(seed=SEED))
-    halves = hashes.select(low=both.cast(pl.UInt64, wrap_numerical=True), high=(both // half).cast(pl.UInt64))
+    halves = hashes.select(
+        low=both.cast(pl.UInt64, wrap_numerical=True), high=(both // half).cast(pl.UInt64)
+    )
     return halves["low"].to_numpy(), halves["high"].to_numpy()
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #1599e5c5
 def records(
-    values: pl.Series,               # strings, no nulls
-) -> tuple[np.ndarray, np.ndarray]:  # which of them change a HyperLogLog sketch, perhaps a few more; half their hashes
+    values: pl.Series,  # strings, no nulls
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # which of them change a HyperLogLog sketch, perhaps a few more; half their hashes
     "The strings that a sketch of different values has to see, in their order."
     least, changes, lows, start = np.full(REGISTERS, 2**64 - 1, np.uint64), [], [], 0
     while start < len(values):
-        part = values[start:start + min(max(start, 2 * REGISTERS), PART)]
+        part = values[start : start + min(max(start, 2 * REGISTERS), PART)]
         low, high = _murmur(part)
         register = low.astype(np.uint16) % REGISTERS
-        new = (high < least[register]) & (part.str.len_bytes() > 0).to_numpy()  # more zeros in front than any before
+        new = (high < least[register]) & (
+            part.str.len_bytes() > 0
+        ).to_numpy()  # more zeros in front than any before
         filled = np.count_nonzero(~least) >= REGISTERS // 4
         np.minimum.at(least, register[new], high[new])
-        changes.append(new if filled else np.ones(len(low), bool))  # at first the sketch is a list of hashes
+        changes.append(
+            new if filled else np.ones(len(low), bool)
+        )  # at first the sketch is a list of hashes
         lows.append(low)
         start += len(low)
     return np.concatenate(changes), np.concatenate(lows)
@@ -116,12 +140,18 @@ MANY = 250_000  # strings among which identifiers are looked for
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #e0f4a6e3
 def strings(
-    values: pl.Series,                # strings, categoricals or enums, no nulls
-) -> tuple[pl.Series, pl.DataFrame]:  # those that a sketch of different values has to see; the frequent: `value`, `n`
+    values: pl.Series,  # strings, categoricals or enums, no nulls
+) -> tuple[
+    pl.Series, pl.DataFrame
+]:  # those that a sketch of different values has to see; the frequent: `value`, `n`
     "Count strings."
     values = values.alias("value")
     every = values.gather_every(16)
-    if len(values) >= MANY and values.dtype == pl.String and every.approx_n_unique() > len(every) / 2:
+    if (
+        len(values) >= MANY
+        and values.dtype == pl.String
+        and every.approx_n_unique() > len(every) / 2
+    ):
         changes, hashes = records(values)
         top, _ = commonest(np.sort(hashes))
         frequent = pl.Series(hashes).is_in(pl.Series(top).implode())
@@ -135,15 +165,17 @@ SIZE = 128  # characters of a value that are kept
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #e43ed3e0
 def heavy(
     sketch: "frequent_strings_sketch",  # an empty one
-    counted: pl.DataFrame,              # `value` (text), `n`: all values, or more than 768 of the most frequent
-    total: int,                         # of all counts
+    counted: pl.DataFrame,  # `value` (text), `n`: all values, or more than 768 of the most frequent
+    total: int,  # of all counts
 ) -> "frequent_strings_sketch":
     "The sketch of counted values."
     if (counted["value"].str.len_bytes().max() or 0) > SIZE:
         counted = counted.group_by(pl.col("value").str.slice(0, SIZE)).agg(pl.col("n").sum())
     top = counted.top_k(ROOM + 1, by="n").sort("n", descending=True)
-    for value, n in top[:ROOM].iter_rows(): sketch.update(value, n)
-    if top.height <= ROOM: return sketch
+    for value, n in top[:ROOM].iter_rows():
+        sketch.update(value, n)
+    if top.height <= ROOM:
+        return sketch
     data, error = bytearray(sketch.serialize()), top["n"][-1]
     weights = np.frombuffer(data, "<u8", unpack_from("<I", data, 8)[0], 32)
     weights[:] = np.maximum(weights.astype(np.int64) - error, 1)

@@ -22,39 +22,44 @@ if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #0b6362a1
-GRID = 4096    # quantiles at which distribution functions are compared: more than a sketch retains
-LIMIT = 1000   # effective size from which on Kolmogorov's limit stands for the exact distribution
+GRID = 4096  # quantiles at which distribution functions are compared: more than a sketch retains
+LIMIT = 1000  # effective size from which on Kolmogorov's limit stands for the exact distribution
 CELLS = 10**6  # product of two sample sizes up to which the orders of their values are counted
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #fd413184
 def _kolmogorov(
     distance: float,
-    size: int,        # effective
-) -> float:           # the chance of at least this distance, if nothing differs
+    size: int,  # effective
+) -> float:  # the chance of at least this distance, if nothing differs
     "p-value of a distance between distribution functions."
     if size < LIMIT:
         from scipy.stats import kstwo
+
         return float(kstwo.sf(distance, size))
     from scipy.special import kolmogorov
+
     x = np.sqrt(size) * distance
     return float(kolmogorov(x + 1 / (6 * np.sqrt(size)) + (x - 1) / (4 * size)))
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #9cfa274f
 def _counted(
     distance: float,
-    n: int,            # values of one sample
-    m: int,            # values of the other
-) -> float:            # right to 1e-12, and not less than that
+    n: int,  # values of one sample
+    m: int,  # values of the other
+) -> float:  # right to 1e-12, and not less than that
     "The chance that two samples of one population are at least this far apart, counted exactly."
     from scipy.special import gammaln
+
     other, paths, scale = np.arange(m + 1) / m, np.eye(1, m + 1)[0], 0.0
     for share in np.arange(n + 1) / n:
         inside = np.flatnonzero(np.abs(share - other) < distance - 1e-9)
-        if not len(inside): return 1.0
+        if not len(inside):
+            return 1.0
         first, last = inside[0], inside[-1] + 1
         row = np.zeros(m + 1)
         row[first:last] = np.cumsum(paths[first:last])
-        if not row.any(): return 1.0
+        if not row.any():
+            return 1.0
         paths, scale = row / row.max(), scale + np.log(row.max())
     every = gammaln(n + m + 1) - gammaln(n + 1) - gammaln(m + 1)
     within = paths[-1] * np.exp(scale - every)
@@ -62,20 +67,23 @@ def _counted(
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #eb4c847c
 def _smirnov(
-    target: "ColumnProfileView",
-    reference: "ColumnProfileView",
-) -> tuple[float, float]:           # greatest distance of the distribution functions, p-value
+    target: "ColumnProfileView", reference: "ColumnProfileView"
+) -> tuple[float, float]:  # greatest distance of the distribution functions, p-value
     "Two-sample Kolmogorov–Smirnov test from KLL sketches."
     pair = [c.get_metric("distribution").kll.value for c in (target, reference)]
     sizes = [s.get_n() for s in pair]
-    points = {q for s, n in zip(pair, sizes, strict=True)
-              for q in s.get_quantiles(((np.arange(min(n, GRID)) + 0.5) / min(n, GRID)).tolist())}
+    points = {
+        q
+        for s, n in zip(pair, sizes, strict=True)
+        for q in s.get_quantiles(((np.arange(min(n, GRID)) + 0.5) / min(n, GRID)).tolist())
+    }
     a, b = (np.array(s.get_cdf(sorted(points), inclusive=True)) for s in pair)
     error = sum(s.normalized_rank_error(False) for s in pair if s.is_estimation_mode())
     distance, size = float(np.abs(a - b).max()), round(sizes[0] * sizes[1] / sum(sizes))
     certain = max(distance - error, 0)
     p = _kolmogorov(certain, max(size, 1))
-    if sizes[0] * sizes[1] > CELLS: return distance, p
+    if sizes[0] * sizes[1] > CELLS:
+        return distance, p
     exact = _counted(certain, min(sizes), max(sizes))
     return distance, exact if exact > 1e-9 else min(p, 1e-9)
 
@@ -84,26 +92,30 @@ LEAST = 5  # rows of a category expected in the smaller sample
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #194825bd
 def _categories(
-    target: "ColumnProfileView",
-    reference: "ColumnProfileView",
-) -> tuple[np.ndarray, int]:        # counts [2, categories], error of a count
+    target: "ColumnProfileView", reference: "ColumnProfileView"
+) -> tuple[np.ndarray, int]:  # counts [2, categories], error of a count
     "Rows of each category in both, the rare ones together."
     (a, error_a), (b, error_b) = frequent(target), frequent(reference)
     sizes = np.array([used(target), used(reference)])
-    counts = np.array(sorted(([a.get(v, 0), b.get(v, 0)] for v in {*a, *b}), key=sum, reverse=True)).reshape(-1, 2).T
+    counts = (
+        np.array(sorted(([a.get(v, 0), b.get(v, 0)] for v in {*a, *b}), key=sum, reverse=True))
+        .reshape(-1, 2)
+        .T
+    )
     enough = LEAST * sizes.sum() / sizes.min()
     kept = counts[:, counts.sum(axis=0) >= enough]
     rest = np.maximum(sizes - kept.sum(axis=1), 0)
-    if 0 < rest.sum() < enough: kept, rest = kept[:, :-1], rest + kept[:, -1:].sum(axis=1)
+    if 0 < rest.sum() < enough:
+        kept, rest = kept[:, :-1], rest + kept[:, -1:].sum(axis=1)
     return np.column_stack([kept, rest]) if rest.any() else kept, error_a + error_b
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #c291b86e
 def _homogeneity(
-    target: "ColumnProfileView",
-    reference: "ColumnProfileView",
-) -> tuple[float, float]:           # total variation distance, p-value
+    target: "ColumnProfileView", reference: "ColumnProfileView"
+) -> tuple[float, float]:  # total variation distance, p-value
     "Two-sample chi-square test from frequent values."
     from scipy.special import chdtrc
+
     counts, error = _categories(target, reference)
     sizes = counts.sum(axis=1, keepdims=True)
     expected = sizes * counts.sum(axis=0) / counts.sum()
@@ -112,27 +124,46 @@ def _homogeneity(
     return distance, float(chdtrc(max(counts.shape[1] - 1, 1), (deviation**2 / expected).sum()))
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #97b7e84b
-def _problem(target: "ColumnProfileView | None", reference: "ColumnProfileView | None") -> str | None:
+def _problem(
+    target: "ColumnProfileView | None", reference: "ColumnProfileView | None"
+) -> str | None:
     "What makes two columns incomparable, in words."
-    if target is None: return "missing"
-    if reference is None: return "not in the reference"
+    if target is None:
+        return "missing"
+    if reference is None:
+        return "not in the reference"
     here, there = type_of(target), type_of(reference)
-    if here == there or here is None or there is None: return None
+    if here == there or here is None or there is None:
+        return None
     return f"{here} here, {there} in the reference"
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #8e3ee5f8
-DRIFT = {"column": pl.String, "kind": pl.String, "statistic": pl.String, "distance": pl.Float64,
-         "p_value": pl.Float64, "corrected": pl.Float64, "drifted": pl.Boolean, "target_rows": pl.Int64,
-         "reference_rows": pl.Int64, "problem": pl.String}
-_TESTS = {"numeric": ("Kolmogorov–Smirnov", _smirnov), "categorical": ("total variation", _homogeneity),
-         "time": ("Kolmogorov–Smirnov", _smirnov)}
+DRIFT = {
+    "column": pl.String,
+    "kind": pl.String,
+    "statistic": pl.String,
+    "distance": pl.Float64,
+    "p_value": pl.Float64,
+    "corrected": pl.Float64,
+    "drifted": pl.Boolean,
+    "target_rows": pl.Int64,
+    "reference_rows": pl.Int64,
+    "problem": pl.String,
+}
+_TESTS = {
+    "numeric": ("Kolmogorov–Smirnov", _smirnov),
+    "categorical": ("total variation", _homogeneity),
+    "time": ("Kolmogorov–Smirnov", _smirnov),
+}
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #ae527ea7
 EMPTY = "no values"
 
+
 def _empty(target: "ColumnProfileView", reference: "ColumnProfileView") -> dict:
     "How likely it is that one of two columns has no values by chance, as part of a row."
     from scipy.stats import hypergeom
+
     rows = [int(c.get_metric("counts").n.value) for c in (target, reference)]
     values = [used(target), used(reference)]
     without = values.index(0)
@@ -144,13 +175,21 @@ def _empty(target: "ColumnProfileView", reference: "ColumnProfileView") -> dict:
 def _compare(name: str, target: Profile, reference: Profile, *, times: bool) -> dict:
     "One row of the drift table, not yet corrected."
     a, b = target.view.get_column(name), reference.view.get_column(name)
-    row = {"column": name, "target_rows": used(a) if a else 0, "reference_rows": used(b) if b else 0}
-    if problem := _problem(a, b): return {**row, "problem": problem}
+    row = {
+        "column": name,
+        "target_rows": used(a) if a else 0,
+        "reference_rows": used(b) if b else 0,
+    }
+    if problem := _problem(a, b):
+        return {**row, "problem": problem}
     types = {type_of(a), type_of(b)}
-    if types == {None}: return row
-    if None in types: return {**row, **_empty(a, b)}
+    if types == {None}:
+        return row
+    if None in types:
+        return {**row, **_empty(a, b)}
     kind = column_kind(a, b)
-    if kind == "time" and not times: return {**row, "kind": kind}
+    if kind == "time" and not times:
+        return {**row, "kind": kind}
     statistic, test = _TESTS[kind]
     distance, p = test(a, b)
     return {**row, "kind": kind, "statistic": statistic, "distance": distance, "p_value": p}
@@ -170,8 +209,9 @@ _SHOWN = 50  # columns in the HTML table
 @dataclass(frozen=True, repr=False)
 class Drift:
     "How a target differs from a reference, column by column."
-    table: pl.DataFrame          # columns as in `DRIFT`, the least likely to be chance first
-    significance: float          # family-wise: the chance of any false alarm
+
+    table: pl.DataFrame  # columns as in `DRIFT`, the least likely to be chance first
+    significance: float  # family-wise: the chance of any false alarm
     target: Profile
     reference: Profile
 
@@ -183,20 +223,33 @@ class Drift:
     @property
     def problems(self) -> dict[str, str]:
         "Columns that could not be compared, and why."
-        return dict(self.table.filter(pl.col("problem").is_not_null()).select("column", "problem").iter_rows())
+        return dict(
+            self.table.filter(pl.col("problem").is_not_null())
+            .select("column", "problem")
+            .iter_rows()
+        )
 
     def picture(self, column: str) -> str:
         "The column's two distributions as an HTML image; empty if there is nothing to draw."
         row = self.table.row(by_predicate=pl.col("column") == column, named=True)
-        if row["kind"] is None: return ""
-        return picture(*(p.view.get_column(column) for p in (self.target, self.reference)), row["kind"],
-                       "#c0392b" if row["drifted"] else "#1f6fb2")
+        if row["kind"] is None:
+            return ""
+        return picture(
+            *(p.view.get_column(column) for p in (self.target, self.reference)),
+            row["kind"],
+            "#c0392b" if row["drifted"] else "#1f6fb2",
+        )
 
     def _repr_html_(self) -> str:
         columns = self.table.head(_SHOWN).to_dicts()
         pictures = {c["column"]: self.picture(c["column"]) for c in columns}
-        return templates.render("drift.html", drift=self, columns=columns, pictures=pictures,
-                                more=self.table.height - _SHOWN)
+        return templates.render(
+            "drift.html",
+            drift=self,
+            columns=columns,
+            pictures=pictures,
+            more=self.table.height - _SHOWN,
+        )
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #1440c04c
 def _which_is_empty() -> pl.Expr:
@@ -206,21 +259,25 @@ def _which_is_empty() -> pl.Expr:
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #af50f63b
 def drift(
-    target: Profile,                       # what is looked at: a window of production, a new dataset
-    reference: Profile,                    # what it is compared with
+    target: Profile,  # what is looked at: a window of production, a new dataset
+    reference: Profile,  # what it is compared with
     *,
-    significance: float = 0.01,            # chance of any false alarm, over all columns
+    significance: float = 0.01,  # chance of any false alarm, over all columns
     columns: Sequence[str] | None = None,  # only these; default: all of both
 ) -> Drift:
     "Test every column for drift, from the two profiles alone."
     names = sorted({*target.columns, *reference.columns}) if columns is None else list(columns)
     rows = [_compare(name, target, reference, times=columns is not None) for name in names]
     tested = [r for r in rows if "p_value" in r]
-    for row, p in zip(tested, holm([r["p_value"] for r in tested]), strict=True): row["corrected"] = float(p)
+    for row, p in zip(tested, holm([r["p_value"] for r in tested]), strict=True):
+        row["corrected"] = float(p)
     unlikely = (pl.col("corrected") < significance).fill_null(False)
     empty = pl.col("statistic") == EMPTY
     table = pl.DataFrame(rows, schema=DRIFT).with_columns(
         drifted=unlikely & ~empty.fill_null(False),
-        problem=pl.when(unlikely & empty).then(_which_is_empty()).otherwise("problem"))
+        problem=pl.when(unlikely & empty).then(_which_is_empty()).otherwise("problem"),
+    )
     order = [pl.col("problem").is_null(), "corrected", "p_value", pl.col("distance").neg()]
-    return Drift(table.sort(order, nulls_last=True, maintain_order=True), significance, target, reference)
+    return Drift(
+        table.sort(order, nulls_last=True, maintain_order=True), significance, target, reference
+    )

@@ -25,38 +25,53 @@ if TYPE_CHECKING:
 def _missing(column: str, share: float) -> "MetricConstraint":
     "At most this share is missing."
     from whylogs.core.constraints import MetricConstraint, MetricsSelector
-    return MetricConstraint(condition=lambda counts: counts.null.value <= share * counts.n.value,
-                            metric_selector=MetricsSelector(metric_name="counts", column_name=column),
-                            name=f"{column}: at most {share:.4g} missing")
+
+    return MetricConstraint(
+        condition=lambda counts: counts.null.value <= share * counts.n.value,
+        metric_selector=MetricsSelector(metric_name="counts", column_name=column),
+        name=f"{column}: at most {share:.4g} missing",
+    )
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #47253976
 def _type(column: str, kind: str) -> "MetricConstraint":
     "Values of this type only."
     from whylogs.core.constraints.factories import column_has_zero_count_types
-    if kind not in TYPES.values(): raise ValueError(f"not one of {', '.join(dict.fromkeys(TYPES.values()))}")
-    return column_has_zero_count_types(column, [name for name, meant in TYPES.items() if meant != kind])
+
+    if kind not in TYPES.values():
+        raise ValueError(f"not one of {', '.join(dict.fromkeys(TYPES.values()))}")
+    return column_has_zero_count_types(
+        column, [name for name, meant in TYPES.items() if meant != kind]
+    )
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #c8e44d74
 def _rules() -> dict[str, Callable[[str, Any], Any]]:
     "How each rule becomes a constraint of whylogs."
     without_telemetry()
     from whylogs.core.constraints import factories as made
-    return {"between": lambda c, v: made.is_in_range(c, *map(float, v)),
-            "mean": lambda c, v: made.mean_between_range(c, *map(float, v)),
-            "missing": lambda c, v: _missing(c, float(v)),
-            "distinct": lambda c, v: made.distinct_number_in_range(c, float(v[0]) - 0.5, float(v[1]) + 0.5),
-            "among": lambda c, v: made.frequent_strings_in_reference_set(c, {str(one) for one in v}),
-            "type": _type,
-            "unique": lambda c, v: made.column_is_probably_unique(c)}
+
+    return {
+        "between": lambda c, v: made.is_in_range(c, *map(float, v)),
+        "mean": lambda c, v: made.mean_between_range(c, *map(float, v)),
+        "missing": lambda c, v: _missing(c, float(v)),
+        "distinct": lambda c, v: made.distinct_number_in_range(
+            c, float(v[0]) - 0.5, float(v[1]) + 0.5
+        ),
+        "among": lambda c, v: made.frequent_strings_in_reference_set(c, {str(one) for one in v}),
+        "type": _type,
+        "unique": lambda c, v: made.column_is_probably_unique(c),
+    }
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #815ebb6a
 def _constraint(column: str, rule: str, value: object) -> object:
     "The whylogs constraint of one rule."
     if rule not in (rules := _rules()):
         near = get_close_matches(rule, rules, n=1)
-        raise ConstraintError(f"{column}: there is no rule {rule!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(rules)}"))
-    try: return rules[rule](column, value)
+        raise ConstraintError(
+            f"{column}: there is no rule {rule!r}; "
+            + (f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(rules)}")
+        )
+    try:
+        return rules[rule](column, value)
     except (TypeError, ValueError) as e:
         raise ConstraintError(f"{column}: rule {rule!r} cannot take {value!r}: {e}") from e
 
@@ -68,17 +83,24 @@ _OF_NUMBERS = ("between", "mean")
 def _found(summary: dict | None) -> str:
     "What whylogs saw, in a line."
     number = lambda v: f"{v:.6g}" if isinstance(v, float) else str(v)
-    return ", ".join(f"{name.split('/')[-1]} {number(v)}" for name, v in (summary or {}).items() if v is not None)[:200]
+    return ", ".join(
+        f"{name.split('/')[-1]} {number(v)}" for name, v in (summary or {}).items() if v is not None
+    )[:200]
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #3a3fef26
 def _ruled(profile: Profile, column: str, rule: str, value: object) -> dict:
     "One row: a rule on a column."
     row = {"column": column, "rule": f"{rule} {value}"}
     constraint, found = _constraint(column, rule, value), profile.view.get_column(column)
-    if found is None: return {**row, "passed": False, "found": "no such column"}
+    if found is None:
+        return {**row, "passed": False, "found": "no such column"}
     kind = type_of(found)
     if rule in _OF_NUMBERS and kind != "number":
-        return {**row, "passed": kind is None, "found": f"values are of type {kind}" if kind else "no values"}
+        return {
+            **row,
+            "passed": kind is None,
+            "found": f"values are of type {kind}" if kind else "no values",
+        }
     passed, summary = constraint.validate_profile(profile.view)
     return {**row, "passed": bool(passed), "found": _found(summary)}
 
@@ -89,7 +111,8 @@ def _own(profile: Profile, constraint: object) -> dict:
     row = {"column": column, "rule": getattr(constraint, "name", None) or type(constraint).__name__}
     if column and profile.view.get_column(column) is None:
         return {**row, "passed": False, "found": "no such column"}
-    try: passed, summary = constraint.validate_profile(profile.view)
+    try:
+        passed, summary = constraint.validate_profile(profile.view)
     except Exception as e:  # whylogs raises many kinds where a metric is missing
         return {**row, "passed": False, "found": str(e)}
     return {**row, "passed": bool(passed), "found": _found(summary)}
@@ -98,10 +121,12 @@ def _own(profile: Profile, constraint: object) -> dict:
 @dataclass(frozen=True, repr=False)
 class Checks:
     "Which constraints a profile meets."
-    table: pl.DataFrame          # columns as in `CHECKS`, a row a rule
+
+    table: pl.DataFrame  # columns as in `CHECKS`, a row a rule
 
     @property
-    def passed(self) -> bool: return bool(self.table["passed"].all())  # all of them
+    def passed(self) -> bool:
+        return bool(self.table["passed"].all())  # all of them
 
     @property
     def failed(self) -> pl.DataFrame:
@@ -115,11 +140,17 @@ class Checks:
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #f19896a0
 def check(
     profile: Profile,  # of any table
-    constraints: Mapping[str, Mapping[str, object]] | Sequence[object],  # rules by column, or whylogs constraints
+    constraints: Mapping[str, Mapping[str, object]]
+    | Sequence[object],  # rules by column, or whylogs constraints
 ) -> Checks:
     "Check constraints on a profile, without the rows."
     without_telemetry()
     if isinstance(constraints, Mapping):
-        rows = [_ruled(profile, c, rule, value) for c, rules in constraints.items() for rule, value in rules.items()]
-    else: rows = [_own(profile, constraint) for constraint in constraints]
+        rows = [
+            _ruled(profile, c, rule, value)
+            for c, rules in constraints.items()
+            for rule, value in rules.items()
+        ]
+    else:
+        rows = [_own(profile, constraint) for constraint in constraints]
     return Checks(pl.DataFrame(rows, schema=CHECKS))

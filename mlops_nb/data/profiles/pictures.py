@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # %% ../../../nbs/2_data/03_profiles_pictures.ipynb #88823b8b
 def _bars(column: "ColumnProfileView", kind: str, edges: list) -> list[float]:
     "Share of rows in each bin, or of each category."
-    if kind != "categorical": return column.get_metric("distribution").kll.value.get_pmf(edges)[1:-1]
+    if kind != "categorical":
+        return column.get_metric("distribution").kll.value.get_pmf(edges)[1:-1]
     items = frequent(column)[0]
     return [items.get(e, 0) / max(used(column), 1) for e in edges]
 
@@ -29,8 +30,14 @@ def _edges(target: "ColumnProfileView", reference: "ColumnProfileView", kind: st
     if kind == "categorical":
         items = frequent(reference)[0]
         unseen = {v: n for v, n in frequent(target)[0].items() if v not in items}
-        return [v for known in (items, unseen) for v in sorted(known, key=lambda v: (-known[v], v))[:8]]
-    q = [v for c in (target, reference) for v in c.get_metric("distribution").kll.value.get_quantiles([0.005, 0.995])]
+        return [
+            v for known in (items, unseen) for v in sorted(known, key=lambda v: (-known[v], v))[:8]
+        ]
+    q = [
+        v
+        for c in (target, reference)
+        for v in c.get_metric("distribution").kll.value.get_quantiles([0.005, 0.995])
+    ]
     low, high = min(filter(np.isfinite, q), default=0), max(filter(np.isfinite, q), default=1)
     return np.linspace(low, high if high > low else low + 1, 25).tolist()
 
@@ -38,16 +45,20 @@ def _edges(target: "ColumnProfileView", reference: "ColumnProfileView", kind: st
 def picture(
     target: "ColumnProfileView",
     reference: "ColumnProfileView | None",  # none: the target alone
-    kind: str,                              # numeric, categorical or time
+    kind: str,  # numeric, categorical or time
     color: str = "#1f6fb2",
 ) -> str:
     "Both distributions on top of each other: an HTML image."
     from matplotlib.figure import Figure
+
     axes = (figure := Figure(figsize=(2.4, 0.5), dpi=110)).add_axes((0, 0.02, 1, 0.96))
     edges = _edges(target, reference or target, kind)
     bars = _bars(reference or target, kind, edges)
     axes.bar(range(len(bars)), bars, width=0.95, color="#c4c9cf" if reference else color)
-    if reference: axes.stairs(_bars(target, kind, edges), np.arange(len(bars) + 1) - 0.5, color=color, linewidth=1.4)
+    if reference:
+        axes.stairs(
+            _bars(target, kind, edges), np.arange(len(bars) + 1) - 0.5, color=color, linewidth=1.4
+        )
     axes.set_axis_off()
     return templates.picture(figure, "distributions", small=True)
 

@@ -19,15 +19,32 @@ import polars as pl
 from ...core.errors import ProfileError
 from ...core.templates import render
 from .pictures import shape
-from .sketches import column_profiles, distinct, frequent, type_of, used, without_telemetry
+from mlops_nb.data.profiles.sketches import (
+    column_profiles,
+    distinct,
+    frequent,
+    type_of,
+    used,
+    without_telemetry,
+)
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView, DatasetProfileView
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #fd9f8ef2
-SUMMARY = {"column": pl.String, "type": pl.String, "rows": pl.Int64, "missing": pl.Float64, "distinct": pl.Int64,
-           "min": pl.Float64, "median": pl.Float64, "max": pl.Float64, "mean": pl.Float64, "std": pl.Float64,
-           "most frequent": pl.String}
+SUMMARY = {
+    "column": pl.String,
+    "type": pl.String,
+    "rows": pl.Int64,
+    "missing": pl.Float64,
+    "distinct": pl.Int64,
+    "min": pl.Float64,
+    "median": pl.Float64,
+    "max": pl.Float64,
+    "mean": pl.Float64,
+    "std": pl.Float64,
+    "most frequent": pl.String,
+}
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #a649680a
 def _summary(name: str, column: "ColumnProfileView") -> dict:
@@ -35,34 +52,49 @@ def _summary(name: str, column: "ColumnProfileView") -> dict:
     n, there_are, items = column.get_metric("counts").n.value, used(column), frequent(column)[0]
     spread = column.get_metric("distribution")
     there = spread is not None and spread.n > 0
-    return {"column": name, "type": type_of(column), "rows": int(n), "missing": 1 - there_are / n if n else None,
-            "distinct": distinct(column), "min": spread.min if there else None,
-            "median": spread.median if there else None, "max": spread.max if there else None,
-            "mean": spread.avg if there else None, "std": spread.stddev if there else None,
-            "most frequent": max(items, key=items.get, default=None)}
+    return {
+        "column": name,
+        "type": type_of(column),
+        "rows": int(n),
+        "missing": 1 - there_are / n if n else None,
+        "distinct": distinct(column),
+        "min": spread.min if there else None,
+        "median": spread.median if there else None,
+        "max": spread.max if there else None,
+        "mean": spread.avg if there else None,
+        "std": spread.stddev if there else None,
+        "most frequent": max(items, key=items.get, default=None),
+    }
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #a56b52b6
 def _read(data: bytes) -> "DatasetProfileView":
     "A whylogs file's content."
     without_telemetry()
     from whylogs.core import DatasetProfileView
-    try: return DatasetProfileView.deserialize(data)
+
+    try:
+        return DatasetProfileView.deserialize(data)
     except Exception as e:  # whylogs raises many kinds
-        raise ProfileError(f"expected the bytes of a whylogs profile, got {len(data)} bytes "
-                           f"starting {data[:8]!r}: was the file cut short?") from e
+        raise ProfileError(
+            f"expected the bytes of a whylogs profile, got {len(data)} bytes "
+            f"starting {data[:8]!r}: was the file cut short?"
+        ) from e
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #c5d02284
 def _merged(a: "DatasetProfileView", b: "DatasetProfileView") -> "DatasetProfileView":
     "Merge, also where squares overflow: Python's floats would raise, NumPy's become infinite."
     for column in (*a.get_columns().values(), *b.get_columns().values()):
-        if moments := column.get_metric("distribution"): moments.mean.set(np.float64(moments.mean.value))
-    with np.errstate(over="ignore", invalid="ignore"): return a.merge(b)
+        if moments := column.get_metric("distribution"):
+            moments.mean.set(np.float64(moments.mean.value))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a.merge(b)
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #b584fa20
 @dataclass(frozen=True, repr=False)
 class Profile:
     "Sketches of every column of a table."
-    view: "DatasetProfileView"   # what stock whylogs reads, merges and checks
+
+    view: "DatasetProfileView"  # what stock whylogs reads, merges and checks
 
     @property
     def columns(self) -> list[str]:
@@ -72,37 +104,52 @@ class Profile:
     @property
     def rows(self) -> int:
         "Rows profiled."
-        return max((int(c.get_metric("counts").n.value) for c in self.view.get_columns().values()), default=0)
+        return max(
+            (int(c.get_metric("counts").n.value) for c in self.view.get_columns().values()),
+            default=0,
+        )
 
     @property
-    def at(self) -> datetime: return self.view.dataset_timestamp  # the time that the data is about
+    def at(self) -> datetime:
+        return self.view.dataset_timestamp  # the time that the data is about
 
     def select(self, columns: Sequence[str]) -> "Profile":
         "The profile of some columns; those that are not there are left out."
         from whylogs.core import DatasetProfileView
+
         kept = {c: v for c, v in self.view.get_columns().items() if c in columns}
-        return Profile(DatasetProfileView(columns=kept, dataset_timestamp=self.at,
-                                          creation_timestamp=self.view.creation_timestamp))
+        return Profile(
+            DatasetProfileView(
+                columns=kept,
+                dataset_timestamp=self.at,
+                creation_timestamp=self.view.creation_timestamp,
+            )
+        )
 
     def merge(self, other: "Profile") -> "Profile":
         "The profile of both tables together."
         return Profile(_merged(self.view, other.view))
 
-    def to_bytes(self) -> bytes: return self.view.serialize()  # as a whylogs file
+    def to_bytes(self) -> bytes:
+        return self.view.serialize()  # as a whylogs file
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Profile": return cls(_read(data))
+    def from_bytes(cls, data: bytes) -> "Profile":
+        return cls(_read(data))
 
     def summary(self) -> pl.DataFrame:
         "A row a column: type, share of missing values, distinct values, extrema, moments, the most frequent value."
-        return pl.DataFrame([_summary(c, self.view.get_column(c)) for c in self.columns], schema=SUMMARY)
+        return pl.DataFrame(
+            [_summary(c, self.view.get_column(c)) for c in self.columns], schema=SUMMARY
+        )
 
     def write(self, path: str | Path) -> Path:
         "Write the whylogs file; returns its path."
         Path(path).write_bytes(self.to_bytes())
         return Path(path)
 
-    def __repr__(self) -> str: return f"Profile({self.rows:,} rows, {len(self.columns)} columns)"
+    def __repr__(self) -> str:
+        return f"Profile({self.rows:,} rows, {len(self.columns)} columns)"
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #15732508
 _SHOWN = 50  # columns in the HTML table
@@ -112,8 +159,14 @@ def _as_html(profile: Profile) -> str:
     "Return the summary as a table, each column with the shape of its distribution."
     columns = profile.summary().head(_SHOWN).to_dicts()
     shapes = {c["column"]: shape(profile.view.get_column(c["column"])) for c in columns}
-    return render("profile.html", profile=profile, columns=columns, shapes=shapes,
-                  measures=list(SUMMARY)[4:], more=len(profile.columns) - _SHOWN)
+    return render(
+        "profile.html",
+        profile=profile,
+        columns=columns,
+        shapes=shapes,
+        measures=list(SUMMARY)[4:],
+        more=len(profile.columns) - _SHOWN,
+    )
 
 
 Profile._repr_html_ = _as_html
@@ -125,16 +178,25 @@ BATCH = 1_000_000  # rows of a lazy frame in memory at a time
 def profile(
     frame: pl.DataFrame | pl.LazyFrame,  # the table
     *,
-    at: datetime | None = None,          # the time the data is about; default: now
+    at: datetime | None = None,  # the time the data is about; default: now
 ) -> Profile:
     "Profile every column of a table."
     without_telemetry()
     from whylogs.core import DatasetProfileView
+
     if isinstance(frame, pl.LazyFrame):
         empty = pl.DataFrame(schema=frame.collect_schema())
-        parts = (profile(part, at=at) for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True))
+        parts = (
+            profile(part, at=at)
+            for part in frame.collect_batches(chunk_size=BATCH, maintain_order=True)
+        )
         return reduce(Profile.merge, parts, profile(empty, at=at))
-    now, order = datetime.now(UTC), sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String)
+    now, order = (
+        datetime.now(UTC),
+        sorted(frame.iter_columns(), key=lambda column: column.dtype != pl.String),
+    )
     unnamed = [column.alias("values") for column in order]  # a name may be taken for a pattern
     columns = dict(zip((column.name for column in order), column_profiles(unnamed), strict=True))
-    return Profile(DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now))
+    return Profile(
+        DatasetProfileView(columns=columns, dataset_timestamp=at or now, creation_timestamp=now)
+    )

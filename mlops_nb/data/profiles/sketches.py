@@ -29,20 +29,29 @@ def _plain(values: pl.Series) -> tuple[str, pl.Series]:
     dtype = values.dtype
     if dtype.is_integer():
         narrow = values.cast(pl.Int64, strict=False)
-        if narrow.null_count() == values.null_count(): return "integral", narrow
-    if dtype.is_numeric(): return "fractional", values.cast(pl.Float64)
-    if dtype == pl.Boolean: return "boolean", values
-    if dtype.is_temporal(): return "object", _seconds(values)
+        if narrow.null_count() == values.null_count():
+            return "integral", narrow
+    if dtype.is_numeric():
+        return "fractional", values.cast(pl.Float64)
+    if dtype == pl.Boolean:
+        return "boolean", values
+    if dtype.is_temporal():
+        return "object", _seconds(values)
     if dtype.is_nested() or dtype == pl.Object:
-        values = pl.Series([None if v is None else json.dumps(v, default=_listed) for v in values.to_list()])
-    if dtype in (pl.Categorical, pl.Enum): return "string", values
+        values = pl.Series(
+            [None if v is None else json.dumps(v, default=_listed) for v in values.to_list()]
+        )
+    if dtype in (pl.Categorical, pl.Enum):
+        return "string", values
     return "string", values.bin.encode("hex") if dtype == pl.Binary else values.cast(pl.String)
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #da58097a
 def _seconds(values: pl.Series) -> pl.Series:
     "Moments and durations as seconds."
-    if values.dtype == pl.Date: values = values.cast(pl.Datetime("us"))
-    if values.dtype == pl.Time: values = values.cast(pl.Duration("us"))
+    if values.dtype == pl.Date:
+        values = values.cast(pl.Datetime("us"))
+    if values.dtype == pl.Time:
+        values = values.cast(pl.Duration("us"))
     whole = values.dt.total_microseconds() if values.dtype == pl.Duration else values.dt.epoch("us")
     return whole / 1e6
 
@@ -60,13 +69,15 @@ def without_telemetry() -> None:
 def _counts(kind: str, values: pl.Series, kept: pl.Series) -> list:
     "The exact metrics: rows, missing, not finite, and values of each type."
     from whylogs.core.metrics.column_metrics import ColumnCountsMetric, TypeCountersMetric
+
     counts, types = ColumnCountsMetric.zero(), TypeCountersMetric.zero()
     counts.n.set(len(values))
     counts.null.set(len(values) - len(kept))
     if kind == "fractional":
         counts.nan.set(len(values) - values.null_count() - len(kept))
         counts.inf.set(int(kept.is_infinite().sum()))
-    if kind == "boolean": counts.true.set(int(kept.sum()))
+    if kind == "boolean":
+        counts.true.set(int(kept.sum()))
     getattr(types, kind).set(len(kept))
     return [counts, types]
 
@@ -83,8 +94,10 @@ def _moments(values: np.ndarray, counts: np.ndarray | None) -> tuple[float, floa
 def _spread(values: np.ndarray, counts: np.ndarray | None = None) -> "DistributionMetric":
     "Quantiles and moments of ascending numbers; `counts`: how often each is there."
     from whylogs.core.metrics.metrics import DistributionMetric
+
     spread = DistributionMetric.zero()
-    if not len(values): return spread
+    if not len(values):
+        return spread
     spread.kll.set(quantiles(spread.kll.value, values, counts))
     with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
         mean, m2 = _moments(values, counts)
@@ -96,6 +109,7 @@ def _spread(values: np.ndarray, counts: np.ndarray | None = None) -> "Distributi
 def _floats(kept: pl.Series) -> list:
     "Metrics of floats and moments."
     from whylogs.core.metrics.metrics import CardinalityMetric
+
     different, array = CardinalityMetric.zero(), np.ascontiguousarray(kept.to_numpy())
     different.hll.value.update_np(array)
     return [_spread(np.sort(array)), different]
@@ -104,35 +118,49 @@ def _floats(kept: pl.Series) -> list:
 def _integers(kept: pl.Series) -> list:
     "Metrics of integers; their extrema as integers."
     from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
-    ints, different, common = IntsMetric.zero(), CardinalityMetric.zero(), FrequentItemsMetric.zero()
-    if not len(kept): return [_spread(np.empty(0)), ints, different, common]
+
+    ints, different, common = (
+        IntsMetric.zero(),
+        CardinalityMetric.zero(),
+        FrequentItemsMetric.zero(),
+    )
+    if not len(kept):
+        return [_spread(np.empty(0)), ints, different, common]
     values, counts = integers(kept.to_numpy())
     different.hll.value.update_np(values)
     ints.max.set(int(values[-1]))
     ints.min.set(int(values[0]))
     top = pl.DataFrame(dict(zip(("value", "n"), commonest(values, counts), strict=True)))
-    common.frequent_strings.set(heavy(common.frequent_strings.value, top.cast({"value": pl.String}), len(kept)))
+    common.frequent_strings.set(
+        heavy(common.frequent_strings.value, top.cast({"value": pl.String}), len(kept))
+    )
     return [_spread(values, counts), ints, different, common]
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #17333b8f
 def _booleans(kept: pl.Series) -> list:
     "Metrics of booleans, which are the integers 0 and 1 but for their names."
     from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
+
     different, common, true = CardinalityMetric.zero(), FrequentItemsMetric.zero(), int(kept.sum())
     there = {value: n for value, n in ((False, len(kept) - true), (True, true)) if n}
     values, counts = np.array([*there], np.int64), np.array([*there.values()], np.int64)
-    if there: different.hll.value.update_np(values)
-    for value, n in there.items(): common.frequent_strings.value.update(str(value), n)
+    if there:
+        different.hll.value.update_np(values)
+    for value, n in there.items():
+        common.frequent_strings.value.update(str(value), n)
     return [_spread(values, counts), IntsMetric.zero(), different, common]
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #8442d084
 def _strings(kept: pl.Series) -> list:
     "Metrics of strings."
     from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric
+
     different, common = CardinalityMetric.zero(), FrequentItemsMetric.zero()
     if len(kept):
         found, counted = strings(kept)
-        for part in found.to_frame().iter_slices(100_000):  # Python's strings are large: not all of them at once
+        for part in found.to_frame().iter_slices(
+            100_000
+        ):  # Python's strings are large: not all of them at once
             different.hll.value.update_str_list(part.to_series().to_list())
         common.frequent_strings.set(heavy(common.frequent_strings.value, counted, len(kept)))
     return [_spread(np.empty(0)), different, common]
@@ -142,30 +170,46 @@ def column_profile(values: pl.Series) -> "ColumnProfileView":
     "The whylogs profile of one column."
     without_telemetry()
     from whylogs.core import ColumnProfileView
+
     kind, plain = _plain(values)
     kept = plain.drop_nulls()
-    if kind == "fractional": kept = kept.drop_nans()
-    fill = {pl.Float64: _floats, pl.Int64: _integers, pl.Boolean: _booleans}.get(kept.dtype, _strings)
+    if kind == "fractional":
+        kept = kept.drop_nans()
+    fill = {pl.Float64: _floats, pl.Int64: _integers, pl.Boolean: _booleans}.get(
+        kept.dtype, _strings
+    )
     return ColumnProfileView({m.namespace: m for m in _counts(kind, plain, kept) + fill(kept)})
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #8ddfcf67
 _first = Lock()
 
-@cache
-def _touch() -> None:
-    for values in ([0.5], [1], [True], ["a"]): column_profile(pl.Series(values))
 
 @cache
-def _threads() -> ThreadPoolExecutor: return ThreadPoolExecutor(pl.thread_pool_size())
+def _touch() -> None:
+    for values in ([0.5], [1], [True], ["a"]):
+        column_profile(pl.Series(values))
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(pl.thread_pool_size())
+
 
 def column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
     "Profiles of columns, made side by side."
-    with _first: _touch()
+    with _first:
+        _touch()
     alone = len(columns) < 2 or pl.thread_pool_size() == 1
     return list((map if alone else _threads().map)(column_profile, columns))
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #efe0168e
-TYPES = {"integral": "number", "fractional": "number", "boolean": "boolean", "string": "string", "object": "time"}
+TYPES = {
+    "integral": "number",
+    "fractional": "number",
+    "boolean": "boolean",
+    "string": "string",
+    "object": "time",
+}
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #50fe3b11
 def type_of(column: "ColumnProfileView") -> str | None:
@@ -189,23 +233,31 @@ def distinct(column: "ColumnProfileView") -> int:
 def frequent(column: "ColumnProfileView") -> tuple[dict[str, int], int]:
     "Frequent values with their counts, and the greatest error of such a count (0 if none was ever dropped)."
     from whylogs_sketching import frequent_items_error_type as errors
+
     metric = column.get_metric("frequent_items")
-    if metric is None: return {}, 0
+    if metric is None:
+        return {}, 0
     sketch = metric.frequent_strings.value
-    return ({v: n for v, n, _, _ in sketch.get_frequent_items(errors.NO_FALSE_NEGATIVES)},
-            sketch.get_upper_bound("\0 no such value"))
+    return (
+        {v: n for v, n, _, _ in sketch.get_frequent_items(errors.NO_FALSE_NEGATIVES)},
+        sketch.get_upper_bound("\0 no such value"),
+    )
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #0fd8f897
 FEW = 20  # distinct integers up to which they are categories
+
 
 def column_kind(
     column: "ColumnProfileView",
     reference: "ColumnProfileView | None" = None,  # what it is compared with; default: nothing
 ) -> str:
     "Return how a column is compared and drawn: numeric, categorical or time."
-    if reference is None: reference = column
-    if type_of(reference) == "time": return "time"
-    if type_of(reference) != "number": return "categorical"
+    if reference is None:
+        reference = column
+    if type_of(reference) == "time":
+        return "time"
+    if type_of(reference) != "number":
+        return "categorical"
     listed = all(c.get_metric("frequent_items") is not None for c in (column, reference))
     few = distinct(reference) <= FEW and used(reference) >= 10 * distinct(reference)
     return "categorical" if listed and few else "numeric"

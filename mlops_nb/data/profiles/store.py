@@ -16,8 +16,13 @@ from .profiling import Profile
 
 # %% ../../../nbs/2_data/07_profiles_store.ipynb #8d2f134d
 TABLE = "_profiles"  # its name in the lake
-PROFILES = {"subject": pl.String, "split": pl.String, "at": pl.Datetime("us", "UTC"), "rows": pl.Int64,
-            "profile": pl.Binary}  # its columns
+PROFILES = {
+    "subject": pl.String,
+    "split": pl.String,
+    "at": pl.Datetime("us", "UTC"),
+    "rows": pl.Int64,
+    "profile": pl.Binary,
+}  # its columns
 
 # %% ../../../nbs/2_data/07_profiles_store.ipynb #944131b8
 def stored(settings: Settings) -> pl.LazyFrame:
@@ -28,27 +33,33 @@ def stored(settings: Settings) -> pl.LazyFrame:
 # %% ../../../nbs/2_data/07_profiles_store.ipynb #a0770060
 def write(
     profile: Profile,
-    subject: str,                # what it is about: a dataset version, a model
-    split: str,                  # which of its rows: a split, a window
+    subject: str,  # what it is about: a dataset version, a model
+    split: str,  # which of its rows: a split, a window
     *,
     at: datetime | None = None,  # the time the rows are about; default: now
     settings: Settings,
 ) -> None:
     "Store the profile of a slice, once."
-    row = {"subject": subject, "split": split, "at": at or datetime.now(UTC), "rows": profile.rows,
-           "profile": profile.to_bytes()}
+    row = {
+        "subject": subject,
+        "split": split,
+        "at": at or datetime.now(UTC),
+        "rows": profile.rows,
+        "profile": profile.to_bytes(),
+    }
     key = (f"profile {subject} {split}", 1)
     lake.append(settings.table(TABLE), pl.DataFrame([row], schema=PROFILES), key=key)
 
 # %% ../../../nbs/2_data/07_profiles_store.ipynb #29daff0e
 def read(
     subject: str,
-    split: str | None = None,    # default: the one about the latest rows
+    split: str | None = None,  # default: the one about the latest rows
     *,
     settings: Settings,
 ) -> Profile | None:
     "Return the profile of a subject, or None if none is stored."
     same = pl.col("subject") == subject
-    if split is not None: same &= pl.col("split") == split
+    if split is not None:
+        same &= pl.col("split") == split
     profiles = stored(settings).filter(same).sort("at").select("profile").collect()["profile"]
     return Profile.from_bytes(profiles[-1]) if len(profiles) else None

@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #97e5c91d
-MOST = 50     # categories told apart
+MOST = 50  # categories told apart
 MISSING, OTHER = "(missing)", "(other)"
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #85d0659c
 def _named(column: str, dtype: pl.DataType, view: "ColumnProfileView | None", ref: str) -> pl.Expr:
     "The category of each row."
     values, kind, other = lake.column(column), view and type_of(view), pl.lit(OTHER)
-    if kind is None: raise DataError(f"{column} has no values in {ref}'s first split: nothing to compare with")
+    if kind is None:
+        raise DataError(f"{column} has no values in {ref}'s first split: nothing to compare with")
     many = dtype.is_float() or distinct(view) > FEW
-    if kind == "time" or kind == "number" and many: return _bins(column, dtype, view)
+    if kind == "time" or kind == "number" and many:
+        return _bins(column, dtype, view)
     text = values.cast(pl.String)
     if kind != "boolean":
         items = frequent(view)[0]
@@ -47,11 +49,16 @@ def _named(column: str, dtype: pl.DataType, view: "ColumnProfileView | None", re
 def _bins(column: str, dtype: pl.DataType, view: "ColumnProfileView") -> pl.Expr:
     "The bin of each row, between deciles of the training split."
     values = lake.column(column)
-    if dtype.is_temporal(): values = values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-    elif dtype == pl.Float64: values = values.fill_nan(None)
+    if dtype.is_temporal():
+        values = values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+    elif dtype == pl.Float64:
+        values = values.fill_nan(None)
     sketch = view.get_metric("distribution").kll.value
     edges = sorted(set(sketch.get_quantiles((np.arange(1, 10) / 10).tolist())))
-    shown = [f"{datetime.fromtimestamp(e, UTC):%Y-%m-%d %H:%M}" if dtype.is_temporal() else f"{e:g}" for e in edges]
+    shown = [
+        f"{datetime.fromtimestamp(e, UTC):%Y-%m-%d %H:%M}" if dtype.is_temporal() else f"{e:g}"
+        for e in edges
+    ]
     names = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in pairwise(shown)), f"from {shown[-1]}"]
     numbered = [f"{i}: {name}" for i, name in enumerate(names)]
     place = pl.sum_horizontal((values >= e).cast(pl.Int32) for e in edges)
@@ -60,70 +67,87 @@ def _bins(column: str, dtype: pl.DataType, view: "ColumnProfileView") -> pl.Expr
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #5ee51ad3
 def pooled(
-    counts: np.ndarray,   # [splits, categories]
+    counts: np.ndarray,  # [splits, categories]
 ) -> np.ndarray:
     "The counts with rare categories together."
     counts = counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
     enough = LEAST * counts.sum() / counts.sum(axis=1).min()
     kept = int((counts.sum(axis=0) >= enough).sum())
     rest = counts[:, kept:].sum(axis=1, keepdims=True)
-    if kept and 0 < rest.sum() < enough: kept, rest = kept - 1, rest + counts[:, kept - 1:kept]
+    if kept and 0 < rest.sum() < enough:
+        kept, rest = kept - 1, rest + counts[:, kept - 1 : kept]
     return np.hstack([counts[:, :kept], rest]) if rest.any() else counts[:, :kept]
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #ace5d4d1
 def homogeneity(
-    counts: np.ndarray,          # [splits, categories], no split and no category empty
-) -> tuple[float, float, int]:   # p-value, Cramér's V, degrees of freedom
+    counts: np.ndarray,  # [splits, categories], no split and no category empty
+) -> tuple[float, float, int]:  # p-value, Cramér's V, degrees of freedom
     "Are the rows of a table of counts alike?"
     from scipy.stats import chi2
+
     r, k = counts.shape
     freedom = (r - 1) * (k - 1)
-    if not freedom: return 1.0, 0.0, 0
+    if not freedom:
+        return 1.0, 0.0, 0
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
     off = np.abs(counts - expected)
     v = np.sqrt((off**2 / expected).sum() / counts.sum() / min(r - 1, k - 1))
-    return float(chi2.sf((np.maximum(off - 0.5, 0)**2 / expected).sum(), freedom)), float(v), freedom
+    return (
+        float(chi2.sf((np.maximum(off - 0.5, 0) ** 2 / expected).sum(), freedom)),
+        float(v),
+        freedom,
+    )
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #fe366c7c
 @dataclass(frozen=True, repr=False)
 class Balance:
     "How a column is distributed in each split."
-    ref: str                # of the dataset version
+
+    ref: str  # of the dataset version
     column: str
-    table: pl.DataFrame     # value, split, rows, share of the split's rows
-    p_value: float          # that chance alone makes such differences
-    cramers_v: float        # how large they are: 0 none, 1 the split decides the value
-    freedom: int            # degrees; 0: one category or one split, nothing to compare
-    significance: float     # the chance of a false alarm
+    table: pl.DataFrame  # value, split, rows, share of the split's rows
+    p_value: float  # that chance alone makes such differences
+    cramers_v: float  # how large they are: 0 none, 1 the split decides the value
+    freedom: int  # degrees; 0: one category or one split, nothing to compare
+    significance: float  # the chance of a false alarm
 
     @property
-    def passed(self) -> bool: return self.p_value >= self.significance
+    def passed(self) -> bool:
+        return self.p_value >= self.significance
 
     def __repr__(self) -> str:
-        return f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f})"
+        return (
+            f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f})"
+        )
 
     def _repr_html_(self) -> str:
         splits = self.table["split"].unique(maintain_order=True).to_list()
         values = self.table["value"].unique(maintain_order=True).to_list()
-        shares = {(value, split): share for value, split, share in
-                  self.table.select("value", "split", "share").iter_rows()}
+        shares = {
+            (value, split): share
+            for value, split, share in self.table.select("value", "split", "share").iter_rows()
+        }
         return render("balance.html", balance=self, splits=splits, values=values, shares=shares)
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #c561d0e6
 def balance(
-    rows: pl.LazyFrame,           # of a dataset version, with the column `_split`
+    rows: pl.LazyFrame,  # of a dataset version, with the column `_split`
     column: str,
-    splits: Sequence[str],        # those that have rows, the first one first
-    profile: Profile,             # of the first split: says which categories and bins there are
+    splits: Sequence[str],  # those that have rows, the first one first
+    profile: Profile,  # of the first split: says which categories and bins there are
     *,
-    ref: str,                     # of the version
-    significance: float = 0.01,   # of random splits, this share is said to be unbalanced
+    ref: str,  # of the version
+    significance: float = 0.01,  # of random splits, this share is said to be unbalanced
 ) -> Balance:
     "Return how a column is distributed in each split, and whether alike."
     named = _named(column, rows.collect_schema()[column], profile.view.get_column(column), ref)
-    tally = rows.group_by(split="_split", value=named).agg(rows=pl.len()).collect(engine="streaming")
+    tally = (
+        rows.group_by(split="_split", value=named).agg(rows=pl.len()).collect(engine="streaming")
+    )
     grid = tally.select(pl.col("value").unique()).join(pl.DataFrame({"split": splits}), how="cross")
-    table = grid.join(tally, on=["value", "split"], how="left").with_columns(pl.col("rows").fill_null(0).cast(pl.Int64))
+    table = grid.join(tally, on=["value", "split"], how="left").with_columns(
+        pl.col("rows").fill_null(0).cast(pl.Int64)
+    )
     table = table.with_columns(share=pl.col("rows") / pl.col("rows").sum().over("split"))
     last = pl.col("value").is_in([MISSING, OTHER])  # below the others
     number = pl.col("split").replace_strict(splits, range(len(splits)), return_dtype=pl.Int32)

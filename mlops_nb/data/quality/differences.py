@@ -24,21 +24,26 @@ from ..splits import places, row_hashes
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #8ea37faf
 def _comparable(a: Contract, b: Contract) -> dict[str, pl.DataType]:
     "Columns of both, with the type that values of both have."
+
     def wider(x: pl.DataType, y: pl.DataType) -> pl.DataType:
-        if x == y: return x
-        if x.is_numeric() and y.is_numeric(): return pl.Float64()
+        if x == y:
+            return x
+        if x.is_numeric() and y.is_numeric():
+            return pl.Float64()
         return pl.Datetime("us") if x.is_temporal() and y.is_temporal() else pl.String()
+
     return {c: wider(t, b.dtypes[c]) for c, t in a.dtypes.items() if c in b.dtypes}
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #2587eb7d
 @dataclass(frozen=True)
 class Side:
     "One of the two versions that are compared."
+
     ref: str
-    rows: pl.LazyFrame   # of its files that the other version does not have
-    count: int           # of all its rows
+    rows: pl.LazyFrame  # of its files that the other version does not have
+    count: int  # of all its rows
     contract: Contract
-    profile: Profile     # of its first split
+    profile: Profile  # of its first split
 
     def columns(self, types: dict[str, pl.DataType]) -> pl.LazyFrame:
         "Return its rows with these columns, of these types."
@@ -48,30 +53,47 @@ class Side:
 def _marked(rows: pl.DataFrame, key: str | None) -> pl.DataFrame:
     "Each row's key and content as hashes; without a key, its content is its key."
     content = pl.Series("mark", row_hashes(rows))
-    return pl.DataFrame([(content if key is None else places(rows, "", key)).alias("hash"), content])
+    return pl.DataFrame(
+        [(content if key is None else places(rows, "", key)).alias("hash"), content]
+    )
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #e8175197
 def _compared(old: pl.LazyFrame, new: pl.LazyFrame, keyed: bool) -> tuple[int, int, pl.Series]:
     "Rows added and removed, and the hashes of keys whose rows changed."
-    if not keyed: old, new = (f.group_by("hash").agg(mark=pl.len().cast(pl.Int64)) for f in (old, new))
+    if not keyed:
+        old, new = (f.group_by("hash").agg(mark=pl.len().cast(pl.Int64)) for f in (old, new))
     both = old.join(new, on="hash", how="full", coalesce=True, suffix="_new").collect()
     if keyed:
         gone, came = both["mark_new"].is_null(), both["mark"].is_null()
-        return int(came.sum()), int(gone.sum()), both.filter(pl.col("mark") != pl.col("mark_new"))["hash"]
+        return (
+            int(came.sum()),
+            int(gone.sum()),
+            both.filter(pl.col("mark") != pl.col("mark_new"))["hash"],
+        )
     more = both["mark_new"].fill_null(0) - both["mark"].fill_null(0)
     return int(more.clip(0).sum()), -int(more.clip(upper_bound=0).sum()), both["hash"].clear()
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #50a683f6
 def _flat(value: Any, name: str = "") -> dict[str, str]:
     "Fields within fields as one level: columns.age.max → 120; those that say nothing are left out."
-    if value is None: return {}
-    if not isinstance(value, dict): return {name: value if isinstance(value, str) else json.dumps(value)}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        return {name: value if isinstance(value, str) else json.dumps(value)}
+    return {
+        k: v
+        for key, inner in value.items()
+        for k, v in _flat(inner, f"{name}.{key}" if name else key).items()
+    }
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #45f2463d
 def _fields(a: dict[str, str], b: dict[str, str], what: str) -> pl.DataFrame:
     "What differs between two sets of fields."
-    rows = [{what: k, "before": a.get(k), "after": b.get(k)} for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
+    rows = [
+        {what: k, "before": a.get(k), "after": b.get(k)}
+        for k in dict.fromkeys([*a, *b])
+        if a.get(k) != b.get(k)
+    ]
     return pl.DataFrame(rows, schema={what: pl.String, "before": pl.String, "after": pl.String})
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #57c48ca9
@@ -83,7 +105,8 @@ def _having(rows: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
     found = [rows.clear().collect()]
     for batch in batches(rows) if len(hashes) else ():
         found.append(batch.filter(places(batch, "", key).is_in(hashes.implode())))
-        if sum(f.height for f in found) >= len(hashes): break
+        if sum(f.height for f in found) >= len(hashes):
+            break
     return pl.concat(found)
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #ef761758
@@ -92,9 +115,13 @@ def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) 
     before, after = _having(old, key, hashes), _having(new, key, hashes)
     both = before.join(after, on=lake.column(key), suffix="\0new").sort(lake.column(key))
     text = lambda c: lake.column(c).cast(pl.String)
-    parts = [both.filter(lake.column(c).ne_missing(lake.column(f"{c}\0new"))).select(
-        row=text(key), column=pl.lit(c), before=text(c), after=text(f"{c}\0new"))
-        for c in new.collect_schema() if c != key]
+    parts = [
+        both.filter(lake.column(c).ne_missing(lake.column(f"{c}\0new"))).select(
+            row=text(key), column=pl.lit(c), before=text(c), after=text(f"{c}\0new")
+        )
+        for c in new.collect_schema()
+        if c != key
+    ]
     schema = dict.fromkeys(("row", "column", "before", "after"), pl.String)
     return pl.concat([pl.DataFrame(schema=schema), *parts]).sort("row", maintain_order=True)
 
@@ -102,23 +129,28 @@ def _changes(old: pl.LazyFrame, new: pl.LazyFrame, key: str, hashes: pl.Series) 
 @dataclass(frozen=True, repr=False)
 class Diff:
     "How one version of a dataset differs from an earlier one."
-    before: str             # reference of the one
-    after: str              # of the other
-    key: str | None         # that rows were told apart by
-    rows: tuple[int, int]   # of both
-    added: int              # rows that only the later one has
-    removed: int            # rows that only the earlier one has
-    changed: int            # rows of one key with other values; 0 without a key
+
+    before: str  # reference of the one
+    after: str  # of the other
+    key: str | None  # that rows were told apart by
+    rows: tuple[int, int]  # of both
+    added: int  # rows that only the later one has
+    removed: int  # rows that only the earlier one has
+    changed: int  # rows of one key with other values; 0 without a key
     examples: pl.DataFrame  # of at most `SHOWN` changed rows: row (its key), column, before, after
-    schema: pl.DataFrame    # column, before, after: types; none where a column is not
+    schema: pl.DataFrame  # column, before, after: types; none where a column is not
     contract: pl.DataFrame  # field, before, after
-    drift: Drift            # of the training split
+    drift: Drift  # of the training split
 
     @property
     def table(self) -> pl.DataFrame:
         "Rows by what became of them."
-        number = {"kept": self.rows[0] - self.removed - self.changed, "added": self.added, "removed": self.removed,
-                  "changed": self.changed}
+        number = {
+            "kept": self.rows[0] - self.removed - self.changed,
+            "added": self.added,
+            "removed": self.removed,
+            "changed": self.changed,
+        }
         return pl.DataFrame({"rows": list(number), "number": list(number.values())})
 
     @property
@@ -130,17 +162,23 @@ class Diff:
         return f"Diff({self.before} → {self.after}: {self.added} added, {self.removed} removed, {self.changed} changed)"
 
     def _repr_html_(self) -> str:
-        parts = [("schema", self.schema), ("contract", self.contract),
-                 ("changed rows, for example", self.examples)]
+        parts = [
+            ("schema", self.schema),
+            ("contract", self.contract),
+            ("changed rows, for example", self.examples),
+        ]
         return render("diff.html", diff=self, parts=parts)
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #4db89bb1
-def _tally(old: pl.LazyFrame, new: pl.LazyFrame, key: str | None) -> tuple[int, int, int, pl.Series]:
+def _tally(
+    old: pl.LazyFrame, new: pl.LazyFrame, key: str | None
+) -> tuple[int, int, int, pl.Series]:
     "Rows added, removed and changed, and hashes of some keys whose rows changed."
     counts, some = np.zeros(3, int), pl.Series(dtype=pl.UInt64)
     with Spill(mark=pl.UInt64) as spill:
         for name, rows in (("old", old), ("new", new)):
-            for batch in batches(rows): spill.add(name, _marked(batch, key))
+            for batch in batches(rows):
+                spill.add(name, _marked(batch, key))
         for pair in spill.ranges("old", "new"):
             came, gone, other = _compared(*pair, key is not None)
             counts += came, gone, len(other)
@@ -149,8 +187,8 @@ def _tally(old: pl.LazyFrame, new: pl.LazyFrame, key: str | None) -> tuple[int, 
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #54c5cb21
 def diff(
-    before: Side,   # the earlier version
-    after: Side,    # the later one, of the same dataset
+    before: Side,  # the earlier version
+    after: Side,  # the later one, of the same dataset
 ) -> Diff:
     "Return how a version differs from an earlier one."
     types = _comparable(before.contract, after.contract)
@@ -160,7 +198,16 @@ def diff(
     added, removed, changed, some = _tally(old, new, key)
     kinds = [{name: column.dtype for name, column in c.columns.items()} for c in contracts]
     fields = [_flat(c.model_dump()) for c in contracts]
-    return Diff(before.ref, after.ref, key, (before.count, after.count), added, removed, changed,
-                examples=_changes(old, new, key, some) if key else pl.DataFrame(),
-                schema=_fields(*kinds, "column"), contract=_fields(*fields, "field"),
-                drift=drift(after.profile, before.profile))
+    return Diff(
+        before.ref,
+        after.ref,
+        key,
+        (before.count, after.count),
+        added,
+        removed,
+        changed,
+        examples=_changes(old, new, key, some) if key else pl.DataFrame(),
+        schema=_fields(*kinds, "column"),
+        contract=_fields(*fields, "field"),
+        drift=drift(after.profile, before.profile),
+    )

@@ -19,17 +19,28 @@ from .spill import Spill, batches
 from ..splits import row_hashes
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #811884c4
-LEAKAGE = {"check": pl.String, "column": pl.String, "split": pl.String, "against": pl.String, "values": pl.Int64,
-           "rows": pl.Int64, "share": pl.Float64, "problem": pl.String}
+LEAKAGE = {
+    "check": pl.String,
+    "column": pl.String,
+    "split": pl.String,
+    "against": pl.String,
+    "values": pl.Int64,
+    "rows": pl.Int64,
+    "share": pl.Float64,
+    "problem": pl.String,
+}
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #7dae51c3
 @dataclass(frozen=True, repr=False)
 class Leakage:
     "What one split gives away of another."
-    ref: str                     # of the dataset version
-    table: pl.DataFrame          # columns as in `LEAKAGE`: how many `rows` of `split` share something with `against`
-    examples: pl.DataFrame       # some rows that are in several splits
-    ranges: pl.DataFrame         # of time: split, first, last, rows; empty without a time column
+
+    ref: str  # of the dataset version
+    table: (
+        pl.DataFrame
+    )  # columns as in `LEAKAGE`: how many `rows` of `split` share something with `against`
+    examples: pl.DataFrame  # some rows that are in several splits
+    ranges: pl.DataFrame  # of time: split, first, last, rows; empty without a time column
 
     @property
     def problems(self) -> list[str]:
@@ -37,9 +48,11 @@ class Leakage:
         return self.table["problem"].drop_nulls().to_list()
 
     @property
-    def passed(self) -> bool: return not self.problems
+    def passed(self) -> bool:
+        return not self.problems
 
-    def __repr__(self) -> str: return f"Leakage({self.ref}: {'; '.join(self.problems) or 'none found'})"
+    def __repr__(self) -> str:
+        return f"Leakage({self.ref}: {'; '.join(self.problems) or 'none found'})"
 
     def _repr_html_(self) -> str:
         checks = self.table.with_columns(pl.col("problem").is_not_null())
@@ -48,7 +61,8 @@ class Leakage:
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #6585c2e0
 def _hashed(rows: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     "How often each combination of values stands in each split; of one column, without missing values."
-    if len(columns) == 1: rows = rows.drop_nulls(cs.by_name(*columns))
+    if len(columns) == 1:
+        rows = rows.drop_nulls(cs.by_name(*columns))
     hashes = pl.Series("hash", row_hashes(rows.select(cs.by_name(*columns))))
     return rows.select(hashes, split="_split").group_by("hash", "split").agg(rows=pl.len())
 
@@ -58,28 +72,45 @@ EXAMPLES = 5  # hashes of rows in several splits that are shown
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #9fc24576
 def _overlaps(spill: Spill, what: str, order: Sequence[str]) -> pl.DataFrame:
     "For each pair of splits: values in both, rows of the later one that have them, and some of their hashes."
-    pairs = pl.DataFrame(list(combinations(order, 2)), schema={"against": pl.String, "split": pl.String}, orient="row")
-    found = [pairs.with_columns(values=pl.lit(0), rows=pl.lit(0), some=pl.lit([], pl.List(pl.UInt64)))]
+    pairs = pl.DataFrame(
+        list(combinations(order, 2)),
+        schema={"against": pl.String, "split": pl.String},
+        orient="row",
+    )
+    found = [
+        pairs.with_columns(values=pl.lit(0), rows=pl.lit(0), some=pl.lit([], pl.List(pl.UInt64)))
+    ]
     for (part,) in spill.ranges(what):
         rows = part.group_by("hash", "split").agg(pl.col("rows").sum())
-        both = rows.join(rows.select("hash", against="split"), on="hash").join(pairs.lazy(), on=["split", "against"])
-        found.append(both.group_by("against", "split").agg(
-            values=pl.len(), rows=pl.col("rows").sum(), some=pl.col("hash").bottom_k(EXAMPLES)).collect())
+        both = rows.join(rows.select("hash", against="split"), on="hash").join(
+            pairs.lazy(), on=["split", "against"]
+        )
+        found.append(
+            both.group_by("against", "split")
+            .agg(values=pl.len(), rows=pl.col("rows").sum(), some=pl.col("hash").bottom_k(EXAMPLES))
+            .collect()
+        )
     whole = pl.col("values", "rows").cast(pl.Int64)
     together = pl.concat(frame.select("against", "split", "some", whole) for frame in found)
     return together.group_by("against", "split", maintain_order=True).agg(
-        pl.col("values", "rows").sum(), pl.col("some").explode().drop_nulls().head(EXAMPLES))
+        pl.col("values", "rows").sum(), pl.col("some").explode().drop_nulls().head(EXAMPLES)
+    )
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #24ffcaa9
 def _found(rows: pl.LazyFrame, columns: Sequence[str], hashes: Sequence[int]) -> pl.DataFrame:
     "One row of each split for each of these hashes."
     matches = []
     for batch in batches(rows) if len(hashes) else ():
-        marked = batch.with_columns(pl.Series("\1hash", row_hashes(batch.select(cs.by_name(*columns)))))
+        marked = batch.with_columns(
+            pl.Series("\1hash", row_hashes(batch.select(cs.by_name(*columns))))
+        )
         wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
         matches.append(marked.filter(pl.col("\1hash").is_in(wanted)))
-        matches = [pl.concat(matches).unique(["\1hash", "_split"], keep="first", maintain_order=True)]
-        if matches[0].height >= 2 * len(hashes): break
+        matches = [
+            pl.concat(matches).unique(["\1hash", "_split"], keep="first", maintain_order=True)
+        ]
+        if matches[0].height >= 2 * len(hashes):
+            break
     return matches[0].sort("\1hash", "_split").drop("\1hash") if matches else pl.DataFrame()
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #def35b4a
@@ -90,11 +121,17 @@ def _times(rows: pl.LazyFrame, time: str, order: Sequence[str]) -> tuple[pl.Data
     ranges = ranges.collect(engine="streaming")
     first = dict(ranges.select("split", "first").iter_rows())
     pairs = [(a, b) for a, b in combinations(order, 2) if first[b] is not None]
-    late = [((pl.col("_split") == a) & (when > first[b])).sum().alias(f"{a}, {b}") for a, b in pairs]
+    late = [
+        ((pl.col("_split") == a) & (when > first[b])).sum().alias(f"{a}, {b}") for a, b in pairs
+    ]
     counts = rows.select(late).collect(engine="streaming").row(0) if pairs else ()
-    found = [{"check": "time", "column": time, "split": a, "against": b, "rows": n}
-             for (a, b), n in zip(pairs, counts, strict=True)]
-    return ranges.sort(pl.col("split").replace_strict(order, range(len(order)), return_dtype=pl.Int32)), found
+    found = [
+        {"check": "time", "column": time, "split": a, "against": b, "rows": n}
+        for (a, b), n in zip(pairs, counts, strict=True)
+    ]
+    return ranges.sort(
+        pl.col("split").replace_strict(order, range(len(order)), return_dtype=pl.Int32)
+    ), found
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #73e27b03
 def _problem(row: dict, by_time: bool, tolerated: float) -> str | None:
@@ -102,38 +139,48 @@ def _problem(row: dict, by_time: bool, tolerated: float) -> str | None:
     a, b, n, share, column = row["split"], row["against"], row["rows"], row["share"], row["column"]
     if row["check"] == "rows" and share > tolerated:
         return f"{n:,} rows of {a} ({share:.1%}) stand in {b} too, more than the {tolerated:.1%} tolerated"
-    if row["check"] == "key" and n: return f"{row['values']:,} values of the key {column} are in {a} and in {b}"
+    if row["check"] == "key" and n:
+        return f"{row['values']:,} values of the key {column} are in {a} and in {b}"
     if row["check"] == "group" and n:
         return f"{row['values']:,} values of {column} are in {a} and in {b}, with {n:,} rows of {a} ({share:.1%})"
-    if row["check"] == "time" and n and by_time: return f"{n:,} rows of {a} have a later {column} than the first of {b}"
+    if row["check"] == "time" and n and by_time:
+        return f"{n:,} rows of {a} have a later {column} than the first of {b}"
     return None
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #c0e01fb8
-def _shared(rows: pl.LazyFrame, checked: dict[str, list[str]],
-            order: Sequence[str]) -> tuple[list[dict], list[int]]:
+def _shared(
+    rows: pl.LazyFrame, checked: dict[str, list[str]], order: Sequence[str]
+) -> tuple[list[dict], list[int]]:
     "For each kind of value and each pair of splits a row of the table, and some hashes of whole rows in both."
     table, some = [], []
     with Spill(split=pl.String, rows=pl.Int64) as spill:
         for batch in batches(rows):
-            for what, columns in checked.items(): spill.add(what, _hashed(batch, columns))
+            for what, columns in checked.items():
+                spill.add(what, _hashed(batch, columns))
         for what, columns in checked.items():
             found = _overlaps(spill, what, order)
-            if what == "rows": some = found["some"].explode().drop_nulls().unique().sort().head(EXAMPLES).to_list()
-            named = columns[0] if what != "rows" else "all but the key" if "key" in checked else "all"
-            table += [{"check": what, "column": named, **r} for r in found.drop("some").iter_rows(named=True)]
+            if what == "rows":
+                some = found["some"].explode().drop_nulls().unique().sort().head(EXAMPLES).to_list()
+            named = (
+                columns[0] if what != "rows" else "all but the key" if "key" in checked else "all"
+            )
+            table += [
+                {"check": what, "column": named, **r}
+                for r in found.drop("some").iter_rows(named=True)
+            ]
     return table, some
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #1da95eda
 def leakage(
-    rows: pl.LazyFrame,          # of a dataset version, with the column `_split`
-    counts: dict[str, int],      # rows of each split, the first split first
+    rows: pl.LazyFrame,  # of a dataset version, with the column `_split`
+    counts: dict[str, int],  # rows of each split, the first split first
     *,
-    ref: str,                    # of the version
-    key: str | None = None,      # the column that identifies a row
-    group: str | None = None,    # a column whose values should stay in one split
-    time: str | None = None,     # a column that says when a row came about
-    by_time: bool = False,       # are the rows divided by time?
-    tolerated: float = 0.01,     # share of a split's rows that may stand in an earlier one too
+    ref: str,  # of the version
+    key: str | None = None,  # the column that identifies a row
+    group: str | None = None,  # a column whose values should stay in one split
+    time: str | None = None,  # a column that says when a row came about
+    by_time: bool = False,  # are the rows divided by time?
+    tolerated: float = 0.01,  # share of a split's rows that may stand in an earlier one too
 ) -> Leakage:
     "Return what the splits of a version give away of each other."
     names, order = [c for c in rows.collect_schema() if c not in ("_split", key)], list(counts)

@@ -16,12 +16,13 @@ import polars as pl
 from ...core import lake
 
 # %% ../../../nbs/2_data/19_quality_spill.ipynb #a5e08c64
-BATCH = 500_000        # rows in memory at a time
-AT_ONCE = 4_000_000    # fingerprints in memory at a time
+BATCH = 500_000  # rows in memory at a time
+AT_ONCE = 4_000_000  # fingerprints in memory at a time
 
 # %% ../../../nbs/2_data/19_quality_spill.ipynb #dbdd60d8
 class Spill:
     "Tables of fingerprints on disk, each with a column `hash`; a context."
+
     def __init__(self, **columns: pl.DataType):
         self.schema, self.rows, self._files = {"hash": pl.UInt64} | columns, 0, {}
 
@@ -45,10 +46,12 @@ class Spill:
             yield tuple(self._scan(name).filter(mine) for name in names)
 
     def _scan(self, name: str) -> pl.LazyFrame:
-        if name in self._files: return lake.file_rows(self._files[name])
+        if name in self._files:
+            return lake.file_rows(self._files[name])
         return pl.LazyFrame(schema=self.schema)
 
-    def __exit__(self, *_) -> None: self._folder.cleanup()
+    def __exit__(self, *_) -> None:
+        self._folder.cleanup()
 
 # %% ../../../nbs/2_data/19_quality_spill.ipynb #72bc47b2
 def batches(rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:

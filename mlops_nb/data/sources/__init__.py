@@ -31,28 +31,50 @@ from .tables import is_table, table_parts
 
 # %% ../../../nbs/2_data/16_sources.ipynb #621c83e4
 def _flag(text: str) -> bool:
-    if str(text).lower() in ("true", "1", "yes"): return True
-    if str(text).lower() in ("false", "0", "no"): return False
+    if str(text).lower() in ("true", "1", "yes"):
+        return True
+    if str(text).lower() in ("false", "0", "no"):
+        return False
     raise ValueError("expected true or false")
 
+
 def _separator(text: str) -> str:
-    mark = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}.get(text, text)
-    if len(mark) != 1: raise ValueError("expected one character, or tab, comma, semicolon, pipe, space")
+    mark = {
+        "tab": "\t",
+        "\\t": "\t",
+        "comma": ",",
+        "semicolon": ";",
+        "pipe": "|",
+        "space": " ",
+    }.get(text, text)
+    if len(mark) != 1:
+        raise ValueError("expected one character, or tab, comma, semicolon, pipe, space")
     return mark
 
-def _words(text: str | list[str]) -> list[str]: return text.split(",") if isinstance(text, str) else list(text)
+
+def _words(text: str | list[str]) -> list[str]:
+    return text.split(",") if isinstance(text, str) else list(text)
+
 
 OPTIONS = {
-    "files": {"separator": _separator, "encoding": str, "decimal_comma": _flag, "date_format": str,
-              "null_values": _words, "quote": str, "header": _flag},
+    "files": {
+        "separator": _separator,
+        "encoding": str,
+        "decimal_comma": _flag,
+        "date_format": str,
+        "null_values": _words,
+        "quote": str,
+        "header": _flag,
+    },
     "database": {"table": str, "query": str, "watermark": str},
-    "table": {"version": int}}
+    "table": {"version": int},
+}
 
 # %% ../../../nbs/2_data/16_sources.ipynb #3c89b3af
 def options_of(
-    uri: str,                          # address, perhaps with options after #
-    more: Mapping[str, Any],           # options given beside it; these win
-) -> tuple[str, dict[str, Any]]:       # the address alone; all options, not yet checked
+    uri: str,  # address, perhaps with options after #
+    more: Mapping[str, Any],  # options given beside it; these win
+) -> tuple[str, dict[str, Any]]:  # the address alone; all options, not yet checked
     "Divide an address from its options."
     known = {name for options in OPTIONS.values() for name in options}
     place, mark, rest = uri.partition("#")
@@ -71,93 +93,144 @@ def checked(options: Mapping[str, Any], kind: str, uri: str) -> dict[str, Any]:
     for name, value in options.items():
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            raise DataError(f"{masked(uri)}: '{name}' is no option of {kind}: " + (
-                f"did you mean '{near[0]}'?" if near else f"there is {', '.join(known)}"))
-        try: values[name] = known[name](value)
-        except ValueError as e: raise DataError(f"{masked(uri)}: {name}={value}: {e}") from e
+            raise DataError(
+                f"{masked(uri)}: '{name}' is no option of {kind}: "
+                + (f"did you mean '{near[0]}'?" if near else f"there is {', '.join(known)}")
+            )
+        try:
+            values[name] = known[name](value)
+        except ValueError as e:
+            raise DataError(f"{masked(uri)}: {name}={value}: {e}") from e
     return values
 
 # %% ../../../nbs/2_data/16_sources.ipynb #e40d6eb1
 KNOWN = (*TEXT, *JSON, *BINARY)
 
+
 def matching(place: str, root: Path) -> list[Path]:
     "Return what a pattern matches; a folder that is there under the very word is no pattern."
     words = Path(place).parts
-    while len(words) > 1 and (root / words[0]).is_dir(): root, words = root / words[0], words[1:]
+    while len(words) > 1 and (root / words[0]).is_dir():
+        root, words = root / words[0], words[1:]
     return [root / path for path in glob(str(Path(*words)), root_dir=root, recursive=True)]
+
 
 def local_files(place: str, root: Path) -> list[str]:
     "The files at a path, in a folder, or of a pattern."
     target = root / place
-    if target.is_file(): files = [target]
+    if target.is_file():
+        files = [target]
     elif target.is_dir():
-        files = [p for p in target.iterdir() if p.is_file() and p.name[0] not in "._" and endings(p.name)[0]]
-    else: files = [p for p in matching(place, root) if p.is_file()]
-    if not files: raise DataError(f"no data at {target}: {_instead(target)}")
+        files = [
+            p
+            for p in target.iterdir()
+            if p.is_file() and p.name[0] not in "._" and endings(p.name)[0]
+        ]
+    else:
+        files = [p for p in matching(place, root) if p.is_file()]
+    if not files:
+        raise DataError(f"no data at {target}: {_instead(target)}")
     return sorted(map(str, files))
+
 
 def _instead(target: Path) -> str:
     "What is there in the place of what was looked for."
     if target.is_dir():
-        deeper = next((p for p in sorted(target.rglob("*")) if endings(p.name)[0] and p.is_file()), None)
-        if deeper: return (f"its folders have data, such as {deeper.relative_to(target)}: use a pattern such as "
-                           f"{target.name}/**/*")
+        deeper = next(
+            (p for p in sorted(target.rglob("*")) if endings(p.name)[0] and p.is_file()), None
+        )
+        if deeper:
+            return (
+                f"its folders have data, such as {deeper.relative_to(target)}: use a pattern such as "
+                f"{target.name}/**/*"
+            )
         return f"expected files ending in {', '.join(KNOWN)} in it"
     above = target.parent
-    while not above.is_dir(): above = above.parent
+    while not above.is_dir():
+        above = above.parent
     names = sorted(p.name for p in above.iterdir() if p.name[0] != ".")
     near = get_close_matches(target.relative_to(above).parts[0], names, n=1)
-    if near: return f"did you mean {above / near[0]}?"
+    if near:
+        return f"did you mean {above / near[0]}?"
     return f"{above} has {', '.join(names[:8]) or 'nothing'}; check the path"
 
 # %% ../../../nbs/2_data/16_sources.ipynb #100d0ff6
 def bucket_files(place: str) -> list[str]:
     "The same in a bucket."
     import obstore
+
     bucket, key = store(place)
     fixed, wild = re.fullmatch(r"([^*?]*)(.*)", key, re.S).groups()
-    address = place[:len(place) - len(key)]
+    address = place[: len(place) - len(key)]
     prefix = fixed.rpartition("/")[0] if wild else fixed.rstrip("/")
-    form = re.compile(_pattern(key) if wild else re.escape(prefix) + ("/" if prefix else "") + "[^/]+")
+    form = re.compile(
+        _pattern(key) if wild else re.escape(prefix) + ("/" if prefix else "") + "[^/]+"
+    )
     keys = [m["path"] for page in obstore.list(bucket, prefix=prefix or None) for m in page]
-    if key in keys: wild = ""  # the very name of an object is no pattern
-    if not wild and (not keys or key in keys): found = _there(bucket, key)
-    else: found = [k for k in keys if form.fullmatch(k) and (wild or endings(k)[0])]
-    if not found: raise DataError(f"no data at {place}: " + (f"there is {', '.join(sorted(keys)[:5])}" if keys else
-                                  f"nothing under '{prefix}'") + "; check the address")
+    if key in keys:
+        wild = ""  # the very name of an object is no pattern
+    if not wild and (not keys or key in keys):
+        found = _there(bucket, key)
+    else:
+        found = [k for k in keys if form.fullmatch(k) and (wild or endings(k)[0])]
+    if not found:
+        raise DataError(
+            f"no data at {place}: "
+            + (f"there is {', '.join(sorted(keys)[:5])}" if keys else f"nothing under '{prefix}'")
+            + "; check the address"
+        )
     return [address + k for k in sorted(found)]
+
 
 def _there(bucket, key: str) -> list[str]:
     import obstore
-    try: return [obstore.head(bucket, key)["path"]]
-    except (FileNotFoundError, ValueError): return []
+
+    try:
+        return [obstore.head(bucket, key)["path"]]
+    except (FileNotFoundError, ValueError):
+        return []
+
 
 def _pattern(key: str) -> str:
     "A glob as a regular expression."
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.sub(r"\\\*\\\*/|\\\*\\\*|\\\*|\\\?", lambda m: parts[m[0].replace("\\", "")], re.escape(key))
+    return re.sub(
+        r"\\\*\\\*/|\\\*\\\*|\\\*|\\\?", lambda m: parts[m[0].replace("\\", "")], re.escape(key)
+    )
 
 # %% ../../../nbs/2_data/16_sources.ipynb #bf77969e
-def file_parts(files: list[str], root: Path, options: dict[str, Any], since: dict[str, dict]) -> list[FilePart]:
+def file_parts(
+    files: list[str], root: Path, options: dict[str, Any], since: dict[str, dict]
+) -> list[FilePart]:
     "The files that are not known in the state that they have now."
     kinds = sorted({endings(f)[0] or "." + f.rpartition(".")[2] for f in files})
-    if len(kinds) > 1: raise DataError(f"there are files of several kinds ({', '.join(kinds)}): use a pattern such as "
-                                       f"*{kinds[0]}")
-    if kinds[0] not in KNOWN: raise DataError(f"{files[0]} ends in '{kinds[0]}': expected one of {', '.join(KNOWN)}")
-    if options and kinds[0] in BINARY: raise DataError(f"{files[0]} is {kinds[0]}, which needs no {', '.join(options)}")
+    if len(kinds) > 1:
+        raise DataError(
+            f"there are files of several kinds ({', '.join(kinds)}): use a pattern such as "
+            f"*{kinds[0]}"
+        )
+    if kinds[0] not in KNOWN:
+        raise DataError(f"{files[0]} ends in '{kinds[0]}': expected one of {', '.join(KNOWN)}")
+    if options and kinds[0] in BINARY:
+        raise DataError(f"{files[0]} is {kinds[0]}, which needs no {', '.join(options)}")
     parts = []
     for path in files:
-        try: state = {"digest": digest(path, seen := stamp(path))}
+        try:
+            state = {"digest": digest(path, seen := stamp(path))}
         except OSError as e:
-            raise DataError(f"{path} cannot be opened: {e.strerror or e}. Check the permissions") from e
+            raise DataError(
+                f"{path} cannot be opened: {e.strerror or e}. Check the permissions"
+            ) from e
         if since.get(origin := _origin(path, root)) != state:
             modified = datetime.fromtimestamp(seen[1], UTC)
             parts.append(FilePart(origin, state, modified, seen[0], True, path, options, seen))
     return parts
 
+
 def _origin(path: str, root: Path) -> str:
     "A path as facts name it: relative to the root where it is below."
-    if "://" in path: return path
+    if "://" in path:
+        return path
     here, base = Path(path).resolve(), root.resolve()
     return str(here.relative_to(base) if here.is_relative_to(base) else here)
 
@@ -165,9 +238,10 @@ def _origin(path: str, root: Path) -> str:
 @dataclass(frozen=True, repr=False)
 class Address:
     "What an address says of itself."
-    uri: str                                      # as above; relative to `root`, or absolute
-    root: Path = Path(".")                        # usually the workspace's folder
-    options: dict = field(default_factory=dict)   # as after # in `uri`
+
+    uri: str  # as above; relative to `root`, or absolute
+    root: Path = Path(".")  # usually the workspace's folder
+    options: dict = field(default_factory=dict)  # as after # in `uri`
 
     @property
     def place(self) -> str:
@@ -177,14 +251,17 @@ class Address:
     @property
     def kind(self) -> str:
         "files, database or table."
-        if self.place.startswith("delta:"): return "table"
-        if re.match(r"[a-z][a-z0-9+._-]+:", self.place) and not self.place.startswith(CLOUDS): return "database"
+        if self.place.startswith("delta:"):
+            return "table"
+        if re.match(r"[a-z][a-z0-9+._-]+:", self.place) and not self.place.startswith(CLOUDS):
+            return "database"
         pattern = "://" in self.place and (endings(self.place)[0] or re.search("[*?]", self.place))
         return "files" if pattern or not is_table(self._address) else "table"
 
     @property
     def _divided(self) -> tuple[str, dict]:
-        if "#" in self.uri and (Path(self.root) / self.uri).exists(): return self.uri, dict(self.options)
+        if "#" in self.uri and (Path(self.root) / self.uri).exists():
+            return self.uri, dict(self.options)
         return options_of(self.uri, self.options)
 
     @property
@@ -192,8 +269,12 @@ class Address:
         place = local(self.place.removeprefix("delta:"))
         return place.rstrip("/") if "://" in place else str((Path(self.root) / place).resolve())
 
-    def __str__(self) -> str: return masked(self.uri)
-    def __repr__(self) -> str: return f"Source({str(self)!r})"
+    def __str__(self) -> str:
+        return masked(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Source({str(self)!r})"
+
 
 CLOUDS = ("s3://", "gs://", "az://")
 
@@ -204,12 +285,14 @@ class Source(Address):
 
     def parts(
         self,
-        since: Mapping[str, dict] | None = None,   # origin → state remembered from an earlier ingest
-    ) -> list[Part]:                               # in a fixed order
+        since: Mapping[str, dict] | None = None,  # origin → state remembered from an earlier ingest
+    ) -> list[Part]:  # in a fixed order
         "What is there now and was not then, also parts without rows."
         try:
-            with panics_as_errors(): return self._parts(Path(self.root), dict(since or {}))
-        except MlopsError: raise
+            with panics_as_errors():
+                return self._parts(Path(self.root), dict(since or {}))
+        except MlopsError:
+            raise
         except Exception as e:
             reason = masked(str(e)).splitlines()[0][:300]
             raise DataError(f"{self} cannot be looked at: {reason}") from e
@@ -217,14 +300,19 @@ class Source(Address):
     def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
         kind = self.kind
         said = checked(self._divided[1], kind, self.uri)
-        if kind == "database": return database_parts(self.place, root, said, known)
-        if kind == "table": return table_parts(self._address, _origin(self._address, root), said, known)
+        if kind == "database":
+            return database_parts(self.place, root, said, known)
+        if kind == "table":
+            return table_parts(self._address, _origin(self._address, root), said, known)
         files = bucket_files(self.place) if "://" in self.place else local_files(self.place, root)
         return file_parts(files, root, said, known)
 
     def facts(self) -> dict[str, str]:
         "What tells the state of each part, by its origin: the SHA-256 of a file."
-        return {p.origin: p.state["digest"] if isinstance(p, FilePart) else _digest(p.state) for p in self.parts()}
+        return {
+            p.origin: p.state["digest"] if isinstance(p, FilePart) else _digest(p.state)
+            for p in self.parts()
+        }
 
     def fingerprint(self) -> str:
         "One short digest of what is there now; another means new data."
@@ -233,18 +321,25 @@ class Source(Address):
     def scan(self) -> pl.LazyFrame:
         "The rows, to look at: lazily where the format can."
         parts = [p for p in self.parts() if not p.is_empty()]
-        if not parts: raise DataError(f"{self} has no rows yet")
+        if not parts:
+            raise DataError(f"{self} has no rows yet")
         return pl.concat([p.scan() for p in parts], how="vertical_relaxed")
 
-    def _repr_html_(self) -> str: return _shown(self)
+    def _repr_html_(self) -> str:
+        return _shown(self)
 
 # %% ../../../nbs/2_data/16_sources.ipynb #ec496500
 def _shown(source: "Source") -> str:
     "A source as a notebook shows it."
     parts = source.parts()
-    lines = [("kind", source.kind), ("parts", len(parts)), *((p.origin, json.dumps(p.state)) for p in parts[:5])]
+    lines = [
+        ("kind", source.kind),
+        ("parts", len(parts)),
+        *((p.origin, json.dumps(p.state)) for p in parts[:5]),
+    ]
     full = next((p for p in parts if not p.is_empty()), None)
-    if full: lines += [(c, t) for c, t in list(full.schema().items())[:30]]
+    if full:
+        lines += [(c, t) for c, t in list(full.schema().items())[:30]]
     return render("facts.html", title=str(source), facts=lines)
 
 # %% ../../../nbs/2_data/16_sources.ipynb #a1d10444

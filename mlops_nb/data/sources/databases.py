@@ -31,65 +31,90 @@ from ..values import EXACT, convert, lost, numbers, refuse_patterns
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #b266abf8
 def expanded(uri: str) -> str:
     "An address with the values of the variables that it names."
+
     def value(name: str) -> str:
         if name not in os.environ:
             raise DataError(f"{masked(uri)} needs the environment variable {name}: it is not set")
         return os.environ[name]
+
     before, at, after = uri.rpartition("@")
     variable = re.compile(r"\$\{?(\w+)\}?")
-    return (variable.sub(lambda m: quote(value(m[1]), safe=""), before) + at
-            + variable.sub(lambda m: value(m[1]), after))
+    return (
+        variable.sub(lambda m: quote(value(m[1]), safe=""), before)
+        + at
+        + variable.sub(lambda m: value(m[1]), after)
+    )
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #4c1647dd
 def said_by(e: BaseException, uri: str) -> str:
     "The first line of what a driver says, without secrets."
     text = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-    try: full = expanded(uri)
-    except DataError: full = uri
+    try:
+        full = expanded(uri)
+    except DataError:
+        full = uri
     return scrubbed(text, full)
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #404474a8
 def connect(
-    uri: str,                  # sqlite:///PATH, postgresql://user:$PASSWORD@host/database, or another driver's address
-    root: Path = Path("."),    # what a path in it is relative to
+    uri: str,  # sqlite:///PATH, postgresql://user:$PASSWORD@host/database, or another driver's address
+    root: Path = Path("."),  # what a path in it is relative to
 ):
     "An ADBC connection that reads."
     scheme, _, place = uri.partition("://")
     name = {"postgres": "postgresql"}.get(scheme, re.sub(r"\W", "_", scheme))
-    try: driver = import_module(f"adbc_driver_{name}.dbapi")
+    try:
+        driver = import_module(f"adbc_driver_{name}.dbapi")
     except ModuleNotFoundError as e:
-        raise DataError(f"there is no driver for {scheme}://…: expected sqlite:///PATH, postgresql://… or an address "
-                        f"whose ADBC driver is installed; install the one that provides adbc_driver_{name}") from e
+        raise DataError(
+            f"there is no driver for {scheme}://…: expected sqlite:///PATH, postgresql://… or an address "
+            f"whose ADBC driver is installed; install the one that provides adbc_driver_{name}"
+        ) from e
     address = expanded(uri)
     if scheme in ("sqlite", "duckdb"):
         path = root / expanded(place).removeprefix("/")
-        if not path.is_file(): raise DataError(f"no database at {path}: check the path (sqlite:///PATH is relative to "
-                                               "the workspace, sqlite:////PATH is not)")
+        if not path.is_file():
+            raise DataError(
+                f"no database at {path}: check the path (sqlite:///PATH is relative to "
+                "the workspace, sqlite:////PATH is not)"
+            )
         address = f"file:{quote(str(path))}?mode=ro" if scheme == "sqlite" else str(path)
-    try: return driver.connect(address)
+    try:
+        return driver.connect(address)
     except Exception as e:
-        raise DataError(f"{masked(uri)} cannot be reached: {said_by(e, uri)}. Check host, user and password") from None
+        raise DataError(
+            f"{masked(uri)} cannot be reached: {said_by(e, uri)}. Check host, user and password"
+        ) from None
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #2f7186fc
 def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
     "A query's rows as the driver sends them, after an empty frame that has their types."
     from arro3.core import RecordBatchReader
+
     with connection.cursor() as cursor:
-        if options: cursor.adbc_statement.set_options(**options)
+        if options:
+            cursor.adbc_statement.set_options(**options)
         cursor.execute(sql)
         reader = RecordBatchReader.from_stream(cursor.fetch_arrow())
         try:
             if odd := [f.name for f in reader.schema if "Interval" in str(f.type)]:
-                raise DataError(f"columns {', '.join(odd)} are intervals: cast them in a query=SELECT … to a "
-                                "number or to text")
+                raise DataError(
+                    f"columns {', '.join(odd)} are intervals: cast them in a query=SELECT … to a "
+                    "number or to text"
+                )
             names = Counter(f.name for f in reader.schema)
             if twice := [name for name, count in names.items() if count > 1]:
-                raise DataError(f"columns of the same name ({', '.join(twice)}): give each its own "
-                                "in a query=SELECT … AS …")
+                raise DataError(
+                    f"columns of the same name ({', '.join(twice)}): give each its own "
+                    "in a query=SELECT … AS …"
+                )
             refuse_patterns(names, "the table or query")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
-            for rows in reader: yield _plain(pl.DataFrame(rows))
-        finally: del reader  # before the cursor is closed
+            for rows in reader:
+                yield _plain(pl.DataFrame(rows))
+        finally:
+            del reader  # before the cursor is closed
+
 
 def _plain(frame: pl.DataFrame) -> pl.DataFrame:
     "PostgreSQL's numeric as a float, its JSON as text."
@@ -99,109 +124,158 @@ def _plain(frame: pl.DataFrame) -> pl.DataFrame:
         frame = frame.with_columns(_as_floats(value) if numeric else value)
     return frame
 
+
 def _as_floats(values: pl.Series) -> pl.Series:
     "PostgreSQL's numeric as floats, or an error where one would round whole numbers."
     floats = numbers(values, pl.Float64())
     if len(cut := values.filter(lost(values, floats))):
-        raise DataError(f"column {values.name} has the number {cut[0]}, which a float would round: "
-                        "cast the column in a query=SELECT … to bigint or to text")
+        raise DataError(
+            f"column {values.name} has the number {cut[0]}, which a float would round: "
+            "cast the column in a query=SELECT … to bigint or to text"
+        )
     return floats
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #5c886e01
 def tables(connection, uri: str) -> list[str]:
     "Names of the tables and views; those outside the usual schema with the schema's name."
-    asked = ("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'"
-             if uri.startswith("sqlite") else
-             "SELECT CASE WHEN table_schema IN ('public', 'main', 'PUBLIC') THEN '' ELSE table_schema || '.' END "
-             "|| table_name FROM information_schema.tables "
-             "WHERE table_schema NOT IN ('information_schema', 'pg_catalog')")
+    asked = (
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%'"
+        if uri.startswith("sqlite")
+        else "SELECT CASE WHEN table_schema IN ('public', 'main', 'PUBLIC') THEN '' ELSE table_schema || '.' END "
+        "|| table_name FROM information_schema.tables "
+        "WHERE table_schema NOT IN ('information_schema', 'pg_catalog')"
+    )
     return sorted(str(v) for v in pl.concat(frames(connection, asked)).to_series())
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #19e73ded
-def relation(connection, uri: str, said: dict[str, Any]) -> str:   # what may stand after FROM
+def relation(connection, uri: str, said: dict[str, Any]) -> str:  # what may stand after FROM
     "The table or the query that is asked for."
     if (table := said.get("table")) and said.get("query"):
         raise DataError(f"{masked(uri)} has table={table} and a query: expected one of them")
-    if query := said.get("query"): return f"({query.strip().rstrip('; ')})"
+    if query := said.get("query"):
+        return f"({query.strip().rstrip('; ')})"
     known = tables(connection, uri)
-    if table in known: return ".".join(f'"{part}"' for part in table.split("."))
-    if table and table.lower() in [k.lower() for k in known]: return table
+    if table in known:
+        return ".".join(f'"{part}"' for part in table.split("."))
+    if table and table.lower() in [k.lower() for k in known]:
+        return table
     near = get_close_matches(table or "", known, n=1)
-    there = f"did you mean table={near[0]}?" if near else f"there is {', '.join(known[:20]) or 'no table'}"
-    raise DataError(f"{masked(uri)} has no table '{table}': {there}" if table else
-                    f"{masked(uri)} needs table=… or query=SELECT …: {there}")
+    there = (
+        f"did you mean table={near[0]}?"
+        if near
+        else f"there is {', '.join(known[:20]) or 'no table'}"
+    )
+    raise DataError(
+        f"{masked(uri)} has no table '{table}': {there}"
+        if table
+        else f"{masked(uri)} needs table=… or query=SELECT …: {there}"
+    )
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #02c022ab
-def newest(connection, source: str, watermark: str, name: str) -> str | int | float | datetime | None:
+def newest(
+    connection, source: str, watermark: str, name: str
+) -> str | int | float | datetime | None:
     "The greatest watermark; none where there are no rows."
     columns = next(frames(connection, f"SELECT * FROM {source} AS t LIMIT 0")).columns
     if watermark not in columns:
-        raise DataError(f"{name} has no column '{watermark}' to be the watermark: there is {', '.join(columns)}")
+        raise DataError(
+            f"{name} has no column '{watermark}' to be the watermark: there is {', '.join(columns)}"
+        )
     column = f't."{watermark}"'
-    if pl.concat(frames(connection, f"SELECT 1 AS one FROM {source} AS t WHERE {column} IS NULL LIMIT 1")).height:
-        raise DataError(f"{name} has rows without a {watermark}, which could never be told to be new: give them one, "
-                        "or leave them out by a query=SELECT …")
-    return pl.concat(frames(connection, f"SELECT max({column}) AS top FROM {source} AS t"))["top"].first()
+    if pl.concat(
+        frames(connection, f"SELECT 1 AS one FROM {source} AS t WHERE {column} IS NULL LIMIT 1")
+    ).height:
+        raise DataError(
+            f"{name} has rows without a {watermark}, which could never be told to be new: give them one, "
+            "or leave them out by a query=SELECT …"
+        )
+    return pl.concat(frames(connection, f"SELECT max({column}) AS top FROM {source} AS t"))[
+        "top"
+    ].first()
+
 
 def literal(value: Any) -> str:
     "A value as SQL writes it."
-    if isinstance(value, int | float): return repr(value)
-    return "'" + (value.isoformat() if hasattr(value, "isoformat") else str(value)).replace("'", "''") + "'"
+    if isinstance(value, int | float):
+        return repr(value)
+    return (
+        "'"
+        + (value.isoformat() if hasattr(value, "isoformat") else str(value)).replace("'", "''")
+        + "'"
+    )
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #2cc1535f
 class Digest:
     "A digest of rows as a set, batch by batch: their order does not matter."
-    def __init__(self): self.rows = self.total = 0
+
+    def __init__(self):
+        self.rows = self.total = 0
 
     def add(self, frame: pl.DataFrame) -> "Digest":
         "Take in a batch."
         self.rows, self.total = self.rows + frame.height, self.total + added(row_hashes(frame))
         return self
 
-    def __str__(self) -> str: return digest_of([], self.rows, self.total)
+    def __str__(self) -> str:
+        return digest_of([], self.rows, self.total)
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #4c0146c7
 @dataclass(frozen=True)
 class QueryPart(Part):
     "A query's rows, read in batches."
-    uri: str = field(default="", repr=False)   # as it was given
+
+    uri: str = field(default="", repr=False)  # as it was given
     root: Path = Path(".")
     sql: str = ""
 
     def _frames(self, sql: str, batch: int) -> Iterator[pl.DataFrame]:
-        options = {"adbc.sqlite.query.batch_rows": str(batch)} if self.uri.startswith("sqlite") else {}
-        with closing(connect(self.uri, self.root)) as connection: yield from frames(connection, sql, **options)
+        options = (
+            {"adbc.sqlite.query.batch_rows": str(batch)} if self.uri.startswith("sqlite") else {}
+        )
+        with closing(connect(self.uri, self.root)) as connection:
+            yield from frames(connection, sql, **options)
 
     def scan(self) -> pl.LazyFrame:
         "Its rows, read at once."
-        return pl.concat([pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed").lazy()
+        return pl.concat(
+            [pl.DataFrame(schema=self.schema()), *self.batches()], how="vertical_relaxed"
+        ).lazy()
 
     def _is_empty(self) -> bool:
         return not any(map(len, self._frames(f"SELECT 1 FROM ({self.sql}) AS s LIMIT 1", 1)))
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))
-        if not self.uri.startswith("sqlite"): return head.schema
+        if not self.uri.startswith("sqlite"):
+            return head.schema
         return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in head}
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        if self.uri.startswith("sqlite"): _refuse_rounding(self)
+        if self.uri.startswith("sqlite"):
+            _refuse_rounding(self)
         found = gathered(self._frames(self.sql, rows), rows)
-        if "digest" not in self.state: yield from (convert(frame, dtypes, self.origin) for frame in found)
-        else: yield from _as_before(self, found, dtypes)
+        if "digest" not in self.state:
+            yield from (convert(frame, dtypes, self.origin) for frame in found)
+        else:
+            yield from _as_before(self, found, dtypes)
 
     def _error(self, e: Exception) -> DataError:
         said = said_by(e, self.uri)
         if kind := re.search(r"Type mismatch in column (\d+): expected (\w+) but got (\w+)", said):
             column = list(self.schema())[int(kind[1])]
-            return Unparsable(f"{self.origin}: column '{column}' has a {kind[3]} value, expected {kind[2]} as in the "
-                              "rows before it: mend the value, or cast the column in a query=SELECT …", column)
-        return DataError(f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when "
-                         "the database answers")
+            return Unparsable(
+                f"{self.origin}: column '{column}' has a {kind[3]} value, expected {kind[2]} as in the "
+                "rows before it: mend the value, or cast the column in a query=SELECT …",
+                column,
+            )
+        return DataError(
+            f"{self.origin} cannot be read: {said}. Nothing of it counts: try again when "
+            "the database answers"
+        )
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #480b373d
 def _as_before(
-    part: QueryPart, batches: Iterator[pl.DataFrame], dtypes: dict,
+    part: QueryPart, batches: Iterator[pl.DataFrame], dtypes: dict
 ) -> Iterator[pl.DataFrame]:
     "Yield batches in these types; raise at the end if they are not the rows of the part's digest."
     digest = Digest()
@@ -209,8 +283,10 @@ def _as_before(
         digest.add(frame)
         yield convert(frame, dtypes, part.origin)
     if str(digest) != part.state["digest"]:
-        raise DataError(f"{part.origin} changed while it was being read: ingest it again, "
-                        "or set watermark=COLUMN")
+        raise DataError(
+            f"{part.origin} changed while it was being read: ingest it again, "
+            "or set watermark=COLUMN"
+        )
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #bc0bf138
 def _refuse_rounding(part: QueryPart) -> None:
@@ -219,9 +295,13 @@ def _refuse_rounding(part: QueryPart) -> None:
     checks = ", ".join(f"{_rounded(name)} AS c{i}" for i, name in enumerate(columns))
     answer = pl.concat(part._frames(f"SELECT {checks} FROM ({part.sql}) AS s", 1)).row(0)
     wrong = [name for name, rounded in zip(columns, answer) if rounded]
-    if not wrong: return
-    raise DataError(f"{part.origin}: column '{wrong[0]}' has fractions, and whole numbers that "
-                    "would be rounded with them: cast it in a query=SELECT … to text")
+    if not wrong:
+        return
+    raise DataError(
+        f"{part.origin}: column '{wrong[0]}' has fractions, and whole numbers that "
+        "would be rounded with them: cast it in a query=SELECT … to text"
+    )
+
 
 def _rounded(name: str) -> str:
     "SQL that says whether a column has fractions, and integers that are no floats."
@@ -232,10 +312,10 @@ def _rounded(name: str) -> str:
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #a19dca38
 def database_parts(
     uri: str,
-    root: Path,                  # what a path in the address is relative to
-    said: dict[str, Any],        # table or query, watermark
-    since: dict[str, dict],      # origin → state that is known
-) -> list[QueryPart]:            # none: nothing is new
+    root: Path,  # what a path in the address is relative to
+    said: dict[str, Any],  # table or query, watermark
+    since: dict[str, dict],  # origin → state that is known
+) -> list[QueryPart]:  # none: nothing is new
     "What there is to read in a database."
     asked = f"table={said['table']}" if "table" in said else " ".join(said.get("query", "").split())
     origin = f"{masked(uri)}#{asked}"
@@ -246,16 +326,35 @@ def database_parts(
         sql, mark = f"SELECT * FROM {source} AS t", said.get("watermark")
         if not mark:
             part = replace(part, sql=sql)
-            with part._explained(): state = {"digest": _digest(frames(connection, sql))}
+            with part._explained():
+                state = {"digest": _digest(frames(connection, sql))}
             return [] if known == state else [replace(part, state=state)]
-        if (top := newest(connection, source, mark, origin)) is None: return []
-    state = {"watermark": literal(top).strip("'") if not isinstance(top, str) else top, "type": type(top).__name__}
-    if known == state: return []
+        if (top := newest(connection, source, mark, origin)) is None:
+            return []
+    state = {
+        "watermark": literal(top).strip("'") if not isinstance(top, str) else top,
+        "type": type(top).__name__,
+    }
+    if known == state:
+        return []
     plain = known.get("type") in ("int", "float")
-    after = f't."{mark}" > {known["watermark"] if plain else literal(known["watermark"])} AND ' if known else ""
-    return [replace(part, sql=f'{sql} WHERE {after}t."{mark}" <= {literal(top)}', state=state, complete=not known)]
+    after = (
+        f't."{mark}" > {known["watermark"] if plain else literal(known["watermark"])} AND '
+        if known
+        else ""
+    )
+    return [
+        replace(
+            part,
+            sql=f'{sql} WHERE {after}t."{mark}" <= {literal(top)}',
+            state=state,
+            complete=not known,
+        )
+    ]
+
 
 def _digest(found: Iterator[pl.DataFrame]) -> str:
     seen = Digest()
-    for frame in found: seen.add(frame)
+    for frame in found:
+        seen.add(frame)
     return str(seen)

@@ -20,21 +20,31 @@ import polars as pl
 
 from ...core.errors import CutShort, DataError, NoRows
 from ...core.lake import column
-from ..values import (
-    COMMA, FALSE, NAN, TRUE, Spelling, lost, moments, numbers, refuse_patterns)
+from mlops_nb.data.values import (
+    COMMA,
+    FALSE,
+    NAN,
+    TRUE,
+    Spelling,
+    lost,
+    moments,
+    numbers,
+    refuse_patterns,
+)
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #4c5a111c
 @dataclass(frozen=True)
 class Dialect(Spelling):
     "How a text file is written: its values, and the file around them."
+
     encoding: str = "utf-8"
     separator: str = ","
-    quote: str | None = '"'                 # around fields that hold separators; none: no such thing
-    header: bool = True                     # the first line has the columns' names
+    quote: str | None = '"'  # around fields that hold separators; none: no such thing
+    header: bool = True  # the first line has the columns' names
     eol: str = "\n"
-    nulls: tuple[str, ...] = ()             # spellings of a missing value, beside the empty field
+    nulls: tuple[str, ...] = ()  # spellings of a missing value, beside the empty field
     nearly: dict[str, pl.DataType] | None = None  # columns of text → the type of almost all values
-    json: bool = False                      # JSON lines, which no option describes
+    json: bool = False  # JSON lines, which no option describes
 
     @property
     def read_types(self) -> dict[str, pl.DataType]:
@@ -44,30 +54,45 @@ class Dialect(Spelling):
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #96da2b7c
 BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
+
 def encoding(
-    sample: bytes,               # the beginning of a file
-    name: str,                   # of the file, for errors
-    said: str | None = None,     # the setting `encoding`
+    sample: bytes,  # the beginning of a file
+    name: str,  # of the file, for errors
+    said: str | None = None,  # the setting `encoding`
 ) -> str:
     "The encoding of a text file."
-    if not sample: raise NoRows(f"{name} is empty: expected a header and at least one row")
-    try: found = codecs.lookup(said).name if said else BOMS.get(sample[:3]) or BOMS.get(sample[:2]) or "utf-8"
+    if not sample:
+        raise NoRows(f"{name} is empty: expected a header and at least one row")
+    try:
+        found = (
+            codecs.lookup(said).name
+            if said
+            else BOMS.get(sample[:3]) or BOMS.get(sample[:2]) or "utf-8"
+        )
     except LookupError as e:
-        raise DataError(f"encoding={said} is not known: expected a name such as utf-8, latin-1 or cp1252") from e
+        raise DataError(
+            f"encoding={said} is not known: expected a name such as utf-8, latin-1 or cp1252"
+        ) from e
     if b"\0" in sample and not found.startswith(("utf-16", "utf-32")):
-        raise DataError(f"{name} has NUL bytes, so it is not text: check what it is, or set encoding=utf-16")
-    try: codecs.getincrementaldecoder(found)().decode(sample)
+        raise DataError(
+            f"{name} has NUL bytes, so it is not text: check what it is, or set encoding=utf-16"
+        )
+    try:
+        codecs.getincrementaldecoder(found)().decode(sample)
     except UnicodeDecodeError as e:
-        raise DataError(f"{name} is not {found} (byte {e.object[e.start]:#04x} at {e.start}): if it is text, "
-                        "set encoding=…, for instance encoding=latin-1 or encoding=cp1252") from e
+        raise DataError(
+            f"{name} is not {found} (byte {e.object[e.start]:#04x} at {e.start}): if it is text, "
+            "set encoding=…, for instance encoding=latin-1 or encoding=cp1252"
+        ) from e
     return found
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #0cf8de90
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
+
 def separator(
-    lines: list[str],         # of the sample, the header first
-    name: str,                # of the file, for errors
+    lines: list[str],  # of the sample, the header first
+    name: str,  # of the file, for errors
     quote: str | None = '"',
 ) -> str:
     "The separator that the evidence allows."
@@ -75,7 +100,9 @@ def separator(
     header = [s for s, c in counts.items() if c and c[0] > 1]
     found = [s for s in header if len(set(counts[s])) == 1] or header
     if len(found) > 1:
-        raise DataError(f"{name} could be separated by {' or '.join(SEPARATORS[s] for s in found)}: set separator=…")
+        raise DataError(
+            f"{name} could be separated by {' or '.join(SEPARATORS[s] for s in found)}: set separator=…"
+        )
     return found[0] if found else ","
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #4f1bc46d
@@ -83,24 +110,32 @@ def records(lines: Iterable[str], separator: str, quote: str | None) -> list[lis
     "Lines as lists of fields."
     csv.field_size_limit(2**31 - 1)
     quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    try: return list(csv.reader(lines, delimiter=separator, **quoting))
-    except csv.Error as e: raise DataError(f"its lines cannot be divided into fields: {e}; set quote=…") from e
+    try:
+        return list(csv.reader(lines, delimiter=separator, **quoting))
+    except csv.Error as e:
+        raise DataError(f"its lines cannot be divided into fields: {e}; set quote=…") from e
 
-SAMPLE_BYTES = 1 << 20   # of a file's beginning, looked at to find out how it is written
-SAMPLE_ROWS = 10_000     # of these at most
+
+SAMPLE_BYTES = 1 << 20  # of a file's beginning, looked at to find out how it is written
+SAMPLE_ROWS = 10_000  # of these at most
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #33da8f6c
-MOMENT = re.compile(r"(?:\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4})"
-                    r"(?:([T ])\d\d:\d\d(:\d\d(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?")
+MOMENT = re.compile(
+    r"(?:\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/.])\d\d?\2\d{4})"
+    r"(?:([T ])\d\d:\d\d(:\d\d(?:\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?"
+)
 
-def date_formats(
-    value: str,
-) -> list[str]:   # none: it is no date
+
+def date_formats(value: str) -> list[str]:  # none: it is no date
     "The formats that a date or a time could be written in."
-    if not (shape := MOMENT.fullmatch(value)): return []
+    if not (shape := MOMENT.fullmatch(value)):
+        return []
     first, last, gap, seconds, zone = shape.groups()
-    orders = [first.join(("%Y", "%m", "%d"))] if first else [
-        last.join(o) for o in (("%d", "%m", "%Y"), ("%m", "%d", "%Y"))]
+    orders = (
+        [first.join(("%Y", "%m", "%d"))]
+        if first
+        else [last.join(o) for o in (("%d", "%m", "%Y"), ("%m", "%d", "%Y"))]
+    )
     time = "" if not gap else f"{gap}%H:%M{'%S%.f' if seconds else ''}".replace("%M%S", "%M:%S")
     return [o + time + ("" if not zone else "Z" if zone == "Z" else "%z") for o in orders]
 
@@ -109,8 +144,12 @@ def fitting_formats(values: pl.Series, said: str | None = None) -> list[str]:
     "The formats that parse every value of a column."
     forms = dict.fromkeys([*([said] if said else []), *date_formats(values[0])])
     text = column(values.name)
-    fits = [f for f in forms if values.to_frame().select(moments(text, f, pl.Datetime("us")))
-            .to_series().null_count() == 0]
+    fits = [
+        f
+        for f in forms
+        if values.to_frame().select(moments(text, f, pl.Datetime("us"))).to_series().null_count()
+        == 0
+    ]
     return [said] if said in fits else fits
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #a42c876a
@@ -120,47 +159,61 @@ PROVES_POINT = r"^[+-]?\d*\.(\d{1,2}|\d{4,})$|^[+-]?0\.|[eE]"
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #22d65b96
 def number(values: pl.Series) -> pl.DataType | None:
     "The type of plainly written numbers; none where they are not."
-    if not values.str.contains(r"\d").any(): return None
+    if not values.str.contains(r"\d").any():
+        return None
     point = values.str.contains(".", literal=True).any()
     for dtype in (pl.Float64(),) if point else (pl.Int64(), pl.Float64()):
-        if not lost(values, numbers(values, dtype)).any(): return dtype
+        if not lost(values, numbers(values, dtype)).any():
+            return dtype
     return None
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #ed23634c
 def commas(
-    columns: dict[str, pl.Series],    # the values there are, by column
-    said: bool | None,                # the setting `decimal_comma`
-) -> tuple[set[str], set[str]]:       # columns with decimal commas; columns that could have them
+    columns: dict[str, pl.Series],  # the values there are, by column
+    said: bool | None,  # the setting `decimal_comma`
+) -> tuple[set[str], set[str]]:  # columns with decimal commas; columns that could have them
     "Which columns have decimal commas."
-    if said is False: return set(), set()
-    shaped = {c for c, v in columns.items() if len(v) and v.str.contains(COMMA).all() and v.str.contains("[.,]").any()}
-    if said: return shaped, set()
+    if said is False:
+        return set(), set()
+    shaped = {
+        c
+        for c, v in columns.items()
+        if len(v) and v.str.contains(COMMA).all() and v.str.contains("[.,]").any()
+    }
+    if said:
+        return shaped, set()
     proven = {c for c in shaped if columns[c].str.contains(PROVES_COMMA).any()}
-    point = any(number(v) == pl.Float64 and v.str.contains(PROVES_POINT).any()
-                for c, v in columns.items() if c not in shaped)
+    point = any(
+        number(v) == pl.Float64 and v.str.contains(PROVES_POINT).any()
+        for c, v in columns.items()
+        if c not in shaped
+    )
     dotted = {c for c in shaped - proven if not columns[c].str.contains(",").any()}
-    if not proven: return set(), shaped - dotted        # 1.234 is plain, 1,234 could be either
+    if not proven:
+        return set(), shaped - dotted  # 1.234 is plain, 1,234 could be either
     return (proven, shaped - proven) if point else (shaped, set())
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #7cebfe8c
 def detect(
-    sample: bytes,                    # the beginning of a file, decompressed
-    name: str,                        # of the file, for errors
-    options: dict[str, Any] | None = None,   # what is said: separator, encoding, quote, header, …
+    sample: bytes,  # the beginning of a file, decompressed
+    name: str,  # of the file, for errors
+    options: dict[str, Any] | None = None,  # what is said: separator, encoding, quote, header, …
     *,
-    whole: bool = True,               # the sample is all of the file
+    whole: bool = True,  # the sample is all of the file
 ) -> Dialect:
     "How a text file is written."
     said = options or {}
     code = encoding(sample, name, said.get("encoding"))
     text = codecs.getincrementaldecoder(code)().decode(sample).removeprefix("\ufeff")
     eol = "\r" if "\r" in text and "\n" not in text else "\n"
-    lines = [line + eol for line in text.split(eol)[:None if whole else -1]]
-    while lines and not lines[-1].strip(): lines.pop()
+    lines = [line + eol for line in text.split(eol)[: None if whole else -1]]
+    while lines and not lines[-1].strip():
+        lines.pop()
     _demand_rows(len(lines) > 2 or whole, sample, name)
-    if not lines: raise NoRows(f"{name} is empty: expected a header and at least one row")
+    if not lines:
+        raise NoRows(f"{name} is empty: expected a header and at least one row")
     quote = said.get("quote", '"') or None
-    mark = said.get("separator") or separator(lines[:SAMPLE_ROWS + 1], name, quote)
+    mark = said.get("separator") or separator(lines[: SAMPLE_ROWS + 1], name, quote)
     header = said.get("header", True)
     lines = [line[:-1] + "\n" for line in lines]
     rows = _whole_records(lines, mark, quote, whole, least=header + 1)
@@ -168,64 +221,90 @@ def detect(
     names = _names(rows, header, mark, name)
     values = _columns(rows[header:], names, said.get("null_values") or (), name)
     found = {"encoding": code, "separator": mark, "quote": quote, "header": header, "eol": eol}
-    return Dialect(**found, nulls=tuple(said.get("null_values") or ()), **_types(values, said, mark))
+    return Dialect(
+        **found, nulls=tuple(said.get("null_values") or ()), **_types(values, said, mark)
+    )
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #269006de
-def _whole_records(lines: list[str], mark: str, quote: str | None, whole: bool,
-                   least: int) -> list[list[str]]:
+def _whole_records(
+    lines: list[str], mark: str, quote: str | None, whole: bool, least: int
+) -> list[list[str]]:
     "Return the records of some lines, of all if those hold too few; never one that may be cut."
-    for some in (lines[:SAMPLE_ROWS + 1], lines):
+    for some in (lines[: SAMPLE_ROWS + 1], lines):
         rows = records(some, mark, quote)
-        if len(rows) > 1 and (not whole or len(some) < len(lines)): rows.pop()
-        if len(rows) >= least: break
+        if len(rows) > 1 and (not whole or len(some) < len(lines)):
+            rows.pop()
+        if len(rows) >= least:
+            break
     return rows
+
 
 def _demand_rows(enough: bool, sample: bytes, name: str) -> None:
     "Refuse a beginning that is too short to tell how the file is written."
-    if enough: return
-    raise CutShort(f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a "
-                   "quote not closed there? Mend the line, or set quote=… or separator=…")
+    if enough:
+        return
+    raise CutShort(
+        f"no row of {name} ends within its first {len(sample) / 2**20:.0f} MiB: is a "
+        "quote not closed there? Mend the line, or set quote=… or separator=…"
+    )
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #b8151c9a
 MAX_COLUMNS = 4096
+
 
 def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[str]:
     "The columns' names, if they are such that a table can have them."
     first = rows[0]
     names = first if header else [f"column_{i + 1}" for i in range(len(first))]
     if len(names) > MAX_COLUMNS:
-        raise DataError(f"{name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} expected: check the "
-                        "separator, or make rows of the columns")
+        raise DataError(
+            f"{name} has {len(names):,} columns, more than the {MAX_COLUMNS:,} expected: check the "
+            "separator, or make rows of the columns"
+        )
     if len(first) == 1 and (other := [s for s in SEPARATORS if s != mark and s in first[0]]):
-        raise DataError(f"{name} has one column, '{first[0][:60]}', as separator="
-                        f"{SEPARATORS.get(mark, mark)} reads it: it seems to be {SEPARATORS[other[0]]}; "
-                        "leave the separator out, or set another")
+        raise DataError(
+            f"{name} has one column, '{first[0][:60]}', as separator="
+            f"{SEPARATORS.get(mark, mark)} reads it: it seems to be {SEPARATORS[other[0]]}; "
+            "leave the separator out, or set another"
+        )
     if twice := [n for n, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, "
-                        "or set header=false")
+        raise DataError(
+            f"{name} has columns of the same name ({', '.join(twice[:5])}): rename them, "
+            "or set header=false"
+        )
     if blank := [str(i) for i, n in enumerate(names, 1) if not n.strip()]:
         index = ", or leave the index out: to_csv(index=False) of pandas" if blank == ["1"] else ""
-        raise DataError(f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
-                        f"in its first line{index}")
+        raise DataError(
+            f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
+            f"in its first line{index}"
+        )
     refuse_patterns(names, name)
     if len(rows) == header:
         raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #94d623d2
-def _columns(rows: list[list[str]], names: list[str], nulls: Iterable[str], name: str) -> dict[str, pl.Series]:
+def _columns(
+    rows: list[list[str]], names: list[str], nulls: Iterable[str], name: str
+) -> dict[str, pl.Series]:
     "The values of each column, without the missing ones."
     for number, row in enumerate(rows, 1):
         if len(row) != len(names) and (row or len(names) > 1):
             raise DataError(ragged(f"row {number:,} of {name}", len(row), len(names)))
     missing = {"", *nulls}
-    return {n: pl.Series(n, [r[i] for r in rows if r and r[i] not in missing], pl.String) for i, n in enumerate(names)}
+    return {
+        n: pl.Series(n, [r[i] for r in rows if r and r[i] not in missing], pl.String)
+        for i, n in enumerate(names)
+    }
+
 
 def ragged(where: str, came: int, wanted: int) -> str:
     "The sentence about a line with too few or too many fields."
-    return (f"{where} has {came} field{'s' * (came != 1)}, expected {wanted}: "
-            f"{'a blank line, or ' if came < 2 else ''}a separator or a quote "
-            f"{'is missing' if came < wanted else 'too many'} there; mend the line, or set separator=… or quote=…")
+    return (
+        f"{where} has {came} field{'s' * (came != 1)}, expected {wanted}: "
+        f"{'a blank line, or ' if came < 2 else ''}a separator or a quote "
+        f"{'is missing' if came < wanted else 'too many'} there; mend the line, or set separator=… or quote=…"
+    )
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #dc8cfe03
 def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
@@ -236,23 +315,36 @@ def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
     schema, formats, nearly = {}, {}, {}
     for name, values in columns.items():
         schema[name] = pl.String()
-        if name in comma: schema[name] = pl.Float64()
-        elif values.str.contains(NAN).all(): schema[name] = pl.Null()
-        elif name in doubtful: continue
-        elif values.is_in(TRUE + FALSE).all(): schema[name] = pl.Boolean()
-        elif kind := number(values): schema[name] = kind
+        if name in comma:
+            schema[name] = pl.Float64()
+        elif values.str.contains(NAN).all():
+            schema[name] = pl.Null()
+        elif name in doubtful:
+            continue
+        elif values.is_in(TRUE + FALSE).all():
+            schema[name] = pl.Boolean()
+        elif kind := number(values):
+            schema[name] = kind
         elif len(fits := fitting_formats(values, said.get("date_format"))) == 1:
             formats[name], schema[name] = fits[0], _kind(fits[0])
-        elif fits: unsure[name] = " or ".join(f"date_format={f}" for f in fits)
+        elif fits:
+            unsure[name] = " or ".join(f"date_format={f}" for f in fits)
         elif option is not False and almost_commas(values):
             nearly[name] = pl.Float64()
             comma.add(name)
         elif most := almost(values, said.get("date_format")):
             nearly[name] = most[0]
             formats |= most[1]
-        elif fits := almost_fitting(values): unsure[name] = " or ".join(f"date_format={f}" for f in fits)
-    return {"schema": schema, "formats": formats, "commas": frozenset(comma), "unsure": unsure,
-            "nearly": nearly}
+        elif fits := almost_fitting(values):
+            unsure[name] = " or ".join(f"date_format={f}" for f in fits)
+    return {
+        "schema": schema,
+        "formats": formats,
+        "commas": frozenset(comma),
+        "unsure": unsure,
+        "nearly": nearly,
+    }
+
 
 def _kind(form: str) -> pl.DataType:
     "The type of what a format writes."
@@ -261,36 +353,46 @@ def _kind(form: str) -> pl.DataType:
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #73bc6fea
 FEW = 0.1  # share of values up to which they are the exception
 
+
 def almost(
-    values: pl.Series,               # of a column, without the missing ones
+    values: pl.Series,  # of a column, without the missing ones
     date_format: str | None = None,  # the setting of that name
 ) -> tuple[pl.DataType, dict[str, str]] | None:  # the type; the format of dates, by column
     "The type of all but a few values, or None if there is no such type."
-    if _few(~values.is_in(TRUE + FALSE)): return pl.Boolean(), {}
+    if _few(~values.is_in(TRUE + FALSE)):
+        return pl.Boolean(), {}
     for dtype in (pl.Int64(), pl.Float64()):
         odd = lost(values, numbers(values, dtype))
-        if not _few(odd): continue
+        if not _few(odd):
+            continue
         whole = not values.filter(~odd).str.contains(".", literal=True).any()
-        if dtype == pl.Int64 and not whole: continue  # 3.0 is written as a float
+        if dtype == pl.Int64 and not whole:
+            continue  # 3.0 is written as a float
         codes = values.filter(odd).str.contains(r"^[+-]?\d+$").any()
         return None if codes else (dtype, {})
     fits = almost_fitting(values, date_format)
     return (_kind(fits[0]), {values.name: fits[0]}) if len(fits) == 1 else None
 
+
 def almost_fitting(values: pl.Series, date_format: str | None = None) -> list[str]:
     "The formats that parse all but a few values of a column; the one of the setting, if it does."
     first = values.filter(values.str.contains(r"^\d")).head(20)
     forms = [date_format] if date_format else []
-    for value in first: forms += date_formats(value)
+    for value in first:
+        forms += date_formats(value)
     fits = [form for form in dict.fromkeys(forms) if _few(_not_of_form(values, form))]
     return [date_format] if date_format in fits else fits
+
 
 def almost_commas(values: pl.Series) -> bool:
     "Do all but a few values have decimal commas, or may have them, and some prove it?"
     odd = ~values.str.contains(COMMA)
     return _few(odd) and values.filter(~odd).str.contains(PROVES_COMMA).any()
 
-def _few(odd: pl.Series) -> bool: return 0 < odd.sum() <= FEW * len(odd)
+
+def _few(odd: pl.Series) -> bool:
+    return 0 < odd.sum() <= FEW * len(odd)
+
 
 def _not_of_form(values: pl.Series, form: str) -> pl.Series:
     "Which values are no dates or times of a format."

@@ -33,7 +33,15 @@ import polars.selectors as cs
 from ...core import lake
 from ...core.errors import CutShort, DataError, NoRows
 from mlops_nb.data.sources.dialects import (
-    SAMPLE_BYTES, SAMPLE_ROWS, Dialect, almost, detect, encoding, fitting_formats, number, ragged,
+    SAMPLE_BYTES,
+    SAMPLE_ROWS,
+    Dialect,
+    almost,
+    detect,
+    encoding,
+    fitting_formats,
+    number,
+    ragged,
 )
 from .partition import Part, chunk, gathered
 from ..values import FALSE, TRUE, WORDS, convert, refuse_patterns, unparsable
@@ -42,9 +50,11 @@ from ..values import FALSE, TRUE, WORDS, convert, refuse_patterns, unparsable
 def store(url: str):
     "The bucket and the key of an address such as s3://bucket/key; access comes from the environment (AWS_…)."
     from obstore.store import from_url
+
     scheme, _, place = url.partition("://")
     bucket, _, key = place.partition("/")
     return from_url(f"{scheme}://{bucket}"), key
+
 
 def remote(path: str) -> bool:
     "Is it in a bucket?"
@@ -54,32 +64,53 @@ def remote(path: str) -> bool:
 def _unzipped(file: BinaryIO) -> BinaryIO:
     archive = zipfile.ZipFile(file)
     if len(names := [n for n in archive.namelist() if not n.endswith("/")]) != 1:
-        raise DataError(f"the archive holds {len(names)} files, expected one: unpack it, and name the folder")
+        raise DataError(
+            f"the archive holds {len(names)} files, expected one: unpack it, and name the folder"
+        )
     return archive.open(names[0])
 
-UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _unzipped, "": lambda file: file}
+
+UNPACK = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zip": _unzipped,
+    "": lambda file: file,
+}
+
 
 @contextmanager
 def opened(path: str, packing: str) -> Iterator[BinaryIO]:
     "The bytes of a file, unpacked."
     if remote(path):
         import obstore
+
         file = obstore.open_reader(*store(path))
         raw = io.BufferedReader(_Raw(file), 1 << 20)
-    else: raw = Path(path).open("rb")
-    with raw, UNPACK[packing](raw) as stream: yield stream
+    else:
+        raw = Path(path).open("rb")
+    with raw, UNPACK[packing](raw) as stream:
+        yield stream
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #fa786913
 class _Raw(io.RawIOBase):
     "An object in a bucket as a file that can be read and sought."
-    def __init__(self, file): self.file, self.place = file, 0
-    def readable(self): return True
-    def seekable(self): return True
-    def tell(self): return self.place
+
+    def __init__(self, file):
+        self.file, self.place = file, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self.place
 
     def readinto(self, buffer):
         data = bytes(self.file.read(len(buffer)))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         self.place += len(data)
         return len(data)
 
@@ -92,18 +123,23 @@ def stamp(path: str) -> tuple:
     "Size, time and, in a bucket, ETag: another stamp means that the file was written."
     if remote(path):
         import obstore
+
         head = obstore.head(*store(path))
         return head["size"], head["last_modified"].timestamp(), head["e_tag"]
     facts = Path(path).stat()
     return facts.st_size, facts.st_mtime, (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
 
+
 @lru_cache(4096)
 def _sha256(path: str, seen: tuple) -> str:
-    with Path(path).open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def digest(path: str, seen: tuple) -> str:
     "What tells this state of a file from another."
-    if remote(path): return f"etag:{seen[2].strip(chr(34))}/{seen[0]}"
+    if remote(path):
+        return f"etag:{seen[2].strip(chr(34))}/{seen[0]}"
     return (_sha256 if time.time() - seen[1] > 2 else _sha256.__wrapped__)(path, seen)
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #17482810
@@ -113,53 +149,68 @@ _ipc = partial(pl.scan_ipc, glob=False)
 BINARY = {".parquet": lake.file_rows, ".arrow": _ipc, ".ipc": _ipc, ".feather": _ipc}
 _lines = partial(pl.scan_lines, glob=False)
 
+
 def _objects(path: str | bytes, **options) -> pl.LazyFrame:
     "Return the rows of JSON lines; polars always takes a path for a pattern."
     plain = isinstance(path, bytes) or remote(path)
     return pl.scan_ndjson(path if plain else glob.escape(path), **options)
 
+
 def _as_it_is(path: str, packing: str, code: str) -> bool:
     "Can polars read the file where it is?"
     pattern = remote(path) and endings(path)[0] in JSON and re.search(r"[*?[]", path)
     return packing in ("", ".gz", ".zst") and code == "utf-8" and not pattern
+
+
 PACKINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
-def endings(path: str) -> tuple[str, str]:   # as in (".csv", ".gz"); two empty ones: none that is read here
+
+def endings(
+    path: str,
+) -> tuple[str, str]:  # as in (".csv", ".gz"); two empty ones: none that is read here
     "The format and the compression that a file's name tells."
     inner, dot, last = path.lower().rpartition("/")[2].rpartition(".")
     packing = f".{last}" if f".{last}" in PACKINGS and dot else ""
     ending = "." + inner.rpartition(".")[2] if packing else f".{last}"
-    if ending in TEXT or ending in JSON: return ending, packing
+    if ending in TEXT or ending in JSON:
+        return ending, packing
     return (ending, "") if ending in BINARY and not packing else ("", "")
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #7e26e1f1
 @dataclass(frozen=True)
 class FilePart(Part):
     "A file, read in batches."
-    path: str = ""                                # absolute, or s3://…
-    options: dict = field(default_factory=dict)   # how text is written, where it is said
-    seen: tuple = ()                              # its stamp when it was found
+
+    path: str = ""  # absolute, or s3://…
+    options: dict = field(default_factory=dict)  # how text is written, where it is said
+    seen: tuple = ()  # its stamp when it was found
 
     @cached_property
     def dialect(self) -> Dialect | None:
         "How its text is written, found out from its beginning; none where the format says it."
         ending, packing = endings(self.path)
-        if ending in BINARY: return None
+        if ending in BINARY:
+            return None
         if ending in TEXT:
             return _detected(self.path, packing, self.origin, TEXT[ending] | self.options)
         return _json_dialect(self.path, packing, self.origin, self.options.get("encoding"))
 
-    def _is_empty(self) -> bool: return not self.size or _lacks_rows(self)
+    def _is_empty(self) -> bool:
+        return not self.size or _lacks_rows(self)
+
     def _schema(self) -> dict:
-        if self.dialect is None: return BINARY[endings(self.path)[0]](self.path).collect_schema()
+        if self.dialect is None:
+            return BINARY[endings(self.path)[0]](self.path).collect_schema()
         return self.dialect.schema
 
     def scan(self) -> pl.LazyFrame:
         "Its rows, lazily where polars reads the file as it is."
         ending, packing = endings(self.path)
-        if ending in BINARY: return BINARY[ending](self.path)
+        if ending in BINARY:
+            return BINARY[ending](self.path)
         d = self.dialect
-        if not _as_it_is(self.path, packing, d.encoding): return pl.concat(self.batches()).lazy()
+        if not _as_it_is(self.path, packing, d.encoding):
+            return pl.concat(self.batches()).lazy()
         rows = _scan_text(ending, self.path, d, _native(d.schema))
         typed = lambda frame: convert(frame, d.read_types, self.origin, d)
         return rows.map_batches(typed, schema=pl.Schema(d.read_types))
@@ -169,38 +220,56 @@ class FilePart(Part):
         ending, packing = endings(self.path)
         if self.dialect is None:
             scan = BINARY[ending](self.path)
-            for frame in gathered(scan.collect_batches(chunk_size=chunk(rows), maintain_order=True), rows):
+            for frame in gathered(
+                scan.collect_batches(chunk_size=chunk(rows), maintain_order=True), rows
+            ):
                 yield convert(frame, dtypes, self.origin)
         else:
             wanted = {c: dtypes.get(c, t) for c, t in self.dialect.read_types.items()}
-            if text: wanted = dict.fromkeys(wanted, pl.String())
+            if text:
+                wanted = dict.fromkeys(wanted, pl.String())
             with _readable(self.path, packing, self.dialect.encoding) as path:
-                yield from gathered(_read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows)
+                yield from gathered(
+                    _read_text(ending, path, self.dialect, wanted, chunk(rows), self.origin), rows
+                )
         _unchanged(self.path, self.seen, self.origin)
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #7b696a7a
 def _unchanged(path: str, seen: tuple, name: str) -> None:
-    try: now = stamp(path)
-    except FileNotFoundError: now = None
-    if now != seen: raise DataError(f"{name} changed while it was being read: write it under another name and rename "
-                                    "it when it is whole, then ingest it again")
+    try:
+        now = stamp(path)
+    except FileNotFoundError:
+        now = None
+    if now != seen:
+        raise DataError(
+            f"{name} changed while it was being read: write it under another name and rename "
+            "it when it is whole, then ingest it again"
+        )
+
 
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # a row that is longer is a quote that was not closed
 
+
 def _lacks_rows(part: FilePart) -> bool:
     "Has a file that is not of zero bytes no rows?"
-    try: return part.dialect is None and Part._is_empty(part)
-    except NoRows: return True
+    try:
+        return part.dialect is None and Part._is_empty(part)
+    except NoRows:
+        return True
+
 
 def _detected(path: str, packing: str, name: str, options: dict) -> Dialect:
     "Return how a text file is written, from as much of its beginning as holds whole rows."
     size = SAMPLE_BYTES
     while True:
         sample, whole = _sample(path, packing, size)
-        try: return detect(sample, name, options, whole=whole)
+        try:
+            return detect(sample, name, options, whole=whole)
         except CutShort:
-            if size >= LARGEST_SAMPLE: raise
+            if size >= LARGEST_SAMPLE:
+                raise
             size *= 4
+
 
 def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, bool]:
     "The beginning of a file, and whether it is all."
@@ -208,7 +277,8 @@ def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, b
         most = size // SAMPLE_BYTES * SAMPLE_ROWS + 2
         lines = _lines(path).head(most).collect()["line"]
         return "\n".join(lines).encode(), len(lines) < most
-    with opened(path, packing) as stream: sample = stream.read(size + 1)
+    with opened(path, packing) as stream:
+        sample = stream.read(size + 1)
     return sample[:size], len(sample) <= size
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #bd8ca5b5
@@ -219,31 +289,42 @@ def _readable(path: str, packing: str, code: str) -> Iterator[str]:
         yield path
         return
     if packing == ".zst":
-        raise DataError(f"{path} is compressed by zstd and not plain UTF-8, or its name is a "
-                        "pattern: unpack it, and set encoding=… where it needs one")
+        raise DataError(
+            f"{path} is compressed by zstd and not plain UTF-8, or its name is a "
+            "pattern: unpack it, and set encoding=… where it needs one"
+        )
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         plain = Path(folder) / "plain"
         with opened(path, packing) as stream, plain.open("wb") as out:
-            if code == "utf-8": shutil.copyfileobj(stream, out, 1 << 20)
-            else: shutil.copyfileobj(codecs.getreader(code)(stream), codecs.getwriter("utf-8")(out), 1 << 20)
+            if code == "utf-8":
+                shutil.copyfileobj(stream, out, 1 << 20)
+            else:
+                shutil.copyfileobj(
+                    codecs.getreader(code)(stream), codecs.getwriter("utf-8")(out), 1 << 20
+                )
         yield str(plain)
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #6a10b536
 def _no_constant(word: str) -> None:
     raise ValueError(f"{word} is no value in JSON, write null in its place")
 
+
 def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> DataError:
     "Return the error about the first line that is not a JSON object."
     for place, line in enumerate(lines, before + 1):
-        if not line or not line.strip(): continue
-        try: row = json.loads(line, parse_constant=_no_constant)
+        if not line or not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
         except ValueError as e:
             column = f" at character {e.colno:,}" if isinstance(e, json.JSONDecodeError) else ""
             reason = getattr(e, "msg", e)
             return DataError(f"line {place:,} of {name} is not JSON: {reason}{column}")
         if not isinstance(row, dict):
-            return DataError(f"line {place:,} of {name} is '{line[:60]}': expected a JSON object, "
-                             'as in {"id": 1}')
+            return DataError(
+                f"line {place:,} of {name} is '{line[:60]}': expected a JSON object, "
+                'as in {"id": 1}'
+            )
     reason = str(error).splitlines()[0]
     return DataError(f"{name} cannot be read: {reason}. Expected a JSON object a line")
 
@@ -251,25 +332,33 @@ def _not_json(lines: pl.Series, before: int, name: str, error: Exception) -> Dat
 PAIR = r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
 HALF_PAIR = r"\\u[dD][89a-fA-F]"
 
+
 def _refuse_half_pairs(lines: pl.Series, before: int, name: str) -> None:
     "Raise `DataError` for the first line with half of a surrogate pair."
-    if not lines.str.contains(HALF_PAIR).any(): return
+    if not lines.str.contains(HALF_PAIR).any():
+        return
     for i in lines.str.replace_all(PAIR, "").str.contains(HALF_PAIR).arg_true():
-        try: json.dumps(json.loads(lines[i]), ensure_ascii=False).encode()
+        try:
+            json.dumps(json.loads(lines[i]), ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
             half = f"\\u{ord(e.object[e.start]):04x}"
-            raise DataError(f"line {before + i + 1:,} of {name} has {half}, half of a surrogate pair, "
-                            "which is no character: mend the value") from e
-        except ValueError: pass  # no JSON, which is another error
+            raise DataError(
+                f"line {before + i + 1:,} of {name} has {half}, half of a surrogate pair, "
+                "which is no character: mend the value"
+            ) from e
+        except ValueError:
+            pass  # no JSON, which is another error
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #91f42bce
 def _json_dialect(path: str, packing: str, name: str, said: str | None) -> Dialect:
     "Return how JSON lines are written."
     code = encoding(sample := _sample(path, packing)[0], name, said)
-    if sample.startswith(codecs.BOM_UTF8): code = "utf-8-sig"  # else the mark is part of line 1
+    if sample.startswith(codecs.BOM_UTF8):
+        code = "utf-8-sig"  # else the mark is part of line 1
     with _readable(path, packing, code) as plain:
         schema, nearly = _json_types(plain, name)
     return Dialect(schema, encoding=code, nearly=nearly, json=True)
+
 
 def _json_schema(path: str, name: str) -> dict:
     "Columns and types of JSON lines, from all of them, a stretch at a time."
@@ -277,32 +366,49 @@ def _json_schema(path: str, name: str) -> dict:
     for lines in _lines(path).collect_batches(chunk_size=50_000, maintain_order=True):
         text = "\n".join(line for line in lines["line"] if line and line.strip())
         before += lines.height
-        if not text: continue
+        if not text:
+            continue
         _refuse_half_pairs(lines["line"], before - lines.height, name)
-        try: part = _objects(text.encode(), infer_schema_length=None).collect_schema()
+        try:
+            part = _objects(text.encode(), infer_schema_length=None).collect_schema()
         except pl.exceptions.PolarsError as e:
             raise _not_json(lines["line"], before - lines.height, name, e) from e
         schema = pl.concat([schema, pl.DataFrame(schema=part)], how="diagonal_relaxed")
     refuse_patterns(schema.columns, name)
-    if not schema.width: raise NoRows(f"{name} has no rows: expected a JSON object a line")
+    if not schema.width:
+        raise NoRows(f"{name} has no rows: expected a JSON object a line")
     return {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
+
 
 def _json_types(path: str, name: str) -> tuple[dict, dict]:
     "Return the columns' types, texts that are dates among them; and columns that are nearly of a type."
     schema = _json_schema(path, name)
     words = [c for c, t in schema.items() if t == pl.String]
-    head = _objects(path, schema=_native(schema)).select(cs.by_name(*words)).head(SAMPLE_ROWS).collect()
+    head = (
+        _objects(path, schema=_native(schema))
+        .select(cs.by_name(*words))
+        .head(SAMPLE_ROWS)
+        .collect()
+    )
     texts = {c: values for c in words if len(values := head[c].drop_nulls())}
     forms = {c: fitting_formats(values) for c, values in texts.items()}
-    schema |= {c: pl.Datetime("us") if "%H" in f[0] else pl.Date() for c, f in forms.items()
-               if len(f) == 1 and f[0].startswith("%Y-")}
-    nearly = {c: most for c, values in texts.items()
-              if schema[c] == pl.String and (most := _mostly(values))}
+    schema |= {
+        c: pl.Datetime("us") if "%H" in f[0] else pl.Date()
+        for c, f in forms.items()
+        if len(f) == 1 and f[0].startswith("%Y-")
+    }
+    nearly = {
+        c: most
+        for c, values in texts.items()
+        if schema[c] == pl.String and (most := _mostly(values))
+    }
     return schema, nearly
+
 
 def _mostly(values: pl.Series) -> pl.DataType | None:
     "The type of texts at the beginning, or of all but a few; None if they are text, or dates."
-    if values.is_in(TRUE + FALSE).all(): return pl.Boolean()
+    if values.is_in(TRUE + FALSE).all():
+        return pl.Boolean()
     dtype, formats = almost(values) or (None, {})
     return number(values) or (None if formats else dtype)
 
@@ -311,39 +417,60 @@ def _native(wanted: Mapping[str, pl.DataType]) -> dict:
     "The types in which polars reads the columns; what it reads as text is parsed later."
     return {c: t if t == pl.Boolean or t.is_nested() else pl.String() for c, t in wanted.items()}
 
+
 def _scan_text(ending: str, path: str, d: Dialect, schema: dict) -> pl.LazyFrame:
-    if ending in JSON: return _objects(path, schema=schema)
-    options = {"has_header": d.header, "separator": d.separator, "quote_char": d.quote,
-               "eol_char": d.eol, "null_values": list(d.nulls) or None, "glob": False}
+    if ending in JSON:
+        return _objects(path, schema=schema)
+    options = {
+        "has_header": d.header,
+        "separator": d.separator,
+        "quote_char": d.quote,
+        "eol_char": d.eol,
+        "null_values": list(d.nulls) or None,
+        "glob": False,
+    }
     if not d.header or not d.quote or not any(d.quote in name for name in schema):
         return pl.scan_csv(path, schema=schema, **options)
     written = pl.scan_csv(path, infer_schema=False, **options).collect_schema().names()
     if written != [name.replace(d.quote, d.quote * 2) for name in schema]:
-        raise DataError(f"the header's columns {list(schema)} have a quote that is not doubled, in "
-                        f"a name in quotes: write it as {d.quote}5{d.quote * 2} screen{d.quote}, "
-                        'or set quote=""')
-    whole = dict(zip(written, schema.values(), strict=True))   # polars leaves quotes doubled in names
-    return pl.scan_csv(path, schema=whole, **options).rename(dict(zip(written, schema, strict=True)))
+        raise DataError(
+            f"the header's columns {list(schema)} have a quote that is not doubled, in "
+            f"a name in quotes: write it as {d.quote}5{d.quote * 2} screen{d.quote}, "
+            'or set quote=""'
+        )
+    whole = dict(
+        zip(written, schema.values(), strict=True)
+    )  # polars leaves quotes doubled in names
+    return pl.scan_csv(path, schema=whole, **options).rename(
+        dict(zip(written, schema, strict=True))
+    )
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #afbbce4c
-def _read_text(ending: str, path: str, d: Dialect, wanted: dict, rows: int, name: str) -> Iterator[pl.DataFrame]:
+def _read_text(
+    ending: str, path: str, d: Dialect, wanted: dict, rows: int, name: str
+) -> Iterator[pl.DataFrame]:
     "Batches of a text file, each column in the type that is wanted."
     gaps, blank, native = False, 0, _native(wanted)
     try:
-        for frame in _scan_text(ending, path, d, native).collect_batches(chunk_size=rows, maintain_order=True):
+        for frame in _scan_text(ending, path, d, native).collect_batches(
+            chunk_size=rows, maintain_order=True
+        ):
             if ending in TEXT and frame.width > 1:
                 gaps = gaps or frame[:, -1].has_nulls()
                 frame, blank = _without_tail(frame, blank)
             yield convert(frame, wanted, name, d)
     except pl.exceptions.PolarsError as e:
-        if "more fields" in str(e): count_fields(path, d, name)
+        if "more fields" in str(e):
+            count_fields(path, d, name)
         raise _text_error(e, name, path, d, wanted) from e
     if gaps and (blank := blank - count_fields(path, d, name)) > 0:
         yield pl.DataFrame({c: pl.Series([None] * blank, dtype=t) for c, t in wanted.items()})
 
+
 def _without_tail(frame: pl.DataFrame, blank: int) -> tuple[pl.DataFrame, int]:
     "A batch with the empty rows that ended the one before, without those that end it; their number."
-    if not blank and not all(v is None for v in frame.row(-1)): return frame, 0
+    if not blank and not all(v is None for v in frame.row(-1)):
+        return frame, 0
     whole = pl.concat([frame.clear(blank), frame]) if blank else frame
     full = whole.select(~pl.all_horizontal(pl.all().is_null())).to_series()
     last = full.arg_true().max()
@@ -351,44 +478,70 @@ def _without_tail(frame: pl.DataFrame, blank: int) -> tuple[pl.DataFrame, int]:
     return whole.head(kept), whole.height - kept
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #c9899f03
-def count_fields(path: str, d: Dialect, name: str) -> int:   # blank lines at the end
+def count_fields(path: str, d: Dialect, name: str) -> int:  # blank lines at the end
     "Raise `DataError` for the first line with too few or too many fields."
     mark, wanted, quote = d.separator, len(d.schema), re.escape(d.quote or "")
     quoted = f"{quote}[^{quote}]*{quote}"
     number, inside, blank = 0, 0, 0
     for frame in _lines(path).collect_batches(chunk_size=200_000, maintain_order=True):
         line = frame["line"].str.strip_chars_end("\r")
-        fields, whole = line.str.count_matches(mark, literal=True) + 1, pl.repeat(True, len(line), eager=True)
-        if d.quote and len(quotes := line.str.count_matches(d.quote, literal=True)) and quotes.sum():
-            open_ = (quotes.cum_sum() - quotes + inside) % 2       # lines that begin within a quoted field
+        fields, whole = (
+            line.str.count_matches(mark, literal=True) + 1,
+            pl.repeat(True, len(line), eager=True),
+        )
+        if (
+            d.quote
+            and len(quotes := line.str.count_matches(d.quote, literal=True))
+            and quotes.sum()
+        ):
+            open_ = (
+                quotes.cum_sum() - quotes + inside
+            ) % 2  # lines that begin within a quoted field
             whole, inside = (open_ == 0) & (quotes % 2 == 0), int(inside + quotes.sum()) % 2
             fields = line.str.replace_all(quoted, "").str.count_matches(mark, literal=True) + 1
-        elif inside: whole = ~whole
+        elif inside:
+            whole = ~whole
         bad = (whole & (fields != wanted)).arg_true()
         tail = len(line) - ((line != "").arg_true().max() + 1 if (line != "").any() else 0)
-        if blank and tail < len(line): raise DataError(ragged(f"line {number - blank + 1:,} of {name}", 1, wanted))
+        if blank and tail < len(line):
+            raise DataError(ragged(f"line {number - blank + 1:,} of {name}", 1, wanted))
         if len(bad := bad.filter(bad < len(line) - tail)):
-            raise DataError(ragged(f"line {number + bad[0] + 1:,} of {name}", fields[bad[0]], wanted))
+            raise DataError(
+                ragged(f"line {number + bad[0] + 1:,} of {name}", fields[bad[0]], wanted)
+            )
         number, blank = number + len(line), blank + tail if tail == len(line) else tail
     return blank
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #abea6942
-NOT_PARSED = re.compile(r"could not parse `(.*)` as dtype `(.*?)` at column '(.*)' \(column number", re.S)
+NOT_PARSED = re.compile(
+    r"could not parse `(.*)` as dtype `(.*?)` at column '(.*)' \(column number", re.S
+)
 TYPES = {"i64": "integer", "f64": "number", "bool": "boolean (true or false)"}
+
 
 def _text_error(e: Exception, name: str, path: str, d: Dialect, wanted: dict) -> DataError:
     "What is wrong with a text file, from what polars says of it."
     said = str(e)
     if "not properly escaped" in said:
-        return DataError(f"{name} has a quote that is not closed: mend the line, or set quote= (empty) "
-                         "if quotes mean nothing")
-    if found := NOT_PARSED.search(said): return unparsable(name, found[3], found[1], TYPES.get(found[2], found[2]))
+        return DataError(
+            f"{name} has a quote that is not closed: mend the line, or set quote= (empty) "
+            "if quotes mean nothing"
+        )
+    if found := NOT_PARSED.search(said):
+        return unparsable(name, found[3], found[1], TYPES.get(found[2], found[2]))
     if "utf-8" in said.lower():
         return DataError(f"{name} is not UTF-8 throughout: set encoding=…, for instance latin-1")
     if found := re.search(r"cannot parse '(.*)' \(\w+\) as (\w+)", said, re.S):
         column = next((c for c, t in wanted.items() if str(t).startswith(found[2])), "?")
         text = dict.fromkeys(d.schema, pl.String())
         for frame in _objects(path, schema=text).collect_batches(chunk_size=50_000):
-            column = next((c for c in wanted if str(wanted[c]).startswith(found[2]) and found[1] in frame[c]), column)
-        return unparsable(name, column, found[1], WORDS.get(wanted.get(column, pl.String()).base_type(), found[2]))
-    return DataError(f"{name} cannot be read: {said.splitlines()[0]}. Check that it is what its ending says")
+            column = next(
+                (c for c in wanted if str(wanted[c]).startswith(found[2]) and found[1] in frame[c]),
+                column,
+            )
+        return unparsable(
+            name, column, found[1], WORDS.get(wanted.get(column, pl.String()).base_type(), found[2])
+        )
+    return DataError(
+        f"{name} cannot be read: {said.splitlines()[0]}. Check that it is what its ending says"
+    )

@@ -20,33 +20,39 @@ from ..values import convert
 @dataclass(frozen=True)
 class Part:
     "What is read in one go: a file, a query's rows, what a table gained."
-    origin: str            # where it is, as facts name it
-    state: dict            # JSON-able: what to remember once it was ingested
-    modified: datetime     # UTC
-    size: int | None       # bytes, to plan work with; none: not known
+
+    origin: str  # where it is, as facts name it
+    state: dict  # JSON-able: what to remember once it was ingested
+    modified: datetime  # UTC
+    size: int | None  # bytes, to plan work with; none: not known
     complete: bool = True  # it holds all rows of its origin, not only new ones
 
-    dialect = None         # how its text is written; None where it is not text
+    dialect = None  # how its text is written; None where it is not text
 
     def is_empty(self) -> bool:
         "Has it no rows? That is no error: a later part may have some."
-        with self._explained(): return self._is_empty()
+        with self._explained():
+            return self._is_empty()
 
-    def _is_empty(self) -> bool: return self.scan().select(pl.len()).collect().item() == 0
+    def _is_empty(self) -> bool:
+        return self.scan().select(pl.len()).collect().item() == 0
 
     def schema(self) -> pl.Schema:
         "Its columns and their types, as its beginning or its format tells them."
-        with self._explained(): return pl.Schema(self._schema())
+        with self._explained():
+            return pl.Schema(self._schema())
 
     def batches(
         self,
-        dtypes: Mapping[str, pl.DataType] | None = None,  # types wanted; other columns as `schema` says
+        dtypes: Mapping[str, pl.DataType]
+        | None = None,  # types wanted; other columns as `schema` says
         *,
-        text: bool = False,      # text files give every column as text, as spelt, null where empty
-        rows: int = 500_000,     # greatest number in a batch
+        text: bool = False,  # text files give every column as text, as spelt, null where empty
+        rows: int = 500_000,  # greatest number in a batch
     ) -> Iterator[pl.DataFrame]:
         "Its rows, in order, streamed. They hold only once the last batch came without an error."
-        with self._explained(): yield from self._batches(dict(dtypes or {}), text, rows)
+        with self._explained():
+            yield from self._batches(dict(dtypes or {}), text, rows)
 
     def typed(self, frame: pl.DataFrame, dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:
         "A batch of text in these types, as this part writes them: null where a value is not of its type."
@@ -55,12 +61,17 @@ class Part:
     @contextmanager
     def _explained(self):
         try:
-            with panics_as_errors(): yield
-        except DataError: raise
-        except Exception as e: raise self._error(e) from e
+            with panics_as_errors():
+                yield
+        except DataError:
+            raise
+        except Exception as e:
+            raise self._error(e) from e
 
     def _error(self, e: Exception) -> DataError:
-        return DataError(f"{self.origin} cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}")
+        return DataError(
+            f"{self.origin} cannot be read: {(str(e) or type(e).__name__).splitlines()[0]}"
+        )
 
 # %% ../../../nbs/2_data/12_sources_partition.ipynb #4defdd85
 def gathered(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame]:
@@ -72,9 +83,12 @@ def gathered(frames: Iterable[pl.DataFrame], rows: int) -> Iterator[pl.DataFrame
             frame = frame.slice(rows - count)
             yield pl.concat([held.pop(0) for _ in range(len(held))])
             count = 0
-        if frame.height: held.append(frame)
+        if frame.height:
+            held.append(frame)
         count += frame.height
-    if held: yield pl.concat(held)
+    if held:
+        yield pl.concat(held)
+
 
 def chunk(rows: int) -> int:
     "Rows to read at a time, for batches of so many."

@@ -26,25 +26,38 @@ from ..values import convert
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #11a89e82
 def is_table(address: str) -> bool:
     "Is there a Delta table at this folder or prefix?"
-    if "://" not in address: return any((Path(address) / "_delta_log").glob("*.json"))
+    if "://" not in address:
+        return any((Path(address) / "_delta_log").glob("*.json"))
     import obstore
+
     bucket, key = store(address)
     return any(len(page) for page in obstore.list(bucket, prefix=f"{key}/_delta_log", chunk_size=1))
 
-def actions(address: str, first: int, last: int) -> list[dict] | None:   # none: the log does not reach back so far
+
+def actions(
+    address: str, first: int, last: int
+) -> list[dict] | None:  # none: the log does not reach back so far
     "What the versions `first` to `last` did to the rows."
     found = []
     for version in range(first, last + 1):
-        try: text = _commit(address, version)
-        except FileNotFoundError: return None
-        found += [a for a in map(json.loads, text.splitlines()) if any(
-            a.get(kind, {}).get("dataChange") for kind in ("add", "remove"))]
+        try:
+            text = _commit(address, version)
+        except FileNotFoundError:
+            return None
+        found += [
+            a
+            for a in map(json.loads, text.splitlines())
+            if any(a.get(kind, {}).get("dataChange") for kind in ("add", "remove"))
+        ]
     return found
+
 
 def _commit(address: str, version: int) -> str:
     name = f"_delta_log/{version:020}.json"
-    if "://" not in address: return (Path(address) / name).read_text(encoding="utf-8")
+    if "://" not in address:
+        return (Path(address) / name).read_text(encoding="utf-8")
     import obstore
+
     bucket, key = store(address)
     return bytes(obstore.get(bucket, f"{key}/{name}").bytes()).decode()
 
@@ -52,15 +65,20 @@ def _commit(address: str, version: int) -> str:
 @dataclass(frozen=True)
 class TablePart(Part):
     "A Delta table at a version, or the rows that it gained."
+
     address: str = ""
     version: int = 0
-    since: int | None = None                    # only the rows gained after this version
-    added: tuple[tuple[str, str], ...] = ()     # the files that hold them, with their partition's values as JSON
+    since: int | None = None  # only the rows gained after this version
+    added: tuple[
+        tuple[str, str], ...
+    ] = ()  # the files that hold them, with their partition's values as JSON
 
     def scan(self) -> pl.LazyFrame:
         "Its rows, lazily where they are in files."
-        if self.since is None: return lake.frame(lake.opened(self.address, self.version))
-        if self.added: return pl.concat(self._file(*file) for file in self.added)
+        if self.since is None:
+            return lake.frame(lake.opened(self.address, self.version))
+        if self.added:
+            return pl.concat(self._file(*file) for file in self.added)
         return pl.concat([pl.DataFrame(schema=self._schema()), *self._changes()]).lazy()
 
     def _changes(self) -> Iterator[pl.DataFrame]:
@@ -70,15 +88,20 @@ class TablePart(Part):
         for version in range(self.since + 1, self.version + 1):
             for rows in table.load_cdf(starting_version=version, ending_version=version):
                 changed = pl.DataFrame(rows).filter(new)
-                yield changed.select(lake.column(c).cast(t) if c in changed.columns
-                                     else pl.lit(None, t).alias(c)
-                                     for c, t in schema.items())
+                yield changed.select(
+                    lake.column(c).cast(t) if c in changed.columns else pl.lit(None, t).alias(c)
+                    for c, t in schema.items()
+                )
 
     def _file(self, path: str, partition: str) -> pl.LazyFrame:
         schema, values = self._schema(), json.loads(partition)
         inside = {c: t for c, t in schema.items() if c not in values}
-        rows = lake.file_rows(f"{self.address}/{path}", schema=inside, missing_columns="insert",
-                              extra_columns="ignore")
+        rows = lake.file_rows(
+            f"{self.address}/{path}",
+            schema=inside,
+            missing_columns="insert",
+            extra_columns="ignore",
+        )
         rows = rows.with_columns(pl.lit(v).cast(schema[c]).alias(c) for c, v in values.items())
         return rows.select(cs.by_name(*schema))
 
@@ -86,48 +109,66 @@ class TablePart(Part):
         return pl.Schema(lake.opened(self.address, self.version).schema())
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        if self.since is not None and not self.added: frames = self._changes()
-        else: frames = self.scan().collect_batches(chunk_size=chunk(rows), maintain_order=True)
+        if self.since is not None and not self.added:
+            frames = self._changes()
+        else:
+            frames = self.scan().collect_batches(chunk_size=chunk(rows), maintain_order=True)
         yield from (convert(frame, dtypes, self.origin) for frame in gathered(frames, rows))
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #d4bbc4fb
 def _made(address: str, version: int) -> int | None:
     "When a version was made, in ms; none where its entry in the log is gone, or does not say."
-    try: entries = map(json.loads, _commit(address, version).splitlines())
-    except FileNotFoundError: return None
+    try:
+        entries = map(json.loads, _commit(address, version).splitlines())
+    except FileNotFoundError:
+        return None
     return next((e["commitInfo"].get("timestamp") for e in entries if "commitInfo" in e), None)
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #dfd4572c
 def table_parts(
-    address: str,                # absolute, or s3://…
-    origin: str,                 # as facts name it
-    said: dict[str, Any],        # version
-    since: dict[str, dict],      # origin → state that is known
-) -> list[TablePart]:            # none: nothing is new
+    address: str,  # absolute, or s3://…
+    origin: str,  # as facts name it
+    said: dict[str, Any],  # version
+    since: dict[str, dict],  # origin → state that is known
+) -> list[TablePart]:  # none: nothing is new
     "What there is to read of a Delta table."
     if not is_table(address):
         raise DataError(f"no Delta table at {address}: check the path, it should have a _delta_log")
     newest = lake.opened(address).version()
     version, last = said.get("version", newest), since.get(origin, {}).get("version")
-    if not 0 <= version <= newest: raise DataError(f"{origin} has versions 0 to {newest}, not {version}")
+    if not 0 <= version <= newest:
+        raise DataError(f"{origin} has versions 0 to {newest}, not {version}")
     table = lake.opened(address, version)
-    if last == version: return []
+    if last == version:
+        return []
     data = pl.DataFrame(table.get_add_actions(flatten=True))
-    made = datetime.fromtimestamp((_made(address, version) or data["modification_time"].max() or 0) / 1e3, UTC)
-    part = TablePart(origin, {"version": version}, made, sum(data["size_bytes"]), True, address, version)
-    if last is None or last > version or (done := actions(address, last + 1, version)) is None: return [part]
+    made = datetime.fromtimestamp(
+        (_made(address, version) or data["modification_time"].max() or 0) / 1e3, UTC
+    )
+    part = TablePart(
+        origin, {"version": version}, made, sum(data["size_bytes"]), True, address, version
+    )
+    if last is None or last > version or (done := actions(address, last + 1, version)) is None:
+        return [part]
     gained = [a["add"] for a in done if "add" in a]
-    if not done: return []
+    if not done:
+        return []
     feed = table.metadata().configuration.get("delta.enableChangeDataFeed") == "true"
     if len(gained) == len(done) and _plain(gained, address, table):
-        files = tuple((unquote(a["path"]), json.dumps(a.get("partitionValues") or {})) for a in gained)
+        files = tuple(
+            (unquote(a["path"]), json.dumps(a.get("partitionValues") or {})) for a in gained
+        )
         new = {"since": last, "added": files, "size": sum(a["size"] for a in gained)}
-    elif feed: new = {"since": last, "size": None}
-    else: return [part]
+    elif feed:
+        new = {"since": last, "size": None}
+    else:
+        return [part]
     return [TablePart(**{**vars(part), "complete": False, **new})]
+
 
 def _plain(gained: list[dict], address: str, table) -> bool:
     "Can the added files be read as they are, and are they still there?"
-    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none": return False
+    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        return False
     here = "://" in address or all((Path(address) / unquote(a["path"])).exists() for a in gained)
     return here and not any(a.get("deletionVector") for a in gained)

@@ -25,26 +25,34 @@ from ..workflow.outputs import flaw
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #ba6e9d3f
 def request(
-    parameters: Mapping[str, Any] | None = None,   # given to the run
+    parameters: Mapping[str, Any] | None = None,  # given to the run
     *,
-    by: str,                                       # the person or program that asks
-    note: str = "",                                # why
-    settings: Settings | None = None,              # default: the workspace around the current folder
-) -> str:                                          # the request's event id
+    by: str,  # the person or program that asks
+    note: str = "",  # why
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> str:  # the request's event id
     "Ask for a run; a watch takes it up."
     if wrong := flaw({"parameters": dict(parameters or {}), "by": by, "note": note}, "the request"):
         raise TriggerError(f"{wrong}: give None, bool, int, float, str, lists or dicts")
     for name in [n for n, value in (parameters or {}).items() if masked_all(value) != value]:
-        raise TriggerError(f"parameter {name} holds a password, and a request is kept in the audit "
-                           "log: name an environment variable instead, as in "
-                           "postgresql://user:$PASSWORD@host/database")
-    return events.record((settings or load()).events, "run_requested", "trigger:manual", by=by,
-                         parameters=dict(parameters or {}), note=masked(note))
+        raise TriggerError(
+            f"parameter {name} holds a password, and a request is kept in the audit "
+            "log: name an environment variable instead, as in "
+            "postgresql://user:$PASSWORD@host/database"
+        )
+    return events.record(
+        (settings or load()).events,
+        "run_requested",
+        "trigger:manual",
+        by=by,
+        parameters=dict(parameters or {}),
+        note=masked(note),
+    )
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #25ae436d
 def watching(
-    settings: Settings | None = None,   # default: the workspace around the current folder
-) -> dict[str, Any] | None:             # its process and since when; none where no watch runs
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> dict[str, Any] | None:  # its process and since when; none where no watch runs
     "The watch that is on, if there is one."
     return holder(settings or load(), "watch")
 
@@ -52,16 +60,18 @@ def watching(
 @dataclass(frozen=True)
 class Due:
     "A reason for a run."
-    trigger: str                # its name
-    reason: str                 # in words
-    seen: Any                   # what was there when we looked
-    since: datetime | None      # when it came, as far as that is known
-    after: datetime             # not to be run before
-    parameters: dict            # given to the run
+
+    trigger: str  # its name
+    reason: str  # in words
+    seen: Any  # what was there when we looked
+    since: datetime | None  # when it came, as far as that is known
+    after: datetime  # not to be run before
+    parameters: dict  # given to the run
     request: str | None = None  # the event that asked for it
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #fbf6513a
 FIRST, LONGEST = 2.0, 600.0  # waits after failed runs, s
+
 
 def _wait(failures: int) -> timedelta:
     "How long to leave a trigger alone after some failures in a row."
@@ -69,6 +79,7 @@ def _wait(failures: int) -> timedelta:
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #689cd737
 EPOCH = datetime.min.replace(tzinfo=UTC)
+
 
 def _past(name: str, log: pl.DataFrame) -> tuple[Any, datetime, list[datetime]]:
     "What a trigger's last run had seen, when that ended, and when runs failed since."
@@ -80,76 +91,114 @@ def _past(name: str, log: pl.DataFrame) -> tuple[Any, datetime, list[datetime]]:
     return (known["details"]["seen"] if known else None), ran, failed
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #ba320822
-def _due(name: str, section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Iterator[Due]:
+def _due(
+    name: str, section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Iterator[Due]:
     "The reason that one trigger has for a run, if it has one."
-    if section.manual: return
+    if section.manual:
+        return
     seen, ran, failed = _past(name, log)
     sight = KINDS[kind(section)](section, settings, now, log)
-    if sight is None or sight.seen == seen or (section.cron and seen is None): return
-    ready = max(ran + timedelta(seconds=section.rest), (failed[-1] if failed else EPOCH) + _wait(len(failed)))
+    if sight is None or sight.seen == seen or (section.cron and seen is None):
+        return
+    ready = max(
+        ran + timedelta(seconds=section.rest),
+        (failed[-1] if failed else EPOCH) + _wait(len(failed)),
+    )
     yield Due(name, sight.what, sight.seen, sight.since, ready, section.parameters)
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #636f2c63
 def _requests(settings: Settings, log: pl.DataFrame) -> Iterator[Due]:
     "The requests that no run has answered."
-    manual = {n: s for n, s in settings.trigger.items() if s.manual} or {"manual": TriggerSection(manual=True)}
+    manual = {n: s for n, s in settings.trigger.items() if s.manual} or {
+        "manual": TriggerSection(manual=True)
+    }
     name, section = next(iter(manual.items()))
     answers = log.filter(pl.col("kind").is_in(["triggered", "trigger_failed"]))["details"]
     answered = set(answers.str.json_path_match("$.request"))
     ready = _past(name, log)[1] + timedelta(seconds=section.rest)
     for event in events.listed(log, kind="run_requested"):
-        if event["id"] in answered: continue
+        if event["id"] in answered:
+            continue
         details = event["details"]
         reason = f"asked for by {event['by']}" + (f": {details['note']}" if details["note"] else "")
-        yield Due(name, reason, {"event": event["id"]}, event["at"], ready,
-                  section.parameters | details["parameters"], event["id"])
+        yield Due(
+            name,
+            reason,
+            {"event": event["id"]},
+            event["at"],
+            ready,
+            section.parameters | details["parameters"],
+            event["id"],
+        )
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #3d7528ad
 def pending(
-    settings: Settings | None = None,                        # default: the workspace around the current folder
+    settings: Settings | None = None,  # default: the workspace around the current folder
     *,
-    on_error: Callable[[str, Exception], None] | None = None,  # told of a trigger that cannot be looked at
-) -> list[Due]:                                              # also those that must wait, see `after`
+    on_error: Callable[[str, Exception], None]
+    | None = None,  # told of a trigger that cannot be looked at
+) -> list[Due]:  # also those that must wait, see `after`
     "Every reason for a run that there is now."
     settings, now = settings or load(), datetime.now(UTC)
     log, due = events.history(settings.events).collect(), []
     for name, section in settings.trigger.items():
         try:
-            with panics_as_errors(): due += _due(name, section, settings, now, log)
+            with panics_as_errors():
+                due += _due(name, section, settings, now, log)
         except Exception as e:
-            if on_error is None: raise
+            if on_error is None:
+                raise
             on_error(name, e)
     return due + list(_requests(settings, log))
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #d275bfb8
 def coalesce(
     due: list[Due],
-) -> list[Due]:   # with the same parameters, the one that waits longest among them
+) -> list[Due]:  # with the same parameters, the one that waits longest among them
     "The reasons that one run can answer."
     first = min(due, key=lambda d: d.since or EPOCH, default=None)
     return [d for d in due if d.parameters == first.parameters]
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #3453c91f
 def fire(
-    run: Callable[[dict], Any],   # parameters -> the finished `workflow.runs.Run`; raises if it fails
-    due: list[Due],               # what is to be run for
+    run: Callable[
+        [dict], Any
+    ],  # parameters -> the finished `workflow.runs.Run`; raises if it fails
+    due: list[Due],  # what is to be run for
     *,
     settings: Settings,
     by: str = "watch",
-) -> Any:                         # the run
+) -> Any:  # the run
     "Run once for all that is due, and record for each trigger what it had seen before."
     chosen = coalesce(due)
     parameters, began = chosen[0].parameters, datetime.now(UTC).isoformat()
+
     def note(what: str, **facts) -> None:
         for d in chosen:
-            events.record(settings.events, what, f"trigger:{d.trigger}", by=by, seen=d.seen, reason=d.reason,
-                          request=d.request, began=began, **facts)
+            events.record(
+                settings.events,
+                what,
+                f"trigger:{d.trigger}",
+                by=by,
+                seen=d.seen,
+                reason=d.reason,
+                request=d.request,
+                began=began,
+                **facts,
+            )
+
     try:
-        with panics_as_errors(): done = run(parameters)
-    except Busy: raise
+        with panics_as_errors():
+            done = run(parameters)
+    except Busy:
+        raise
     except Exception as e:
-        note("trigger_failed", run=getattr(getattr(e, "run", None), "id", None),
-             error=masked(str(e)[:5000]))
+        note(
+            "trigger_failed",
+            run=getattr(getattr(e, "run", None), "id", None),
+            error=masked(str(e)[:5000]),
+        )
         raise
     note("triggered", run=done.id, parameters=masked_all(parameters))
     return done
@@ -159,7 +208,8 @@ def arm(settings: Settings, by: str = "watch") -> None:
     "Record where schedules begin."
     now, log = datetime.now(UTC), events.history(settings.events).collect()
     for name, section in settings.trigger.items():
-        if not section.cron or (section.missed == "once" and _past(name, log)[0] is not None): continue
+        if not section.cron or (section.missed == "once" and _past(name, log)[0] is not None):
+            continue
         seen = KINDS["cron"](section, settings, now, log).seen
         if seen != _past(name, log)[0]:
             events.record(settings.events, "trigger_armed", f"trigger:{name}", by=by, seen=seen)
@@ -167,10 +217,12 @@ def arm(settings: Settings, by: str = "watch") -> None:
 # %% ../../../nbs/6_flow/17_triggers.ipynb #2f0f963d
 def step(
     settings: Settings,
-    run: Callable[[dict], Any],                # parameters -> the finished `workflow.runs.Run`
-    tell: Callable[[str, str], None],          # told what happens: waiting, running, done, failed, busy or error; why
+    run: Callable[[dict], Any],  # parameters -> the finished `workflow.runs.Run`
+    tell: Callable[
+        [str, str], None
+    ],  # told what happens: waiting, running, done, failed, busy or error; why
     by: str = "watch",
-) -> bool:                                     # was there anything to run?
+) -> bool:  # was there anything to run?
     "Look once, and run if something is due."
     waiting = pending(settings, on_error=lambda name, e: tell("error", f"{name}: {e}"))
     due = coalesce([d for d in waiting if d.after <= datetime.now(UTC)])
@@ -179,19 +231,23 @@ def step(
         tell("waiting", "; ".join(later) or ", ".join(settings.trigger) or "requests")
         return False
     tell("running", "; ".join(f"{d.trigger}: {d.reason}" for d in due))
-    try: tell("done", str(fire(run, due, settings=settings, by=by).id))
-    except Busy as e: tell("busy", str(e))
-    except Exception as e: tell("failed", str(e))
+    try:
+        tell("done", str(fire(run, due, settings=settings, by=by).id))
+    except Busy as e:
+        tell("busy", str(e))
+    except Exception as e:
+        tell("failed", str(e))
     return True
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #db94293d
 def watch(
     settings: Settings,
-    run: Callable[[dict], Any],                          # parameters -> the finished `workflow.runs.Run`
+    run: Callable[[dict], Any],  # parameters -> the finished `workflow.runs.Run`
     *,
-    every: float = 1.0,                                  # time between two looks, s
-    stop: threading.Event | None = None,                 # set it to end the watch after the present run
-    on_event: Callable[[str, str], None] | None = None,  # told what happens and why, as `step` says it
+    every: float = 1.0,  # time between two looks, s
+    stop: threading.Event | None = None,  # set it to end the watch after the present run
+    on_event: Callable[[str, str], None]
+    | None = None,  # told what happens and why, as `step` says it
     by: str = "watch",
 ) -> None:
     "Look, run what is due, look again; one watch a workspace, and one run at a time."
@@ -201,16 +257,20 @@ def watch(
         arm(settings, by)
         while not stop.is_set():
             try:
-                with panics_as_errors(): step(settings, run, tell, by)
-            except Exception as e: tell("error", str(e))  # the log's store is away: look again
+                with panics_as_errors():
+                    step(settings, run, tell, by)
+            except Exception as e:
+                tell("error", str(e))  # the log's store is away: look again
             stop.wait(every)
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #8a27365d
 def _name(settings: Settings) -> str:
     return f"watch {settings.root}"
 
+
 class Watcher:
     "The actor: a watch in a thread."
+
     def __init__(self, settings: Settings, run: Callable[[dict], Any], every: float):
         self.end = threading.Event()
         self.thread = threading.Thread(target=self._loop, args=(settings, run, every), daemon=True)
@@ -219,11 +279,16 @@ class Watcher:
     def _loop(self, settings: Settings, run: Callable[[dict], Any], every: float) -> None:
         tell = _logger(settings)
         while not self.end.is_set():
-            try: watch(settings, run, every=every, stop=self.end, on_event=tell, by="watch, detached")
-            except Exception as e: tell("error", str(e))  # another watch is still ending
+            try:
+                watch(
+                    settings, run, every=every, stop=self.end, on_event=tell, by="watch, detached"
+                )
+            except Exception as e:
+                tell("error", str(e))  # another watch is still ending
             self.end.wait(every)
 
-    def alive(self) -> bool: return self.thread.is_alive()
+    def alive(self) -> bool:
+        return self.thread.is_alive()
 
     def stop(self, seconds: float) -> None:
         self.end.set()
@@ -233,76 +298,129 @@ class Watcher:
 def _logger(settings: Settings) -> Callable[[str, str], None]:
     "A function that writes what is new to the watch's log file."
     last = []
+
     def tell(what: str, why: str) -> None:
-        if last == [what, why]: return
+        if last == [what, why]:
+            return
         last[:] = what, why
         with (settings.state / "watch.log").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {what}: {why}\n")
+
     return tell
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #97d6a060
 def detach(
     settings: Settings,
-    run: Callable[[dict], Any],   # as for `watch`; it is pickled
+    run: Callable[[dict], Any],  # as for `watch`; it is pickled
     *,
-    every: float = 1.0,           # time between two looks, s
+    every: float = 1.0,  # time between two looks, s
 ) -> None:
     "Start a watch on the workspace's cluster; it goes on when this process has ended."
     from mlops_nb.core import cluster
+
     if found := watching(settings):
-        raise TriggerError(f"a watch is on already ({in_words(found)}): "
-                           "end it first, a detached one with `mlops-nb watch --stop`")
+        raise TriggerError(
+            f"a watch is on already ({in_words(found)}): "
+            "end it first, a detached one with `mlops-nb watch --stop`"
+        )
     cluster.connect(settings)
     import ray
-    actor = ray.remote(Watcher).options(
-        name=_name(settings), namespace="mlops_nb", lifetime="detached", get_if_exists=True, num_cpus=0,
-        max_restarts=-1, max_concurrency=4, runtime_env=cluster.runtime_env(settings)).remote(settings, run, every)
+
+    actor = (
+        ray.remote(Watcher)
+        .options(
+            name=_name(settings),
+            namespace="mlops_nb",
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=4,
+            runtime_env=cluster.runtime_env(settings),
+        )
+        .remote(settings, run, every)
+    )
     ray.get(actor.alive.remote())
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #75dd1e6e
 def end(
     settings: Settings,
     *,
-    seconds: float = 10,   # how long a run that is under way may take to finish, s; then it is cut short
-) -> bool:                 # was there a detached watch?
+    seconds: float = 10,  # how long a run that is under way may take to finish, s; then it is cut short
+) -> bool:  # was there a detached watch?
     "End the detached watch."
     from mlops_nb.core import cluster
-    if not cluster.find(settings): return False
+
+    if not cluster.find(settings):
+        return False
     cluster.connect(settings)
     import ray
-    try: actor = ray.get_actor(_name(settings), namespace="mlops_nb")
-    except ValueError: return False
-    try: ray.get(actor.stop.remote(seconds), timeout=seconds + 5)
-    except ray.exceptions.RayError: pass
+
+    try:
+        actor = ray.get_actor(_name(settings), namespace="mlops_nb")
+    except ValueError:
+        return False
+    try:
+        ray.get(actor.stop.remote(seconds), timeout=seconds + 5)
+    except ray.exceptions.RayError:
+        pass
     ray.kill(actor, no_restart=True)
     return True
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #1564402c
 def table(
-    settings: Settings | None = None,   # default: the workspace around the current folder
-) -> pl.DataFrame:                      # columns trigger, kind, waits_for, last, next, pending, failed
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> pl.DataFrame:  # columns trigger, kind, waits_for, last, next, pending, failed
     "The triggers: when each last led to a run, when a schedule is next due, and what is pending."
     settings = settings or load()
     log, troubles = events.history(settings.events).collect(), {}
     due = pending(settings, on_error=lambda name, e: troubles.update({name: str(e)}))
     names = dict.fromkeys([*settings.trigger, *(d.trigger for d in due)])
-    rows = [_row(n, settings.trigger.get(n, TriggerSection(manual=True)), log,
-                 [d for d in due if d.trigger == n], troubles.get(n)) for n in names]
+    rows = [
+        _row(
+            n,
+            settings.trigger.get(n, TriggerSection(manual=True)),
+            log,
+            [d for d in due if d.trigger == n],
+            troubles.get(n),
+        )
+        for n in names
+    ]
     times = {"last": pl.Datetime("us", "UTC"), "next": pl.Datetime("us", "UTC")}
-    return pl.DataFrame(rows, schema={"trigger": pl.String, "kind": pl.String, "waits_for": pl.String, **times,
-                                      "pending": pl.String, "failed": pl.String})
+    return pl.DataFrame(
+        rows,
+        schema={
+            "trigger": pl.String,
+            "kind": pl.String,
+            "waits_for": pl.String,
+            **times,
+            "pending": pl.String,
+            "failed": pl.String,
+        },
+    )
 
-def _row(name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], trouble: str | None) -> dict:
+
+def _row(
+    name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], trouble: str | None
+) -> dict:
     "One trigger."
     mine, now = log.filter(subject=f"trigger:{name}"), datetime.now(UTC)
-    failed = events.newest(log, "trigger_failed", f"trigger:{name}") if _past(name, log)[2] else None
+    failed = (
+        events.newest(log, "trigger_failed", f"trigger:{name}") if _past(name, log)[2] else None
+    )
     following = max((d.after for d in due), default=None)
     if section.cron and not due:
         from cronsim import CronSim
+
         following = next(CronSim(section.cron, now))
-    elif following is not None: following = max(following, now)
-    return {"trigger": name, "kind": kind(section),
-            "waits_for": masked(str(getattr(section, kind(section)))),
-            "last": mine.filter(kind="triggered")["at"].max(), "next": following,
-            "pending": "; ".join(d.reason for d in due) or None,
-            "failed": trouble or (failed["details"]["error"] if failed else None)}
+    elif following is not None:
+        following = max(following, now)
+    return {
+        "trigger": name,
+        "kind": kind(section),
+        "waits_for": masked(str(getattr(section, kind(section)))),
+        "last": mine.filter(kind="triggered")["at"].max(),
+        "next": following,
+        "pending": "; ".join(d.reason for d in due) or None,
+        "failed": trouble or (failed["details"]["error"] if failed else None),
+    }

@@ -28,69 +28,113 @@ from ...service import monitoring
 @dataclass(frozen=True)
 class Sight:
     "What a trigger sees now."
-    seen: Any                        # JSON-able; another value means something new
-    what: str                        # in words
-    since: datetime | None = None    # when it came, as far as that is known
+
+    seen: Any  # JSON-able; another value means something new
+    what: str  # in words
+    since: datetime | None = None  # when it came, as far as that is known
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #d51a7fa3
-def _files(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
+def _files(
+    section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Sight | None:
     "The files that match a pattern and have settled."
     found = []
     for path in sorted(map(str, matching(section.files, settings.root))):
-        try: facts = Path(path).stat()
-        except FileNotFoundError: continue  # renamed meanwhile
+        try:
+            facts = Path(path).stat()
+        except FileNotFoundError:
+            continue  # renamed meanwhile
         if Path(path).is_file() and facts.st_ctime <= now.timestamp() - section.settle:
             found.append((path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
-    if not found: return None
+    if not found:
+        return None
     newest = datetime.fromtimestamp(max(f[3] for f in found) / 1e9, UTC)
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-    return Sight({"files": len(found), "digest": digest}, f"{len(found)} files match {section.files}", newest)
+    return Sight(
+        {"files": len(found), "digest": digest}, f"{len(found)} files match {section.files}", newest
+    )
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #950f4da3
 UPKEEP = ("OPTIMIZE", "VACUUM START", "VACUUM END")  # operations that change no row
 
-def _table(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
+
+def _table(
+    section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Sight | None:
     "The newest version of a table that changed its rows."
     place = section.table
-    address = place if "://" in place else str(settings.root / place) if "/" in place else settings.table(place)
-    if not lake.exists(address): return None
+    address = (
+        place
+        if "://" in place
+        else str(settings.root / place)
+        if "/" in place
+        else settings.table(place)
+    )
+    if not lake.exists(address):
+        return None
     known = lake.commits(address, 50)
     last = next((h for h in known if h["operation"] not in UPKEEP), known[0])
     since = datetime.fromtimestamp(last["timestamp"] / 1e3, UTC)
     return Sight({"version": last["version"]}, f"{place} is at version {last['version']}", since)
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #02df2111
-def _database(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
+def _database(
+    section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Sight | None:
     "The greatest value of a database's watermark."
     uri = section.database.get_secret_value()
     source = f"({section.query.rstrip('; ')})" if " " in section.query.strip() else section.query
     try:
         with closing(connect(uri, settings.root)) as connection:
-            mark = next(rows for rows in frames(connection, f'SELECT max(t."{section.watermark}") FROM {source} AS t')
-                        if rows.height).item()
+            mark = next(
+                rows
+                for rows in frames(
+                    connection, f'SELECT max(t."{section.watermark}") FROM {source} AS t'
+                )
+                if rows.height
+            ).item()
     except Exception as e:
-        raise TriggerError(f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
-                           f"{said_by(e, uri)}. Check database, query and watermark in "
-                           "settings.ini") from None
-    return None if mark is None else Sight({"watermark": str(mark)}, f"{section.watermark} has come to {mark}")
+        raise TriggerError(
+            f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
+            f"{said_by(e, uri)}. Check database, query and watermark in "
+            "settings.ini"
+        ) from None
+    return (
+        None
+        if mark is None
+        else Sight({"watermark": str(mark)}, f"{section.watermark} has come to {mark}")
+    )
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #783ba03e
-def _cron(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
+def _cron(
+    section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Sight | None:
     "The last tick of a schedule."
     from cronsim import CronSim
+
     tick = next(CronSim(section.cron, now, reverse=True))
     return Sight({"tick": tick.isoformat()}, f"it was due at {tick:%Y-%m-%d %H:%M} UTC", tick)
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #a370f578
-def _alert(section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame) -> Sight | None:
+def _alert(
+    section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
+) -> Sight | None:
     "The newest proposal to retrain what an endpoint serves now."
     newest = monitoring.proposal(log, section.alert)
-    if newest is None: return None
+    if newest is None:
+        return None
     reason = newest["details"].get("reason") or "a retraining was proposed"
     return Sight({"event": newest["id"]}, f"{section.alert}: {reason}", newest["at"])
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #c701ccac
-KINDS: dict[str, Callable] = {"files": _files, "table": _table, "database": _database, "cron": _cron, "alert": _alert}
+KINDS: dict[str, Callable] = {
+    "files": _files,
+    "table": _table,
+    "database": _database,
+    "cron": _cron,
+    "alert": _alert,
+}
+
 
 def kind(section: TriggerSection) -> str:
     "What a trigger waits for: files, table, database, cron, alert or manual."

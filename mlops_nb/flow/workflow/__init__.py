@@ -31,8 +31,9 @@ from .stages import Stage, wiring
 @dataclass(frozen=True)
 class Workflow:
     "Stages in the order of their numbers."
+
     stages: tuple[Stage, ...]
-    left_out: tuple[Problem, ...] = ()   # warnings about notebooks of the folder that are no stages
+    left_out: tuple[Problem, ...] = ()  # warnings about notebooks of the folder that are no stages
 
     @classmethod
     def discover(cls, folder: str | Path) -> "Workflow":
@@ -42,9 +43,12 @@ class Workflow:
             raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
         stages, broken = [], []
         for path in paths:
-            try: stages.append(Stage.read(path))
-            except NotANotebook as e: broken.append(Problem(path.name, None, e.reason))
-        if broken: raise WorkflowError("these stages cannot be read:", problems=tuple(broken))
+            try:
+                stages.append(Stage.read(path))
+            except NotANotebook as e:
+                broken.append(Problem(path.name, None, e.reason))
+        if broken:
+            raise WorkflowError("these stages cannot be read:", problems=tuple(broken))
         return cls(tuple(stages), tuple(left_out))
 
     @property
@@ -55,23 +59,31 @@ class Workflow:
     @property
     def wires(self) -> list[tuple[str, str, str]]:
         "Giver, taker and name of each output that is taken."
-        return [(giver, taker, name) for taker, takes in self.wiring.items() for name, giver in takes.items()]
+        return [
+            (giver, taker, name)
+            for taker, takes in self.wiring.items()
+            for name, giver in takes.items()
+        ]
 
-    def check(self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None) -> list[Problem]:
+    def check(
+        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
+    ) -> list[Problem]:
         "Return all that is wrong and can be known before anything runs."
         return self.review(parameters, settings)[0]
 
     def review(
-        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None,
+        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
     ) -> tuple[list[Problem], list[Problem]]:
         "Return what hinders a run, and warnings about what may be wrong."
         problems = review(self.stages, parameters, settings)
         warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
         return [p for p in problems if not p.warning], list(warnings)
 
-    def __repr__(self) -> str: return f"Workflow({', '.join(s.name for s in self.stages)})"
+    def __repr__(self) -> str:
+        return f"Workflow({', '.join(s.name for s in self.stages)})"
 
-    def _repr_html_(self) -> str: return graph([StageRun(s.name) for s in self.stages], self.wires)
+    def _repr_html_(self) -> str:
+        return graph([StageRun(s.name) for s in self.stages], self.wires)
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #579f3813
 def _earlier(workflow: Workflow, chosen: list[str], ledger: Ledger) -> dict[str, Any]:
@@ -79,11 +91,14 @@ def _earlier(workflow: Workflow, chosen: list[str], ledger: Ledger) -> dict[str,
     there = {}
     for taker in chosen:
         for name, giver in workflow.wiring[taker].items():
-            if giver in chosen: continue
+            if giver in chosen:
+                continue
             last = ledger.newest(stage=giver, stopped=True)
             if not last or name not in last.outputs:
-                raise WorkflowError(f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
-                                    f"start at {giver}")
+                raise WorkflowError(
+                    f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
+                    f"start at {giver}"
+                )
             there[name] = last.outputs[name]
     return there
 
@@ -92,13 +107,17 @@ def _between(workflow: Workflow, first: str | None, last: str | None) -> tuple[S
     "The stages from one to another, both included."
     names = [s.name for s in workflow.stages]
     for name in filter(None, (first, last)):
-        if name not in names: raise WorkflowError(f"there is no stage {name}: there are {', '.join(names)}")
+        if name not in names:
+            raise WorkflowError(f"there is no stage {name}: there are {', '.join(names)}")
     start, end = names.index(first or names[0]), names.index(last or names[-1]) + 1
-    if start >= end: raise WorkflowError(f"{first} comes after {last}: exchange them")
+    if start >= end:
+        raise WorkflowError(f"{first} comes after {last}: exchange them")
     return workflow.stages[start:end]
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #0be04b58
-def _graph(wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], settings: Settings) -> TopologicalSorter:
+def _graph(
+    wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], settings: Settings
+) -> TopologicalSorter:
     "Which of these stages wait for which."
     names = {s.name for s in stages}
     after = lambda name: settings.stage[name].after.split() if name in settings.stage else []
@@ -108,7 +127,12 @@ def _graph(wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], setting
     return graph
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #2158b253
-def _all(execution: Execution, graph: TopologicalSorter, stages: tuple[Stage, ...], one: Callable[..., None]) -> None:
+def _all(
+    execution: Execution,
+    graph: TopologicalSorter,
+    stages: tuple[Stage, ...],
+    one: Callable[..., None],
+) -> None:
     "Perform stages as soon as those before them are done."
     results, failed = {s.name: r for s, r in zip(stages, execution.run.stages, strict=True)}, None
     with ThreadPoolExecutor(execution.at_once) as pool:
@@ -116,46 +140,83 @@ def _all(execution: Execution, graph: TopologicalSorter, stages: tuple[Stage, ..
         try:
             while not failed and graph.is_active() or running:
                 ready = [] if failed else graph.get_ready()
-                running |= {pool.submit(one, s, results[s.name]): s for s in stages if s.name in ready}
+                running |= {
+                    pool.submit(one, s, results[s.name]): s for s in stages if s.name in ready
+                }
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     stage = running.pop(future)
                     future.result()
-                    if results[stage.name].state == "failed": failed = failed or results[stage.name]
-                    else: graph.done(stage.name)
-        finally: execution.stop.set()
-    if failed: raise WorkflowError(f"stage {failed.name} failed. {failed.error}. "
-                                   f"The executed notebook is {failed.notebook}", run=execution.run)
+                    if results[stage.name].state == "failed":
+                        failed = failed or results[stage.name]
+                    else:
+                        graph.done(stage.name)
+        finally:
+            execution.stop.set()
+    if failed:
+        raise WorkflowError(
+            f"stage {failed.name} failed. {failed.error}. "
+            f"The executed notebook is {failed.notebook}",
+            run=execution.run,
+        )
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #5be4c1df
 @contextmanager
 def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     "Record that a run started, and how it ended."
     run, log = execution.run, execution.settings.events
-    events.record(log, "run_started", f"run:{run.id}", by=by, stages=[s.name for s in run.stages],
-                  parameters=masked_all(parameters), warnings=[str(w) for w in run.warnings])
+    events.record(
+        log,
+        "run_started",
+        f"run:{run.id}",
+        by=by,
+        stages=[s.name for s in run.stages],
+        parameters=masked_all(parameters),
+        warnings=[str(w) for w in run.warnings],
+    )
     try:
         yield
         run.state = "done"
     finally:
-        if run.state != "done": run.state = "failed"
+        if run.state != "done":
+            run.state = "failed"
         execution.ledger.close(run.id, run.state, run.outputs)
-        events.record(log, "run_finished", f"run:{run.id}", by=by, state=run.state, stages=[
-            {"name": s.name, "state": s.state, "seconds": round(s.seconds, 2), "id": s.id, "notebook": s.notebook,
-             "reused_from": s.reused_from, "error": s.error, "note": s.note} for s in run.stages])
+        events.record(
+            log,
+            "run_finished",
+            f"run:{run.id}",
+            by=by,
+            state=run.state,
+            stages=[
+                {
+                    "name": s.name,
+                    "state": s.state,
+                    "seconds": round(s.seconds, 2),
+                    "id": s.id,
+                    "notebook": s.notebook,
+                    "reused_from": s.reused_from,
+                    "error": s.error,
+                    "note": s.note,
+                }
+                for s in run.stages
+            ],
+        )
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #e6e6cd54
 def _run(
     self: Workflow,
-    parameters: Mapping[str, Any] | None = None,     # by name, for every stage that has them
+    parameters: Mapping[str, Any] | None = None,  # by name, for every stage that has them
     *,
-    first: str | None = None,                        # stage to start at; default: the first
-    last: str | None = None,                         # stage to end with; default: the last
-    force: bool = False,                             # run stages also where nothing changed
-    resolve: Callable[[str, dict], str] | None = None,   # stage, parameters -> fingerprint of its other inputs
-    valid: Callable[[str, dict], bool] | None = None,    # stage, outputs -> does a reused result still hold?
-    on_event: Callable[[Progress], None] | None = None,  # told what happens; default: a bar in notebooks
-    by: str | None = None,                           # the person or program responsible; default: this user
-    settings: Settings | None = None,                # default: the workspace around the current folder
+    first: str | None = None,  # stage to start at; default: the first
+    last: str | None = None,  # stage to end with; default: the last
+    force: bool = False,  # run stages also where nothing changed
+    resolve: Callable[[str, dict], str]
+    | None = None,  # stage, parameters -> fingerprint of its other inputs
+    valid: Callable[[str, dict], bool]
+    | None = None,  # stage, outputs -> does a reused result still hold?
+    on_event: Callable[[Progress], None]
+    | None = None,  # told what happens; default: a bar in notebooks
+    by: str | None = None,  # the person or program responsible; default: this user
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Run:
     "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
     settings, given, by = settings or load(), dict(parameters or {}), by or events.user()
@@ -173,6 +234,7 @@ def _run(
         execution = Execution(settings, run, ledger, on_event or listener(), force, resolve, valid)
         with _recorded(execution, by, given):
             there = _earlier(self, [s.name for s in stages], ledger)
+
             def one(stage: Stage, result: StageRun) -> None:
                 takes = self.wiring[stage.name]
                 own = stage.parameters.keys() - takes.keys()
@@ -180,7 +242,9 @@ def _run(
                 values |= {p: there[p] for p in takes if p in there}
                 perform(execution, stage, result, values)
                 there.update(result.outputs)
+
             _all(execution, _graph(wires, stages, settings), stages, one)
     return run
+
 
 Workflow.run = _run

@@ -33,62 +33,78 @@ from .values import accepts, demanded, typed, untyped
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #33d1511d
 def grid(
-    file: str | Path,                     # .yaml, .yml, .json or .csv
-    notebook: str | Path | None = None,   # the notebook whose parameters say what texts stand for
+    file: str | Path,  # .yaml, .yml, .json or .csv
+    notebook: str | Path | None = None,  # the notebook whose parameters say what texts stand for
 ) -> list[dict[str, Any]]:
     "Return the sets of parameters that a file lists."
     path = Path(file)
-    if not path.is_file(): raise WorkflowError(f"{file}: there is no such grid file")
+    if not path.is_file():
+        raise WorkflowError(f"{file}: there is no such grid file")
     if path.suffix.lower() not in _READERS:
         raise WorkflowError(f"{file}: expected a file ending in {', '.join(_READERS)}")
-    try: listed = _READERS[path.suffix.lower()](path)
+    try:
+        listed = _READERS[path.suffix.lower()](path)
     except (ValueError, yaml.YAMLError, pl.exceptions.PolarsError) as e:
-        raise WorkflowError(f"{file} cannot be read as {path.suffix}: {str(e).splitlines()[0]}") from e
+        raise WorkflowError(
+            f"{file} cannot be read as {path.suffix}: {str(e).splitlines()[0]}"
+        ) from e
     if isinstance(listed, dict):
         values = [v if isinstance(v, list) else [v] for v in listed.values()]
         listed = [dict(zip(listed, chosen, strict=True)) for chosen in itertools.product(*values)]
     if listed and isinstance(listed, list) and all(isinstance(one, dict) for one in listed):
         parameters = Stage.read(notebook).parameters if notebook else {}
         return _typed(listed, parameters, path.suffix.lower() == ".csv")
-    raise WorkflowError(f"{file}: expected a list of mappings, or one mapping of lists; "
-                        f"got {str(listed)[:80]}")
+    raise WorkflowError(
+        f"{file}: expected a list of mappings, or one mapping of lists; got {str(listed)[:80]}"
+    )
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #1db7713b
 class Plain(str):
     "A text that may stand for a value of another type."
+
     __slots__ = ()
+
 
 def _typed(
     sets: list[dict],
     parameters: Mapping[str, Parameter],
-    columns: bool,                         # without a type: one type for all values of a name
+    columns: bool,  # without a type: one type for all values of a name
 ) -> list[dict[str, Any]]:
     "Return sets in which every `Plain` is what its parameter's type says."
     kinds = {name: demanded(parameter) for name, parameter in parameters.items()}
     texts = set()
     for name in {name for one in sets for name in one if columns and kinds.get(name) is None}:
         cells = [one[name] for one in sets if isinstance(one.get(name), Plain)]
-        if any(isinstance(untyped(cell), str) for cell in cells): texts.add(name)
+        if any(isinstance(untyped(cell), str) for cell in cells):
+            texts.add(name)
     kinds |= dict.fromkeys(texts, str)
-    return [{str(name): _value(value, kinds.get(name)) for name, value in one.items()}
-            for one in sets]
+    return [
+        {str(name): _value(value, kinds.get(name)) for name, value in one.items()} for one in sets
+    ]
+
 
 def _value(value: Any, kind: Any) -> Any:
     "Return a value without `Plain`, of a type if it has that."
-    if isinstance(value, Plain): return typed(str(value), [kind])
-    if not isinstance(value, list | dict): return value
+    if isinstance(value, Plain):
+        return typed(str(value), [kind])
+    if not isinstance(value, list | dict):
+        return value
     read, kept = _inside(value, untyped), _inside(value, str)
     return kept if kind is not None and not accepts(kind, read) and accepts(kind, kept) else read
 
+
 def _inside(value: Any, what: Callable[[str], Any]) -> Any:
     "Apply a function to every `Plain` inside a value."
-    if isinstance(value, list): return [_inside(v, what) for v in value]
-    if isinstance(value, dict): return {str(k): _inside(v, what) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_inside(v, what) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _inside(v, what) for k, v in value.items()}
     return what(str(value)) if isinstance(value, Plain) else value
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #85d40c44
 class _Loader(yaml.SafeLoader):
     "YAML without guesses: what is not quoted is a `Plain`, but for null."
+
     yaml_implicit_resolvers: ClassVar = {}
 
     def scalar(self, node):
@@ -98,13 +114,16 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         return unique(self.construct_pairs(node, deep=True))
 
+
 def unique(pairs: Iterable[tuple[Any, Any]]) -> dict:
     "Return pairs as a dict; raise `ValueError` if a key stands twice."
     whole = {}
     for key, value in pairs:
-        if key in whole: raise ValueError(f"the key {str(key)!r} stands twice")
+        if key in whole:
+            raise ValueError(f"the key {str(key)!r} stands twice")
         whole[key] = value
     return whole
+
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(~|null|)$"), ["~", "n", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("<<$"), ["<"])
@@ -112,11 +131,17 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.scalar)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.mapping)
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #dca4d9cb
-def _text(path: Path) -> str: return path.read_text(encoding="utf-8-sig")
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")
 
-def _yaml(path: Path) -> Any: return yaml.load(_text(path), _Loader)
 
-def _json(path: Path) -> Any: return json.loads(_text(path), object_pairs_hook=unique)
+def _yaml(path: Path) -> Any:
+    return yaml.load(_text(path), _Loader)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_text(path), object_pairs_hook=unique)
+
 
 def _csv(path: Path) -> list[dict]:
     "Return a row a set, each cell a `Plain`; an empty one is None."
@@ -125,14 +150,17 @@ def _csv(path: Path) -> list[dict]:
     plain = lambda cell: None if cell is None else Plain(cell)
     return [{name: plain(cell) for name, cell in row.items()} for row in rows]
 
+
 _READERS = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".csv": _csv}
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #3307a0c9
-SHOWN = 50   # sets in the HTML table
+SHOWN = 50  # sets in the HTML table
+
 
 @dataclass
 class Batch(Run):
     "One execution of a notebook for many sets of parameters."
+
     sets: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -143,22 +171,37 @@ class Batch(Run):
     @property
     def table(self) -> pl.DataFrame:
         "A row a set: its parameters, `state`, `seconds`, the glued outputs, `error`, `notebook`."
-        rows = [{**given, "state": s.state, "seconds": s.seconds, **s.outputs, "error": s.error, "notebook": s.notebook}
-                for given, s in zip(self.sets, self.stages, strict=True)]
+        rows = [
+            {
+                **given,
+                "state": s.state,
+                "seconds": s.seconds,
+                **s.outputs,
+                "error": s.error,
+                "notebook": s.notebook,
+            }
+            for given, s in zip(self.sets, self.stages, strict=True)
+        ]
         return pl.DataFrame(rows, infer_schema_length=None, strict=False)
 
     def _repr_html_(self) -> str:
         table = self.table.drop("notebook")
         counts = table["state"].value_counts(sort=True).rows()
-        return render("batch.html", id=self.id, counts=counts, sets=table.head(SHOWN),
-                      more=table.height - SHOWN)
+        return render(
+            "batch.html",
+            id=self.id,
+            counts=counts,
+            sets=table.head(SHOWN),
+            more=table.height - SHOWN,
+        )
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #0b6ab6b0
 def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
     "Return warnings; raise with all that is wrong with the sets, what they share only once."
     sets_by_problem, own = {}, review((stage,), sets[0])
     for n, given in enumerate(sets, 1):
-        for problem in judged((stage,), given): sets_by_problem.setdefault(problem, []).append(n)
+        for problem in judged((stage,), given):
+            sets_by_problem.setdefault(problem, []).append(n)
     problems = [p for p in own if not p.warning and p not in sets_by_problem]
     for problem, ns in sets_by_problem.items():
         place = f"set {', '.join(str(n) for n in ns[:5])}"
@@ -168,33 +211,44 @@ def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #d1fc73ba
 def map(
-    notebook: str | Path,                            # with a `parameters` cell
-    sets: Iterable[Mapping[str, Any]],               # of parameters by name; a notebook is run for each
+    notebook: str | Path,  # with a `parameters` cell
+    sets: Iterable[Mapping[str, Any]],  # of parameters by name; a notebook is run for each
     *,
-    at_once: int | None = None,                      # notebooks that run at the same time; default: [cluster] stages
-    force: bool = False,                             # also those that were done before
-    resolve: Callable[[str, dict], str] | None = None,   # stage, parameters -> fingerprint of its other inputs
-    valid: Callable[[str, dict], bool] | None = None,    # stage, outputs -> does a reused result still hold?
-    on_event: Callable[[Progress], None] | None = None,  # told what happens; default: a bar in notebooks
-    by: str | None = None,                           # the person or program responsible; default: this user
-    settings: Settings | None = None,                # default: the workspace around the current folder
+    at_once: int | None = None,  # notebooks that run at the same time; default: [cluster] stages
+    force: bool = False,  # also those that were done before
+    resolve: Callable[[str, dict], str]
+    | None = None,  # stage, parameters -> fingerprint of its other inputs
+    valid: Callable[[str, dict], bool]
+    | None = None,  # stage, outputs -> does a reused result still hold?
+    on_event: Callable[[Progress], None]
+    | None = None,  # told what happens; default: a bar in notebooks
+    by: str | None = None,  # the person or program responsible; default: this user
+    settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Batch:
     "Run a notebook for each set of parameters; those that succeeded before are reused. Failures are told, not raised."
     settings, stage, sets = settings or load(), Stage.read(notebook), [dict(one) for one in sets]
-    if not sets: raise WorkflowError("expected at least one set of parameters; came none")
+    if not sets:
+        raise WorkflowError("expected at least one set of parameters; came none")
     warnings = _checked(stage, sets)
     cluster.snapshot(settings)  # a package that is not there stops a batch before it begins
     kernels.begin(settings)
     ledger, width = Ledger(settings), len(str(len(sets)))
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]
-    batch = Batch(ledger.open(stage.name, kind="batch", by=by or events.user()), [StageRun(n) for n in names],
-                  sets=sets, warnings=warnings)
+    batch = Batch(
+        ledger.open(stage.name, kind="batch", by=by or events.user()),
+        [StageRun(n) for n in names],
+        sets=sets,
+        warnings=warnings,
+    )
     execution = Execution(settings, batch, ledger, on_event or listener(), force, resolve, valid)
+
     def one(result: StageRun, given: dict) -> None:
         perform(execution, stage, result, given, f"{result.name}.ipynb")
+
     try:
         with ThreadPoolExecutor(at_once or execution.at_once) as pool:
-            try: list(pool.map(one, batch.stages, sets))
+            try:
+                list(pool.map(one, batch.stages, sets))
             except BaseException:
                 execution.stop.set()
                 pool.shutdown(cancel_futures=True)

@@ -18,22 +18,27 @@ from .stages import RESERVED, Stage
 # %% ../../../nbs/6_flow/09_workflow_cache.ipynb #a98bb4cb
 def key(
     stage: Stage,
-    parameters: Mapping[str, Any],   # all values that the stage is given
+    parameters: Mapping[str, Any],  # all values that the stage is given
     *,
-    package: Path | None = None,     # folder of the exported package
-    name: str = "",                  # its dotted name; default: the folder's
+    package: Path | None = None,  # folder of the exported package
+    name: str = "",  # its dotted name; default: the folder's
     framework: Mapping[str, str] | None = None,  # its version and digest
-    lock: Path | None = None,        # the lock file of the environment
-    fingerprint: str = "",           # of inputs that are not parameters
-) -> str:                            # SHA-256, hexadecimal
+    lock: Path | None = None,  # the lock file of the environment
+    fingerprint: str = "",  # of inputs that are not parameters
+) -> str:  # SHA-256, hexadecimal
     "What a stage's result depends on, as one digest: same key, same work."
     used = modules(stage.trees.values(), package, name) if package else {}
-    facts = {"stage": stage.name, "code": list(stage.code.values()), "fingerprint": fingerprint,
-             "parameters": {k: v for k, v in parameters.items() if k != RESERVED},
-             "modules": {name: _digest(file) for name, file in used.items()},
-             "framework": framework,
-             "lock": _digest(lock) if lock and lock.is_file() else None}
+    facts = {
+        "stage": stage.name,
+        "code": list(stage.code.values()),
+        "fingerprint": fingerprint,
+        "parameters": {k: v for k, v in parameters.items() if k != RESERVED},
+        "modules": {name: _digest(file) for name, file in used.items()},
+        "framework": framework,
+        "lock": _digest(lock) if lock and lock.is_file() else None,
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
 
 def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,43 +13,60 @@ from collections.abc import Iterator
 from ...core.library import tree
 
 # %% ../../../nbs/6_flow/02_workflow_cells.ipynb #163ab2e1
-_OVER_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b[^\n]*")   # cell magics over Python
+_OVER_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b[^\n]*")  # cell magics over Python
+
 
 class _Inline(ast.NodeTransformer):
     "Puts the statement that `%time` runs in its place."
+
     def visit_Expr(self, node: ast.Expr):
         match node.value:
-            case ast.Call(func=ast.Attribute(attr="run_line_magic"),
-                          args=[ast.Constant("time"), ast.Constant(str(code))]): pass
-            case _: return node
-        try: body = tree(code).body
-        except SyntaxError: return node
+            case ast.Call(
+                func=ast.Attribute(attr="run_line_magic"),
+                args=[ast.Constant("time"), ast.Constant(str(code))],
+            ):
+                pass
+            case _:
+                return node
+        try:
+            body = tree(code).body
+        except SyntaxError:
+            return node
         for part in (n for statement in body for n in ast.walk(statement) if hasattr(n, "lineno")):
             part.lineno, part.end_lineno = node.lineno, node.end_lineno
         return body or node
 
 # %% ../../../nbs/6_flow/02_workflow_cells.ipynb #488249a2
-AUTOMAGIC = frozenset("""
+AUTOMAGIC = frozenset(
+    """
     cat cd clear conda config cp env hist history ldir less lf lk ll load_ext ls lsmagic lx
     mamba man matplotlib micromamba mkdir more mv pip pwd rm rmdir run time timeit uv who who_ls
     whos
-""".split())
+""".split()
+)
 _OPERATOR = r"[=<>!|&^+*/%,.\[(]|-\s|(?:if|in|is|and|or|not|for)\b"
 _ONE_LINE = re.compile(rf"\s*(\w+)(?:[ \t]+(?!{_OPERATOR})[^\n]*)?\s*")
+
 
 def _translated(source: str) -> str:
     "Translate what only IPython understands."
     from IPython.core.inputtransformer2 import TransformerManager
+
     return TransformerManager().transform_cell(source)
+
 
 def parse(source: str) -> ast.Module:
     "Return a cell's code as a tree; raise `SyntaxError` where Jupyter would."
-    while magic := _OVER_PYTHON.match(source):   # nested ones too; lines keep their numbers
-        source = "\n" * magic[0].count("\n") + source[magic.end():]
-    if (word := _ONE_LINE.fullmatch(source)) and word[1] in AUTOMAGIC: source = f"%{source.strip()}"
-    try: module = _compiled(source)
-    except SyntaxError: module = _compiled(_translated(source))
+    while magic := _OVER_PYTHON.match(source):  # nested ones too; lines keep their numbers
+        source = "\n" * magic[0].count("\n") + source[magic.end() :]
+    if (word := _ONE_LINE.fullmatch(source)) and word[1] in AUTOMAGIC:
+        source = f"%{source.strip()}"
+    try:
+        module = _compiled(source)
+    except SyntaxError:
+        module = _compiled(_translated(source))
     return _Inline().visit(module)
+
 
 def _compiled(source: str) -> ast.Module:
     # finds more than the parser does
@@ -57,7 +74,8 @@ def _compiled(source: str) -> ast.Module:
     return tree(source)
 
 # %% ../../../nbs/6_flow/02_workflow_cells.ipynb #8306662a
-PLAIN = frozenset("""
+PLAIN = frozenset(
+    """
     ! HTML SVG aimport alias autoawait autoreload autosave bash bookmark capture cat cd clear
     colors conda config cp dhist dirs doctest_mode env file gui hist history html javascript js
     latex ldir less lf lk ll ls lsmagic lx magic mamba man markdown matplotlib micromamba mkdir
@@ -65,10 +83,13 @@ PLAIN = frozenset("""
     psearch psource pushd pwd pycat pypy python python2 python3 quickref rehashx reset rm rmdir
     ruby save script set_env sh svg sx system tb time timeit unload_ext uv who who_ls whos
     writefile xdel xmode
-""".split())
+""".split()
+)
 
-_BINDING = re.compile(r"^\s*%%?(?:capture|aimport|bash|script|sh|perl|ruby|python\d?|pypy)\b(.*)$",
-                      re.MULTILINE)
+_BINDING = re.compile(
+    r"^\s*%%?(?:capture|aimport|bash|script|sh|perl|ruby|python\d?|pypy)\b(.*)$", re.MULTILINE
+)
+
 
 def words(source: str) -> set[str]:
     "Return the names that stand in the lines of a cell's magics, which these magics may bind."
@@ -78,30 +99,42 @@ def words(source: str) -> set[str]:
 def magic(call: ast.AST) -> str | None:
     "Return the magic, as `%name`, that a call runs, `!` for a shell line, None for other code."
     match call:
-        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name("get_ipython"), args=[]),
-                                         attr=method), args=args):
+        case ast.Call(
+            func=ast.Attribute(value=ast.Call(func=ast.Name("get_ipython"), args=[]), attr=method),
+            args=args,
+        ):
             line = args[0].value if args and isinstance(args[0], ast.Constant) else None
-            if method in ("system", "getoutput"): return "!"
-            if method == "run_line_magic" and isinstance(line, str): return f"%{line}"
-            if method == "run_cell_magic" and isinstance(line, str): return f"%%{line}"
+            if method in ("system", "getoutput"):
+                return "!"
+            if method == "run_line_magic" and isinstance(line, str):
+                return f"%{line}"
+            if method == "run_cell_magic" and isinstance(line, str):
+                return f"%%{line}"
     return None
+
 
 def hidden(module: ast.Module) -> Iterator[str]:
     "Yield what in a cell may define any name without showing it, as its author wrote it."
-    of_magics = set()   # `get_ipython` where it belongs to a magic
+    of_magics = set()  # `get_ipython` where it belongs to a magic
     for node in ast.walk(module):
         if name := magic(node):
             of_magics.add(node.func.value.func)
             arguments = [a.value for a in node.args[1:] if isinstance(a, ast.Constant)]
-            if name == "%load_ext" and arguments == ["autoreload"]: continue
-            if name.lstrip("%") not in PLAIN: yield name
+            if name == "%load_ext" and arguments == ["autoreload"]:
+                continue
+            if name.lstrip("%") not in PLAIN:
+                yield name
     for node in ast.walk(module):
         match node:
-            case ast.Name("get_ipython") if node not in of_magics: yield "get_ipython()"
-            case ast.Name("__builtins__"): yield "__builtins__"
-            case ast.Call(func=ast.Name("exec")): yield "exec()"
+            case ast.Name("get_ipython") if node not in of_magics:
+                yield "get_ipython()"
+            case ast.Name("__builtins__"):
+                yield "__builtins__"
+            case ast.Call(func=ast.Name("exec")):
+                yield "exec()"
             case ast.Call(func=ast.Name("globals" | "locals" | "vars" as name), args=[]):
                 yield f"{name}()"
-            case ast.Subscript(slice=ast.Constant("__main__")): yield "__main__"
+            case ast.Subscript(slice=ast.Constant("__main__")):
+                yield "__main__"
             case ast.Import(names=names):
                 yield from (f"import {n.name}" for n in names if n.name in ("builtins", "__main__"))

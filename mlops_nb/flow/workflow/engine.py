@@ -25,28 +25,41 @@ from .files import Handler
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #2cee19b5
 def join(
-    settings: Settings | None = None,   # default: the workspace around the current folder, if there is one
-) -> str:                               # address of the cluster, host:port
+    settings: Settings
+    | None = None,  # default: the workspace around the current folder, if there is one
+) -> str:  # address of the cluster, host:port
     "Join a Ray cluster, unless this process has joined one."
     if not _joined():
-        try: cluster.connect(settings or load())
-        except SettingsError: _alone()
+        try:
+            cluster.connect(settings or load())
+        except SettingsError:
+            _alone()
     import ray
+
     return ray.get_runtime_context().gcs_address
+
 
 def _joined() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
+
 def _alone() -> None:
     "Ray without a workspace."
     import ray
-    ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, namespace="mlops_nb",
-             **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}))
+
+    ray.init(
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+        namespace="mlops_nb",
+        **({} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}),
+    )
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #dbc3df9a
 def _show(record: NotebookExecutionManager, i: int, cell: dict) -> None:
     "Copy what a cell has shown."
-    if record.nb.cells[i].cell_type != "code": return
+    if record.nb.cells[i].cell_type != "code":
+        return
     record.nb.cells[i].outputs = from_dict(cell["outputs"])
     record.nb.cells[i].execution_count = cell["execution_count"]
 
@@ -56,118 +69,196 @@ def _fail(record: NotebookExecutionManager, i: int, why: BaseException | None = 
     cell = record.nb.cells[i]
     if why and cell.cell_type == "code":
         said = (str(why).strip() or repr(why)).splitlines()[0]
-        cell.outputs.append(from_dict({"output_type": "error", "ename": type(why).__name__, "evalue": said,
-                                       "traceback": [f"{type(why).__name__}: {said}"]}))
+        cell.outputs.append(
+            from_dict(
+                {
+                    "output_type": "error",
+                    "ename": type(why).__name__,
+                    "evalue": said,
+                    "traceback": [f"{type(why).__name__}: {said}"],
+                }
+            )
+        )
     record.cell_exception(cell, cell_index=i)
     record.cell_complete(cell, cell_index=i)
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #78643ad6
 def follow(
-    events,                                   # what `kernels.drive` yields
-    record: NotebookExecutionManager,         # papermill's
-    on_cell: Callable[[int, int], None] | None = None,   # told each cell that starts, from 0, and of how many
+    events,  # what `kernels.drive` yields
+    record: NotebookExecutionManager,  # papermill's
+    on_cell: Callable[[int, int], None]
+    | None = None,  # told each cell that starts, from 0, and of how many
 ) -> None:
     "Bring a notebook's record up to date with what happens to it."
     i = next((i for i, c in enumerate(record.nb.cells) if c.cell_type == "code"), 0)
     try:
         for what, at, news in events:
             match what:
-                case "kernel": record.nb.metadata["language_info"] = news
+                case "kernel":
+                    record.nb.metadata["language_info"] = news
                 case "start":
                     i = at
                     record.cell_start(record.nb.cells[i], cell_index=i)
-                    if on_cell: on_cell(i, len(record.nb.cells))
-                case _: _show(record, at, news)
-            if what == "done": record.cell_complete(record.nb.cells[i], cell_index=i)
+                    if on_cell:
+                        on_cell(i, len(record.nb.cells))
+                case _:
+                    _show(record, at, news)
+            if what == "done":
+                record.cell_complete(record.nb.cells[i], cell_index=i)
             elif what == "failed":
                 _fail(record, i)
-                with suppress(Exception): deque(events, 0)  # the rest is the kernel's end
-            elif what == "output": record.save()
+                with suppress(Exception):
+                    deque(events, 0)  # the rest is the kernel's end
+            elif what == "output":
+                record.save()
     except BaseException as e:
         _fail(record, i, e)
-        if not isinstance(e, Exception): raise
+        if not isinstance(e, Exception):
+            raise
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #8af81698
 def _placeable(asked: dict[str, float]) -> dict[str, float]:
     "What is asked for, unless no node has it."
     import ray
+
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
     asked = {name: amount for name, amount in asked.items() if amount or name == "num_cpus"}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(names[n], 0) >= amount for n, amount in asked.items()) for node in nodes): return asked
+    if any(all(node.get(names[n], 0) >= amount for n, amount in asked.items()) for node in nodes):
+        return asked
     most = {n: max((node.get(names[n], 0) for node in nodes), default=0) for n in asked}
-    raise ClusterError(f"the stage asks for {asked} and no node of the cluster has that; the most there is: {most}. "
-                       "Ask for less in its section of settings.ini, or add a node")
+    raise ClusterError(
+        f"the stage asks for {asked} and no node of the cluster has that; the most there is: {most}. "
+        "Ask for less in its section of settings.ini, or add a node"
+    )
+
 
 def _received(events, stop: Event) -> Iterator[tuple]:
     "What a task yields, until it ends or everything is to stop."
     import ray
+
     while True:
         ready, _ = ray.wait([events], timeout=0.5)
-        if stop.is_set(): raise KeyboardInterrupt
-        if not ready: continue
-        try: yield ray.get(next(events))
-        except StopIteration: return
+        if stop.is_set():
+            raise KeyboardInterrupt
+        if not ready:
+            continue
+        try:
+            yield ray.get(next(events))
+        except StopIteration:
+            return
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #be06af55
 def _near(resources: dict[str, float] | None, settings: Settings | None) -> Cluster | None:
     "This machine's head, if the notebook may run beside it: it asks for nothing that Ray would have to keep free."
-    if any((resources or {}).values()) or (not settings and _joined()): return None
-    try: found = cluster.up(settings or load())
-    except SettingsError: return None
+    if any((resources or {}).values()) or (not settings and _joined()):
+        return None
+    try:
+        found = cluster.up(settings or load())
+    except SettingsError:
+        return None
     return found if found.folder else None
 
-def _beside(near: Cluster, nb: dict, kernel_name: str, *, env: dict[str, str] | None, forked: bool,
-            settings: Settings | None, **options) -> Iterator[tuple]:
+
+def _beside(
+    near: Cluster,
+    nb: dict,
+    kernel_name: str,
+    *,
+    env: dict[str, str] | None,
+    forked: bool,
+    settings: Settings | None,
+    **options,
+) -> Iterator[tuple]:
     "Drive a kernel of the head's fork server from this process."
     address = near.forks if forked and forkserver.answers(near.forks) else None
     if forked and not address:
         join(settings)
         address = kernels.warm()
-    base = kernels.plain(dict(os.environ)) | near.env | {"RAY_ADDRESS": near.address, "TMPDIR": f"{near.folder}/tmp"}
+    base = (
+        kernels.plain(dict(os.environ))
+        | near.env
+        | {"RAY_ADDRESS": near.address, "TMPDIR": f"{near.folder}/tmp"}
+    )
     env = base | (dict(os.environ) if env is None else env)
     yield from kernels.drive(nb, kernel_name, env=env, address=address, **options)
 
-def _placed(nb: dict, kernel_name: str, *, env: dict[str, str] | None, stop: Event | None, resources: dict | None,
-            settings: Settings | None, **options) -> Iterator[tuple]:
+
+def _placed(
+    nb: dict,
+    kernel_name: str,
+    *,
+    env: dict[str, str] | None,
+    stop: Event | None,
+    resources: dict | None,
+    settings: Settings | None,
+    **options,
+) -> Iterator[tuple]:
     "Have Ray place the driver, and receive what it tells."
     address = join(settings)
     import ray
-    task = ray.remote(max_retries=0, **_placeable({"num_cpus": 0} | (resources or {})))(kernels.work)
+
+    task = ray.remote(max_retries=0, **_placeable({"num_cpus": 0} | (resources or {})))(
+        kernels.work
+    )
     env = {"RAY_ADDRESS": address} | (dict(os.environ) if env is None else env)
     events = task.remote(nb, kernel_name, env=env, **options)
-    try: yield from _received(events, stop or Event())
-    except (GeneratorExit, KeyboardInterrupt):  # who cancels a task that is just ending may be crashed by Ray
+    try:
+        yield from _received(events, stop or Event())
+    except (
+        GeneratorExit,
+        KeyboardInterrupt,
+    ):  # who cancels a task that is just ending may be crashed by Ray
         ray.cancel(events)
         raise
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #5d0172db
 class RayEngine(Engine):
     "papermill's engine `ray`."
+
     @classmethod
     def execute_notebook(cls, nb, kernel_name: str, output_path: str | None = None, **options):
         "As every engine does it, but each state of the notebook is saved whole or not at all."
         Handler.register()
-        if output_path: Handler.register(output_path)
+        if output_path:
+            Handler.register(output_path)
         return super().execute_notebook(nb, kernel_name, output_path, **options)
 
     @classmethod
     def execute_managed_notebook(
-        cls, nb_man: NotebookExecutionManager, kernel_name: str, *,
-        env: dict[str, str] | None = None,   # the kernel's environment beyond the node's; default: this process's
-        folder: str | None = None,           # where it works; default: this process's folder
-        forked: bool = True,                 # from the node's fork server, libraries imported; False: a fresh process
-        on_cell: Callable[[int, int], None] | None = None,   # told each cell that starts, from 0, and of how many
-        execution_timeout: float | None = None,         # longest time for one cell, s
-        limit: float | None = None,                     # longest time for the notebook, s
-        resources: dict[str, float] | None = None,      # num_cpus, num_gpus, memory (bytes) that Ray keeps free for it
-        stop: Event | None = None,                      # set: end now
-        settings: Settings | None = None,               # the workspace; default: around the current folder, if any
-        start_timeout: float = 60, **_,
+        cls,
+        nb_man: NotebookExecutionManager,
+        kernel_name: str,
+        *,
+        env: dict[str, str]
+        | None = None,  # the kernel's environment beyond the node's; default: this process's
+        folder: str | None = None,  # where it works; default: this process's folder
+        forked: bool = True,  # from the node's fork server, libraries imported; False: a fresh process
+        on_cell: Callable[[int, int], None]
+        | None = None,  # told each cell that starts, from 0, and of how many
+        execution_timeout: float | None = None,  # longest time for one cell, s
+        limit: float | None = None,  # longest time for the notebook, s
+        resources: dict[str, float]
+        | None = None,  # num_cpus, num_gpus, memory (bytes) that Ray keeps free for it
+        stop: Event | None = None,  # set: end now
+        settings: Settings
+        | None = None,  # the workspace; default: around the current folder, if any
+        start_timeout: float = 60,
+        **_,
     ) -> None:
         "Run the notebook on the cluster and follow it."
-        options = {"env": env, "cwd": folder or os.getcwd(), "forked": forked, "timeout": execution_timeout,
-                   "limit": limit, "start_timeout": start_timeout, "stop": stop, "settings": settings}
-        if near := _near(resources, settings): events = _beside(near, nb_man.nb, kernel_name, **options)
-        else: events = _placed(nb_man.nb, kernel_name, resources=resources, **options)
+        options = {
+            "env": env,
+            "cwd": folder or os.getcwd(),
+            "forked": forked,
+            "timeout": execution_timeout,
+            "limit": limit,
+            "start_timeout": start_timeout,
+            "stop": stop,
+            "settings": settings,
+        }
+        if near := _near(resources, settings):
+            events = _beside(near, nb_man.nb, kernel_name, **options)
+        else:
+            events = _placed(nb_man.nb, kernel_name, resources=resources, **options)
         follow(events, nb_man, on_cell)

@@ -18,8 +18,14 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from tenacity import (RetryCallState, Retrying, retry_if_exception, sleep_using_event, stop_after_attempt,
-                      wait_exponential)
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from ...core import cluster, library
 from ...core.errors import WorkflowError
@@ -37,31 +43,41 @@ from .values import mistyped
 @dataclass(frozen=True)
 class Progress:
     "What just happened in a run."
-    what: str                 # started, cell, retrying, done, stopped, reused or failed
-    stage: str                # the stage's name
-    number: int               # the how-manieth stage, from 1
-    stages: int               # of how many
-    cell: int = 0             # the cell that starts now, from 1
-    cells: int = 0            # of how many
+
+    what: str  # started, cell, retrying, done, stopped, reused or failed
+    stage: str  # the stage's name
+    number: int  # the how-manieth stage, from 1
+    stages: int  # of how many
+    cell: int = 0  # the cell that starts now, from 1
+    cells: int = 0  # of how many
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #6b75009e
 def listener() -> Callable[[Progress], None]:
     "A bar in a notebook, silence elsewhere."
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
-    if type(shell).__name__ != "ZMQInteractiveShell" or "IN_TEST" in os.environ: return lambda progress: None
+    if type(shell).__name__ != "ZMQInteractiveShell" or "IN_TEST" in os.environ:
+        return lambda progress: None
     from tqdm.auto import tqdm
+
     bar, ended = tqdm(unit="stage"), set()
+
     def show(now: Progress) -> None:
-        if now.what in ENDED: ended.add(now.number)
+        if now.what in ENDED:
+            ended.add(now.number)
         bar.total, bar.n = now.stages, len(ended)
-        bar.set_description(f"{now.stage}: {now.what}" + (f" {now.cell} of {now.cells}" if now.cells else ""))
-        if bar.n == bar.total: bar.close()
+        bar.set_description(
+            f"{now.stage}: {now.what}" + (f" {now.cell} of {now.cells}" if now.cells else "")
+        )
+        if bar.n == bar.total:
+            bar.close()
+
     return show
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #dee89bfc
 @dataclass
 class Execution:
     "A run while it lasts."
+
     settings: Settings
     run: Run
     ledger: Ledger
@@ -69,16 +85,18 @@ class Execution:
     force: bool = False
     resolve: Callable[[str, dict], str] | None = None
     valid: Callable[[str, dict], bool] | None = None
-    code: Path = field(init=False)                          # the exported package as it was in the beginning
-    stop: Event = field(default_factory=Event)              # set: whatever runs is to end now
+    code: Path = field(init=False)  # the exported package as it was in the beginning
+    stop: Event = field(default_factory=Event)  # set: whatever runs is to end now
     _turn: Lock = field(default_factory=Lock, repr=False)
 
-    def __post_init__(self): self.code = cluster.snapshot(self.settings)
+    def __post_init__(self):
+        self.code = cluster.snapshot(self.settings)
 
     def tell(self, what: str, result: StageRun, *cell: int) -> None:
         "Tell the listener, one thing at a time."
         stages = self.run.stages
-        with self._turn: self.listen(Progress(what, result.name, stages.index(result) + 1, len(stages), *cell))
+        with self._turn:
+            self.listen(Progress(what, result.name, stages.index(result) + 1, len(stages), *cell))
 
     @property
     def at_once(self) -> int:
@@ -89,30 +107,44 @@ class Execution:
         "The stage's cache key."
         name = self.settings.workspace.package
         package = library.folder_of(self.code, name) if name else None
-        return key(stage, values, package=package, name=name, framework=library.framework(name),
-                   lock=self.settings.root / "requirements.lock",
-                   fingerprint=self.resolve(stage.name, values) if self.resolve else "")
+        return key(
+            stage,
+            values,
+            package=package,
+            name=name,
+            framework=library.framework(name),
+            lock=self.settings.root / "requirements.lock",
+            fingerprint=self.resolve(stage.name, values) if self.resolve else "",
+        )
 
     def reusable(self, stage: Stage, digest: str) -> StageRun | None:
         "An earlier result of the same work that still holds."
         found = self.ledger.newest(key=digest) if stage.cached and not self.force else None
-        if not found or (self.valid and not self.valid(stage.name, found.outputs)): return None
-        files = [v for v in found.outputs.values() if isinstance(v, str) and v.startswith(f"{self.settings.runs}/")]
+        if not found or (self.valid and not self.valid(stage.name, found.outputs)):
+            return None
+        files = [
+            v
+            for v in found.outputs.values()
+            if isinstance(v, str) and v.startswith(f"{self.settings.runs}/")
+        ]
         return found if all(map(exists, files)) else None
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #f60910c2
 def perform(
     execution: Execution,
     stage: Stage,
-    result: StageRun,          # says in the end how it went
-    values: dict[str, Any],    # parameters by name, without `run_id`
-    name: str = "",            # of the executed notebook; default: the stage's own
+    result: StageRun,  # says in the end how it went
+    values: dict[str, Any],  # parameters by name, without `run_id`
+    name: str = "",  # of the executed notebook; default: the stage's own
 ) -> None:
     "Reuse a stage's result or have it made."
-    if RESERVED in stage.parameters: values = {**values, RESERVED: execution.run.id}
+    if RESERVED in stage.parameters:
+        values = {**values, RESERVED: execution.run.id}
     ledger, digest = execution.ledger, execution.key(stage, values)
     found = execution.reusable(stage, digest)
-    result.id = ledger.open(result.name, parent=execution.run.id, parameters=values, stage=stage.name, key=digest)
+    result.id = ledger.open(
+        result.name, parent=execution.run.id, parameters=values, stage=stage.name, key=digest
+    )
     if found:
         vars(result).update({**vars(found), "id": result.id, "name": result.name})
         ledger.close(result.id, "reused", found.outputs, reused_from=found.reused_from)
@@ -126,6 +158,7 @@ def _may_pass(error: BaseException) -> bool:
     "Return whether another attempt may succeed: not where a notebook was edited."
     return isinstance(error, Exception) and not isinstance(error, WorkflowError)
 
+
 def _make(execution: Execution, stage: Stage, result: StageRun, values: dict[str, Any]) -> None:
     "Run a stage's notebook and keep what came of it."
     result.state, started = "running", time.monotonic()
@@ -136,84 +169,131 @@ def _make(execution: Execution, stage: Stage, result: StageRun, values: dict[str
         _publish(execution, result, f"attempt{result.attempts}/")
         result.attempts += 1
         execution.tell("retrying", result)
-    tries = Retrying(stop=stop_after_attempt(1 + section.retries), wait=wait_exponential(section.retry_wait),
-                     retry=retry_if_exception(_may_pass), sleep=sleep_using_event(execution.stop),
-                     before_sleep=note, reraise=True)
+
+    tries = Retrying(
+        stop=stop_after_attempt(1 + section.retries),
+        wait=wait_exponential(section.retry_wait),
+        retry=retry_if_exception(_may_pass),
+        sleep=sleep_using_event(execution.stop),
+        before_sleep=note,
+        reraise=True,
+    )
     try:
-        if wrong := mistyped(stage, values): raise TypeError("; ".join(wrong.values()))
+        if wrong := mistyped(stage, values):
+            raise TypeError("; ".join(wrong.values()))
         nb = tries(_papermill, execution, stage, result, values, section)
         result.outputs = placed(nb, result.notebook.removesuffix(".ipynb"))
         result.note = _early_end(stage, values, nb)
         result.state = "stopped" if result.note else "done"
         result.error = _missing(execution.run, stage, result)
-    except Exception as e: result.error = _reason(stage, values, e, result.notebook)
+    except Exception as e:
+        result.error = _reason(stage, values, e, result.notebook)
     except BaseException as e:
         result.error = f"{stage.path.name}: interrupted ({type(e).__name__})"
         raise
     finally:
         result.seconds = time.monotonic() - started
-        if result.error: result.state = "failed"
+        if result.error:
+            result.state = "failed"
         _keep(execution, result)
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #f75cb54e
-def _papermill(execution: Execution, stage: Stage, result: StageRun, values: dict[str, Any], section: StageSection):
+def _papermill(
+    execution: Execution,
+    stage: Stage,
+    result: StageRun,
+    values: dict[str, Any],
+    section: StageSection,
+):
     "The stage's notebook, executed by the engine `ray`."
     import papermill
+
     papermill.log.logger.setLevel("ERROR")  # it warns of parameters without a default as unknown
     Handler.register()
     settings, ours = execution.settings, ("MLOPS_NB", "RAY_AUTH", "AWS_")
     if Stage.read(stage.path).code != stage.code:
-        raise WorkflowError("the notebook was edited after this run began: run again "
-                            "(stages that are done are reused)")
+        raise WorkflowError(
+            "the notebook was edited after this run began: run again "
+            "(stages that are done are reused)"
+        )
     code = str(execution.code)
     place = library.environment(code, settings.workspace.package)
     paths = filter(None, [place.get("PYTHONPATH"), os.environ.get("PYTHONPATH")])
-    env = {k: v for k, v in os.environ.items() if k.startswith(ours)} | place | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "MLOPS_NB_WORKSPACE": str(settings.root), "MLOPS_NB_LIBRARY": code,
-        "MLFLOW_TRACKING_URI": settings.tracking_uri, "MLFLOW_EXPERIMENT_NAME": settings.experiment,
-        "MLFLOW_RUN_ID": result.id, "MLOPS_NB_RUN_ID": result.id,
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",   # it would print the server's password
-        "MLFLOW_DISABLE_TELEMETRY": "true", "WHYLOGS_NO_ANALYTICS": "True"}
-    literal = lambda path: str(path).replace("{", "{{").replace("}", "}}")  # papermill formats paths
+    env = (
+        {k: v for k, v in os.environ.items() if k.startswith(ours)}
+        | place
+        | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "MLOPS_NB_WORKSPACE": str(settings.root),
+            "MLOPS_NB_LIBRARY": code,
+            "MLFLOW_TRACKING_URI": settings.tracking_uri,
+            "MLFLOW_EXPERIMENT_NAME": settings.experiment,
+            "MLFLOW_RUN_ID": result.id,
+            "MLOPS_NB_RUN_ID": result.id,
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the server's password
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "WHYLOGS_NO_ANALYTICS": "True",
+        }
+    )
+    literal = lambda path: (
+        str(path).replace("{", "{{").replace("}", "}}")
+    )  # papermill formats paths
     return papermill.execute_notebook(
-        literal(stage.path), literal(result.notebook), values, engine_name="ray", kernel_name="python3",
-        language="python", progress_bar=False, env=env, folder=str(stage.path.parent), limit=section.timeout,
-        settings=settings, stop=execution.stop,
+        literal(stage.path),
+        literal(result.notebook),
+        values,
+        engine_name="ray",
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        env=env,
+        folder=str(stage.path.parent),
+        limit=section.timeout,
+        settings=settings,
+        stop=execution.stop,
         resources=section.model_dump(include={"num_cpus", "num_gpus", "memory"}),
-        on_cell=lambda i, of: execution.tell("cell", result, i + 1, of))
+        on_cell=lambda i, of: execution.tell("cell", result, i + 1, of),
+    )
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #68d19476
 def _cell_number(stage: Stage, values: Mapping[str, Any], at: int) -> int:
     "Return the author's number of a cell, from its place in the executed notebook."
     return at + (at < stage.tagged[0] or not values)  # papermill adds a cell after the tagged one
 
+
 def _failed_cell(nb: Mapping) -> int | None:
     "Return the place of the cell that papermill has marked, from 0; None if there is none."
     marked = (c["metadata"].get("papermill", {}).get("exception") for c in nb["cells"])
     return next((i for i, exception in enumerate(marked) if exception), None)
 
+
 def _early_end(stage: Stage, values: Mapping[str, Any], nb: Mapping) -> str | None:
     "Say where a stage ended early with status 0. Return None if it ran to its end."
-    if (at := _failed_cell(nb)) is None: return None
+    if (at := _failed_cell(nb)) is None:
+        return None
     return f"cell {_cell_number(stage, values, at)} ended the stage early (sys.exit, status 0)"
+
 
 def _missing(run: Run, stage: Stage, result: StageRun) -> str | None:
     "Say what another stage takes from this one and did not get. Return None if nothing is missing."
-    owed = (f"`{name}`, which {taker} takes" for giver, taker, name in run.wires
-            if giver == stage.name and name not in result.outputs)
+    owed = (
+        f"`{name}`, which {taker} takes"
+        for giver, taker, name in run.wires
+        if giver == stage.name and name not in result.outputs
+    )
     start = f"{stage.path.name}: {result.note}" if result.note else f"{stage.path.name} finished"
     return next((f"{start} without gluing {output}" for output in owed), None)
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #b0f36859
 QUIET = ("CalledProcessError", "DeadKernelError", "SystemExit")  # their reason is on standard error
-MESSAGE = 2_000   # characters of an error's message that are kept
+MESSAGE = 2_000  # characters of an error's message that are kept
+
 
 def _reason(
     stage: Stage,
     values: Mapping[str, Any],
     error: Exception,
-    notebook: str | None = None,   # address of the executed copy
+    notebook: str | None = None,  # address of the executed copy
 ) -> str:
     "Say why a stage failed, in one sentence."
     if (at := getattr(error, "cell_index", None)) is None:
@@ -221,7 +301,8 @@ def _reason(
         return f"{stage.path.name}: {type(error).__name__}: {message}"
     line = _line(error)
     where = f"{stage.path.name}, cell {_cell_number(stage, values, at)}"
-    if line: where += f", line {line}"
+    if line:
+        where += f", line {line}"
     message, silent = f"{error.ename}: {error.evalue}", not error.evalue.strip()
     if silent:
         code = error.source.splitlines()[line - 1].strip() if line else ""
@@ -230,17 +311,21 @@ def _reason(
     message, last = (masked(text)[:MESSAGE] for text in (message, last))
     return f"{where}: {message}" + (f"; last on stderr: {last}" if last else "")
 
+
 def _line(error: Exception) -> int | None:
     "Return the line of its cell that raised one of papermill's errors, from 1."
     plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
     places = re.findall(r"Cell In\[(\d+)\], line (\d+)", plain)
     return next((int(line) for count, line in places if int(count) == error.exec_count), None)
 
+
 def _last_error_line(notebook: str | None) -> str:
     "Return what the cell that failed wrote last to standard error before its end, one line."
-    if not notebook or not exists(notebook): return ""
+    if not notebook or not exists(notebook):
+        return ""
     nb = read(notebook)
-    if (at := _failed_cell(nb)) is None: return ""
+    if (at := _failed_cell(nb)) is None:
+        return ""
     before = takewhile(lambda output: output.output_type != "error", nb.cells[at].outputs)
     text = "".join(o.text for o in before if o.output_type == "stream" and o.name == "stderr")
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
@@ -249,34 +334,52 @@ def _last_error_line(notebook: str | None) -> str:
 _page = Lock()
 LONGEST = 200_000  # characters of a text on a page: with colours, time grows by their square
 
+
 @cache
 def _exporter():
     from nbconvert import HTMLExporter
+
     return HTMLExporter()
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #0986651c
 def _shortened(nb: Mapping) -> Mapping:
     "Cut the long texts of a notebook, for its page."
     for output in (o for c in nb["cells"] for o in c.get("outputs", ())):
-        if output.output_type != "stream" or len(output.text) <= LONGEST: continue
+        if output.output_type != "stream" or len(output.text) <= LONGEST:
+            continue
         left_out = f"{len(output.text) - LONGEST:,} characters are left out here"
-        start, end = output.text[:LONGEST // 2], output.text[-LONGEST // 2:]
+        start, end = output.text[: LONGEST // 2], output.text[-LONGEST // 2 :]
         output.text = f"{start}\n… {left_out}: they are in the notebook …\n{end}"
     return nb
+
 
 def _keep(execution: Execution, result: StageRun) -> None:
     "Put the executed notebook and its page with the stage's MLflow run, and close that."
     _publish(execution, result)
     texts = {"error": result.error and result.error[:5000], "note": result.note}
-    execution.ledger.close(result.id, result.state, result.outputs,
-                           seconds=result.seconds, notebook=result.notebook,
-                           attempts=result.attempts, **{k: v for k, v in texts.items() if v})
+    execution.ledger.close(
+        result.id,
+        result.state,
+        result.outputs,
+        seconds=result.seconds,
+        notebook=result.notebook,
+        attempts=result.attempts,
+        **{k: v for k, v in texts.items() if v},
+    )
+
 
 def _publish(execution: Execution, result: StageRun, folder: str = "") -> None:
     "The executed notebook, as far as it came, and as a page: beside each other, and as artifacts."
-    if not exists(result.notebook): return
-    name, page = result.notebook.rpartition("/")[2], result.notebook.removesuffix(".ipynb") + ".html"
-    with _page: html = _exporter().from_notebook_node(_shortened(read(result.notebook)))[0]
+    if not exists(result.notebook):
+        return
+    name, page = (
+        result.notebook.rpartition("/")[2],
+        result.notebook.removesuffix(".ipynb") + ".html",
+    )
+    with _page:
+        html = _exporter().from_notebook_node(_shortened(read(result.notebook)))[0]
     put(page, html.encode())
-    execution.ledger.keep(result.id, {folder + name: get(result.notebook).decode(),
-                                      folder + page.rpartition("/")[2]: html})
+    execution.ledger.keep(
+        result.id,
+        {folder + name: get(result.notebook).decode(), folder + page.rpartition("/")[2]: html},
+    )

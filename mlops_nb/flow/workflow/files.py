@@ -25,13 +25,17 @@ from ...core.lake import answered
 @dataclass(frozen=True)
 class Problem:
     "Something wrong with a workflow, and where."
-    notebook: str            # the notebook's file name
-    cell: int | None         # which cell, from 1; None: the notebook as a whole
-    message: str             # what is wrong, and what to do
-    warning: bool = False    # it may be right: it hinders nothing
+
+    notebook: str  # the notebook's file name
+    cell: int | None  # which cell, from 1; None: the notebook as a whole
+    message: str  # what is wrong, and what to do
+    warning: bool = False  # it may be right: it hinders nothing
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, [self.notebook, self.cell and f"cell {self.cell}"])) + f": {self.message}"
+        return (
+            ", ".join(filter(None, [self.notebook, self.cell and f"cell {self.cell}"]))
+            + f": {self.message}"
+        )
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #0e7d5513
 def _place(address: str) -> tuple[Any, str]:
@@ -47,9 +51,14 @@ def _place(address: str) -> tuple[Any, str]:
 @contextmanager
 def _telling(address: str, what: str) -> Iterator[None]:
     "One sentence for a place that does not answer as it should."
-    try: yield
+    try:
+        yield
     except BaseError as e:
-        hint = "the bucket's name and the AWS_… variables" if "://" in address else "the folder's permissions"
+        hint = (
+            "the bucket's name and the AWS_… variables"
+            if "://" in address
+            else "the folder's permissions"
+        )
         raise WorkflowError(f"{address} cannot be {what}: {answered(e)}; check {hint}") from e
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #14a5714d
@@ -57,8 +66,11 @@ def put(address: str, data: bytes) -> None:
     "Write a file in one step; folders are made."
     with _telling(address, "written"):
         store, key = _place(address)
-        try: obstore.put(store, key, data)
-        except FileNotFoundError as e: raise BaseError(str(e)) from e  # there is no such bucket
+        try:
+            obstore.put(store, key, data)
+        except FileNotFoundError as e:
+            raise BaseError(str(e)) from e  # there is no such bucket
+
 
 def get(address: str) -> bytes:
     "A file's content; raises `FileNotFoundError` where there is none."
@@ -66,56 +78,77 @@ def get(address: str) -> bytes:
         store, key = _place(address)
         return bytes(obstore.get(store, key).bytes())
 
+
 def exists(address: str) -> bool:
     "Is there a file?"
     try:
-        with _telling(address, "read"): return bool(obstore.head(*_place(address)))
-    except FileNotFoundError: return False
+        with _telling(address, "read"):
+            return bool(obstore.head(*_place(address)))
+    except FileNotFoundError:
+        return False
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #b72e32ac
 def read(address: str | Path) -> nbformat.NotebookNode:
     "Return a notebook, in the present format."
-    try: data = get(str(address))
-    except FileNotFoundError: raise WorkflowError(f"{address}: there is no such notebook") from None
-    try: nb = nbformat.reads(data.decode(), as_version=4)
-    except Exception as e: raise NotANotebook(str(address), _unreadable(data, e)) from e
+    try:
+        data = get(str(address))
+    except FileNotFoundError:
+        raise WorkflowError(f"{address}: there is no such notebook") from None
+    try:
+        nb = nbformat.reads(data.decode(), as_version=4)
+    except Exception as e:
+        raise NotANotebook(str(address), _unreadable(data, e)) from e
     cells = nb.get("cells")
     expected = {"cell_type", "source"}
-    if isinstance(cells, list) and all(expected <= set(cell) for cell in cells): return nb
-    raise NotANotebook(str(address), "not a notebook: expected JSON with `cells`, each with "
-                       "`cell_type` and `source`")
+    if isinstance(cells, list) and all(expected <= set(cell) for cell in cells):
+        return nb
+    raise NotANotebook(
+        str(address),
+        "not a notebook: expected JSON with `cells`, each with `cell_type` and `source`",
+    )
+
 
 def _unreadable(data: bytes, error: Exception) -> str:
     "Say why data cannot be read as a notebook, and what to do."
-    if not data.strip(): return "not a notebook: the file is empty; delete it, or restore it"
+    if not data.strip():
+        return "not a notebook: the file is empty; delete it, or restore it"
     lines = data.splitlines()
     conflict = next((n for n, line in enumerate(lines, 1) if line.startswith(b"<<<<<<< ")), None)
-    if conflict: return f"not a notebook: a merge left its conflict in line {conflict}; resolve it"
+    if conflict:
+        return f"not a notebook: a merge left its conflict in line {conflict}; resolve it"
     return f"not a notebook: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #736cca3b
 class Handler:
     "How papermill reads and writes notebooks."
-    @staticmethod
-    def read(path: str) -> str: return get(path).decode()
 
     @staticmethod
-    def write(text: str, path: str) -> None: put(path, text.encode())
+    def read(path: str) -> str:
+        return get(path).decode()
 
     @staticmethod
-    def pretty_path(path: str) -> str: return path
+    def write(text: str, path: str) -> None:
+        put(path, text.encode())
+
+    @staticmethod
+    def pretty_path(path: str) -> str:
+        return path
 
     @staticmethod
     def listdir(path: str) -> list[str]:
         "The files below an address."
         store, key = _place(f"{path.rstrip('/')}/.")
         prefix = key.rstrip(".") or None
-        return [f"{path.rstrip('/')}/{found['path'].rpartition('/')[2]}"
-                for found in obstore.list_with_delimiter(store, prefix)["objects"]]
+        return [
+            f"{path.rstrip('/')}/{found['path'].rpartition('/')[2]}"
+            for found in obstore.list_with_delimiter(store, prefix)["objects"]
+        ]
 
     @classmethod
     @cache
     def register(cls, *starts: str) -> None:
         "Have papermill use it for addresses that start so; default: absolute paths and buckets."
         from papermill.iorw import papermill_io
-        for start in starts or ("/", "s3://", "gs://", "az://"): papermill_io.register(start, cls)
+
+        for start in starts or ("/", "s3://", "gs://", "az://"):
+            papermill_io.register(start, cls)

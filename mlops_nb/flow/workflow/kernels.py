@@ -34,78 +34,113 @@ from ...core.settings import Settings
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #0781ed6f
 def plain(env: dict[str, str]) -> dict[str, str]:
     "An environment without what Ray put there if it is a worker's."
-    if "RAY_RAYLET_PID" not in env: return dict(env)
-    own = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONBREAKPOINT", "CUDA_VISIBLE_DEVICES", "RAY_JOB_ID", "RAY_RAYLET_PID")
+    if "RAY_RAYLET_PID" not in env:
+        return dict(env)
+    own = (
+        "OMP_NUM_THREADS",
+        "PYTHONPATH",
+        "PYTHONBREAKPOINT",
+        "CUDA_VISIBLE_DEVICES",
+        "RAY_JOB_ID",
+        "RAY_RAYLET_PID",
+    )
     return {k: v for k, v in env.items() if k not in own and not k.startswith("RAY_CLIENT")}
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #08c70ea2
 STABLE = 300  # a fork server that lived longer than this did not fail to start, s
 
+
 class Host:
     "Holds a node's fork server."
+
     def __init__(self):
         self.starts = 0
         self._start()
 
     def _start(self) -> None:
         self.starts, self.began = self.starts + 1, time.monotonic()
-        heads = os.environ.get("MLOPS_NB_FORKS")  # in the folder of this workspace's head; else in one of its own
+        heads = os.environ.get(
+            "MLOPS_NB_FORKS"
+        )  # in the folder of this workspace's head; else in one of its own
         self.address = heads or forkserver.socket_in(tempfile.mkdtemp(prefix="mlops-nb-"))
-        start = ("import runpy, sys; "  # as a file: no workspace code
-                 f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})")
+        start = (
+            "import runpy, sys; "  # as a file: no workspace code
+            f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})"
+        )
         env = {**plain(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND}
-        self.server = subprocess.Popen([sys.executable, "-P", "-c", start, forkserver.__file__, self.address], env=env,
-                                       stdin=subprocess.DEVNULL)
+        self.server = subprocess.Popen(
+            [sys.executable, "-P", "-c", start, forkserver.__file__, self.address],
+            env=env,
+            stdin=subprocess.DEVNULL,
+        )
 
     def ready(self) -> str | None:
         "The server's address; none if it dies again and again."
         if self.server.poll() is not None:
-            if time.monotonic() > self.began + STABLE: self.starts = 0
-            if self.starts < 3: self._start()
+            if time.monotonic() > self.began + STABLE:
+                self.starts = 0
+            if self.starts < 3:
+                self._start()
         return self.address if self.server.poll() is None else None
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #fe39d23b
-def host(node: str | None = None):   # a Ray node id; None: this node
+def host(node: str | None = None):  # a Ray node id; None: this node
     "The handle of a node's `Host`, started if there is none."
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     node = node or ray.get_runtime_context().get_node_id()
-    return ray.remote(Host).options(
-        name=f"kernels-{node}", namespace="mlops_nb", get_if_exists=True, lifetime="detached", num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+    return (
+        ray.remote(Host)
+        .options(
+            name=f"kernels-{node}",
+            namespace="mlops_nb",
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote()
+    )
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #fbd2bde4
 def warm(
-    wait: float = 60,    # longest time to wait for the imports, s: without them a kernel takes as long itself
-) -> str | None:         # the fork server's address; none: start fresh kernels
+    wait: float = 60,  # longest time to wait for the imports, s: without them a kernel takes as long itself
+) -> str | None:  # the fork server's address; none: start fresh kernels
     "This node's fork server, once it is ready; needs Ray joined."
     import ray
+
     held, until = host(), time.monotonic() + wait
     while time.monotonic() < until and (address := ray.get(held.ready.remote())):
-        if forkserver.answers(address): return address
+        if forkserver.answers(address):
+            return address
         time.sleep(0.1)
     return None
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #cd409566
 def begin(settings: Settings) -> None:
     "Have the workspace's cluster up, and its fork server at work or on the way."
-    if forkserver.answers(cluster.up(settings).forks): return
+    if forkserver.answers(cluster.up(settings).forks):
+        return
     cluster.connect(settings)
     host()
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #c48f6071
 PATIENCE = 20  # a forked kernel answers within this time or is replaced by a fresh one, s
 
+
 def _plain(command: list[str]) -> bool:
     "Is this how a kernel of this environment is started, without any option of its own?"
     ours = [a for a in command if a != forkserver.HISTORY]
     return ours[0] == sys.executable and ours[-3:-1] == ["ipykernel_launcher", "-f"]
 
+
 async def _connection(kernel: Forked, folder: str) -> dict:
     "How to reach a kernel that was made ahead, once it is complete; raises `RuntimeError` if it does not come to that."
     until = time.monotonic() + PATIENCE
     while not Path(folder, "ready").exists():
-        if kernel.poll() is not None or time.monotonic() > until: raise RuntimeError("the fork did not become a kernel")
+        if kernel.poll() is not None or time.monotonic() > until:
+            raise RuntimeError("the fork did not become a kernel")
         await asyncio.sleep(0.005)
     said = json.loads(Path(folder, "kernel.json").read_text())
     return said | {"key": said["key"].encode()}
@@ -113,6 +148,7 @@ async def _connection(kernel: Forked, folder: str) -> dict:
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #2893e1b4
 class Provisioner(LocalProvisioner):
     "Kernels from the fork server at `address`, or fresh ones."
+
     def __init__(self, *, address: str | None = None, **kwargs):
         super().__init__(**kwargs)
         self.address, self.forked = address, False
@@ -120,12 +156,19 @@ class Provisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         "A fork; a fresh process where there is none to be had."
         try:
-            if not self.address or not _plain(cmd): raise ConnectionError("no fork server, or no plain kernel")
-            self.process = Forked(self.address, {"env": kwargs["env"], "cwd": str(kwargs.get("cwd") or Path.cwd())})
-        except (OSError, ValueError): return await super().launch_kernel(cmd, **kwargs)
+            if not self.address or not _plain(cmd):
+                raise ConnectionError("no fork server, or no plain kernel")
+            self.process = Forked(
+                self.address, {"env": kwargs["env"], "cwd": str(kwargs.get("cwd") or Path.cwd())}
+            )
+        except (OSError, ValueError):
+            return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid
         self.forked = True
-        try: self.connection_info = await _connection(self.process, forkserver.kernel_folder(self.address, self.pid))
+        try:
+            self.connection_info = await _connection(
+                self.process, forkserver.kernel_folder(self.address, self.pid)
+            )
         except RuntimeError:
             self.process.kill()
             raise
@@ -133,17 +176,21 @@ class Provisioner(LocalProvisioner):
 
     async def kill(self, restart: bool = False) -> None:
         "End the lease: its server kills a fork at once, where a signal would be noticed at its next round."
-        if self.forked and self.process: self.process.kill()
-        else: await super().kill(restart)
+        if self.forked and self.process:
+            self.process.kill()
+        else:
+            await super().kill(restart)
 
     async def cleanup(self, restart: bool = False) -> None:
         "End the lease, and with it the kernel."
-        if self.forked and self.process: self.process.kill()
+        if self.forked and self.process:
+            self.process.kill()
         await super().cleanup(restart)
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #625e6bbd
 class Client(AsyncKernelClient):
     "Takes a kernel that answers for ready, where Jupyter's own client listens for another 0.2 s whether it says more."
+
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         "Wait until the kernel answers on both of its channels; raises `RuntimeError` if it dies or `timeout` s pass."
         until = time.monotonic() + (timeout or float("inf"))
@@ -153,57 +200,84 @@ class Client(AsyncKernelClient):
                 await self.shell_channel.get_msg(timeout=1)
                 await self.iopub_channel.get_msg(timeout=0.2)
                 return
-            if not await self.is_alive(): raise RuntimeError("the kernel died before it answered")
+            if not await self.is_alive():
+                raise RuntimeError("the kernel died before it answered")
         raise RuntimeError(f"the kernel did not answer within {timeout:g} s")
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #eb2e649b
 def manager(kernel_name: str, place: str, address: str | None):
     "A Jupyter kernel manager whose kernels come from `Provisioner`; its files' names start with `place`."
     from jupyter_client.provisioning import KernelProvisionerFactory
+
     factory = KernelProvisionerFactory.instance()
-    ours = metadata.EntryPoint("mlops-nb", "mlops_nb.flow.workflow.kernels:Provisioner", factory.GROUP_NAME)
+    ours = metadata.EntryPoint(
+        "mlops-nb", "mlops_nb.flow.workflow.kernels:Provisioner", factory.GROUP_NAME
+    )
     factory.provisioners[ours.name] = ours
-    made = AsyncKernelManager(kernel_name=kernel_name, transport="ipc", ip=f"{place}-kernel",
-                              connection_file=f"{place}.json", client_factory=Client)
-    made.kernel_spec.metadata["kernel_provisioner"] = {"provisioner_name": ours.name, "config": {"address": address}}
+    made = AsyncKernelManager(
+        kernel_name=kernel_name,
+        transport="ipc",
+        ip=f"{place}-kernel",
+        connection_file=f"{place}.json",
+        client_factory=Client,
+    )
+    made.kernel_spec.metadata["kernel_provisioner"] = {
+        "provisioner_name": ours.name,
+        "config": {"address": address},
+    }
     return made
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #c090755f
 def drive(
-    nb: dict,                      # the notebook to run; it is not changed
+    nb: dict,  # the notebook to run; it is not changed
     kernel_name: str = "python3",
     *,
-    env: dict[str, str],           # the kernel's whole environment
-    cwd: str,                      # its folder
-    address: str | None = None,    # of a fork server; None: a fresh kernel
+    env: dict[str, str],  # the kernel's whole environment
+    cwd: str,  # its folder
+    address: str | None = None,  # of a fork server; None: a fresh kernel
     timeout: float | None = None,  # longest time for one cell, s
-    limit: float | None = None,    # longest time for all cells together, s
-    start_timeout: float = 60,     # longest time for the kernel to answer, s
-    stop: threading.Event | None = None,   # set: end now, by KeyboardInterrupt
+    limit: float | None = None,  # longest time for all cells together, s
+    start_timeout: float = 60,  # longest time for the kernel to answer, s
+    stop: threading.Event | None = None,  # set: end now, by KeyboardInterrupt
 ) -> Iterator[tuple[str, int, dict | None]]:
     "Run the cells of a notebook in a kernel of its own."
     events = queue.SimpleQueue()
-    place = os.path.dirname(address) if address else None  # goes with the head, should this process be killed
+    place = (
+        os.path.dirname(address) if address else None
+    )  # goes with the head, should this process be killed
     with tempfile.TemporaryDirectory(prefix="mlops-nb-", dir=place) as folder:
-        managers = [manager(kernel_name, f"{folder}/{n}", a) for n, a in enumerate([address, None][address is None:])]
+        managers = [
+            manager(kernel_name, f"{folder}/{n}", a)
+            for n, a in enumerate([address, None][address is None :])
+        ]
         client = _recorder(nb, events, timeout, limit)
-        arguments = (client, managers, events, {"env": env, "cwd": cwd, "cleanup_kc": True}, start_timeout)
+        arguments = (
+            client,
+            managers,
+            events,
+            {"env": env, "cwd": cwd, "cleanup_kc": True},
+            start_timeout,
+        )
         thread = threading.Thread(target=_drive, args=arguments, daemon=True)
         thread.start()
         try:
             while (event := _next(events, stop)) is not None:
-                if isinstance(event, BaseException): raise event
+                if isinstance(event, BaseException):
+                    raise event
                 yield event
         finally:
             client.over = True
             for kernels in managers:
-                if process := getattr(kernels.provisioner, "process", None): process.kill()
+                if process := getattr(kernels.provisioner, "process", None):
+                    process.kill()
             thread.join(10)
+
 
 def _next(events: queue.SimpleQueue, stop: threading.Event | None):
     "The next event; looks every half second whether to stop."
     while not (stop and stop.is_set()):
-        with suppress(queue.Empty): return events.get(timeout=0.5)
+        with suppress(queue.Empty):
+            return events.get(timeout=0.5)
     raise KeyboardInterrupt
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #4280d2ef
@@ -216,21 +290,29 @@ def _drive(client, managers: list, events, options: dict, start_timeout: float) 
             client.began = time.monotonic()
             all(_run(client, events, i, cell) for i, cell in enumerate(client.nb.cells))
         events.put(None)
-    except BaseException as e: events.put(e)
+    except BaseException as e:
+        events.put(e)
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #b5121d54
 def _kernel(client, managers: list, options: dict, start_timeout: float) -> ExitStack:
     "The first kernel that answers, to be held by a `with`."
     for client.km in managers:
         last = client.km is managers[-1]
-        client.kc, client.startup_timeout = None, start_timeout if last else min(PATIENCE, start_timeout)
+        client.kc, client.startup_timeout = (
+            None,
+            start_timeout if last else min(PATIENCE, start_timeout),
+        )
         with ExitStack() as stack:
-            try: stack.enter_context(client.setup_kernel(**options))
+            try:
+                stack.enter_context(client.setup_kernel(**options))
             except RuntimeError:  # nbclient: it did not answer
-                if last or client.over: raise
+                if last or client.over:
+                    raise
                 continue
             forked = getattr(client.km.provisioner, "forked", False)
-            client.shutdown_kernel = "immediate" if forked else "graceful"  # a fork runs no exit handlers anyway
+            client.shutdown_kernel = (
+                "immediate" if forked else "graceful"
+            )  # a fork runs no exit handlers anyway
             return stack.pop_all()
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #8268a7fe
@@ -241,9 +323,12 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
 
     class Recorder(NotebookClient):
         began, over, closed, next_copy = 0.0, False, False, 0.0
+
         def process_message(self, msg, cell, cell_index):
-            if self.closed: return None
-            try: return super().process_message(msg, cell, cell_index)
+            if self.closed:
+                return None
+            try:
+                return super().process_message(msg, cell, cell_index)
             finally:
                 if time.monotonic() > self.next_copy and events.empty():
                     self.send({cell_index, *self.changed})
@@ -255,7 +340,8 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
         def send(self, indices) -> None:
             "Send copies of these cells."
             start = time.monotonic()
-            for i in sorted(indices): events.put(("output", i, _snapshot(self.nb.cells[i])))
+            for i in sorted(indices):
+                events.put(("output", i, _snapshot(self.nb.cells[i])))
             self.changed -= set(indices)
             self.next_copy = time.monotonic() + max(every, 10 * (time.monotonic() - start))
 
@@ -263,6 +349,7 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
             "Seconds that a cell may take."
             rest = max(limit - (time.monotonic() - self.began), 0.001) if limit else None
             return min(filter(None, (timeout, rest)), default=None)
+
     client = Recorder(from_dict(nb), raise_on_iopub_timeout=True, iopub_timeout=60)
     client.timeout_func, client.limit, client.changed = client.left, limit, set()
     client.on_cell_executed = lambda execute_reply, **_: setattr(client, "reply", execute_reply)
@@ -272,33 +359,40 @@ def _recorder(nb: dict, events, timeout: float | None, limit: float | None, ever
 def _snapshot(cell) -> dict:
     "Copy a cell: texts of a stream become one output, a line written over keeps its last state."
     cell = deepcopy(cell)
-    if cell.cell_type != "code": return cell
+    if cell.cell_type != "code":
+        return cell
     stream = lambda item: item[1].name if item[1].output_type == "stream" else item[0]
     groups = (group for _, group in groupby(enumerate(cell.outputs), stream))
     outputs = [[output for _, output in group] for group in groups]
     for texts in outputs:
-        if texts[0].output_type != "stream": continue
+        if texts[0].output_type != "stream":
+            continue
         texts[0].text = _last_states("".join(output.text for output in texts))
     cell.outputs = [first for first, *_ in outputs]
     return cell
 
+
 def _last_states(text: str) -> str:
     "Return each line from its last carriage return on, as a terminal shows it in the end."
-    if "\r" not in text: return text
+    if "\r" not in text:
+        return text
     start = lambda line: line.rfind("\r", 0, max(len(line) - 1, 0)) + 1
-    return "\n".join(line[start(line):] for line in text.split("\n"))
+    return "\n".join(line[start(line) :] for line in text.split("\n"))
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #217a606b
-def _death(process) -> str:   # of a kernel that is gone: a `Popen` or a `Forked`
+def _death(process) -> str:  # of a kernel that is gone: a `Popen` or a `Forked`
     "Say in words how a kernel's process ended."
     code = process.status() if isinstance(process, Forked) else process and process.poll()
     start = "the kernel died while it ran this cell: "
-    if code is None: return start + "it was killed (by the system, if memory ran out) or it crashed"
-    if code >= 0: return f"{start}its process exited with status {code}"
+    if code is None:
+        return start + "it was killed (by the system, if memory ran out) or it crashed"
+    if code >= 0:
+        return f"{start}its process exited with status {code}"
     name = signal.Signals(-code).name
     if name == "SIGKILL":
         return f"{start}it was killed by SIGKILL (by the system, if memory ran out)"
     return f"{start}it was ended by {name}" + " (a crash in compiled code)" * (name in CRASHES)
+
 
 CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")
 
@@ -306,9 +400,12 @@ CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")
 def _error(client, error: Exception, seconds: float | None) -> tuple[str, str]:
     "Return the type and the message of what ended a cell that ran at most `seconds` s."
     from nbclient.exceptions import CellExecutionError, DeadKernelError
+
     kind = type(error).__name__
-    if isinstance(error, CellExecutionError): return error.ename, error.evalue
-    if isinstance(error, DeadKernelError): return kind, _death(client.km.provisioner.process)
+    if isinstance(error, CellExecutionError):
+        return error.ename, error.evalue
+    if isinstance(error, DeadKernelError):
+        return kind, _death(client.km.provisioner.process)
     if "IOPub" in str(error):
         return kind, f"the cell ended; its output did not within {client.iopub_timeout} s"
     if time.monotonic() - client.began > (client.limit or float("inf")):
@@ -319,30 +416,39 @@ def _error(client, error: Exception, seconds: float | None) -> tuple[str, str]:
 def _run(client, events, i: int, cell) -> bool:
     "Run one cell; return whether to go on."
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
     events.put(("start", i, None))
-    if client.over: return False
+    if client.over:
+        return False
     seconds, client.closed, client.reply, ending = client.left(cell), False, {}, None
     try:
         client.execute_cell(cell, i)
         payload = client.reply.get("content", {}).get("payload", ())
-        if any(part["source"] == "ask_exit" for part in payload): ending = "SystemExit", "0"
+        if any(part["source"] == "ask_exit" for part in payload):
+            ending = "SystemExit", "0"
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
         ending = _error(client, e, seconds)
     client.closed = True
-    if ending: _mark(cell, *ending)
+    if ending:
+        _mark(cell, *ending)
     client.send(client.changed - {i})
     events.put(("failed" if ending else "done", i, _snapshot(cell)))
     return not ending
 
+
 def _mark(cell, kind: str, message: str) -> None:
     "Give a cell the error output that says how it ended, unless the kernel gave it already."
     from nbformat.v4 import new_output
-    if any(o.output_type == "error" and o.ename == kind for o in cell.outputs): return
+
+    if any(o.output_type == "error" and o.ename == kind for o in cell.outputs):
+        return
     text = [f"{kind}: {message}"]
     cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=text))
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #006f9403
-def work(nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options) -> Iterator[tuple]:
+def work(
+    nb: dict, kernel_name: str, *, env: dict[str, str], forked: bool, **options
+) -> Iterator[tuple]:
     "The Ray task: `drive` with this node's fork server, in this node's environment."
     here = {k: v for k, v in plain(dict(os.environ)).items() if k not in env}
     yield from drive(nb, kernel_name, env=here | env, address=warm() if forked else None, **options)

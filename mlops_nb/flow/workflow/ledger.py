@@ -19,23 +19,38 @@ from .runs import StageRun
 # %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #8b07cd80
 class Ledger:
     "Runs of workflows in MLflow."
+
     def __init__(self, settings: Settings):
         self.client = tracking.client(settings)
         self.experiment = self.client.get_experiment_by_name(settings.experiment).experiment_id
 
-    def open(self, name: str, *, parent: str | None = None, parameters: Mapping[str, Any] = {}, **facts) -> str:
+    def open(
+        self, name: str, *, parent: str | None = None, parameters: Mapping[str, Any] = {}, **facts
+    ) -> str:
         "Start a run, a stage's if it has a parent; its id."
-        tags = {f"mlops_nb.{k}": str(v) for k, v in facts.items()} | ({"mlflow.parentRunId": parent} if parent else {})
+        tags = {f"mlops_nb.{k}": str(v) for k, v in facts.items()} | (
+            {"mlflow.parentRunId": parent} if parent else {}
+        )
         run_id = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         from mlflow.entities import Param
+
         params = [Param(k, str(masked_all(v))) for k, v in parameters.items()]
-        if params: self.client.log_batch(run_id, params=params)
+        if params:
+            self.client.log_batch(run_id, params=params)
         return run_id
 
-    def close(self, run_id: str, state: str, outputs: Mapping[str, Any] = {}, *, seconds: float | None = None,
-              **facts) -> None:
+    def close(
+        self,
+        run_id: str,
+        state: str,
+        outputs: Mapping[str, Any] = {},
+        *,
+        seconds: float | None = None,
+        **facts,
+    ) -> None:
         "End a run: its last state, what it gave, how long it took, and other facts."
         from mlflow.entities import Metric, RunTag
+
         tags = {f"glued.{k}": json.dumps(v, ensure_ascii=False) for k, v in outputs.items()}
         tags |= {f"mlops_nb.{k}": str(v) for k, v in {"state": state, **facts}.items()}
         took = [] if seconds is None else [Metric("seconds", seconds, round(time.time() * 1000), 0)]
@@ -44,7 +59,8 @@ class Ledger:
 
     def keep(self, run_id: str, texts: Mapping[str, str]) -> None:
         "Files of a run, by their place among its artifacts."
-        for place, text in texts.items(): self.client.log_text(run_id, text, place)
+        for place, text in texts.items():
+            self.client.log_text(run_id, text, place)
 
     def newest(self, *, stopped: bool = False, **facts: str) -> StageRun | None:
         "Return the newest stage with these facts that was done, or, if `stopped`, stopped early."
@@ -64,9 +80,19 @@ def _quoted(value: str) -> str:
     "Return a value as it stands in a filter of MLflow's."
     return f'"{value}"' if "'" in value else f"'{value}'"
 
+
 def _stage_run(run) -> StageRun:
     "A stage's run from its MLflow run."
     tags = run.data.tags
-    glued = {k.removeprefix("glued."): json.loads(v) for k, v in tags.items() if k.startswith("glued.")}
-    return StageRun(tags["mlops_nb.stage"], "reused", 0.0, glued, tags.get("mlops_nb.notebook"),
-                    tags.get("mlflow.parentRunId"), run.info.run_id)
+    glued = {
+        k.removeprefix("glued."): json.loads(v) for k, v in tags.items() if k.startswith("glued.")
+    }
+    return StageRun(
+        tags["mlops_nb.stage"],
+        "reused",
+        0.0,
+        glued,
+        tags.get("mlops_nb.notebook"),
+        tags.get("mlflow.parentRunId"),
+        run.info.run_id,
+    )

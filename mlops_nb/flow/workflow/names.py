@@ -18,34 +18,57 @@ from .cells import hidden, parse, words
 from .stages import Notebook
 
 # %% ../../../nbs/6_flow/05_workflow_names.ipynb #53a954bf
-IPYTHON = {"display", "get_ipython", "In", "Out", "exit", "quit", "_", "__", "___", "_i", "_ii",
-           "_iii", "_ih", "_oh", "_dh", "_sh", "_exit_code", "__IPYTHON__"}   # there without being defined
+IPYTHON = {
+    "display",
+    "get_ipython",
+    "In",
+    "Out",
+    "exit",
+    "quit",
+    "_",
+    "__",
+    "___",
+    "_i",
+    "_ii",
+    "_iii",
+    "_ih",
+    "_oh",
+    "_dh",
+    "_sh",
+    "_exit_code",
+    "__IPYTHON__",
+}  # there without being defined
+
 
 @dataclass(frozen=True)
 class Undefined:
     "A name that no cell visibly defines."
-    cell: int          # where it is used, from 1
-    line: int          # of the cell, from 1
+
+    cell: int  # where it is used, from 1
+    line: int  # of the cell, from 1
     name: str
-    warning: bool      # whether something may define it all the same
-    message: str       # the line, and what is wrong
+    warning: bool  # whether something may define it all the same
+    message: str  # the line, and what is wrong
 
 # %% ../../../nbs/6_flow/05_workflow_names.ipynb #4c18eb6d
 def _checked(module: ast.Module, defined: set[str]) -> tuple[list, set[str], set[int]]:
     "Return pyflakes' messages on undefined names, all bound names, ids of messages on annotations."
     from pyflakes.checker import Checker, ModuleScope
     from pyflakes.messages import UndefinedName
+
     bound, annotations = set(), []
 
     class Names(Checker):
         def addBinding(self, node, value):
             super().addBinding(node, value)
-            if isinstance(self.scope, ModuleScope): bound.add(value.name)
+            if isinstance(self.scope, ModuleScope):
+                bound.add(value.name)
 
         def handleNodeLoad(self, node, parent):
             before = len(self.messages)
             super().handleNodeLoad(node, parent)
-            if self._in_postponed_annotation: annotations.extend(self.messages[before:])
+            if self._in_postponed_annotation:
+                annotations.extend(self.messages[before:])
 
     messages = [m for m in Names(module, builtins=defined).messages if isinstance(m, UndefinedName)]
     return messages, bound, {id(m) for m in annotations}
@@ -60,6 +83,7 @@ def _whole(notebook: Notebook) -> tuple[ast.Module, list[tuple[int, int]]]:
         lines += [(i, len(lines))] * length
         whole.body += cell.body
     return whole, lines
+
 
 def _hidden(notebook: Notebook) -> str | None:
     "Say what may define any name without showing it, or None."
@@ -81,21 +105,27 @@ def undefined(notebook: Notebook) -> Iterator[Undefined]:
     for (at, name), annotation in sorted(places.items()):
         cell, before = lines[at - 1]
         code = notebook.code[cell].splitlines()[at - before - 1]
-        if re.fullmatch(r"_i?\d+", name): continue
-        if re.search(r"#\s*noqa(?!:)|#\s*noqa:.*F821", code): continue
+        if re.fullmatch(r"_i?\d+", name):
+            continue
+        if re.search(r"#\s*noqa(?!:)|#\s*noqa:.*F821", code):
+            continue
         unsure = _unsure(name, name in bound, annotation, hiding)
         what = unsure or f"nothing defines `{name}`" + near(name, (defined | bound) - {name})
         yield Undefined(cell, at - before, name, bool(unsure), f"line {at - before}: {what}")
+
 
 def _unsure(name: str, bound: bool, annotation: bool, hiding: str | None) -> str | None:
     "Say why a name that seems to be undefined may be defined. Return None if it cannot be."
     if bound:
         return f"`{name}` may not be defined here: a `del` or the end of an `except` removes it"
-    if annotation: return f"nothing defines `{name}`, which stands in an annotation"
-    if hiding: return f"no cell visibly defines `{name}`; {hiding} may"
+    if annotation:
+        return f"nothing defines `{name}`, which stands in an annotation"
+    if hiding:
+        return f"no cell visibly defines `{name}`; {hiding} may"
     return None
+
 
 def near(name: str, defined: set[str]) -> str:
     "Return the name that was probably meant, as a question."
-    close = get_close_matches(name[:100], sorted(defined), n=1)   # takes the length squared
+    close = get_close_matches(name[:100], sorted(defined), n=1)  # takes the length squared
     return f" (did you mean `{close[0]}`?)" if close else ""

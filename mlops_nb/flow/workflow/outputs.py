@@ -20,28 +20,42 @@ from .files import put, read
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #48b100b0
 MIME = "application/vnd.mlops-nb.output+json"
-LIMIT = 6_000            # characters of JSON: what MLflow keeps of a tag, with room to spare
-FILE_LIMIT = 4_000_000   # bytes of a table's Parquet or a figure's PNG: it is kept inside the notebook
+LIMIT = 6_000  # characters of JSON: what MLflow keeps of a tag, with room to spare
+FILE_LIMIT = (
+    4_000_000  # bytes of a table's Parquet or a figure's PNG: it is kept inside the notebook
+)
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #d6b7eadc
 def flaw(value: Any, place: str) -> str | None:
     "Where and why a value would not survive JSON, if it would not."
     match value:
-        case None | bool() | int(): return None
-        case str(): return _half_pair(value, place)
-        case float(): return None if abs(value) < float("inf") else f"{place} is {value}, which JSON does not have"
-        case list(): inner = ((v, f"{place}[{i}]") for i, v in enumerate(value))
+        case None | bool() | int():
+            return None
+        case str():
+            return _half_pair(value, place)
+        case float():
+            return (
+                None
+                if abs(value) < float("inf")
+                else f"{place} is {value}, which JSON does not have"
+            )
+        case list():
+            inner = ((v, f"{place}[{i}]") for i, v in enumerate(value))
         case dict():
             odd = next((k for k in value if not isinstance(k, str)), None)
-            if odd is not None: return f"{place} has the key {odd!r}, where JSON has only strings"
+            if odd is not None:
+                return f"{place} has the key {odd!r}, where JSON has only strings"
             inner = [(k, f"a key of {place}") for k in value]
             inner += [(v, f"{place}[{k!r}]") for k, v in value.items()]
-        case _: return f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
+        case _:
+            return f"{place} is a {type(value).__module__}.{type(value).__qualname__}"
     return next(filter(None, (flaw(v, p) for v, p in inner)), None)
+
 
 def _half_pair(text: str, place: str) -> str | None:
     "Say where a text has half of a surrogate pair, which JSON can spell and no file can hold."
-    try: text.encode()
+    try:
+        text.encode()
     except UnicodeEncodeError as e:
         half = f"U+{ord(text[e.start]):04X} at character {e.start + 1}"
         return f"{place} has {half}, half of a surrogate pair"
@@ -51,45 +65,67 @@ def _half_pair(text: str, place: str) -> str | None:
 def encode(name: str, value: Any) -> str:
     "A value as JSON text, or a `WorkflowError` that says why it cannot be glued."
     if not (isinstance(name, str) and name.isidentifier()):
-        raise WorkflowError(f"glue: {name!r} cannot name an output: use letters, digits and _, as for a variable")
+        raise WorkflowError(
+            f"glue: {name!r} cannot name an output: use letters, digits and _, as for a variable"
+        )
     if found := flaw(value, name):
-        raise WorkflowError(f"glue: {found}: outputs are None, bool, int, float, str, lists and dicts of these, polars "
-                            "frames and matplotlib figures; convert it, or write it somewhere and glue the address")
+        raise WorkflowError(
+            f"glue: {found}: outputs are None, bool, int, float, str, lists and dicts of these, polars "
+            "frames and matplotlib figures; convert it, or write it somewhere and glue the address"
+        )
     text = json.dumps(value, ensure_ascii=False)
-    if len(text) <= LIMIT: return text
-    raise WorkflowError(f"glue: {name} is {len(text):,} characters of JSON, more than {LIMIT:,}: "
-                        "write it to a file or table and glue the address")
+    if len(text) <= LIMIT:
+        return text
+    raise WorkflowError(
+        f"glue: {name} is {len(text):,} characters of JSON, more than {LIMIT:,}: "
+        "write it to a file or table and glue the address"
+    )
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #28351472
 def _file(name: str, value: Any) -> tuple[str, bytes, dict] | None:
     "The ending and content of what becomes a file, and how it is shown; none for what is JSON."
     out = BytesIO()
     if isinstance(value, pl.DataFrame):
-        try: value.write_parquet(out)
+        try:
+            value.write_parquet(out)
         except pl.exceptions.PolarsError as e:
-            raise WorkflowError(f"glue: {name} cannot be kept as Parquet: {e}; cast its columns") from e
+            raise WorkflowError(
+                f"glue: {name} cannot be kept as Parquet: {e}; cast its columns"
+            ) from e
         shown = {"text/html": value._repr_html_(), "text/plain": str(value)}
         return "parquet", out.getvalue(), shown
-    if not hasattr(value, "savefig"): return None
+    if not hasattr(value, "savefig"):
+        return None
     value.savefig(out, format="png", bbox_inches="tight")
-    return "png", out.getvalue(), {"image/png": b64encode(out.getvalue()).decode(), "text/plain": f"{name}: a figure"}
+    return (
+        "png",
+        out.getvalue(),
+        {"image/png": b64encode(out.getvalue()).decode(), "text/plain": f"{name}: a figure"},
+    )
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #ddacb0f9
 def glue(
-    name: str,     # the output's name: a later stage takes it by a parameter of the same name
-    value: Any,    # JSON-able, at most `LIMIT` characters; or a polars data frame or a matplotlib figure
+    name: str,  # the output's name: a later stage takes it by a parameter of the same name
+    value: Any,  # JSON-able, at most `LIMIT` characters; or a polars data frame or a matplotlib figure
 ) -> None:
     "Give a stage's output: display it, so that the executed notebook is its record."
     from IPython.display import display
+
     if not (made := _file(name, value)):
         text = encode(name, value)
-        return display({MIME: {"name": name, "value": value}, "text/plain": f"{name} = {text}"}, raw=True)
+        return display(
+            {MIME: {"name": name, "value": value}, "text/plain": f"{name} = {text}"}, raw=True
+        )
     ending, data, shown = made
     encode(name, None)
     if len(data) > FILE_LIMIT:
-        raise WorkflowError(f"glue: {name} is {len(data):,} bytes of {ending}, more than {FILE_LIMIT:,}: "
-                            "write it to a table of the lake and glue its reference")
-    display({MIME: {"name": name, "file": ending, "data": b64encode(data).decode()}, **shown}, raw=True)
+        raise WorkflowError(
+            f"glue: {name} is {len(data):,} bytes of {ending}, more than {FILE_LIMIT:,}: "
+            "write it to a table of the lake and glue its reference"
+        )
+    display(
+        {MIME: {"name": name, "file": ending, "data": b64encode(data).decode()}, **shown}, raw=True
+    )
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #27f6ad2d
 def _glued(nb: str | Path | Mapping) -> Iterator[dict]:
@@ -98,25 +134,30 @@ def _glued(nb: str | Path | Mapping) -> Iterator[dict]:
     shown = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
     yield from (data[MIME] for data in shown if MIME in data)
 
+
 def outputs(
-    nb: str | Path | Mapping,   # an executed notebook, or its address
-) -> dict[str, Any]:            # values by name (a figure as PNG bytes); of one glued twice, the last
+    nb: str | Path | Mapping,  # an executed notebook, or its address
+) -> dict[str, Any]:  # values by name (a figure as PNG bytes); of one glued twice, the last
     "What a notebook glued."
+
     def value(item: dict) -> Any:
-        if "file" not in item: return item["value"]
+        if "file" not in item:
+            return item["value"]
         data = b64decode(item["data"])
         return pl.read_parquet(data) if item["file"] == "parquet" else data
+
     return {item["name"]: value(item) for item in _glued(nb)}
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #bd6df5eb
 def placed(
-    nb: Mapping,        # an executed notebook
-    start: str,         # what the addresses of its files start with
-) -> dict[str, Any]:    # values by name, of tables and figures the addresses
+    nb: Mapping,  # an executed notebook
+    start: str,  # what the addresses of its files start with
+) -> dict[str, Any]:  # values by name, of tables and figures the addresses
     "What a notebook glued, its tables and figures written to files."
     found = {}
     for item in _glued(nb):
-        if "file" not in item: found[item["name"]] = item["value"]
+        if "file" not in item:
+            found[item["name"]] = item["value"]
         else:
             found[item["name"]] = address = f"{start}.{item['name']}.{item['file']}"
             put(address, b64decode(item["data"]))

@@ -16,44 +16,64 @@ from ...core.templates import render
 @dataclass
 class StageRun:
     "One stage in a run."
+
     name: str
-    state: str = "not run"          # or running, done, stopped, reused, failed
-    seconds: float = 0.0            # how long it took
+    state: str = "not run"  # or running, done, stopped, reused, failed
+    seconds: float = 0.0  # how long it took
     outputs: dict[str, Any] = field(default_factory=dict)
-    notebook: str | None = None     # path of the executed notebook
+    notebook: str | None = None  # path of the executed notebook
     reused_from: str | None = None  # id of the run whose result this is
-    id: str | None = None           # of its MLflow run
-    error: str | None = None        # one sentence, if it failed
-    attempts: int = 1               # how often it was tried
-    note: str | None = None         # where it stopped, if it ended early by its own wish
+    id: str | None = None  # of its MLflow run
+    error: str | None = None  # one sentence, if it failed
+    attempts: int = 1  # how often it was tried
+    note: str | None = None  # where it stopped, if it ended early by its own wish
+
 
 ENDED = ("done", "stopped", "reused", "failed")  # states that do not change any more
 
 # %% ../../../nbs/6_flow/10_workflow_runs.ipynb #8c6187d2
 def drawing(
     stages: list[StageRun],
-    wires: list[tuple[str, str, str]],   # giver, taker and name of each output that is taken
-) -> dict[str, Any]:                     # what `drawing.svg` takes
+    wires: list[tuple[str, str, str]],  # giver, taker and name of each output that is taken
+) -> dict[str, Any]:  # what `drawing.svg` takes
     "Return where the boxes of the stages lie, and the arcs from who gives to who takes."
     heights = {s.name: 22 + 34 * i for i, s in enumerate(stages)}
-    boxes = [{"y": heights[s.name], "state": s.state, "text": _label(s),
-              "link": s.notebook and _link(s.notebook)} for s in stages]
+    boxes = [
+        {
+            "y": heights[s.name],
+            "state": s.state,
+            "text": _label(s),
+            "link": s.notebook and _link(s.notebook),
+        }
+        for s in stages
+    ]
     drawn = [wire for wire in wires if wire[0] in heights and wire[1] in heights]
-    arcs = [{"start": heights[giver] + 5, "end": heights[taker] - 5, "bend": 205 + 24 * n, "name": name}
-            for n, (giver, taker, name) in enumerate(drawn)]
-    return {"boxes": boxes, "arcs": arcs, "width": 350 + 24 * len(wires), "height": 10 + 34 * len(stages)}
+    arcs = [
+        {"start": heights[giver] + 5, "end": heights[taker] - 5, "bend": 205 + 24 * n, "name": name}
+        for n, (giver, taker, name) in enumerate(drawn)
+    ]
+    return {
+        "boxes": boxes,
+        "arcs": arcs,
+        "width": 350 + 24 * len(wires),
+        "height": 10 + 34 * len(stages),
+    }
+
 
 def graph(
     stages: list[StageRun],
-    wires: list[tuple[str, str, str]],   # as `drawing` takes them
-) -> str:                                # HTML
+    wires: list[tuple[str, str, str]],  # as `drawing` takes them
+) -> str:  # HTML
     "Return the picture of stages with their states, one below the other."
     return render("workflow.html", **drawing(stages, wires))
 
+
 def _label(stage: StageRun) -> str:
     "Return what a stage's box says."
-    if stage.seconds: return f"{stage.name} · {stage.seconds:.1f} s"
+    if stage.seconds:
+        return f"{stage.name} · {stage.seconds:.1f} s"
     return stage.name if stage.state == "not run" else f"{stage.name} · {stage.state}"
+
 
 def _link(notebook: str) -> str:
     "The address of an executed notebook for a page that Jupyter shows here."
@@ -63,11 +83,14 @@ def _link(notebook: str) -> str:
 @dataclass
 class Run:
     "One execution of a workflow."
-    id: str                         # of its MLflow run
+
+    id: str  # of its MLflow run
     stages: list[StageRun]
-    state: str = "running"          # or done, failed
-    wires: list[tuple[str, str, str]] = field(default_factory=list, repr=False)  # giver, taker, name
-    warnings: list[Any] = field(default_factory=list, repr=False)   # each a `Problem`
+    state: str = "running"  # or done, failed
+    wires: list[tuple[str, str, str]] = field(
+        default_factory=list, repr=False
+    )  # giver, taker, name
+    warnings: list[Any] = field(default_factory=list, repr=False)  # each a `Problem`
 
     @property
     def outputs(self) -> dict[str, Any]:
@@ -75,6 +98,8 @@ class Run:
         return {name: value for stage in self.stages for name, value in stage.outputs.items()}
 
     def _repr_html_(self) -> str:
-        outputs = {s.name: "; ".join(f"{k} = {str(v)[:80]}" for k, v in s.outputs.items())
-                   for s in self.stages}
+        outputs = {
+            s.name: "; ".join(f"{k} = {str(v)[:80]}" for k, v in s.outputs.items())
+            for s in self.stages
+        }
         return render("run.html", run=self, outputs=outputs, **drawing(self.stages, self.wires))

@@ -21,22 +21,26 @@ from .files import Problem, read
 @dataclass(frozen=True)
 class Parameter:
     "One line of the cell tagged `parameters`."
+
     name: str
-    default: str | None       # the default's code; None: it has to be given
-    annotation: str | None    # the annotation's code
+    default: str | None  # the default's code; None: it has to be given
+    annotation: str | None  # the annotation's code
 
     @property
     def value(self) -> Any:
         "The default's value; None where there is no default, or its code is no plain value."
-        try: return ast.literal_eval(self.default or "None")
-        except (TypeError, ValueError): return None
+        try:
+            return ast.literal_eval(self.default or "None")
+        except (TypeError, ValueError):
+            return None
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #bbc16e40
 def _parameters(tree: ast.Module) -> Iterator[Parameter]:
     "The assignments of a parameters cell."
     for node in tree.body:
         match node:
-            case ast.Assign(targets=[ast.Name(name)], value=value): yield Parameter(name, ast.unparse(value), None)
+            case ast.Assign(targets=[ast.Name(name)], value=value):
+                yield Parameter(name, ast.unparse(value), None)
             case ast.AnnAssign(target=ast.Name(name), annotation=kind, value=value):
                 yield Parameter(name, value and ast.unparse(value), ast.unparse(kind))
 
@@ -44,9 +48,10 @@ def _parameters(tree: ast.Module) -> Iterator[Parameter]:
 @dataclass(frozen=True)
 class Notebook:
     "The code of a notebook file, each cell parsed."
-    path: Path                                             # the file
-    code: dict[int, str] = field(repr=False)               # sources of its code cells, by cell number from 1
-    tags: dict[int, tuple[str, ...]] = field(repr=False)   # tags of those that have any
+
+    path: Path  # the file
+    code: dict[int, str] = field(repr=False)  # sources of its code cells, by cell number from 1
+    tags: dict[int, tuple[str, ...]] = field(repr=False)  # tags of those that have any
 
     @classmethod
     def read(cls, path: str | Path):
@@ -66,10 +71,13 @@ class Notebook:
         "Those code cells that compile, parsed."
         return {i: tree for i, tree in self.parsed.items() if isinstance(tree, ast.Module)}
 
+
 def _attempt(source: str) -> ast.Module | SyntaxError:
-    try: return parse(source)
-    except SyntaxError as e: return e
-    except (ValueError, RecursionError) as e:   # null bytes, half a surrogate pair; deep nesting
+    try:
+        return parse(source)
+    except SyntaxError as e:
+        return e
+    except (ValueError, RecursionError) as e:  # null bytes, half a surrogate pair; deep nesting
         return SyntaxError(str(e), ("<cell>", 1, 1, source[:80]))
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #128909e8
@@ -80,12 +88,15 @@ def _glued(notebook: Notebook) -> Iterator[tuple[int, str | None]]:
             match node:
                 case ast.Call(func=ast.Name("glue") | ast.Attribute(attr="glue"), args=arguments):
                     match arguments:
-                        case [ast.Constant(str(name)), *_]: yield i, name
-                        case _: yield i, None
+                        case [ast.Constant(str(name)), *_]:
+                            yield i, name
+                        case _:
+                            yield i, None
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #966e4a4b
 class Stage(Notebook):
     "A notebook with parameters and outputs."
+
     @property
     def name(self) -> str:
         "The notebook's name without its number."
@@ -104,7 +115,12 @@ class Stage(Notebook):
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         "Parameters by name."
-        return {p.name: p for i in self.tagged[:1] if i in self.trees for p in _parameters(self.trees[i])}
+        return {
+            p.name: p
+            for i in self.tagged[:1]
+            if i in self.trees
+            for p in _parameters(self.trees[i])
+        }
 
     @cached_property
     def glues(self) -> dict[str, int]:
@@ -114,23 +130,42 @@ class Stage(Notebook):
     @property
     def problems(self) -> list[Problem]:
         "What is wrong with this notebook by itself."
-        found = [(i, f"does not compile: {e.msg} (line {e.lineno})")
-                 for i, e in self.parsed.items() if isinstance(e, SyntaxError)]
-        found += [(i, 'write the output\'s name out, as in glue("name", value), so that it can be wired')
-                  for i, name in _glued(self) if name is None]
+        found = [
+            (i, f"does not compile: {e.msg} (line {e.lineno})")
+            for i, e in self.parsed.items()
+            if isinstance(e, SyntaxError)
+        ]
+        found += [
+            (i, 'write the output\'s name out, as in glue("name", value), so that it can be wired')
+            for i, name in _glued(self)
+            if name is None
+        ]
         if not self.tagged:
-            found.append((None, "no code cell is tagged `parameters`: tag the one that holds them, or an empty one"))
-        found += [(i, f"is tagged `parameters`, and so is cell {self.tagged[0]}: tag one") for i in self.tagged[1:]]
-        return [Problem(self.path.name, i, message) for i, message in sorted(found, key=lambda f: f[0] or 0)]
+            found.append(
+                (
+                    None,
+                    "no code cell is tagged `parameters`: tag the one that holds them, or an empty one",
+                )
+            )
+        found += [
+            (i, f"is tagged `parameters`, and so is cell {self.tagged[0]}: tag one")
+            for i in self.tagged[1:]
+        ]
+        return [
+            Problem(self.path.name, i, message)
+            for i, message in sorted(found, key=lambda f: f[0] or 0)
+        ]
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #edcda4d0
 def wiring(
     stages: tuple[Stage, ...],
-) -> dict[str, dict[str, str]]:   # stage -> parameter -> the stage it comes from
+) -> dict[str, dict[str, str]]:  # stage -> parameter -> the stage it comes from
     "Who takes what from whom."
     givers = {output: stage.name for stage in reversed(stages) for output in stage.glues}
-    return {s.name: {p: givers[p] for p in s.parameters if givers.get(p, s.name) != s.name}
-            for s in stages}
+    return {
+        s.name: {p: givers[p] for p in s.parameters if givers.get(p, s.name) != s.name}
+        for s in stages
+    }
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #8abea6f4
 RESERVED = "run_id"  # a parameter of this name gets the run's id, and is no reason to run again

@@ -22,12 +22,15 @@ from .stages import Parameter, Stage
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #59936b4e
 _KNOWN = vars(builtins) | {n: getattr(typing, n) for n in typing.__all__} | {"datetime": datetime}
 
+
 def demanded(parameter: Parameter) -> Any:
     "Return the type of a parameter's values, or None where any will do."
     if parameter.annotation is None:
         return None if parameter.value is None else type(parameter.value)
-    try: return eval(parameter.annotation, dict(_KNOWN))  # what the notebook would do with it
-    except Exception: return None  # a name that only the notebook knows
+    try:
+        return eval(parameter.annotation, dict(_KNOWN))  # what the notebook would do with it
+    except Exception:
+        return None  # a name that only the notebook knows
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #61e3cd50
 def brief(value: Any, longest: int = 200) -> str:
@@ -35,30 +38,37 @@ def brief(value: Any, longest: int = 200) -> str:
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]}…"
 
+
 def mistyped(
     stage: Stage,
-    values: Mapping[str, Any],   # by parameter's name
-) -> dict[str, str]:             # by parameter's name, what is wrong
+    values: Mapping[str, Any],  # by parameter's name
+) -> dict[str, str]:  # by parameter's name, what is wrong
     "Return what is wrong with values that are not of their parameter's type."
     problems = {}
     for name in sorted(values.keys() & stage.parameters.keys()):
-        if (kind := demanded(stage.parameters[name])) is None: continue
-        try: TypeAdapter(kind).validate_python(values[name], strict=True)
+        if (kind := demanded(stage.parameters[name])) is None:
+            continue
+        try:
+            TypeAdapter(kind).validate_python(values[name], strict=True)
         except ValidationError as e:
             wanted = stage.parameters[name].annotation or kind.__name__
             reason = e.errors()[0]["msg"].lower()
             problems[name] = f"`{name}` is {brief(values[name])}, expected {wanted}: {reason}"
-        except PydanticUserError: continue
+        except PydanticUserError:
+            continue
     return problems
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #f6574fa6
 _JSON_START = re.compile(r'[-\d\["{]|true$|false$|null$')
-_BOOLEANS = {"True": True, "False": False}   # as Python writes them
+_BOOLEANS = {"True": True, "False": False}  # as Python writes them
+
 
 def literal(text: str) -> Any:
     "Return the value that JSON or, for booleans, Python spells so; raise `ValueError` if none."
-    if text in _BOOLEANS: return _BOOLEANS[text]
-    if not _JSON_START.match(text): raise ValueError(f"{text!r} is no JSON")   # NaN, Infinity
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if not _JSON_START.match(text):
+        raise ValueError(f"{text!r} is no JSON")  # NaN, Infinity
     return json.loads(text)
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #79bb331c
@@ -66,36 +76,49 @@ def _readings(text: str, kinds: Sequence[Any]) -> Iterator[Any]:
     "Yield what a text may stand for, the likeliest first."
     nullable = all(accepts(kind, None) for kind in kinds)
     yield None if nullable and text in ("null", "None") else text
-    try: yield literal(text)
-    except ValueError: pass
-    try: yield TypeAdapter(kinds[0]).validate_strings(text)
-    except (ValidationError, PydanticUserError): pass
+    try:
+        yield literal(text)
+    except ValueError:
+        pass
+    try:
+        yield TypeAdapter(kinds[0]).validate_strings(text)
+    except (ValidationError, PydanticUserError):
+        pass
+
 
 def accepts(kind: Any, value: Any) -> bool:
     "Is a value of a type, strictly?"
-    try: TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError: return False
-    except PydanticUserError: return True
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    except PydanticUserError:
+        return True
     return True
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #862f2660
 def typed(
     text: str,
-    kinds: Sequence[Any],   # the types of the parameters of this name, as `demanded` gives them
+    kinds: Sequence[Any],  # the types of the parameters of this name, as `demanded` gives them
 ) -> Any:
     "Return the value that a text stands for; the text itself if no value has the type."
     wanted = [kind for kind in kinds if kind is not None]
-    if not wanted: return untyped(text)
+    if not wanted:
+        return untyped(text)
     for value in _readings(text, wanted):
         if flaw(value, "it") is None and all(accepts(kind, value) for kind in wanted):
             return _as(wanted[0], value)
     return text
 
+
 def untyped(text: str) -> Any:
     "Return the JSON value that a text is, or the text."
-    try: value = literal(text)
-    except ValueError: return text
-    return text if flaw(value, "it") else value   # 1e999 is infinite
+    try:
+        value = literal(text)
+    except ValueError:
+        return text
+    return text if flaw(value, "it") else value  # 1e999 is infinite
+
 
 def _as(kind: Any, value: Any) -> Any:
     "Return 3.0 for 3 where a float is wanted, and any other value as it is."
@@ -103,20 +126,25 @@ def _as(kind: Any, value: Any) -> Any:
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #a5e554c5
 def spelled(
-    given: Iterable[str],          # each NAME=VALUE
+    given: Iterable[str],  # each NAME=VALUE
     stages: Iterable[Stage] = (),  # whose parameters' types count
 ) -> dict[str, Any]:
     "Return parameters as a command line spells them; raise `ValueError` for what is no parameter."
     values = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals: raise ValueError(f"'{text}': expected NAME=VALUE, as in -p trials=8")
-        if name in values: raise ValueError(f"'{name}' is given twice")
+        if not equals:
+            raise ValueError(f"'{text}': expected NAME=VALUE, as in -p trials=8")
+        if name in values:
+            raise ValueError(f"'{name}' is given twice")
         kinds = [demanded(stage.parameters[name]) for stage in stages if name in stage.parameters]
         values[name] = _quoted(value) if value.startswith('"') else typed(value, kinds)
     return values
 
+
 def _quoted(text: str) -> str:
     "Return the text that a JSON text stands for, or the text itself if it is none."
-    try: return json.loads(text)
-    except json.JSONDecodeError: return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -18,15 +18,23 @@ from ...core.settings import Settings, load
 from ...models import approvals, registry, roles
 from ...science.signature import Signature
 from mlops_nb.service.deployment.applications import (
-    Endpoint, app_name, ask, delete, endpoint, realize, run, settled, target,
+    Endpoint,
+    app_name,
+    ask,
+    delete,
+    endpoint,
+    realize,
+    run,
+    settled,
+    target,
 )
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #398aedfe
 def stage(
-    ref: str,                          # a model version
+    ref: str,  # a model version
     *,
-    by: str = "workflow",              # the person or program that wants it
+    by: str = "workflow",  # the person or program that wants it
     settings: Settings | None = None,
 ) -> Endpoint:
     "Serve a candidate at `/staging/{model}`."
@@ -38,6 +46,7 @@ def stage(
     events.record(settings.events, "staged", version.ref, by=by, **desired.details)
     return endpoint(version.name, stage="staging", settings=settings)
 
+
 def unstage(model: str, *, settings: Settings | None = None) -> None:
     "Take a model's staging application down."
     cluster.serve(settings)
@@ -46,13 +55,13 @@ def unstage(model: str, *, settings: Settings | None = None) -> None:
 # %% ../../../nbs/5_service/07_deployment.ipynb #2b3b3d52
 def decide(
     settings: Settings,
-    model: str,                    # the model's name
-    desired: Desired,              # what it is to serve
+    model: str,  # the model's name
+    desired: Desired,  # what it is to serve
     *,
-    before: dict | None,           # the newest `deployed` event, as it was read at first
-    by: str,                       # the person or program responsible
-    previous: str | None = None,   # id of the event that a rollback leads to
-    **why,                         # kept with the event
+    before: dict | None,  # the newest `deployed` event, as it was read at first
+    by: str,  # the person or program responsible
+    previous: str | None = None,  # id of the event that a rollback leads to
+    **why,  # kept with the event
 ) -> None:
     "Deploy what is desired, or leave everything as it was."
     cluster.serve(settings)
@@ -61,31 +70,44 @@ def decide(
     _demand_still_wanted(model, details, before, settings)
     record = partial(events.record, settings.events, "deployed", model, by=by)
     event = record(after=before and before["id"], **details, previous=previous, **why)
-    try: realize(settings, model, event)
-    except EventConflict: raise  # somebody decided since: their decision stands
+    try:
+        realize(settings, model, event)
+    except EventConflict:
+        raise  # somebody decided since: their decision stands
     except Exception as e:
         old = before["details"] if before else Desired({}, {}).details | {"previous": None}
         record(after=event, **old | {"undone": event, "error": str(e), "user": events.user()})
         realize(settings, model)
-        raise DeploymentError(f"{model} serves {old['versions'] or 'nothing'} as before, because the change failed: {e}"
-                              ) from e
-    finally: roles.mirror(model, settings)
+        raise DeploymentError(
+            f"{model} serves {old['versions'] or 'nothing'} as before, because the change failed: {e}"
+        ) from e
+    finally:
+        roles.mirror(model, settings)
 
-def _demand_still_wanted(model: str, details: dict, before: dict | None, settings: Settings) -> None:
+
+def _demand_still_wanted(
+    model: str, details: dict, before: dict | None, settings: Settings
+) -> None:
     "Raise if somebody rejected a version while it was made ready; loading one may take a minute."
     champion = before and roles.named(before["details"]).get("champion")
     served = {*details["versions"], *details["shadow"]} - {champion}
     decisions = (approvals.decision(f"{model}/{version}", settings) for version in sorted(served))
     if rejection := next((d for d in decisions if d and d["kind"] == "rejected"), None):
-        raise DeploymentError(f"{model} is unchanged: {rejection['subject']} was rejected by "
-                              f"{rejection['by']}, and a rejection is final")
+        raise DeploymentError(
+            f"{model} is unchanged: {rejection['subject']} was rejected by "
+            f"{rejection['by']}, and a rejection is final"
+        )
+
 
 def prepare(model: str, details: dict) -> None:
     "Have every replica of the same library load versions ahead; raises if one cannot."
     running = ask(app_name(model), "status")
-    if {s["library"] for s in running} != {details["library"]}: return
+    if {s["library"] for s in running} != {details["library"]}:
+        return
     if problems := [p for p in ask(app_name(model), "prepare", details) if p]:
-        raise DeploymentError(f"{model} is unchanged: a replica could not load the version: {problems[0]}")
+        raise DeploymentError(
+            f"{model} is unchanged: a replica could not load the version: {problems[0]}"
+        )
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #c67c06b6
 def approved(version: registry.ModelVersion, settings: Settings) -> str:
@@ -93,27 +115,34 @@ def approved(version: registry.ModelVersion, settings: Settings) -> str:
     decision, bundle = registry.approval(version.ref, settings=settings), version.bundle(settings)
     command = f"`mlops-nb approve {version.ref} --by NAME`"
     if decision is None:
-        raise DeploymentError(f"{version.ref} has no approval: approve it first, {command} or "
-                              f"registry.approve({version.ref!r}, by=…)")
+        raise DeploymentError(
+            f"{version.ref} has no approval: approve it first, {command} or "
+            f"registry.approve({version.ref!r}, by=…)"
+        )
     if decision["kind"] == "rejected":
-        raise DeploymentError(f"{version.ref} was rejected by {decision['by']}, and a rejection is "
-                              "final: approve and deploy another version")
+        raise DeploymentError(
+            f"{version.ref} was rejected by {decision['by']}, and a rejection is "
+            "final: approve and deploy another version"
+        )
     approver = approvals.policy(bundle.objective, settings)
     if decision["by"] == approvals.RULE != approver:
-        raise DeploymentError(f"{version.ref} was approved by the rule, but a person has to "
-                              f"decide: {command}")
+        raise DeploymentError(
+            f"{version.ref} was approved by the rule, but a person has to decide: {command}"
+        )
     trial = approvals.acceptance(version.ref, bundle.digest, settings)
     if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision["at"]:
-        raise DeploymentError(f"{version.ref} failed acceptance tests after {decision['by']} "
-                              f"approved it: test it again, or {command[:-1]} --despite REASON`")
+        raise DeploymentError(
+            f"{version.ref} failed acceptance tests after {decision['by']} "
+            f"approved it: test it again, or {command[:-1]} --despite REASON`"
+        )
     return decision["id"]
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #495babc4
 def promote(
-    ref: str,                       # a model version
+    ref: str,  # a model version
     *,
-    by: str,                        # the person or program responsible
-    because: str | None = None,     # id of the event that led to it; default: the approval
+    by: str,  # the person or program responsible
+    because: str | None = None,  # id of the event that led to it; default: the approval
     settings: Settings | None = None,
 ) -> Endpoint:
     "Give a version all of its endpoint's traffic; not one request is lost."
@@ -125,52 +154,76 @@ def promote(
         realize(settings, version.name, before["id"])
         roles.mirror(version.name, settings)
     else:
-        decide(settings, version.name, desired, before=before, by=by, because=because or approval,
-               previous=before and before["id"])
+        decide(
+            settings,
+            version.name,
+            desired,
+            before=before,
+            by=by,
+            because=because or approval,
+            previous=before and before["id"],
+        )
     unstage(version.name, settings=settings)
     return endpoint(version.name, settings=settings)
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #bd3ce5f6
 def deploy(
-    ref: str,                       # a model version
+    ref: str,  # a model version
     *,
-    by: str,                        # the person or program responsible
-    canary: float | None = None,    # percent of the traffic it answers
-    shadow: bool = False,           # it sees all traffic and answers none
+    by: str,  # the person or program responsible
+    canary: float | None = None,  # percent of the traffic it answers
+    shadow: bool = False,  # it sees all traffic and answers none
     settings: Settings | None = None,
 ) -> Endpoint:
     "Promote a version, or put it beside the champion as canary or shadow."
     settings = settings or load()
-    if canary is None and not shadow: return promote(ref, by=by, settings=settings)
+    if canary is None and not shadow:
+        return promote(ref, by=by, settings=settings)
     if canary is not None and (shadow or not 0 < canary < 100):
-        raise DeploymentError(f"canary = {canary:g}{', shadow' if shadow else ''}: expected a "
-                              "share of more than 0 and less than 100 percent, or shadow alone")
+        raise DeploymentError(
+            f"canary = {canary:g}{', shadow' if shadow else ''}: expected a "
+            "share of more than 0 and less than 100 percent, or shadow alone"
+        )
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
     version, new = target(ref, settings)
     approval, champion = approved(version, settings), champion_of(version, new, before)
     served = registry.resolve(f"{version.name}/{champion}", settings=settings)
     demand_same_inputs(version, served, settings)
     desired = beside(new, champion, before, canary)
-    decide(settings, version.name, desired, before=before, by=by, because=approval,
-           previous=before["id"])
+    decide(
+        settings,
+        version.name,
+        desired,
+        before=before,
+        by=by,
+        because=approval,
+        previous=before["id"],
+    )
     return endpoint(version.name, settings=settings)
+
 
 def champion_of(version: registry.ModelVersion, new: Desired, before: dict | None) -> str:
     "Return the champion that a version can be put beside; raise where there is none."
     champion = before and roles.named(before["details"]).get("champion")
     if not champion:
-        raise DeploymentError(f"{version.name} is not deployed: there is no champion to put {version.ref} beside; "
-                              "promote it")
-    if champion in new.versions: raise DeploymentError(f"{version.ref} is the champion already")
+        raise DeploymentError(
+            f"{version.name} is not deployed: there is no champion to put {version.ref} beside; "
+            "promote it"
+        )
+    if champion in new.versions:
+        raise DeploymentError(f"{version.ref} is the champion already")
     if before["details"]["library"] != new.library:
-        raise DeploymentError(f"{version.ref} was trained with library {new.library}, the champion {champion} with "
-                              f"{before['details']['library']}: a replica holds one library, so promote it or "
-                              "stage it instead")
+        raise DeploymentError(
+            f"{version.ref} was trained with library {new.library}, the champion {champion} with "
+            f"{before['details']['library']}: a replica holds one library, so promote it or "
+            "stage it instead"
+        )
     return champion
+
 
 def beside(new: Desired, champion: str, before: dict, canary: float | None) -> Desired:
     "Return the state with a version beside the champion: as canary with this share, or as shadow."
-    version, = new.versions
+    (version,) = new.versions
     shares = {champion: 100} if canary is None else {champion: 100 - canary, version: canary}
     bundles = {champion: before["details"]["bundles"][champion]} | new.bundles
     shadow, challenger = ((version,), None) if canary is None else ((), version)
@@ -178,16 +231,19 @@ def beside(new: Desired, champion: str, before: dict, canary: float | None) -> D
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #1cc4bfa6
 def demand_same_inputs(
-    version: registry.ModelVersion,    # to be put beside the champion
+    version: registry.ModelVersion,  # to be put beside the champion
     champion: registry.ModelVersion,
     settings: Settings,
 ) -> None:
     "Raise if a version would refuse rows that the champion takes."
     ours, theirs = (v.bundle(settings).signature for v in (version, champion))
     if differing := differences(theirs, ours):
-        raise DeploymentError(f"{version.ref} cannot stand beside the champion {champion.ref}, for "
-                              f"it would refuse requests made for it: {'; '.join(differing)}. "
-                              "Promote it when the clients are ready")
+        raise DeploymentError(
+            f"{version.ref} cannot stand beside the champion {champion.ref}, for "
+            f"it would refuse requests made for it: {'; '.join(differing)}. "
+            "Promote it when the clients are ready"
+        )
+
 
 def differences(champion: Signature, other: Signature) -> list[str]:
     "Return the columns, in words, for which another signature refuses what the champion's takes."
@@ -199,37 +255,50 @@ def differences(champion: Signature, other: Signature) -> list[str]:
         if name not in theirs:
             reasons.append(f"column '{name}' is only in it")
         elif theirs[name].dtype not in kinds:
-            reasons.append(f"column '{name}' is {column.dtype} in it, {theirs[name].dtype} for the "
-                           "champion")
+            reasons.append(
+                f"column '{name}' is {column.dtype} in it, {theirs[name].dtype} for the champion"
+            )
         elif theirs[name].nullable and not column.nullable:
             reasons.append(f"column '{name}' may be null for the champion only")
     return reasons
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #085e351d
 def rollback(
-    model: str,                     # the model's name
+    model: str,  # the model's name
     *,
-    by: str,                        # the person or program responsible
-    note: str,                      # why
+    by: str,  # the person or program responsible
+    note: str,  # why
     settings: Settings | None = None,
 ) -> Endpoint:
     "Serve what was served before."
     settings = settings or load()
     now = events.newest(settings.events, "deployed", model)
     past = _earlier(now, settings) if now else None
-    if past is None: raise DeploymentError(f"{model} has no earlier deployment to go back to")
+    if past is None:
+        raise DeploymentError(f"{model} has no earlier deployment to go back to")
     _demand_none_rejected(model, past, settings)
-    decide(settings, model, Desired.of(past["details"]), before=now, by=by, note=note,
-           because=now["id"], previous=past["details"].get("previous"))
+    decide(
+        settings,
+        model,
+        Desired.of(past["details"]),
+        before=now,
+        by=by,
+        note=note,
+        because=now["id"],
+        previous=past["details"].get("previous"),
+    )
     return endpoint(model, settings=settings)
+
 
 def _earlier(event: dict, settings: Settings) -> dict | None:
     "Return the `deployed` event that a rollback from this one leads to, or None if there is none."
     id_ = event["details"].get("previous")
-    if id_ is None: return None
+    if id_ is None:
+        return None
     log = events.history(settings.events, event["subject"], "deployed")
     rows = log.filter(id=id_).collect().to_dicts()
     return rows[0] | {"details": orjson.loads(rows[0]["details"])} if rows else None
+
 
 def _rejection(model: str, details: dict, settings: Settings) -> dict | None:
     "Return the rejection of a version that this state serves, or None if there is none."
@@ -237,38 +306,62 @@ def _rejection(model: str, details: dict, settings: Settings) -> dict | None:
     decisions = (approvals.decision(f"{model}/{version}", settings) for version in served)
     return next((d for d in decisions if d and d["kind"] == "rejected"), None)
 
+
 def _demand_none_rejected(model: str, past: dict, settings: Settings) -> None:
     "Raise if an earlier state serves a version that was rejected since; offer the one before it."
     rejection = _rejection(model, past["details"], settings)
-    if rejection is None: return
+    if rejection is None:
+        return
     before = _earlier(past, settings)
     while before and _rejection(model, before["details"], settings):
         before = _earlier(before, settings)
     champion = before and roles.named(before["details"]).get("champion")
     ref, note = f"{model}/{champion}", rejection["details"].get("note")
-    offer = (f"Before it {ref} was served: `mlops-nb deploy {ref}`" if champion else
-             "No version was served before it: promote another one")
-    raise DeploymentError(f"{rejection['subject']} was served before, but {rejection['by']} "
-                          f"rejected it since{': ' + note if note else ''}. {offer}")
+    offer = (
+        f"Before it {ref} was served: `mlops-nb deploy {ref}`"
+        if champion
+        else "No version was served before it: promote another one"
+    )
+    raise DeploymentError(
+        f"{rejection['subject']} was served before, but {rejection['by']} "
+        f"rejected it since{': ' + note if note else ''}. {offer}"
+    )
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #18636b42
 def undeploy(model: str, *, by: str, note: str = "", settings: Settings | None = None) -> None:
     "Take an endpoint down; `rollback` brings it back."
     settings = settings or load()
     before = events.newest(settings.events, "deployed", model)
-    decide(settings, model, Desired({}, {}), before=before, by=by, note=note,
-           previous=before and before["id"])
+    decide(
+        settings,
+        model,
+        Desired({}, {}),
+        before=before,
+        by=by,
+        note=note,
+        previous=before and before["id"],
+    )
+
 
 def restore(settings: Settings | None = None) -> list[Endpoint]:
     "Bring every deployed endpoint back, as its newest event says; those that are there are left alone."
     settings = settings or load()
-    models = events.history(settings.events, kind="deployed").select("subject").unique().collect()["subject"].sort()
+    models = (
+        events.history(settings.events, kind="deployed")
+        .select("subject")
+        .unique()
+        .collect()["subject"]
+        .sort()
+    )
     return [_restored(model, settings) for model in models]
+
 
 def _restored(model: str, settings: Settings) -> Endpoint:
     "Bring an endpoint back; one whose bundle is of an earlier release stays down, and says why."
     problem = None
-    try: realize(settings, model)
-    except OutdatedBundle as e: problem = str(e)
+    try:
+        realize(settings, model)
+    except OutdatedBundle as e:
+        problem = str(e)
     roles.mirror(model, settings)
     return replace(endpoint(model, settings=settings), problem=problem)

@@ -29,25 +29,29 @@ from ..serving import prefix
 @dataclass(frozen=True)
 class Acceptance:
     "The verdict on a staged version."
+
     ref: str
-    table: pl.DataFrame   # check, passed, found, demanded
+    table: pl.DataFrame  # check, passed, found, demanded
 
     @property
     def passed(self) -> bool:
         "Return whether there are checks and all of them passed."
         return self.table.height > 0 and bool(self.table["passed"].all())
 
-    def _repr_html_(self) -> str: return render("acceptance.html", acceptance=self)
+    def _repr_html_(self) -> str:
+        return render("acceptance.html", acceptance=self)
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #2751b9d2
 Check = tuple[str, bool, str, str]  # check, passed, found, demanded
 
+
 @dataclass
 class Probe:
     "Asks a staged version and remembers the ids of its predictions."
+
     http: httpx.Client
     signature: Signature
-    limit: int                                       # rows a request
+    limit: int  # rows a request
     ids: list[str] = field(default_factory=list)
 
     def predict(self, rows: list[dict]) -> list[dict]:
@@ -66,11 +70,17 @@ def schema_check(probe: Probe) -> Iterator[Check]:
     differing = f", differing: {', '.join(wrong)}" if wrong else ""
     yield "schema", not wrong, f"{len(found)} columns{differing}", f"{len(wanted)} columns"
 
+
 def parity_check(probe: Probe, rows: list[dict], probability: np.ndarray) -> Iterator[Check]:
     "Online and offline predictions agree."
     online = np.array([p["probability"] for p in probe.predict(rows)])
     worst = float(np.abs(online - probability).max())
-    yield "parity with the offline pipeline", worst <= 1e-6, f"{worst:.1e} over {len(rows)} rows", "≤ 1e-06"
+    yield (
+        "parity with the offline pipeline",
+        worst <= 1e-6,
+        f"{worst:.1e} over {len(rows)} rows",
+        "≤ 1e-06",
+    )
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #d979133a
 def refusal_check(probe: Probe, row: dict) -> Iterator[Check]:
@@ -78,18 +88,35 @@ def refusal_check(probe: Probe, row: dict) -> Iterator[Check]:
     columns = probe.signature.columns
     required = next((c.name for c in columns if not c.nullable), None)
     send = lambda *rows: {"content": orjson.dumps({"rows": rows})}
-    cases = {"wrong type": (columns[0].name, send(row | {columns[0].name: {"a": 1}})),
-             "no rows": ("empty", send()), "not JSON": ("JSON", {"content": b"{rows"}),
-             "not said to be JSON": ("application/json", send(row) | {"headers": {"content-type": "text/plain"}})}
-    if required: cases["missing column"] = (required, send({k: v for k, v in row.items() if k != required}))
+    cases = {
+        "wrong type": (columns[0].name, send(row | {columns[0].name: {"a": 1}})),
+        "no rows": ("empty", send()),
+        "not JSON": ("JSON", {"content": b"{rows"}),
+        "not said to be JSON": (
+            "application/json",
+            send(row) | {"headers": {"content-type": "text/plain"}},
+        ),
+    }
+    if required:
+        cases["missing column"] = (required, send({k: v for k, v in row.items() if k != required}))
     for name, (word, options) in cases.items():
         answer = probe.http.post("/predict", **options)
         said = answer.json()["error"]["message"] if 400 <= answer.status_code < 500 else ""
-        yield f"refuses: {name}", word in said, f"{answer.status_code} {said[:100]}", f"4xx that names {word!r}"
+        yield (
+            f"refuses: {name}",
+            word in said,
+            f"{answer.status_code} {said[:100]}",
+            f"4xx that names {word!r}",
+        )
     for c in columns:
         if c.categories:
             answer = probe.http.post("/predict", **send(row | {c.name: "never seen before"}))
-            yield "accepts: unknown category", answer.status_code == 200, f"{answer.status_code} for {c.name}", "200"
+            yield (
+                "accepts: unknown category",
+                answer.status_code == 200,
+                f"{answer.status_code} for {c.name}",
+                "200",
+            )
             return
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #881866cf
@@ -104,6 +131,7 @@ def latency_check(probe: Probe, rows: list[dict], limit: float) -> Iterator[Chec
     found = f"p50 {p50:.1f} ms, p95 {p95:.1f} ms over {len(rows)} requests"
     yield "latency", bool(p95 <= limit), found, f"p95 ≤ {limit:g} ms"
 
+
 def log_check(probe: Probe, settings: Settings, model: str) -> Iterator[Check]:
     "Every prediction it gave is in the prediction log, once."
     ask(app_name(model, "staging"), "flush")
@@ -115,12 +143,13 @@ def log_check(probe: Probe, settings: Settings, model: str) -> Iterator[Check]:
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #c18ce5a9
 def accept(
-    ref: str,                                # the staged model version
-    frame: pl.DataFrame,                     # rows to try it on, with the columns of its signature
+    ref: str,  # the staged model version
+    frame: pl.DataFrame,  # rows to try it on, with the columns of its signature
     *,
-    probability: np.ndarray | None = None,   # what they should get; default: what the bundle's pipeline gives
-    latency_ms: float = 100,                 # limit of the 95th percentile of single-row requests, ms
-    requests: int = 50,                      # single-row requests timed
+    probability: np.ndarray
+    | None = None,  # what they should get; default: what the bundle's pipeline gives
+    latency_ms: float = 100,  # limit of the 95th percentile of single-row requests, ms
+    requests: int = 50,  # single-row requests timed
     by: str = "workflow",
     settings: Settings | None = None,
 ) -> Acceptance:
@@ -129,35 +158,54 @@ def accept(
     version, desired = target(ref, settings)
     cluster.serve(settings)
     if not answers(settings, version.name, desired, stage="staging"):
-        raise DeploymentError(f"{version.ref} is not at {prefix(version.name, stage='staging')}: stage it first, "
-                              f"deployment.stage({version.ref!r})")
+        raise DeploymentError(
+            f"{version.ref} is not at {prefix(version.name, stage='staging')}: stage it first, "
+            f"deployment.stage({version.ref!r})"
+        )
     bundle = version.bundle(settings)
     frame = bundle.signature.conform(frame)
-    if frame.is_empty(): raise DeploymentError(f"expected rows to try {version.ref} on, got none")
-    if probability is None: probability = bundle.pipeline.predict_proba(frame)[:, 1]
+    if frame.is_empty():
+        raise DeploymentError(f"expected rows to try {version.ref} on, got none")
+    if probability is None:
+        probability = bundle.pipeline.predict_proba(frame)[:, 1]
     rows = orjson.loads(orjson.dumps(frame.to_dicts()))
     with client(settings, version.name, "staging") as http:
         probe = Probe(http, bundle.signature, settings.serve.max_rows)
-        checks = [*schema_check(probe), *parity_check(probe, rows, probability), *refusal_check(probe, rows[0]),
-                  *latency_check(probe, [rows[i % len(rows)] for i in range(requests)], latency_ms),
-                  *log_check(probe, settings, version.name)]
-    found = Acceptance(version.ref, pl.DataFrame(checks, schema=["check", "passed", "found", "demanded"], orient="row"))
+        checks = [
+            *schema_check(probe),
+            *parity_check(probe, rows, probability),
+            *refusal_check(probe, rows[0]),
+            *latency_check(probe, [rows[i % len(rows)] for i in range(requests)], latency_ms),
+            *log_check(probe, settings, version.name),
+        ]
+    found = Acceptance(
+        version.ref,
+        pl.DataFrame(checks, schema=["check", "passed", "found", "demanded"], orient="row"),
+    )
     kind = "accepted" if found.passed else "failed_acceptance"
-    events.record(settings.events, kind, version.ref, by=by, bundle=bundle.digest,
-                  checks=found.table.to_dicts())
+    events.record(
+        settings.events,
+        kind,
+        version.ref,
+        by=by,
+        bundle=bundle.digest,
+        checks=found.table.to_dicts(),
+    )
     return found
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #22110858
 def approve(
-    ref: str,                          # the staged model version
-    acceptance: Acceptance,            # what `accept` found
+    ref: str,  # the staged model version
+    acceptance: Acceptance,  # what `accept` found
     *,
     settings: Settings | None = None,
-) -> str:                              # the event's id
+) -> str:  # the event's id
     "Approve a version by the rule, or raise. Return the approval, which may be a person's earlier one."
     if not acceptance.passed:
-        raise DeploymentError(f"{ref} failed its acceptance tests: see the table in this notebook. "
-                              "What serves now goes on serving. A person can deploy it all the "
-                              f"same: `mlops-nb approve {ref} --by NAME --despite REASON`, then "
-                              f"`mlops-nb deploy {ref}`")
+        raise DeploymentError(
+            f"{ref} failed its acceptance tests: see the table in this notebook. "
+            "What serves now goes on serving. A person can deploy it all the "
+            f"same: `mlops-nb approve {ref} --by NAME --despite REASON`, then "
+            f"`mlops-nb deploy {ref}`"
+        )
     return registry.approve_by_rule(ref, settings=settings)

@@ -29,30 +29,44 @@ def app_name(model: str, stage: str = "production") -> str:
     "The name of a model's Serve application."
     return f"{stage}-{model}"
 
+
 def ask(app: str, method: str, *args, timeout: float = 60) -> list:
     "What every replica of an application answers; empty where it does not run, or does not answer."
     from ray import serve
+
     for _ in range(5):
         found = serve.status().applications.get(app)
-        if found is None or found.status == "DELETING": return []
-        broadcast = lambda: serve.get_app_handle(app).broadcast(method, *args).results(timeout_s=timeout)
+        if found is None or found.status == "DELETING":
+            return []
+        broadcast = lambda: (
+            serve.get_app_handle(app).broadcast(method, *args).results(timeout_s=timeout)
+        )
         try:
             with ThreadPoolExecutor(1) as thread:  # Serve refuses to wait in a kernel's event loop
                 return thread.submit(broadcast).result()
-        except Exception: time.sleep(0.5)  # a replica came or went: ask those there are now
+        except Exception:
+            time.sleep(0.5)  # a replica came or went: ask those there are now
     return []
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #3f2e13df
 def delete(app: str) -> None:
     "Take an application out of traffic; its replicas finish what they have, and we do not wait for that."
     from ray import serve
-    if app in serve.status().applications: serve.delete(app, _blocking=False)
 
-def client(settings: Settings, model: str, stage: str = "production", *, timeout: float = 30) -> httpx.Client:
+    if app in serve.status().applications:
+        serve.delete(app, _blocking=False)
+
+
+def client(
+    settings: Settings, model: str, stage: str = "production", *, timeout: float = 30
+) -> httpx.Client:
     "An HTTP client of one endpoint, with the workspace's token."
     token = settings.serve.tokens.first
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    headers = {"content-type": "application/json"} | (
+        {"authorization": f"Bearer {token}"} if token else {}
+    )
     return httpx.Client(base_url=address(settings, model, stage), headers=headers, timeout=timeout)
+
 
 def address(settings: Settings, model: str, stage: str = "production") -> str:
     "Where an endpoint answers."
@@ -60,19 +74,23 @@ def address(settings: Settings, model: str, stage: str = "production") -> str:
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #c2052b78
 def scored(
-    http: httpx.Client,   # of an endpoint
-    rows: list[dict],     # as JSON has them
-    size: int,            # rows a request
-) -> list[dict]:          # prediction, probability, prediction_id, model_version
+    http: httpx.Client,  # of an endpoint
+    rows: list[dict],  # as JSON has them
+    size: int,  # rows a request
+) -> list[dict]:  # prediction, probability, prediction_id, model_version
     "The predictions of rows, asked for in pieces."
     found = []
     for i in range(0, len(rows), size):
-        answer = http.post("/predict", content=orjson.dumps({"rows": rows[i:i + size]}))
+        answer = http.post("/predict", content=orjson.dumps({"rows": rows[i : i + size]}))
         if answer.status_code == 404:
-            raise DeploymentError(f"there is no endpoint at {http.base_url}: deploy a version first, "
-                                  "with promote or mlops-nb run")
+            raise DeploymentError(
+                f"there is no endpoint at {http.base_url}: deploy a version first, "
+                "with promote or mlops-nb run"
+            )
         if answer.status_code != 200:
-            raise DeploymentError(f"{http.base_url} answered {answer.status_code}: {answer.text[:300]}")
+            raise DeploymentError(
+                f"{http.base_url} answered {answer.status_code}: {answer.text[:300]}"
+            )
         found += answer.json()["predictions"]
     return found
 
@@ -80,46 +98,61 @@ def scored(
 def run(settings: Settings, model: str, desired: Desired, *, stage: str = "production") -> None:
     "Start an application, or put new replicas beside those of another library."
     from ray import serve
+
     version, path = next(iter(desired.bundles.items()))
     digest = registered_digest(settings, f"{model}/{version}")
     _ = Bundle(path, digest=digest, settings=settings).library  # raises before a replica starts
-    app = application(settings, model, library=desired.library,
-                      fixed=desired if stage == "staging" else None)
+    app = application(
+        settings, model, library=desired.library, fixed=desired if stage == "staging" else None
+    )
     serve.run(app, name=app_name(model, stage), route_prefix=prefix(model, stage=stage))
+
 
 def settled(
     settings: Settings,
-    model: str,                  # the model's name
-    desired: Desired,            # what it should serve
+    model: str,  # the model's name
+    desired: Desired,  # what it should serve
     *,
     stage: str = "production",
-    timeout: float = 90,         # s
+    timeout: float = 90,  # s
 ) -> None:
     "Wait until an application serves what it should, inside and out."
     until, found = time.monotonic() + timeout, "nothing"
     while time.monotonic() < until:
         found = ask(app_name(model, stage), "converge")
-        if found and all((s["event"], s["versions"]) == (desired.event, desired.versions) for s in found):
-            if all(answers(settings, model, desired, stage=stage) for _ in range(2 * len(found))): return
-        if problems := [s["problem"] for s in found if s["problem"]]: raise DeploymentError(f"{model}: {problems[0]}")
-        if stage == "production": current(settings, model, desired.event)
+        if found and all(
+            (s["event"], s["versions"]) == (desired.event, desired.versions) for s in found
+        ):
+            if all(answers(settings, model, desired, stage=stage) for _ in range(2 * len(found))):
+                return
+        if problems := [s["problem"] for s in found if s["problem"]]:
+            raise DeploymentError(f"{model}: {problems[0]}")
+        if stage == "production":
+            current(settings, model, desired.event)
         time.sleep(0.2)
-    raise DeploymentError(f"{model} did not come to serve {desired.versions} within {timeout:.0f} s; last found: "
-                          f"{found}")
+    raise DeploymentError(
+        f"{model} did not come to serve {desired.versions} within {timeout:.0f} s; last found: "
+        f"{found}"
+    )
+
 
 def answers(settings: Settings, model: str, desired: Desired, *, stage: str = "production") -> bool:
     "Is a request over HTTP answered from this state?"
     return serves(health(settings, model, stage), desired)
 
+
 def serves(state: dict, desired: Desired) -> bool:
     "Is this what `health` gives of an endpoint that serves what is desired?"
     return (state.get("event"), state.get("versions")) == (desired.event, desired.versions)
 
+
 def health(settings: Settings, model: str, stage: str = "production") -> dict:
     "Return what an endpoint says of itself over HTTP; empty where it does not answer."
     try:
-        with client(settings, model, stage, timeout=5) as http: answer = http.get("/healthz")
-    except httpx.HTTPError: return {}
+        with client(settings, model, stage, timeout=5) as http:
+            answer = http.get("/healthz")
+    except httpx.HTTPError:
+        return {}
     return answer.json() if answer.status_code == 200 else {}
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #5f1f4c61
@@ -127,18 +160,24 @@ def current(settings: Settings, model: str, event: str | None) -> Desired | None
     "Return what an endpoint should serve now; raise `Conflict` if another event than this says so."
     newest = events.newest(settings.events, "deployed", model)
     if event is not None and newest["id"] != event:
-        raise EventConflict(f"{model} was deployed meanwhile by {newest['by']} at "
-                              f"{newest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state "
-                              "and decide again")
-    if newest is None or not newest["details"]["versions"]: return None
+        raise EventConflict(
+            f"{model} was deployed meanwhile by {newest['by']} at "
+            f"{newest['at']:%Y-%m-%d %H:%M:%S} UTC: look at the present state "
+            "and decide again"
+        )
+    if newest is None or not newest["details"]["versions"]:
+        return None
     return Desired.of(newest["details"], event=newest["id"])
+
 
 def realize(settings: Settings, model: str, event: str | None = None) -> None:
     "Make an endpoint what its newest event says; raise `Conflict` if `event` is not the newest."
     cluster.serve(settings)
     desired, app = current(settings, model, event), app_name(model)
-    if desired is None: return delete(app)
-    if {s["library"] for s in ask(app, "status")} != {desired.library}: run(settings, model, desired)
+    if desired is None:
+        return delete(app)
+    if {s["library"] for s in ask(app, "status")} != {desired.library}:
+        run(settings, model, desired)
     settled(settings, model, desired)
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #801bbd6e
@@ -148,29 +187,38 @@ def target(ref: str, settings: Settings, **state) -> tuple[registry.ModelVersion
     bundle = found.bundle(settings)
     bundle.verify()
     version = str(found.version)
-    return found, Desired({version: 100}, {version: str(bundle.path)}, bundle.library_digest, **state)
+    return found, Desired(
+        {version: 100}, {version: str(bundle.path)}, bundle.library_digest, **state
+    )
+
 
 def staged(settings: Settings, model: str) -> Desired | None:
     "What the staging application of a model should serve."
-    newest = (events.history(settings.events, kind="staged").filter(pl.col("subject").str.starts_with(f"{model}/"))
-              .tail(1).collect().to_dicts())
+    newest = (
+        events.history(settings.events, kind="staged")
+        .filter(pl.col("subject").str.starts_with(f"{model}/"))
+        .tail(1)
+        .collect()
+        .to_dicts()
+    )
     return Desired.of(orjson.loads(newest[0]["details"])) if newest else None
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #36bacb34
 @dataclass(frozen=True)
 class Endpoint:
     "A model's name under Ray Serve, as it should be and as it is."
+
     model: str
-    url: str                    # POST {url}/predict
+    url: str  # POST {url}/predict
     versions: dict[str, float]  # version to its share, percent
-    shadow: tuple[str, ...]     # versions that see the traffic and answer none of it
-    ready: bool                 # does it answer from this state?
+    shadow: tuple[str, ...]  # versions that see the traffic and answer none of it
+    ready: bool  # does it answer from this state?
     stage: str = "production"
     settings: Settings | None = field(default=None, repr=False)
-    champion: str | None = None    # the version that others are measured against
+    champion: str | None = None  # the version that others are measured against
     challenger: str | None = None  # the version that answers a share beside it
     framework: dict[str, dict] = field(default_factory=dict)  # by version: registered with, here
-    problem: str | None = None     # why it could not be brought back
+    problem: str | None = None  # why it could not be brought back
 
     @property
     def replicas(self) -> list[dict]:
@@ -180,10 +228,10 @@ class Endpoint:
 
     def predict(
         self,
-        frame: pl.DataFrame,     # rows with the columns of the model's signature
+        frame: pl.DataFrame,  # rows with the columns of the model's signature
         *,
-        rows: int = 100,         # rows a request
-    ) -> pl.DataFrame:           # prediction, probability, prediction_id, model_version, a row each
+        rows: int = 100,  # rows a request
+    ) -> pl.DataFrame:  # prediction, probability, prediction_id, model_version, a row each
         "Ask the endpoint over HTTP, as any client would."
         with client(self.settings, self.model, self.stage) as http:
             return pl.DataFrame(scored(http, frame.to_dicts(), rows))
@@ -192,26 +240,38 @@ class Endpoint:
         return render("endpoint.html", endpoint=self, notes=notes(self))
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #10c2cbac
-def notes(
-    endpoint: Endpoint,
-) -> list[str]:
+def notes(endpoint: Endpoint) -> list[str]:
     "Return a sentence for each version that another framework serves than it was registered with."
     named = lambda version, which: library.release(endpoint.framework[version][which])
-    return [f"{endpoint.model}/{version} was registered with {named(version, 'registered')} and is "
-            f"served by {named(version, 'here')}" for version in endpoint.framework]
+    return [
+        f"{endpoint.model}/{version} was registered with {named(version, 'registered')} and is "
+        f"served by {named(version, 'here')}"
+        for version in endpoint.framework
+    ]
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #13e784e3
 def endpoint(
-    model: str,                        # the model's name
+    model: str,  # the model's name
     *,
     stage: str = "production",
     settings: Settings | None = None,
 ) -> Endpoint:
     "A model's endpoint: what it should serve, and whether it does."
     settings = settings or load()
-    desired = (Desired.newest(settings, model) if stage == "production" else staged(settings, model)) or Desired({}, {})
+    desired = (
+        Desired.newest(settings, model) if stage == "production" else staged(settings, model)
+    ) or Desired({}, {})
     state = health(settings, model, stage) if desired.versions else {}
     ready = bool(desired.versions) and serves(state, desired)
-    return Endpoint(model, address(settings, model, stage), desired.versions, desired.shadow, ready,
-                    stage, settings, desired.champion, desired.challenger,
-                    state.get("framework", {}))
+    return Endpoint(
+        model,
+        address(settings, model, stage),
+        desired.versions,
+        desired.shadow,
+        ready,
+        stage,
+        settings,
+        desired.champion,
+        desired.challenger,
+        state.get("framework", {}),
+    )

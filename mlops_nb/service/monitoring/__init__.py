@@ -28,20 +28,28 @@ from .traffic import Traffic, gather, labelled, settle
 # %% ../../../nbs/5_service/10_monitoring.ipynb #05ad504b
 BY = "monitoring"
 
+
 def open_alerts(
-    model: str,                        # the model's name
+    model: str,  # the model's name
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> list[dict]:                       # JSON-able: id, model, kind, column, message, since, version, report
+) -> list[dict]:  # JSON-able: id, model, kind, column, message, since, version, report
     "The alerts that are open, oldest first."
     settings = settings or load()
     log = events.history(settings.events, model).filter(pl.col("kind").str.starts_with("alert_"))
     opened, closed = {}, set()
     for event in log.collect().iter_rows(named=True):
         details = json.loads(event["details"])
-        if event["kind"] == "alert_closed": closed.add(details["because"])
-        else: opened[event["id"]] = {"id": event["id"], "model": model, "kind": details["alert"], **{
-            k: details.get(k) for k in ("column", "message", "version", "report")}, "since": event["at"].isoformat()}
+        if event["kind"] == "alert_closed":
+            closed.add(details["because"])
+        else:
+            opened[event["id"]] = {
+                "id": event["id"],
+                "model": model,
+                "kind": details["alert"],
+                **{k: details.get(k) for k in ("column", "message", "version", "report")},
+                "since": event["at"].isoformat(),
+            }
     return [alert for id_, alert in opened.items() if id_ not in closed]
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #bc27c6a8
@@ -56,11 +64,11 @@ def _append(kind: str, model: str, settings: Settings, each: list[dict]) -> list
 # %% ../../../nbs/5_service/10_monitoring.ipynb #c6ee06d2
 def react(
     model: str,
-    table: pl.DataFrame,    # the window's questions and answers
+    table: pl.DataFrame,  # the window's questions and answers
     settings: Settings,
     *,
-    version: str,           # whose window it was
-    **where,                # window and report, kept with each alert
+    version: str,  # whose window it was
+    **where,  # window and report, kept with each alert
 ) -> dict[str, list[str]]:  # ids of the events: opened, closed
     "Open and close alerts, as a window's answers demand."
     alerts = [a for a in open_alerts(model, settings=settings) if a["version"] == version]
@@ -68,33 +76,54 @@ def react(
     answers = {(q["kind"], q["column"]): q for q in table.iter_rows(named=True)}
     fresh = [q for key, q in answers.items() if q["alarm"] and key not in before]
     over = [id_ for key, id_ in before.items() if key in answers and not answers[key]["alarm"]]
-    keep, where = ("column", "message", "statistic", "value", "reference", "corrected"), {"version": version, **where}
-    opened = _append("alert_opened", model, settings,
-                     [{"alert": q["kind"], **{k: q[k] for k in keep}, **where} for q in fresh])
-    return {"opened": opened,
-            "closed": _append("alert_closed", model, settings,
-                              [{"because": id_, **where} for id_ in over])}
+    keep, where = (
+        ("column", "message", "statistic", "value", "reference", "corrected"),
+        {"version": version, **where},
+    )
+    opened = _append(
+        "alert_opened",
+        model,
+        settings,
+        [{"alert": q["kind"], **{k: q[k] for k in keep}, **where} for q in fresh],
+    )
+    return {
+        "opened": opened,
+        "closed": _append(
+            "alert_closed", model, settings, [{"because": id_, **where} for id_ in over]
+        ),
+    }
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #2b7410f5
 def retire(
     model: str,
-    answering: Sequence[str],   # versions that answered since the last look
+    answering: Sequence[str],  # versions that answered since the last look
     settings: Settings,
-) -> list[str]:                 # ids of the events
+) -> list[str]:  # ids of the events
     "Close the alerts of versions that serve no more, for no window of theirs will come."
     deployed = events.newest(settings.events, "deployed", model)
     serving = deployed and deployed["details"].get("versions")
-    if serving is None: return []
-    gone = [a for a in open_alerts(model, settings=settings)
-            if a["version"] and a["version"] not in {*serving, *answering}]
-    return _append("alert_closed", model, settings, [
-        {"because": a["id"], "version": a["version"], "reason": "the version serves no more"}
-        for a in gone])
+    if serving is None:
+        return []
+    gone = [
+        a
+        for a in open_alerts(model, settings=settings)
+        if a["version"] and a["version"] not in {*serving, *answering}
+    ]
+    return _append(
+        "alert_closed",
+        model,
+        settings,
+        [
+            {"because": a["id"], "version": a["version"], "reason": "the version serves no more"}
+            for a in gone
+        ],
+    )
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #64380094
-MENDABLE = ("drift", "performance")         # what a retraining can mend
-BROKEN = ("schema", "nulls", "errors")      # what has to be mended first
-PROPOSED = "retraining_proposed"            # kind of the event
+MENDABLE = ("drift", "performance")  # what a retraining can mend
+BROKEN = ("schema", "nulls", "errors")  # what has to be mended first
+PROPOSED = "retraining_proposed"  # kind of the event
+
 
 def propose(model: str, settings: Settings) -> list[str]:
     "Propose a retraining for open alerts that led to none yet; ids of the events."
@@ -102,14 +131,22 @@ def propose(model: str, settings: Settings) -> list[str]:
     proposed = {id_ for event in earlier for id_ in event["details"]["because"]}
     alerts = open_alerts(model, settings=settings)
     broken = {a["version"] for a in alerts if a["kind"] in BROKEN}
-    causes = [a for a in alerts
-              if a["kind"] in MENDABLE and a["id"] not in proposed and a["version"] not in broken]
+    causes = [
+        a
+        for a in alerts
+        if a["kind"] in MENDABLE and a["id"] not in proposed and a["version"] not in broken
+    ]
     reason = "; ".join(f"{a['kind']} of {a['column']}: {a['message']}" for a in causes)
-    return _append(PROPOSED, model, settings,
-                   [{"because": [a["id"] for a in causes], "reason": reason}] if causes else [])
+    return _append(
+        PROPOSED,
+        model,
+        settings,
+        [{"because": [a["id"] for a in causes], "reason": reason}] if causes else [],
+    )
+
 
 def proposal(
-    log: str | pl.DataFrame,   # the audit log, or its rows
+    log: str | pl.DataFrame,  # the audit log, or its rows
     model: str,
 ) -> dict | None:
     "Return the newest proposal to retrain what an endpoint serves now, or None if there is none."
@@ -121,24 +158,34 @@ def notify(model: str, settings: Settings) -> str | None:
     "Post the open alerts that nobody was told of yet; what went wrong, if anything."
     import httpx
     from tenacity import Retrying, stop_after_attempt, wait_random_exponential
-    if not settings.alerts.webhook: return None
+
+    if not settings.alerts.webhook:
+        return None
     posts = map(json.loads, events.history(settings.events, model, "notified").collect()["details"])
     told = {id_ for post in posts if post["error"] is None for id_ in post["alerts"]}
     alerts = [a for a in open_alerts(model, settings=settings) if a["id"] not in told]
-    if not alerts: return None
+    if not alerts:
+        return None
     error, url = None, settings.alerts.webhook.get_secret_value()
     body = {"workspace": settings.workspace.name, "model": model, "alerts": alerts}
     try:
-        for attempt in Retrying(stop=stop_after_attempt(3), wait=wait_random_exponential(0.2, max=2), reraise=True):
-            with attempt: httpx.post(url, json=body, timeout=5).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as e: error = _refusal(e, url)
-    events.record(settings.events, "notified", model, by=BY, alerts=[a["id"] for a in alerts], error=error)
+        for attempt in Retrying(
+            stop=stop_after_attempt(3), wait=wait_random_exponential(0.2, max=2), reraise=True
+        ):
+            with attempt:
+                httpx.post(url, json=body, timeout=5).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
+        error = _refusal(e, url)
+    events.record(
+        settings.events, "notified", model, by=BY, alerts=[a["id"] for a in alerts], error=error
+    )
     return error
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #bb835e88
 def _refusal(error: Exception, url: str) -> str:
     "Return why a post failed, without the address: its path is a secret."
     import httpx
+
     if isinstance(error, httpx.HTTPStatusError):
         answer = error.response
         return f"HTTPStatusError: it answered {answer.status_code} {answer.reason_phrase}"
@@ -149,12 +196,13 @@ def _refusal(error: Exception, url: str) -> str:
 @dataclass(frozen=True)
 class Judged:
     "The new predictions of one version, and what they say."
+
     version: str
-    window: tuple[datetime, datetime]   # first and last prediction
-    rows: int                           # predictions
+    window: tuple[datetime, datetime]  # first and last prediction
+    rows: int  # predictions
     verdict: Verdict
     telemetry: dict
-    corrections: int = 0                # labels corrected after they had been judged, left out
+    corrections: int = 0  # labels corrected after they had been judged, left out
 
     @property
     def alerts(self) -> list[dict]:
@@ -165,19 +213,21 @@ class Judged:
     def label(self) -> str:
         "The state in words."
         alarms = sorted({f"{a['kind']} of {a['column']}" for a in self.alerts})
-        if not alarms: return "quiet"
+        if not alarms:
+            return "quiet"
         return f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}: {', '.join(alarms)}"
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #281790b8
 @dataclass(frozen=True, repr=False)
 class Look:
     "What was looked at: the new predictions of each version, judged where there are enough."
+
     model: str
-    judged: dict[str, Judged]        # by version, the one with most predictions first
-    waiting: dict[str, int]          # predictions of versions with too few, for the next window
-    needed: int                      # predictions that make a verdict
-    significance: float = 0.01       # the chance that a quiet look raises any alarm, over all versions
-    report: Path | None = None       # the HTML file
+    judged: dict[str, Judged]  # by version, the one with most predictions first
+    waiting: dict[str, int]  # predictions of versions with too few, for the next window
+    needed: int  # predictions that make a verdict
+    significance: float = 0.01  # the chance that a quiet look raises any alarm, over all versions
+    report: Path | None = None  # the HTML file
 
     @property
     def rows(self) -> int:
@@ -203,7 +253,8 @@ class Look:
     @property
     def window(self) -> tuple[datetime | None, datetime | None]:
         "First and last prediction that was judged."
-        if not self.judged: return None, None
+        if not self.judged:
+            return None, None
         first, last = zip(*(j.window for j in self.judged.values()), strict=True)
         return min(first), max(last)
 
@@ -230,31 +281,50 @@ class Monitoring(Look):
     @property
     def verdict(self) -> str:
         "The state in one line."
-        if len(self.judged) == 1: return self.judged[self.version].label
-        if self.judged: return "; ".join(f"version {v}: {j.label}" for v, j in self.judged.items())
+        if len(self.judged) == 1:
+            return self.judged[self.version].label
+        if self.judged:
+            return "; ".join(f"version {v}: {j.label}" for v, j in self.judged.items())
         most = max(self.waiting.values(), default=0)
-        return (f"no verdict: {most} of the {self.needed} predictions it takes; "
-                "they stay for the next window")
+        return (
+            f"no verdict: {most} of the {self.needed} predictions it takes; "
+            "they stay for the next window"
+        )
 
-    def __repr__(self) -> str: return f"Monitoring({self.model}: {self.verdict})"
-    def _repr_html_(self) -> str: return article(self)
+    def __repr__(self) -> str:
+        return f"Monitoring({self.model}: {self.verdict})"
+
+    def _repr_html_(self) -> str:
+        return article(self)
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #f6cde633
 def _column_rows(found: Verdict) -> list[dict]:
     "What the page says of each column."
     asked = {}
-    for q in found.table.iter_rows(named=True): asked.setdefault(q["column"], {})[q["kind"]] = q
+    for q in found.table.iter_rows(named=True):
+        asked.setdefault(q["column"], {})[q["kind"]] = q
     rows = []
     for name in found.drift.table["column"]:
         mine = asked[name]
         drifted, nulls = mine.get("drift"), mine.get("nulls")
-        rows.append({"name": name, "alarm": any(q["alarm"] for k, q in mine.items() if k != "fairness"),
-                     "picture": found.drift.picture(name),
-                     "distance": f"{drifted['value']:.3f}" if drifted else "",
-                     "p": f"{drifted['corrected']:.2g}" if drifted else "",
-                     "missing": f"{nulls['value']:.1%}" if nulls else "",
-                     "notes": [q["message"] for k, q in mine.items() if k in ("range", "unseen") and q["value"]
-                               or k in ("schema", "errors") and q["alarm"]]})
+        rows.append(
+            {
+                "name": name,
+                "alarm": any(q["alarm"] for k, q in mine.items() if k != "fairness"),
+                "picture": found.drift.picture(name),
+                "distance": f"{drifted['value']:.3f}" if drifted else "",
+                "p": f"{drifted['corrected']:.2g}" if drifted else "",
+                "missing": f"{nulls['value']:.1%}" if nulls else "",
+                "notes": [
+                    q["message"]
+                    for k, q in mine.items()
+                    if k in ("range", "unseen")
+                    and q["value"]
+                    or k in ("schema", "errors")
+                    and q["alarm"]
+                ],
+            }
+        )
     return rows
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #58a344e6
@@ -268,7 +338,7 @@ def _section(judged: Judged) -> dict:
 def article(
     monitoring: Monitoring,
     *,
-    alone: bool = False,      # a page of its own
+    alone: bool = False,  # a page of its own
 ) -> str:
     "Return the report as HTML that can stand in another page."
     sections = [_section(judged) for judged in monitoring.judged.values()]
@@ -277,12 +347,22 @@ def article(
 # %% ../../../nbs/5_service/10_monitoring.ipynb #132bc061
 def _facts(monitoring: Monitoring) -> dict:
     "The report as JSON-able facts."
-    facts = {k: getattr(monitoring, k)
-             for k in ("model", "version", "rows", "versions", "waiting", "verdict")}
-    judged = {v: {"start": j.window[0].isoformat(), "end": j.window[1].isoformat(), "rows": j.rows,
-                  "labelled": j.verdict.labelled, "corrections": j.corrections,
-                  "quiet": not j.alerts,
-                  "telemetry": j.telemetry} for v, j in monitoring.judged.items()}
+    facts = {
+        k: getattr(monitoring, k)
+        for k in ("model", "version", "rows", "versions", "waiting", "verdict")
+    }
+    judged = {
+        v: {
+            "start": j.window[0].isoformat(),
+            "end": j.window[1].isoformat(),
+            "rows": j.rows,
+            "labelled": j.verdict.labelled,
+            "corrections": j.corrections,
+            "quiet": not j.alerts,
+            "telemetry": j.telemetry,
+        }
+        for v, j in monitoring.judged.items()
+    }
     start, end = monitoring.window
     return facts | {"start": start.isoformat(), "end": end.isoformat(), "judged": judged}
 
@@ -290,8 +370,8 @@ def _facts(monitoring: Monitoring) -> dict:
 def save(
     monitoring: Monitoring,
     settings: Settings,
-    number: int,              # tells reports apart whose last predictions are of the same moment
-) -> Path:                    # of report.html
+    number: int,  # tells reports apart whose last predictions are of the same moment
+) -> Path:  # of report.html
     "Write report.html and report.json."
     base = settings.state if "://" in settings.storage else Path(settings.storage)
     name = f"{monitoring.window[1]:%Y-%m-%dT%H-%M-%S.%f}-{number}"
@@ -310,22 +390,30 @@ def _valid(labels: pl.DataFrame, bundle: Bundle) -> pl.DataFrame:
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #4fe7b189
 def verdict(
-    version: str,
-    traffic: Traffic,
-    significance: float,
-) -> tuple[Judged, dict | None]:    # the verdict, and what the next one has to know of labels
+    version: str, traffic: Traffic, significance: float
+) -> tuple[Judged, dict | None]:  # the verdict, and what the next one has to know of labels
     "Judge the new predictions of one version."
     model, settings = traffic.model, traffic.settings
     bundle = registry.resolve(f"{model}/{version}", settings=settings).bundle(settings)
     schema, min_rows = bundle.signature.schema(), settings.monitor.min_rows
     new, earlier, marks = traffic.labels(version)
-    used, every = (_valid(labelled(model, version, labels, settings, at=traffic.mark["version"]),
-                          bundle) for labels in (earlier, new))
+    used, every = (
+        _valid(labelled(model, version, labels, settings, at=traffic.mark["version"]), bundle)
+        for labels in (earlier, new)
+    )
     unjudged = every.join(used, on="prediction_id", how="anti", maintain_order="left")
     truth = decoded(unjudged, schema).with_columns(unjudged["label"])
     rows = traffic.rows.filter(pl.col("model_version") == version)
-    answer = judge(decoded(rows, schema), truth, bundle.profile, bundle.objective, bundle.report,
-                   significance=significance, min_rows=min_rows, at=rows["at"].max())
+    answer = judge(
+        decoded(rows, schema),
+        truth,
+        bundle.profile,
+        bundle.objective,
+        bundle.report,
+        significance=significance,
+        min_rows=min_rows,
+        at=rows["at"].max(),
+    )
     window = rows["at"].min(), rows["at"].max()
     corrections = every.height - unjudged.height if answer.labelled else 0
     judged = Judged(version, window, rows.height, answer, telemetry(rows), corrections)
@@ -333,14 +421,15 @@ def verdict(
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #3443870d
 def check(
-    model: str,                        # the model's name
+    model: str,  # the model's name
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-    now: datetime | None = None,       # predictions after this are left for later; default: the present
+    now: datetime | None = None,  # predictions after this are left for later; default: the present
 ) -> Monitoring:
     "Judge the predictions since the last look, and remember: report, profile, alerts."
     settings = settings or load()
-    if now is None: settle(model, settings)
+    if now is None:
+        settle(model, settings)
     traffic = gather(model, settings, now or datetime.now(UTC))
     limits = settings.monitor
     enough = [v for v, rows in traffic.versions.items() if rows >= limits.min_rows]
@@ -348,7 +437,8 @@ def check(
     judged = {v: one for v, (one, _) in verdicts.items()}
     waiting = {v: rows for v, rows in traffic.versions.items() if v not in judged}
     look = Monitoring(model, judged, waiting, limits.min_rows, limits.significance)
-    if not judged: return look
+    if not judged:
+        return look
     look = replace(look, report=save(look, settings, traffic.mark["version"]))
     marks = {v: mark for v, (_, mark) in verdicts.items()}
     remember(look, traffic.seen(marks), traffic.last, settings)
@@ -370,14 +460,28 @@ def remember(look: Monitoring, seen: dict, last: dict | None, settings: Settings
     events_by_kind = {"opened": [], "closed": []}
     for version, judged in look.judged.items():
         facts["judged"][version]["profile"] = span = _keep(model, judged, settings)
-        done = react(model, judged.verdict.table, settings, version=version, window=span,
-                     report=report)
-        for kind, ids in done.items(): events_by_kind[kind] += ids
+        done = react(
+            model, judged.verdict.table, settings, version=version, window=span, report=report
+        )
+        for kind, ids in done.items():
+            events_by_kind[kind] += ids
     events_by_kind["closed"] += retire(model, look.versions, settings)
     proposed = propose(model, settings)
     labels = sum(judged.verdict.labelled for judged in look.judged.values())
     alerts = [{k: a[k] for k in ("kind", "column", "message", "version")} for a in look.alerts]
     del facts["model"]
-    events.record(settings.events, "monitored", model, by=BY, after=last and last["id"], seen=seen,
-                  labelled=labels, quiet=look.quiet, report=report, proposed=proposed,
-                  alerts=alerts, **events_by_kind, **facts)
+    events.record(
+        settings.events,
+        "monitored",
+        model,
+        by=BY,
+        after=last and last["id"],
+        seen=seen,
+        labelled=labels,
+        quiet=look.quiet,
+        report=report,
+        proposed=proposed,
+        alerts=alerts,
+        **events_by_kind,
+        **facts,
+    )

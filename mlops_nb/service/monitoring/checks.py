@@ -24,44 +24,87 @@ from ...science.objective import Objective
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #e696a376
 def decoded(
-    predictions: pl.DataFrame,   # rows of the prediction log, all of one signature
-    schema: pl.Schema,           # the signature's
-) -> pl.DataFrame:               # its columns, and `prediction`
+    predictions: pl.DataFrame,  # rows of the prediction log, all of one signature
+    schema: pl.Schema,  # the signature's
+) -> pl.DataFrame:  # its columns, and `prediction`
     "Logged predictions as the frame that the model saw."
     seen = predictions["inputs"].str.json_decode(pl.Struct(schema)).struct.unnest()
     return seen.with_columns(prediction=predictions["probability"])
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #5fb6f416
-QUESTIONS = {"kind": pl.String, "column": pl.String, "statistic": pl.String, "value": pl.Float64,
-             "reference": pl.Float64, "p_value": pl.Float64, "corrected": pl.Float64, "alarm": pl.Boolean,
-             "message": pl.String}
+QUESTIONS = {
+    "kind": pl.String,
+    "column": pl.String,
+    "statistic": pl.String,
+    "value": pl.Float64,
+    "reference": pl.Float64,
+    "p_value": pl.Float64,
+    "corrected": pl.Float64,
+    "alarm": pl.Boolean,
+    "message": pl.String,
+}
 
-def question(kind: str, column: str, statistic: str, value: float | None, *, message: str, p: float | None = None,
-             reference: float | None = None, fault: bool = False) -> dict:
+
+def question(
+    kind: str,
+    column: str,
+    statistic: str,
+    value: float | None,
+    *,
+    message: str,
+    p: float | None = None,
+    reference: float | None = None,
+    fault: bool = False,
+) -> dict:
     "One row."
-    return {"kind": kind, "column": column, "statistic": statistic, "value": value, "reference": reference,
-            "p_value": None if p is None else float(p), "corrected": None, "alarm": fault, "message": message}
+    return {
+        "kind": kind,
+        "column": column,
+        "statistic": statistic,
+        "value": value,
+        "reference": reference,
+        "p_value": None if p is None else float(p),
+        "corrected": None,
+        "alarm": fault,
+        "message": message,
+    }
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #0b73549b
 def missing(seen: pl.DataFrame, reference: Profile) -> list[dict]:
     "Has the share of nulls (and NaN) changed? A question a column."
     from scipy.stats import fisher_exact
+
     asked = []
     for name in [c for c in seen.columns if c in reference.columns]:
         values, column = seen[name], reference.view.get_column(name)
-        k, n = values.null_count() + (values.is_nan().sum() if values.dtype.is_float() else 0), seen.height
+        k, n = (
+            values.null_count() + (values.is_nan().sum() if values.dtype.is_float() else 0),
+            seen.height,
+        )
         m = int(column.get_metric("counts").n.value)
         before = m - used(column)
         p = fisher_exact([[k, n - k], [before, m - before]]).pvalue
-        asked.append(question("nulls", name, "missing", k / n, p=p, reference=before / m if m else None,
-                              message=f"{k / n:.1%} missing, {before / max(m, 1):.1%} in the reference"))
+        asked.append(
+            question(
+                "nulls",
+                name,
+                "missing",
+                k / n,
+                p=p,
+                reference=before / m if m else None,
+                message=f"{k / n:.1%} missing, {before / max(m, 1):.1%} in the reference",
+            )
+        )
     return asked
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #efb57c99
 def exceeding(k: int, n: int, m: int) -> float:
     "The chance that at least k of n new values lie beyond all of m old ones."
     from scipy.special import gammaln
-    return float(np.exp(gammaln(n + 1) - gammaln(n - k + 1) - gammaln(n + m + 1) + gammaln(n + m - k + 1)))
+
+    return float(
+        np.exp(gammaln(n + 1) - gammaln(n - k + 1) - gammaln(n + m + 1) + gammaln(n + m - k + 1))
+    )
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #32a87f72
 def outside(seen: pl.DataFrame, reference: Profile) -> list[dict]:
@@ -69,46 +112,65 @@ def outside(seen: pl.DataFrame, reference: Profile) -> list[dict]:
     asked = []
     for name, dtype in seen.schema.items():
         column = reference.view.get_column(name)
-        if not dtype.is_numeric() or column is None or type_of(column) != "number": continue
+        if not dtype.is_numeric() or column is None or type_of(column) != "number":
+            continue
         spread, values = column.get_metric("distribution"), seen[name].drop_nulls()
-        if dtype.is_float(): values = values.drop_nans()
+        if dtype.is_float():
+            values = values.drop_nans()
         below, above = int((values < spread.min).sum()), int((values > spread.max).sum())
         p = min(1, 2 * min(exceeding(k, len(values), int(spread.n)) for k in (below, above)))
-        asked.append(question("range", name, "out of range", below + above, p=p, reference=0, message=
-                              f"{below} below and {above} above the reference's {spread.min:g} to {spread.max:g}"))
+        asked.append(
+            question(
+                "range",
+                name,
+                "out of range",
+                below + above,
+                p=p,
+                reference=0,
+                message=f"{below} below and {above} above the reference's {spread.min:g} to {spread.max:g}",
+            )
+        )
     return asked
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #2082704e
 def _beyond(together: np.ndarray, n: int, m: int) -> np.ndarray:
     "The chance of each category to have all its rows among n of n + m, from its number of rows."
     from scipy.special import gammaln
+
     chance = np.zeros(len(together))
     t = together[together <= n]
-    chance[together <= n] = np.exp(gammaln(n + 1) - gammaln(n - t + 1) - gammaln(n + m + 1)
-                                   + gammaln(n + m - t + 1))
+    chance[together <= n] = np.exp(
+        gammaln(n + 1) - gammaln(n - t + 1) - gammaln(n + m + 1) + gammaln(n + m - t + 1)
+    )
     return chance
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #f768f76c
 def _many(rows: int, together: np.ndarray, chance: np.ndarray) -> float:
     "Chernoff's bound of the chance of this many rows or more in categories new in the window."
     from scipy.optimize import minimize_scalar
+
     possible = chance > 0
-    if not possible.any() or rows <= 0: return 1.0
+    if not possible.any() or rows <= 0:
+        return 1.0
     t, p = together[possible], chance[possible]
     bound = lambda s: np.logaddexp(np.log1p(-p), np.log(p) + s * t).sum() - s * rows
     return float(np.exp(min(0.0, minimize_scalar(bound, bounds=(0, 50), method="bounded").fun)))
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #bf255946
 def newness(
-    here: dict[str, int],    # rows of each category in the window
+    here: dict[str, int],  # rows of each category in the window
     before: dict[str, int],  # rows of each category in the reference
-    m: int,                  # rows of the reference
-) -> float:                  # an upper bound
+    m: int,  # rows of the reference
+) -> float:  # an upper bound
     "The chance of categories as new and as frequent as the window's, if nothing has changed."
     n, new = sum(here.values()), [count for value, count in here.items() if value not in before]
-    if not new: return 1.0
-    together = np.array([count + before.get(value, 0) for value, count in here.items()]
-                        + [count for value, count in before.items() if value not in here], float)
+    if not new:
+        return 1.0
+    together = np.array(
+        [count + before.get(value, 0) for value, count in here.items()]
+        + [count for value, count in before.items() if value not in here],
+        float,
+    )
     chance = _beyond(together, n, m)
     one = chance[together >= max(new)].sum()
     return min(1.0, 2 * min(one, _many(sum(new), together, chance)))
@@ -120,14 +182,26 @@ def unseen(seen: pl.DataFrame, reference: Profile) -> list[dict]:
     for name in seen.select(pl.col(pl.String)).columns:
         column = reference.view.get_column(name)
         known, error = frequent(column) if column else ({}, 0)
-        if not known or error: continue  # too many to be listed
+        if not known or error:
+            continue  # too many to be listed
         values = seen[name].drop_nulls().str.slice(0, 128)
         new = values.filter(~values.is_in(list(known)))
         here = dict(values.value_counts(name="n").iter_rows())
         p = newness(here, known, used(column))
-        names = ", ".join(f"“{v}” {n}×" for v, n in new.value_counts(sort=True, name="n").head(3).iter_rows())
-        asked.append(question("unseen", name, "unknown categories", len(new), p=p, reference=0,
-                              message=f"{len(new)} rows of unknown categories" + f": {names}" * bool(names)))
+        names = ", ".join(
+            f"“{v}” {n}×" for v, n in new.value_counts(sort=True, name="n").head(3).iter_rows()
+        )
+        asked.append(
+            question(
+                "unseen",
+                name,
+                "unknown categories",
+                len(new),
+                p=p,
+                reference=0,
+                message=f"{len(new)} rows of unknown categories" + f": {names}" * bool(names),
+            )
+        )
     return asked
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #99806bdd
@@ -136,60 +210,110 @@ def drifting(found: Drift) -> list[dict]:
     asked = []
     for row in found.table.iter_rows(named=True):
         problem = None if row["statistic"] == EMPTY else row["problem"]
-        asked.append(question("schema", row["column"], "comparable", None,
-                              message=problem or "comparable",
-                              fault=problem is not None))
+        asked.append(
+            question(
+                "schema",
+                row["column"],
+                "comparable",
+                None,
+                message=problem or "comparable",
+                fault=problem is not None,
+            )
+        )
         if row["p_value"] is not None and row["statistic"] != EMPTY:
-            asked.append(question("drift", row["column"], row["statistic"], row["distance"], p=row["p_value"],
-                                  message=f"{row['statistic']} distance {row['distance']:.3f} from the reference"))
+            asked.append(
+                question(
+                    "drift",
+                    row["column"],
+                    row["statistic"],
+                    row["distance"],
+                    p=row["p_value"],
+                    message=f"{row['statistic']} distance {row['distance']:.3f} from the reference",
+                )
+            )
     return asked
+
 
 def faulty(seen: pl.DataFrame) -> list[dict]:
     "Are there predictions without a probability?"
     bad = seen.select(~pl.col("prediction").is_between(0, 1).fill_null(False)).to_series().sum()
-    return [question("errors", "prediction", "unusable predictions", bad, fault=bad > 0,
-                     message=f"{bad} probabilities are missing or outside 0 to 1")]
+    return [
+        question(
+            "errors",
+            "prediction",
+            "unusable predictions",
+            bad,
+            fault=bad > 0,
+            message=f"{bad} probabilities are missing or outside 0 to 1",
+        )
+    ]
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #e0901f9c
 _LABELS = 10  # of each class, at the least
 
+
 def performance(
-    labelled: pl.DataFrame,   # `prediction` and `label`, one or zero
+    labelled: pl.DataFrame,  # `prediction` and `label`, one or zero
     objective: Objective,
-    report: dict,             # the model's test report
-) -> list[dict]:              # one question; none without labels enough
+    report: dict,  # the model's test report
+) -> list[dict]:  # one question; none without labels enough
     "Is the model worse than it was on the test split?"
     from scipy.stats import norm
+
     name, expected = objective.metric, report.get("metrics", {}).get(objective.metric)
     y = labelled["label"].to_numpy()
-    if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS: return []
+    if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS:
+        return []
     now = measured(y, labelled["prediction"].to_numpy()).interval(name)
     upper, lower = expected, now.model_dump()
-    if name in LOWER: upper, lower = lower, upper
+    if name in LOWER:
+        upper, lower = lower, upper
     error = np.hypot(upper["value"] - upper["low"], lower["high"] - lower["value"]) / 1.96
-    lost = (upper["value"] - lower["value"]) / max(error, 1e-9)         # in standard errors
-    return [question("performance", name, name, now.value, p=norm.sf(lost),
-                     reference=expected["value"],
-                     message=f"{name} {now} on {len(y)} labelled rows, {expected['value']:.3f} on the test split")]
+    lost = (upper["value"] - lower["value"]) / max(error, 1e-9)  # in standard errors
+    return [
+        question(
+            "performance",
+            name,
+            name,
+            now.value,
+            p=norm.sf(lost),
+            reference=expected["value"],
+            message=f"{name} {now} on {len(y)} labelled rows, {expected['value']:.3f} on the test split",
+        )
+    ]
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #85d52e1e
 def _gap(groups: pl.DataFrame, column: str, measure: str) -> tuple[float, float, str, int] | None:
     "The widest gap between groups of 30 rows or more, its variance, its groups, the number of pairs."
-    rows = groups.filter((pl.col("column") == column) & (pl.col("measure") == measure) & (pl.col("rows") >= 30))
-    if rows.height < 2: return None
+    rows = groups.filter(
+        (pl.col("column") == column) & (pl.col("measure") == measure) & (pl.col("rows") >= 30)
+    )
+    if rows.height < 2:
+        return None
     ends = rows.sort("value")[[0, -1]]
     share = (ends["value"] * ends["rows"] + 1) / (ends["rows"] + 2)  # never quite 0 or 1
     variance = (share * (1 - share) / ends["rows"]).sum()
-    return (ends["value"][1] - ends["value"][0], variance, " and ".join(map(str, ends["group"])),
-            rows.height * (rows.height - 1) // 2)
+    return (
+        ends["value"][1] - ends["value"][0],
+        variance,
+        " and ".join(map(str, ends["group"])),
+        rows.height * (rows.height - 1) // 2,
+    )
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #c1066dfd
-def _groups(seen: pl.DataFrame, labelled: pl.DataFrame, objective: Objective, threshold: float) -> pl.DataFrame:
+def _groups(
+    seen: pl.DataFrame, labelled: pl.DataFrame, objective: Objective, threshold: float
+) -> pl.DataFrame:
     "Selection rates of all rows, error rates of the labelled ones, by group."
     columns = [c for c in objective.protected if c in seen.columns]
-    all_ = metrics.fairness(seen.select(cs.by_name(*columns)), np.zeros(seen.height, int),
-                             seen["prediction"].to_numpy(), threshold)
-    if all_.is_empty(): return all_
+    all_ = metrics.fairness(
+        seen.select(cs.by_name(*columns)),
+        np.zeros(seen.height, int),
+        seen["prediction"].to_numpy(),
+        threshold,
+    )
+    if all_.is_empty():
+        return all_
     parts = [all_.filter(pl.col("measure") == "selection_rate")]
     if labelled.height:
         y = labelled["label"].to_numpy()
@@ -200,26 +324,43 @@ def _groups(seen: pl.DataFrame, labelled: pl.DataFrame, objective: Objective, th
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #f9e2d7d1
 def fairness(
-    seen: pl.DataFrame,       # inputs and `prediction`
-    labelled: pl.DataFrame,   # the same with `label`; may be empty
+    seen: pl.DataFrame,  # inputs and `prediction`
+    labelled: pl.DataFrame,  # the same with `label`; may be empty
     objective: Objective,
-    report: dict,             # the model's test report
-) -> list[dict]:              # a question a protected column
+    report: dict,  # the model's test report
+) -> list[dict]:  # a question a protected column
     "Are groups treated less alike than they should be?"
     from scipy.stats import norm
+
     then = pl.DataFrame(report.get("fairness") or None, infer_schema_length=None)
-    groups = _groups(seen, labelled, objective, report.get("threshold", objective.decision_threshold))
-    if groups.is_empty(): return []
+    groups = _groups(
+        seen, labelled, objective, report.get("threshold", objective.decision_threshold)
+    )
+    if groups.is_empty():
+        return []
     asked = {}
-    for column, measure in groups.select("column", "measure").unique(maintain_order=True).iter_rows():
+    for column, measure in (
+        groups.select("column", "measure").unique(maintain_order=True).iter_rows()
+    ):
         now, accepted = _gap(groups, column, measure), objective.accept.get(f"{measure}_gap")
-        before = (accepted, 0.0) if accepted is not None else then.height and _gap(then, column, measure)
-        if not now or not before: continue
+        before = (
+            (accepted, 0.0) if accepted is not None else then.height and _gap(then, column, measure)
+        )
+        if not now or not before:
+            continue
         p = norm.sf((now[0] - before[0]) / np.sqrt(now[1] + before[1])) * now[3]
-        asked.setdefault(column, []).append(question(
-            "fairness", column, f"{measure} gap", now[0], p=p, reference=before[0],
-            message=f"{measure} of {now[2]} differs by {now[0]:.3f}, {before[0]:.3f} is "
-                    f"{'accepted' if accepted is not None else 'what the test split had'}"))
+        asked.setdefault(column, []).append(
+            question(
+                "fairness",
+                column,
+                f"{measure} gap",
+                now[0],
+                p=p,
+                reference=before[0],
+                message=f"{measure} of {now[2]} differs by {now[0]:.3f}, {before[0]:.3f} is "
+                f"{'accepted' if accepted is not None else 'what the test split had'}",
+            )
+        )
     strongest = [(min(qs, key=lambda q: q["p_value"]), len(qs)) for qs in asked.values()]
     return [{**q, "p_value": min(1.0, q["p_value"] * n)} for q, n in strongest]
 
@@ -228,17 +369,21 @@ def telemetry(predictions: pl.DataFrame) -> dict:
     "How many predictions, at what pace, how long they took, ms."
     latency, at = predictions["latency_ms"], predictions["at"]
     minutes = (at.max() - at.min()).total_seconds() / 60
-    return {"predictions": predictions.height, "per_minute": predictions.height / max(minutes, 1),
-            **{f"p{q}_ms": latency.quantile(q / 100) for q in (50, 95, 99)},
-            "unusable": int(predictions["probability"].is_null().sum())}
+    return {
+        "predictions": predictions.height,
+        "per_minute": predictions.height / max(minutes, 1),
+        **{f"p{q}_ms": latency.quantile(q / 100) for q in (50, 95, 99)},
+        "unusable": int(predictions["probability"].is_null().sum()),
+    }
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #48d59c12
 @dataclass(frozen=True)
 class Verdict:
     "What a window says."
-    table: pl.DataFrame   # columns as in `QUESTIONS`, alarms first
-    drift: Drift          # as corrected for all questions, for its pictures
-    labelled: int         # rows with labels
+
+    table: pl.DataFrame  # columns as in `QUESTIONS`, alarms first
+    drift: Drift  # as corrected for all questions, for its pictures
+    labelled: int  # rows with labels
 
     @property
     def alarms(self) -> list[dict]:
@@ -256,27 +401,38 @@ def corrected(questions: list[dict], significance: float) -> pl.DataFrame:
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #44cf97da
 def judge(
-    seen: pl.DataFrame,         # as `decoded` gives it
-    labelled: pl.DataFrame,     # the same and `label`, of predictions whose labels came meanwhile
-    reference: Profile,         # of the model's inputs, and `prediction`
+    seen: pl.DataFrame,  # as `decoded` gives it
+    labelled: pl.DataFrame,  # the same and `label`, of predictions whose labels came meanwhile
+    reference: Profile,  # of the model's inputs, and `prediction`
     objective: Objective,
-    report: dict,               # the model's test report
+    report: dict,  # the model's test report
     *,
-    significance: float = 0.01, # chance of any alarm in a quiet window
-    min_rows: int = 100,        # labels fewer than these are not judged
-    at: datetime | None = None, # when the window was
+    significance: float = 0.01,  # chance of any alarm in a quiet window
+    min_rows: int = 100,  # labels fewer than these are not judged
+    at: datetime | None = None,  # when the window was
 ) -> Verdict:
     "Ask everything of a window."
     columns = [c for c in seen.columns if c != "prediction" or c in reference.columns]
     known = reference.select(columns)
     drifts = drift(profile(seen.select(cs.by_name(*columns)), at=at), known)
     judged = labelled if labelled.height >= min_rows else labelled.clear()
-    inputs, finite = seen.drop("prediction"), lambda f: f.filter(pl.col("prediction").is_between(0, 1))
-    questions = [*drifting(drifts), *missing(inputs, known), *outside(inputs, known), *unseen(inputs, known),
-                 *faulty(seen), *performance(finite(judged), objective, report),
-                 *fairness(finite(seen), finite(judged), objective, report)]
+    inputs, finite = (
+        seen.drop("prediction"),
+        lambda f: f.filter(pl.col("prediction").is_between(0, 1)),
+    )
+    questions = [
+        *drifting(drifts),
+        *missing(inputs, known),
+        *outside(inputs, known),
+        *unseen(inputs, known),
+        *faulty(seen),
+        *performance(finite(judged), objective, report),
+        *fairness(finite(seen), finite(judged), objective, report),
+    ]
     table = corrected(questions, significance)
     joint = table.filter(pl.col("kind") == "drift").select("column", "corrected", drifted="alarm")
-    rows = drifts.table.drop("corrected", "drifted").join(joint, on="column", how="left", maintain_order="left")
+    rows = drifts.table.drop("corrected", "drifted").join(
+        joint, on="column", how="left", maintain_order="left"
+    )
     rows = rows.with_columns(pl.col("drifted").fill_null(False)).select(drifts.table.columns)
     return Verdict(table, replace(drifts, table=rows, significance=significance), judged.height)

@@ -31,39 +31,44 @@ def _ids(table: str, paths: set[str], end: datetime) -> pl.DataFrame:
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f7c32831
 def _late(
     table: str,
-    mark: dict,       # of what was taken
-    version: int,     # of the table, now
-) -> pl.DataFrame:    # prediction_id, at
+    mark: dict,  # of what was taken
+    version: int,  # of the table, now
+) -> pl.DataFrame:  # prediction_id, at
     "The rows up to the mark's time that the table has got since."
     end = datetime.fromisoformat(mark["end"])
     try:
-        before, now = ({f.path for f in lake.files(table, version=v)}
-                       for v in (mark["version"], version))
+        before, now = (
+            {f.path for f in lake.files(table, version=v)} for v in (mark["version"], version)
+        )
         return _ids(table, now - before, end).join(
-            _ids(table, before - now, end), on=["prediction_id", "at"], how="anti")
+            _ids(table, before - now, end), on=["prediction_id", "at"], how="anti"
+        )
     except (pl.exceptions.PolarsError, LakeError, DeltaError, OSError):
         return _ids(table, set(), end)  # the mark's version is gone
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #a8151ebd
 def unread(
-    table: str,           # a table with prediction_id and at
-    mark: dict | None,    # version and end of what was taken before; None: nothing was
-    now: datetime,        # rows after this are left for later
+    table: str,  # a table with prediction_id and at
+    mark: dict | None,  # version and end of what was taken before; None: nothing was
+    now: datetime,  # rows after this are left for later
     *,
-    schema: dict,         # the table's columns, where there is no table yet
-) -> tuple[pl.DataFrame, dict | None]:   # rows, oldest first; the mark that they lead to
+    schema: dict,  # the table's columns, where there is no table yet
+) -> tuple[pl.DataFrame, dict | None]:  # rows, oldest first; the mark that they lead to
     "The rows that were not taken before."
-    if not lake.exists(table): return pl.DataFrame(schema=schema), mark
+    if not lake.exists(table):
+        return pl.DataFrame(schema=schema), mark
     version = lake.version(table)
     every = lake.scan(table, version=version).filter(pl.col("at") <= now)
-    if mark is None: rows = every.collect()
+    if mark is None:
+        rows = every.collect()
     else:
         rows = every.filter(pl.col("at") > datetime.fromisoformat(mark["end"])).collect()
         if (late := _late(table, mark, version)).height:
             since = every.filter(pl.col("at").is_between(late["at"].min(), late["at"].max()))
             joined = since.join(late.lazy(), on=["prediction_id", "at"], how="semi").collect()
             rows = pl.concat([rows, joined])
-    if rows.is_empty() and mark is None: return rows, None
+    if rows.is_empty() and mark is None:
+        return rows, None
     ends = [rows["at"].max(), mark and datetime.fromisoformat(mark["end"])]
     end = max(end for end in ends if end)
     return rows.sort("at", "prediction_id"), {"version": version, "end": end.isoformat()}
@@ -73,53 +78,61 @@ def settle(model: str, settings: Settings, *, seconds: float = 10) -> None:
     "Wait, with a limit, until what replicas of this machine have acknowledged is in the tables."
     recover(settings, model)
     until = time.monotonic() + seconds
-    waiting = [(settings.table(kind, model), log.name, log.stat().st_size)
-               for kind in TABLES for log in (settings.state / "wal" / model / kind).glob("*.log")]
+    waiting = [
+        (settings.table(kind, model), log.name, log.stat().st_size)
+        for kind in TABLES
+        for log in (settings.state / "wal" / model / kind).glob("*.log")
+    ]
     while any((lake.done(*w[:2]) or 0) < w[2] for w in waiting) and time.monotonic() < until:
         time.sleep(0.1)
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #ccff4938
 def labelled(
     model: str,
-    version: str,             # only its predictions
-    feedback: pl.DataFrame,   # prediction_id, at, label
+    version: str,  # only its predictions
+    feedback: pl.DataFrame,  # prediction_id, at, label
     settings: Settings,
     *,
-    at: int | None = None,    # version of the table of predictions; default: the newest
-) -> pl.DataFrame:            # rows of the prediction log, and `label`
+    at: int | None = None,  # version of the table of predictions; default: the newest
+) -> pl.DataFrame:  # rows of the prediction log, and `label`
     "The predictions that these labels are about, each with its newest one."
     table = settings.table("_predictions", model)
     if feedback.is_empty() or not lake.exists(table):
         return pl.DataFrame(schema=TABLES["_predictions"] | {"label": pl.String})
     newest = feedback.sort("at", maintain_order=True).unique("prediction_id", keep="last")
     mine = lake.scan(table, version=at).filter(
-        pl.col("model_version") == version, pl.col("stage") == "production")
+        pl.col("model_version") == version, pl.col("stage") == "production"
+    )
     labels = newest.select("prediction_id", "label").lazy()
     return mine.join(labels, on="prediction_id").sort("at", "prediction_id").collect()
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f6cd2e85
 ANY = "*"  # the mark of versions that have none of their own
 
+
 def _marks(seen: dict) -> dict[str, dict]:
     "The marks of labels by version. Events of earlier releases have one for all."
     marks = seen.get("_feedback") or {}
     return {ANY: marks} if "end" in marks else marks
 
+
 def _others(table: str, mark: dict, labels: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
     "The labels of some predictions up to a mark that are not among these labels."
     rows = lake.scan(table, version=mark["version"]).filter(
-        pl.col("at") <= datetime.fromisoformat(mark["end"]), pl.col("prediction_id").is_in(ids))
+        pl.col("at") <= datetime.fromisoformat(mark["end"]), pl.col("prediction_id").is_in(ids)
+    )
     return rows.collect().join(labels, on=["prediction_id", "at"], how="anti")
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f8754070
 @dataclass(frozen=True)
 class Traffic:
     "What no window had yet."
+
     model: str
     settings: Settings
-    rows: pl.DataFrame       # predictions in production
-    mark: dict | None        # the one that these rows lead to
-    last: dict | None        # the newest `monitored` event
+    rows: pl.DataFrame  # predictions in production
+    mark: dict | None  # the one that these rows lead to
+    last: dict | None  # the newest `monitored` event
     now: datetime
 
     @cached_property
@@ -139,7 +152,8 @@ class Traffic:
         table, marks = self.settings.table("_feedback", self.model), _marks(self.before)
         mark = marks.get(version, marks.get(ANY))
         new, after = unread(table, mark, self.now, schema=TABLES["_feedback"])
-        if mark is None or after is mark: return new, new.clear(), (after, mark)
+        if mark is None or after is mark:
+            return new, new.clear(), (after, mark)
         here = self.rows.filter(pl.col("model_version") == version)["prediction_id"]
         ahead = _others(table, after, new, [*here, *mark.get("ahead", [])])
         ids = ahead["prediction_id"].unique(maintain_order=True)
@@ -150,16 +164,18 @@ class Traffic:
     def seen(self, judged: dict[str, dict | None]) -> dict:
         "What the next window has to know, from the judged versions and their marks of labels."
         waiting = self.rows.filter(~pl.col("model_version").is_in(list(judged)))
-        left = {version: {"since": rows["at"].min().isoformat(),
-                          "ids": rows["prediction_id"].to_list()}
-                for (version,), rows in waiting.partition_by("model_version", as_dict=True).items()}
+        left = {
+            version: {"since": rows["at"].min().isoformat(), "ids": rows["prediction_id"].to_list()}
+            for (version,), rows in waiting.partition_by("model_version", as_dict=True).items()
+        }
         marks = _marks(self.before) | {version: mark for version, mark in judged.items() if mark}
         return {"_predictions": self.mark, "_feedback": marks, "waiting": left}
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #9dbce453
 def _waiting(table: str, waiting: dict[str, dict]) -> list[pl.DataFrame]:
     "The predictions that earlier windows left for later."
-    if not waiting: return []
+    if not waiting:
+        return []
     ids = [id_ for left in waiting.values() for id_ in left["ids"]]
     since = min(datetime.fromisoformat(left["since"]) for left in waiting.values())
     rows = lake.scan(table).filter(pl.col("at") >= since, pl.col("prediction_id").is_in(ids))

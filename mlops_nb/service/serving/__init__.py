@@ -33,41 +33,48 @@ from .protocols import Route
 from .versions import Desired, Served, Versions
 
 # %% ../../../nbs/5_service/04_serving.ipynb #a0b2645b
-if TYPE_CHECKING: from ray.serve import Application
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 logger = logging.getLogger("ray.serve")
 
 # %% ../../../nbs/5_service/04_serving.ipynb #a3cd13c8
 def framed(signature: Signature, rows: list[dict]) -> pl.DataFrame:
     "Return rows as a frame; raises `Refused` where they do not fit."
-    try: return signature.frame(rows)
+    try:
+        return signature.frame(rows)
     except InputError as e:
-        raise Refused(422, str(e), row=e.row, column=e.column, expected=e.expected,
-                      came=e.came) from e
+        raise Refused(
+            422, str(e), row=e.row, column=e.column, expected=e.expected, came=e.came
+        ) from e
 
 
 def validated(signature: Signature, rows: list[dict]) -> list[dict]:
     "Return a request's rows; raises `Refused` where they do not fit."
-    if not plainly_fits(signature, rows): framed(signature, rows)
+    if not plainly_fits(signature, rows):
+        framed(signature, rows)
     return rows
 
 # %% ../../../nbs/5_service/04_serving.ipynb #e6eb318d
 @dataclass
 class Request:
     "The rows of one request, on their way through a batch."
+
     served: Served
-    rows: list[dict]   # validated
-    began: float       # clock when the request came, s
+    rows: list[dict]  # validated
+    began: float  # clock when the request came, s
 
 
 BATCH_ROWS = 4096  # rows in one frame, if they are of several requests
+
 
 def groups(requests: list[Request]) -> Iterator[list[int]]:
     "Yield the indexes of requests that one frame takes: of one version, and not too many rows."
     for version in {id(r.served): r.served for r in requests}.values():
         group, rows = [], 0
         for i, request in enumerate(requests):
-            if request.served is not version: continue
+            if request.served is not version:
+                continue
             if group and rows + len(request.rows) > BATCH_ROWS:
                 yield group
                 group, rows = [], 0
@@ -86,27 +93,52 @@ class Scorer:
     def __init__(self, log: PredictionLog, stage: str):
         self.log, self.stage = log, stage
 
-    def predict(self, served: Served, frame: pl.DataFrame, requests: list[Request], *, stage: str = "") -> list[bytes]:
+    def predict(
+        self, served: Served, frame: pl.DataFrame, requests: list[Request], *, stage: str = ""
+    ) -> list[bytes]:
         "Predict, log, and only then make the answers."
         labels, probabilities = served.predict(frame)
         ids = [uuid4().hex for _ in labels]
         now, clock, n = time.time_ns() // 1000, time.perf_counter(), len(labels)
-        self._log({
-            "prediction_id": ids, "at": [now] * n, "model_version": [served.version] * n,
-            "signature": [served.signature.digest] * n,
-            "inputs": frame.select(pl.struct(pl.all()).struct.json_encode()).to_series().to_list(),
-            "prediction": labels, "probability": probabilities,
-            "latency_ms": [(clock - r.began) * 1000 for r in requests for _ in r.rows],
-            "stage": [stage or self.stage] * n})
-        rows = iter([{"prediction": l, "probability": p, "prediction_id": i, "model_version": served.version}
-                     for l, p, i in zip(labels, probabilities, ids, strict=True)])
-        return [orjson.dumps({"predictions": [next(rows) for _ in r.rows], "model_version": served.version})
-                for r in requests]
+        self._log(
+            {
+                "prediction_id": ids,
+                "at": [now] * n,
+                "model_version": [served.version] * n,
+                "signature": [served.signature.digest] * n,
+                "inputs": frame.select(pl.struct(pl.all()).struct.json_encode())
+                .to_series()
+                .to_list(),
+                "prediction": labels,
+                "probability": probabilities,
+                "latency_ms": [(clock - r.began) * 1000 for r in requests for _ in r.rows],
+                "stage": [stage or self.stage] * n,
+            }
+        )
+        rows = iter(
+            [
+                {
+                    "prediction": l,
+                    "probability": p,
+                    "prediction_id": i,
+                    "model_version": served.version,
+                }
+                for l, p, i in zip(labels, probabilities, ids, strict=True)
+            ]
+        )
+        return [
+            orjson.dumps(
+                {"predictions": [next(rows) for _ in r.rows], "model_version": served.version}
+            )
+            for r in requests
+        ]
 
     def _log(self, columns: dict[str, list]) -> None:
         "Log a frame, or refuse to answer it; an `OSError` of the model is not meant by that."
-        try: self.log.append(columns)
-        except OSError as e: raise Unlogged(503, f"the prediction could not be logged: {e}") from e
+        try:
+            self.log.append(columns)
+        except OSError as e:
+            raise Unlogged(503, f"the prediction could not be logged: {e}") from e
 
 # %% ../../../nbs/5_service/04_serving.ipynb #fb320ae1
 class Predictor(Scorer):
@@ -117,7 +149,8 @@ class Predictor(Scorer):
         answers: list = [None] * len(requests)
         for group in groups(requests):
             bodies = self.answer_group([requests[i] for i in group])
-            for i, body in zip(group, bodies, strict=True): answers[i] = body
+            for i, body in zip(group, bodies, strict=True):
+                answers[i] = body
             await asyncio.sleep(0)
         return answers
 
@@ -128,8 +161,10 @@ class Predictor(Scorer):
             with panics_as_errors():
                 frame = served.signature.frame(request.rows)
                 self.predict(served, frame, [request], stage="shadow")
-        except Exception: logger.exception("shadow version %s failed", served.version)
-        finally: end()
+        except Exception:
+            logger.exception("shadow version %s failed", served.version)
+        finally:
+            end()
 
     def answer_group(self, requests: list[Request]) -> list[bytes | Exception]:
         "The same for one frame; if it fails, each request is tried alone to spare the others."
@@ -137,14 +172,18 @@ class Predictor(Scorer):
             with panics_as_errors():
                 served, rows = requests[0].served, [row for r in requests for row in r.rows]
                 return self.predict(served, framed(served.signature, rows), requests)
-        except Unlogged as e: return [e] * len(requests)
+        except Unlogged as e:
+            return [e] * len(requests)
         except Exception as e:
             return [e] if len(requests) == 1 else [self.answer_group([r])[0] for r in requests]
 
 # %% ../../../nbs/5_service/04_serving.ipynb #5c8939eb
 def one_by_one(predict: Callable) -> Callable:
     "The batches of a process without Serve: one request each."
-    async def single(request): return (await predict([request]))[0]
+
+    async def single(request):
+        return (await predict([request]))[0]
+
     return single
 
 # %% ../../../nbs/5_service/04_serving.ipynb #707d70ac
@@ -158,25 +197,34 @@ class Queue:
     def admitted(self, rows: int) -> Iterator[None]:
         "Count a request's rows while it waits; refuse it where too many wait already."
         if self.rows and self.rows + rows > self.most:
-            raise Refused(503, f"{self.rows} rows wait for their predictions, and at most "
-                               f"{self.most} may: try again in a moment")
+            raise Refused(
+                503,
+                f"{self.rows} rows wait for their predictions, and at most "
+                f"{self.most} may: try again in a moment",
+            )
         self.rows += rows
-        try: yield
-        finally: self.rows -= rows
+        try:
+            yield
+        finally:
+            self.rows -= rows
 
 # %% ../../../nbs/5_service/04_serving.ipynb #c9145531
 class Handlers:
     "The HTTP side of a replica."
+
     def __init__(
         self,
         versions: Versions,
-        log: PredictionLog,                 # of predictions
-        labels: PredictionLog,              # of feedback
+        log: PredictionLog,  # of predictions
+        labels: PredictionLog,  # of feedback
         *,
-        batched: Callable = one_by_one,     # makes a function of many requests one of a single request
+        batched: Callable = one_by_one,  # makes a function of many requests one of a single request
     ):
         self.versions, self.log, self.labels = versions, log, labels
-        self.stage, self.limit = ("staging" if versions.fixed else "production"), versions.settings.serve.max_rows
+        self.stage, self.limit = (
+            ("staging" if versions.fixed else "production"),
+            versions.settings.serve.max_rows,
+        )
         self.predictor = Predictor(log, self.stage)
         self.answer = batched(self.predictor.answer)
         self.queue = Queue(10 * max(self.limit, BATCH_ROWS))
@@ -189,7 +237,8 @@ class Handlers:
         served = traffic.choose()
         with self.queue.admitted(len(rows)):
             answer = await self.answer(Request(served, validated(served.signature, rows), began))
-        if isinstance(answer, Exception): raise answer
+        if isinstance(answer, Exception):
+            raise answer
         for version in traffic.desired.shadow:
             if self.waiting.acquire(blocking=False):
                 request = Request(traffic.served[version], rows, time.perf_counter())
@@ -202,8 +251,10 @@ class Handlers:
         columns = protocols.read_labels(body, content_type, **allowed)
         protocols.bounded(columns)
         now = [time.time_ns() // 1000] * len(columns["label"])
-        try: self.labels.append(columns | {"at": now})
-        except OSError as e: raise Refused(503, f"the labels could not be logged: {e}") from e
+        try:
+            self.labels.append(columns | {"at": now})
+        except OSError as e:
+            raise Refused(503, f"the labels could not be logged: {e}") from e
         return orjson.dumps({"accepted": len(now)})
 
 # %% ../../../nbs/5_service/04_serving.ipynb #4e1e6f48
@@ -211,25 +262,50 @@ def prefix(model: str, *, stage: str = "production") -> str:
     "Where an endpoint answers, below the address of the cluster."
     return f"/{'models' if stage == 'production' else stage}/{model}"
 
+
 def application_of(handlers: Handlers, *, close: Callable = lambda: None) -> Callable:
     "The endpoint as an ASGI application."
     model, settings = handlers.versions.model, handlers.versions.settings
     signature = lambda: handlers.versions.traffic.champion.signature
-    async def ping(*_): return b"\n"
+
+    async def ping(*_):
+        return b"\n"
+
     async def healthz(*_):
         traffic = handlers.versions.traffic
-        return orjson.dumps({"status": "ok", "model": model, "versions": traffic.desired.versions,
-                             "event": traffic.desired.event, "framework": traffic.other_frameworks})
+        return orjson.dumps(
+            {
+                "status": "ok",
+                "model": model,
+                "versions": traffic.desired.versions,
+                "event": traffic.desired.event,
+                "framework": traffic.other_frameworks,
+            }
+        )
+
     async def openapi(*_):
-        return orjson.dumps(protocols.openapi(model, signature(), server=prefix(model, stage=handlers.stage),
-                                              secured=bool(settings.serve.tokens),
-                                              limit=handlers.limit,
-                                              labels=handlers.versions.traffic.labels))
-    async def docs(*_): return protocols.page(model, signature()).encode()
+        return orjson.dumps(
+            protocols.openapi(
+                model,
+                signature(),
+                server=prefix(model, stage=handlers.stage),
+                secured=bool(settings.serve.tokens),
+                limit=handlers.limit,
+                labels=handlers.versions.traffic.labels,
+            )
+        )
+
+    async def docs(*_):
+        return protocols.page(model, signature()).encode()
+
     routes = {
-        "/predict": Route("POST", handlers.predict), "/feedback": Route("POST", handlers.feedback),
-        "/ping": Route("GET", ping), "/healthz": Route("GET", healthz), "/openapi.json": Route("GET", openapi),
-        "/docs": Route("GET", docs, "text/html; charset=utf-8")}
+        "/predict": Route("POST", handlers.predict),
+        "/feedback": Route("POST", handlers.feedback),
+        "/ping": Route("GET", ping),
+        "/healthz": Route("GET", healthz),
+        "/openapi.json": Route("GET", openapi),
+        "/docs": Route("GET", docs, "text/html; charset=utf-8"),
+    }
     return guarded(protocols.asgi(routes, settings.serve, close=close), settings.serve)
 
 # %% ../../../nbs/5_service/04_serving.ipynb #306ccb50
@@ -238,9 +314,12 @@ class Replica:
 
     def __init__(self, settings: Settings, model: str, library: str, fixed: Desired | None = None):
         from ray import serve
+
         self.name, self.reconciling = uuid4().hex[:8], None
         self.versions = Versions(settings, model, library, fixed=fixed)
-        self.logs = [PredictionLog(settings, model, kind).start() for kind in ("_predictions", "_feedback")]
+        self.logs = [
+            PredictionLog(settings, model, kind).start() for kind in ("_predictions", "_feedback")
+        ]
         batched = serve.batch(max_batch_size=128, batch_wait_timeout_s=0)
         self.handlers = Handlers(self.versions, *self.logs, batched=batched)
 
@@ -257,7 +336,8 @@ class Replica:
         try:
             with panics_as_errors():
                 await asyncio.to_thread(self.versions.prepare, Desired.of(details))
-        except Exception as e: return f"{type(e).__name__}: {e}"
+        except Exception as e:
+            return f"{type(e).__name__}: {e}"
 
     async def converge(self) -> dict:
         "Reconcile now, and report."
@@ -266,31 +346,49 @@ class Replica:
 
     async def flush(self) -> dict:
         "Move the logs to their tables now, and report."
-        for log in self.logs: await asyncio.to_thread(log.flush)
+        for log in self.logs:
+            await asyncio.to_thread(log.flush)
         return self.status()
 
     def status(self) -> dict:
         "What this replica serves, and what troubles it."
         desired = self.versions.traffic.desired
-        return {"replica": self.name, "pid": os.getpid(), "library": self.versions.library, "event": desired.event,
-                "versions": desired.versions, "champion": desired.champion,
-                "shadow": list(desired.shadow), "framework": self.versions.traffic.other_frameworks,
-                "problem": self.versions.problem or next((log.trouble for log in self.logs if log.trouble), None)}
+        return {
+            "replica": self.name,
+            "pid": os.getpid(),
+            "library": self.versions.library,
+            "event": desired.event,
+            "versions": desired.versions,
+            "champion": desired.champion,
+            "shadow": list(desired.shadow),
+            "framework": self.versions.traffic.other_frameworks,
+            "problem": self.versions.problem
+            or next((log.trouble for log in self.logs if log.trouble), None),
+        }
 
 # %% ../../../nbs/5_service/04_serving.ipynb #fc14dfd3
 def application(
     settings: Settings,
-    model: str,                      # the model's name
+    model: str,  # the model's name
     *,
-    library: str,                    # digest of the exported library its versions were trained with
-    fixed: Desired | None = None,    # a staging application: these versions, whatever the audit log says
+    library: str,  # digest of the exported library its versions were trained with
+    fixed: Desired
+    | None = None,  # a staging application: these versions, whatever the audit log says
 ) -> "Application":
     "The Serve application of one model."
     from ray import serve
+
     env = {"env_vars": cluster.environment(settings)}  # its code is in its bundles
     deployment = serve.deployment(
-        serve.ingress()(Replica), name="replica", num_replicas=1 if fixed else settings.serve.replicas,
+        serve.ingress()(Replica),
+        name="replica",
+        num_replicas=1 if fixed else settings.serve.replicas,
         ray_actor_options={"num_cpus": 0, "runtime_env": env},
-        max_ongoing_requests=512, max_queued_requests=1024, max_surge_percent=100, max_constructor_retry_count=2,
-        health_check_period_s=2, health_check_timeout_s=30)
+        max_ongoing_requests=512,
+        max_queued_requests=1024,
+        max_surge_percent=100,
+        max_constructor_retry_count=2,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+    )
     return deployment.bind(settings, model, library, fixed)

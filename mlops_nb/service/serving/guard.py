@@ -24,6 +24,7 @@ from .protocols import read_body, respond
 logger = logging.getLogger("ray.serve")
 ANY_INTERFACE = {"0.0.0.0", "::", ""}
 
+
 def host_names(serve: Serve) -> frozenset[str]:
     "Return the names that requests may ask for; `*` for any, `ip` for every address."
     names = {*LOOPBACK, serve.host, *serve.hosts.split()}
@@ -52,29 +53,47 @@ def check_host(headers: list[tuple[bytes, bytes]], names: frozenset[str]) -> Non
     name = without_port(hosts[0]) if len(hosts) == 1 else ""
     if name in names or "*" in names or ("ip" in names and _is_address(name)):
         return
-    raise Refused(421, f"nothing here answers for host '{cut(', '.join(hosts))}': ask by the "
-                       "address that `mlops-nb status` shows, or add the name to [serve] hosts "
-                       "in settings.ini")
+    raise Refused(
+        421,
+        f"nothing here answers for host '{cut(', '.join(hosts))}': ask by the "
+        "address that `mlops-nb status` shows, or add the name to [serve] hosts "
+        "in settings.ini",
+    )
 
 # %% ../../../nbs/5_service/02_serving_guard.ipynb #9de99018
 @cache
 def headers() -> list[tuple[bytes, bytes]]:
     "Return what browsers are told with every answer."
     script = hashlib.sha256(file("endpoint_docs.js").encode()).digest()
-    policy = "; ".join([
-        "default-src 'none'", f"script-src 'sha256-{b64encode(script).decode()}'", "connect-src 'self'",
-        "style-src 'unsafe-inline'", "img-src 'self' data:", "font-src data:", "base-uri 'none'",
-        "form-action 'none'", "frame-ancestors 'none'"])
-    return [(b"content-security-policy", policy.encode()), (b"x-content-type-options", b"nosniff"),
-            (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src 'sha256-{b64encode(script).decode()}'",
+            "connect-src 'self'",
+            "style-src 'unsafe-inline'",
+            "img-src 'self' data:",
+            "font-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
+    return [
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
 
 # %% ../../../nbs/5_service/02_serving_guard.ipynb #363f87e7
 def _telling(send: Callable) -> Callable:
     "Return a `send` that adds the headers for browsers."
+
     async def tell(message: dict) -> None:
         if message["type"] == "http.response.start":
             message = message | {"headers": [*message.get("headers", ()), *headers()]}
         await send(message)
+
     return tell
 
 
@@ -84,27 +103,35 @@ async def _no_websocket(scope: dict, receive: Callable, send: Callable) -> None:
     await receive()
     if "websocket.http.response" not in scope.get("extensions", {}):
         return await send({"type": "websocket.close", "code": 1008, "reason": str(refused)})
-    await send({"type": "websocket.http.response.start", "status": refused.status,
-                "headers": [(b"content-type", b"application/json")]})
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": refused.status,
+            "headers": [(b"content-type", b"application/json")],
+        }
+    )
     await send({"type": "websocket.http.response.body", "body": refused.body})
 
 
 def _again(body: bytes, receive: Callable) -> Callable:
     "Return a `receive` that gives a body that was read already."
     messages = [{"type": "http.request", "body": body, "more_body": False}]
+
     async def next_message() -> dict:
         return messages.pop() if messages else await receive()
+
     return next_message
 
 # %% ../../../nbs/5_service/02_serving_guard.ipynb #44c5d701
 def guarded(
-    app: Callable,            # an ASGI application
-    serve: Serve,             # settings
+    app: Callable,  # an ASGI application
+    serve: Serve,  # settings
     *,
-    limit: int | None = None, # bytes of a body; None: the application bounds it itself
+    limit: int | None = None,  # bytes of a body; None: the application bounds it itself
 ) -> Callable:
     "Return the application behind the guard."
     names = host_names(serve)
+
     async def guard(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "websocket":
             return await _no_websocket(scope, receive, send)
@@ -118,9 +145,11 @@ def guarded(
         except Refused as e:
             return await respond(scope, send, e.status, e.body, extra=e.headers)
         try:
-            with panics_as_errors(): await app(scope, receive, send)
+            with panics_as_errors():
+                await app(scope, receive, send)
         except PanicError:
             logger.exception("%s %s", scope["method"], scope["path"])
             failed = Refused(500, "a library failed; the log of the replica has the details")
             await respond(scope, send, failed.status, failed.body)
+
     return guard

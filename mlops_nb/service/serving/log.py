@@ -25,14 +25,23 @@ from ...core.settings import Settings, load
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #3ed05b9a
 TABLES = {
-    "_predictions": {"prediction_id": pl.String, "at": pl.Datetime("us", "UTC"), "model_version": pl.String,
-                     "signature": pl.String, "inputs": pl.String, "prediction": pl.String, "probability": pl.Float64,
-                     "latency_ms": pl.Float64, "stage": pl.String},
+    "_predictions": {
+        "prediction_id": pl.String,
+        "at": pl.Datetime("us", "UTC"),
+        "model_version": pl.String,
+        "signature": pl.String,
+        "inputs": pl.String,
+        "prediction": pl.String,
+        "probability": pl.Float64,
+        "latency_ms": pl.Float64,
+        "stage": pl.String,
+    },
     "_feedback": {"prediction_id": pl.String, "at": pl.Datetime("us", "UTC"), "label": pl.String},
 }
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #8a0f5706
 HEADER = struct.Struct("<II")  # length and CRC-32 of the payload
+
 
 def framed(payload: bytes) -> bytes:
     "A payload with its length and checksum in front."
@@ -40,20 +49,26 @@ def framed(payload: bytes) -> bytes:
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #82318432
 def sound(
-    file: BufferedReader,   # a log, open for reading
-    start: int,             # offset of a frame
+    file: BufferedReader,  # a log, open for reading
+    start: int,  # offset of a frame
     *,
-    end: int | None = None, # offset after the last frame that counts; default: the file's end
-    limit: int = 1 << 24,   # stop after this many bytes
+    end: int | None = None,  # offset after the last frame that counts; default: the file's end
+    limit: int = 1 << 24,  # stop after this many bytes
 ) -> tuple[list[bytes], int, bool]:
     "The whole payloads from `start`, the offset after the last, and whether what stopped us is damage."
     payloads, at = [], start
     file.seek(start)
-    while at - start < limit and (end is None or at < end) and len(head := file.read(HEADER.size)) == HEADER.size:
+    while (
+        at - start < limit
+        and (end is None or at < end)
+        and len(head := file.read(HEADER.size)) == HEADER.size
+    ):
         length, check = HEADER.unpack(head)
         payload = file.read(length)
-        if len(payload) < length: break
-        if not length or crc32(payload) != check: return payloads, at, True
+        if len(payload) < length:
+            break
+        if not length or crc32(payload) != check:
+            return payloads, at, True
         payloads.append(payload)
         at += HEADER.size + length
     return payloads, at, False
@@ -65,7 +80,7 @@ class Segment:
     def __init__(self, path: Path, fd: int, *, moved: int | None):
         self.path, self.fd, self.moved = path, fd, moved  # `moved`: offset known to be in the table
         self.size = os.fstat(fd).st_size  # bytes of whole frames, as durable as was promised
-        self.torn = False                 # is half a frame behind them, which could not be undone?
+        self.torn = False  # is half a frame behind them, which could not be undone?
 
     @classmethod
     def create(cls, folder: Path) -> "Segment":
@@ -76,17 +91,22 @@ class Segment:
         fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
         take(fd)  # nobody knows it yet
         hidden.rename(path)
-        for place in (folder, *folder.parents[:4]): lake.to_disk(place)  # up to the workspace
+        for place in (folder, *folder.parents[:4]):
+            lake.to_disk(place)  # up to the workspace
         return cls(path, fd, moved=0)
 
     @classmethod
     def adopt(cls, path: Path) -> "Segment | None":
         "The log of an owner that is gone; none if the owner lives or somebody else was first."
-        try: fd = os.open(path, os.O_RDWR | os.O_APPEND)
-        except FileNotFoundError: return None
         try:
-            if take(fd) and os.fstat(fd).st_ino == path.stat().st_ino: return cls(path, fd, moved=None)
-        except FileNotFoundError: pass
+            fd = os.open(path, os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            return None
+        try:
+            if take(fd) and os.fstat(fd).st_ino == path.stat().st_ino:
+                return cls(path, fd, moved=None)
+        except FileNotFoundError:
+            pass
         os.close(fd)
         return None
 
@@ -94,11 +114,14 @@ class Segment:
 def write(segment: Segment, payload: bytes, *, sync: bool = False) -> None:
     "Append one frame with one system call; all of it, or an error and none of it."
     data = framed(payload)
-    if segment.torn: undo(segment)
+    if segment.torn:
+        undo(segment)
     try:
         segment.torn = True
-        if os.write(segment.fd, data) < len(data): raise OSError(f"no room for {len(data)} bytes on {segment.path}")
-        if sync: os.fdatasync(segment.fd)
+        if os.write(segment.fd, data) < len(data):
+            raise OSError(f"no room for {len(data)} bytes on {segment.path}")
+        if sync:
+            os.fdatasync(segment.fd)
     except BaseException:
         undo(segment)
         raise
@@ -116,12 +139,19 @@ def move(segment: Segment, table: str, schema: dict) -> int:
     count, published = 0, segment.size
     with open(segment.path, "rb") as file:
         while segment.moved is None or segment.moved < published:
-            start = (lake.done(table, segment.path.name) or 0) if segment.moved is None else segment.moved
+            start = (
+                (lake.done(table, segment.path.name) or 0)
+                if segment.moved is None
+                else segment.moved
+            )
             payloads, end, _ = sound(file, start, end=published)
             segment.moved = None if payloads else start
-            if not payloads: break
+            if not payloads:
+                break
             batches = [orjson.loads(p) for p in payloads]
-            rows = pl.DataFrame({c: [v for b in batches for v in b[c]] for c in schema}, schema=schema)
+            rows = pl.DataFrame(
+                {c: [v for b in batches for v in b[c]] for c in schema}, schema=schema
+            )
             lake.append(table, rows, key=(segment.path.name, end))
             segment.moved, count = end, count + rows.height
     return count
@@ -131,20 +161,27 @@ def take_over(folder: Path, table: str, schema: dict) -> int:
     "Move every log that nobody owns any more; the number of rows. One that fails stops no other."
     count, errors = 0, []
     for path in sorted(folder.glob("*.log")):
-        if not (segment := Segment.adopt(path)): continue
+        if not (segment := Segment.adopt(path)):
+            continue
         try:
-            with panics_as_errors(): count += bring_home(segment, table, schema)
-        except Exception as e: errors.append(e)
-        finally: os.close(segment.fd)
-    if errors: raise errors[0]
+            with panics_as_errors():
+                count += bring_home(segment, table, schema)
+        except Exception as e:
+            errors.append(e)
+        finally:
+            os.close(segment.fd)
+    if errors:
+        raise errors[0]
     return count
 
 
 def bring_home(segment: Segment, table: str, schema: dict) -> int:
     "Move one log and delete its file; the number of rows."
     count, path = move(segment, table, schema), segment.path
-    with open(path, "rb") as file: damaged = sound(file, segment.moved)[2]
-    if segment.size: lake.sync(table)
+    with open(path, "rb") as file:
+        damaged = sound(file, segment.moved)[2]
+    if segment.size:
+        lake.sync(table)
     path.rename(path.with_suffix(".damaged")) if damaged else path.unlink()
     return count
 
@@ -155,17 +192,27 @@ class PredictionLog:
     def __init__(
         self,
         settings: Settings,
-        model: str,                      # the model's name
-        kind: str = "_predictions",      # a key of `TABLES`
+        model: str,  # the model's name
+        kind: str = "_predictions",  # a key of `TABLES`
         *,
-        rotate: int = 1 << 26,           # begin a new file beyond this size, bytes
+        rotate: int = 1 << 26,  # begin a new file beyond this size, bytes
     ):
         self.folder, self.table, self.schema = _place(settings, model, kind)
-        self.every, self.sync, self.rotate = settings.serve.flush_seconds, settings.serve.fdatasync, rotate
-        self.writing, self.moving, self.stopped = threading.Lock(), threading.Lock(), threading.Event()
+        self.every, self.sync, self.rotate = (
+            settings.serve.flush_seconds,
+            settings.serve.fdatasync,
+            rotate,
+        )
+        self.writing, self.moving, self.stopped = (
+            threading.Lock(),
+            threading.Lock(),
+            threading.Event(),
+        )
         self.trouble: str | None = None  # why the last move failed
         self.segment = Segment.create(self.folder)
-        self.mover = threading.Thread(target=_keep_moving, args=(self,), daemon=True, name=f"{kind}-mover")
+        self.mover = threading.Thread(
+            target=_keep_moving, args=(self,), daemon=True, name=f"{kind}-mover"
+        )
 
     def start(self) -> "PredictionLog":
         "Begin to move in the background."
@@ -175,39 +222,52 @@ class PredictionLog:
     def append(self, columns: dict[str, list]) -> None:
         "Keep a batch of rows, given by column; times are microseconds since 1970."
         payload = orjson.dumps(columns)
-        with self.writing: write(self.segment, payload, sync=self.sync)
+        with self.writing:
+            write(self.segment, payload, sync=self.sync)
 
     def flush(self) -> int:
         "Move all that was appended, and what dead owners left; the number of rows."
         with self.moving:
-            if self.segment.size > self.rotate: _begin_anew(self)
-            return move(self.segment, self.table, self.schema) + take_over(self.folder, self.table, self.schema)
+            if self.segment.size > self.rotate:
+                _begin_anew(self)
+            return move(self.segment, self.table, self.schema) + take_over(
+                self.folder, self.table, self.schema
+            )
 
     def close(self) -> int:
         "Stop, and move the rest; the number of rows. What cannot be moved now waits for the next owner."
         self.stopped.set()
-        if self.mover.is_alive(): self.mover.join()
+        if self.mover.is_alive():
+            self.mover.join()
         with self.writing:
-            if self.segment.torn: undo(self.segment)
+            if self.segment.torn:
+                undo(self.segment)
             os.close(self.segment.fd)
-            self.segment.fd = -1  # a late `append` fails, rather than write to whatever gets this number next
+            self.segment.fd = (
+                -1
+            )  # a late `append` fails, rather than write to whatever gets this number next
         return take_over(self.folder, self.table, self.schema)
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #cf5b38c0
 def _begin_anew(log: PredictionLog) -> None:
     "Begin a new file, and let the old one go."
     with log.writing:
-        if log.segment.torn: undo(log.segment)
+        if log.segment.torn:
+            undo(log.segment)
         old, log.segment = log.segment, Segment.create(log.folder)
     os.close(old.fd)
+
 
 def _keep_moving(log: PredictionLog) -> None:
     "What the background thread does until the log is closed."
     while not log.stopped.wait(log.every):
         try:
-            with panics_as_errors(): log.flush()
+            with panics_as_errors():
+                log.flush()
             log.trouble = None
-        except Exception as e: log.trouble = f"{type(e).__name__}: {e}"  # the rows are still in the file
+        except Exception as e:
+            log.trouble = f"{type(e).__name__}: {e}"  # the rows are still in the file
+
 
 def _place(settings: Settings, model: str, kind: str) -> tuple[Path, str, dict]:
     "Folder of the log files, address of the table, and its columns."
@@ -216,7 +276,7 @@ def _place(settings: Settings, model: str, kind: str) -> tuple[Path, str, dict]:
 # %% ../../../nbs/5_service/00_serving_log.ipynb #17c2bcfe
 def recover(
     settings: Settings | None = None,
-    model: str = "",                  # the model's name
-) -> int:                             # rows brought home
+    model: str = "",  # the model's name
+) -> int:  # rows brought home
     "Move what dead replicas of a model left on this machine."
     return sum(take_over(*_place(settings or load(), model, kind)) for kind in TABLES)

@@ -25,18 +25,21 @@ from ...science.signature import Signature, cut
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #1067cde0
 MAX_VALUES = 1 << 21  # values in one request
-MAX_LISTS = 1 << 18   # lists in it
-NESTED = 1000         # objects beyond one a row that are let through, to be judged one by one
+MAX_LISTS = 1 << 18  # lists in it
+NESTED = 1000  # objects beyond one a row that are let through, to be judged one by one
 TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.S)
+
 
 def countable(body: bytes, limit: int) -> None:
     "Refuse a JSON text of far too many objects or values before it is parsed."
     for text in (lambda: body, lambda: TEXT.sub(b"", body)):
         json = text()
         objects, lists, values = json.count(b"{"), json.count(b"["), json.count(b",")
-        if objects <= limit + NESTED and lists <= MAX_LISTS and values <= MAX_VALUES: return
-    raise Refused(413, f"more than {limit} rows or {MAX_VALUES} values in one request: "
-                       "send several requests")
+        if objects <= limit + NESTED and lists <= MAX_LISTS and values <= MAX_VALUES:
+            return
+    raise Refused(
+        413, f"more than {limit} rows or {MAX_VALUES} values in one request: send several requests"
+    )
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #ae9d8a61
 def names_of(item: dict) -> str:
@@ -49,19 +52,29 @@ def parse(
     body: bytes,
     content_type: str,
     *keys: str,
-    limit: int = 10_000,   # rows
+    limit: int = 10_000,  # rows
 ) -> dict:
     "The JSON object of a request, which must have exactly these keys."
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refused(415, f"content type is {cut(kind) or 'missing'}: send application/json",
-                      expected="application/json")
+        raise Refused(
+            415,
+            f"content type is {cut(kind) or 'missing'}: send application/json",
+            expected="application/json",
+        )
     countable(body, limit)
-    try: found = orjson.loads(body)
-    except orjson.JSONDecodeError as e: raise Refused(400, f"the body is not JSON: {e}") from e
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise Refused(400, f"the body is not JSON: {e}") from e
     if not isinstance(found, dict) or set(found) != set(keys):
-        shown = f"keys {names_of(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise Refused(400, f"expected a JSON object with {', '.join(map(repr, keys))} and nothing else, came {shown}")
+        shown = (
+            f"keys {names_of(found)}" if isinstance(found, dict) else f"a {type(found).__name__}"
+        )
+        raise Refused(
+            400,
+            f"expected a JSON object with {', '.join(map(repr, keys))} and nothing else, came {shown}",
+        )
     return found
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #dc0e4b21
@@ -70,12 +83,21 @@ def objects(found: dict, key: str, *, limit: int) -> list[dict]:
     items = found[key]
     if not isinstance(items, list):
         raise Refused(400, f"'{key}' is a {type(items).__name__}, expected a list of objects")
-    if not items: raise Refused(422, f"'{key}' is empty: send one object or more")
+    if not items:
+        raise Refused(422, f"'{key}' is empty: send one object or more")
     if len(items) > limit:
-        raise Refused(413, f"{len(items)} {key} in one request, at most {limit} are taken: send several requests")
+        raise Refused(
+            413,
+            f"{len(items)} {key} in one request, at most {limit} are taken: send several requests",
+        )
     for i, item in enumerate(items):
         if not isinstance(item, dict):
-            raise Refused(422, f"row {i} is a {type(item).__name__}, expected an object", row=i, expected="object")
+            raise Refused(
+                422,
+                f"row {i} is a {type(item).__name__}, expected an object",
+                row=i,
+                expected="object",
+            )
     return items
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #bec33805
@@ -88,119 +110,202 @@ def read_labels(
     body: bytes,
     content_type: str,
     *,
-    limit: int,             # most labels in a request
+    limit: int,  # most labels in a request
     labels: Sequence[str],  # of the model
 ) -> dict[str, list[str]]:
     "Return the columns `prediction_id` and `label`, each label as the model spells it."
     items = objects(parse(body, content_type, "labels", limit=limit), "labels", limit=limit)
     for i, item in enumerate(items):
         if set(item) != {"prediction_id", "label"}:
-            raise Refused(422, f"row {i} has {names_of(item)}, expected 'label' and "
-                               "'prediction_id'", row=i)
+            raise Refused(
+                422, f"row {i} has {names_of(item)}, expected 'label' and 'prediction_id'", row=i
+            )
         if not (isinstance(item["prediction_id"], str) and item["prediction_id"]):
-            raise Refused(422, f"row {i}: prediction_id is not a text", row=i, column="prediction_id",
-                          expected="string")
-    return {"prediction_id": [item["prediction_id"] for item in items],
-            "label": [_label(i, item["label"], labels) for i, item in enumerate(items)]}
+            raise Refused(
+                422,
+                f"row {i}: prediction_id is not a text",
+                row=i,
+                column="prediction_id",
+                expected="string",
+            )
+    return {
+        "prediction_id": [item["prediction_id"] for item in items],
+        "label": [_label(i, item["label"], labels) for i, item in enumerate(items)],
+    }
+
 
 def _label(row: int, value, labels: Sequence[str]) -> str:
     "Return the model's label that a reported value means; refuse any other value."
-    if (label := meant(value, labels)) is not None: return label
+    if (label := meant(value, labels)) is not None:
+        return label
     sent, expected = orjson.dumps(value).decode()[:60], " or ".join(labels)
-    raise Refused(422, f"row {row}: {sent} is no label of this model, expected {expected}", row=row,
-                  column="label", expected=expected, came=sent)
+    raise Refused(
+        422,
+        f"row {row}: {sent} is no label of this model, expected {expected}",
+        row=row,
+        column="label",
+        expected=expected,
+        came=sent,
+    )
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #70ad6114
 def bounded(
     columns: dict[str, list],
-    most: int = 1000,   # characters of one text
+    most: int = 1000,  # characters of one text
 ) -> None:
     "Refuse texts in feedback that are too long to be an identifier or a label."
     for name, values in columns.items():
         for i, value in enumerate(values):
             if isinstance(value, str) and len(value) > most:
-                raise Refused(422, f"row {i}: {name} has {len(value)} characters, at most {most} "
-                                   "are kept",
-                              row=i, column=name)
+                raise Refused(
+                    422,
+                    f"row {i}: {name} has {len(value)} characters, at most {most} are kept",
+                    row=i,
+                    column=name,
+                )
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #4c0a9dff
 def bearer(
-    header: str,   # `Authorization`
+    header: str,  # `Authorization`
 ) -> str:
     "Return the token that a header carries; empty where it carries none."
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
+
 
 def authorized(header: str, serve: Serve) -> bool:
     "Return whether who sends this `Authorization` header may ask."
     return not serve.tokens or serve.identify(bearer(header)) is not None
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #6217d2bc
-VALUES = {"integer": 1, "float": 1.0, "boolean": True, "string": "text", "date": "2025-01-31",
-          "datetime": "2025-01-31T12:00:00Z"}
+VALUES = {
+    "integer": 1,
+    "float": 1.0,
+    "boolean": True,
+    "string": "text",
+    "date": "2025-01-31",
+    "datetime": "2025-01-31T12:00:00Z",
+}
+
 
 def example(signature: Signature) -> dict:
     "A row that a model of this signature accepts."
     return {c.name: c.categories[0] if c.categories else VALUES[c.dtype] for c in signature.columns}
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #65e9c1e9
-TYPES = {"integer": {"type": "integer"}, "float": {"type": "number"}, "boolean": {"type": "boolean"},
-         "string": {"type": "string"}, "date": {"type": "string", "format": "date"},
-         "datetime": {"type": "string", "format": "date-time"}}
+TYPES = {
+    "integer": {"type": "integer"},
+    "float": {"type": "number"},
+    "boolean": {"type": "boolean"},
+    "string": {"type": "string"},
+    "date": {"type": "string", "format": "date"},
+    "datetime": {"type": "string", "format": "date-time"},
+}
+
 
 def row_schema(signature: Signature) -> dict:
     "JSON schema of one row."
+
     def column(c):
         kind = TYPES[c.dtype]
-        if c.nullable: kind = {**kind, "type": [kind["type"], "null"]}
+        if c.nullable:
+            kind = {**kind, "type": [kind["type"], "null"]}
         return {**kind, "examples": list(c.categories)} if c.categories else dict(kind)
-    return {"type": "object", "properties": {c.name: column(c) for c in signature.columns},
-            "required": [c.name for c in signature.columns if not c.nullable], "example": example(signature)}
+
+    return {
+        "type": "object",
+        "properties": {c.name: column(c) for c in signature.columns},
+        "required": [c.name for c in signature.columns if not c.nullable],
+        "example": example(signature),
+    }
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #341e5dd8
 def listed(schema: dict, key: str, *, limit: int | None = None) -> dict:
     "Schema of an object with one list under a key."
     size = {"minItems": 1, "maxItems": limit} if limit else {}
-    return {"type": "object", "properties": {key: {"type": "array", "items": schema, **size}}, "required": [key]}
+    return {
+        "type": "object",
+        "properties": {key: {"type": "array", "items": schema, **size}},
+        "required": [key],
+    }
+
 
 def operation(summary: str, takes: dict | None = None, gives: dict | None = None) -> dict:
     "One path's method."
-    body = {"requestBody": {"required": True, "content": {"application/json": {"schema": takes}}}} if takes else {}
-    refused = {str(s): {"$ref": "#/components/responses/Refused"} for s in (400, 401, 413, 415, 422, 503) if takes}
-    answer = {"description": "OK", "content": {"application/json": {"schema": gives or {"type": "object"}}}}
+    body = (
+        {"requestBody": {"required": True, "content": {"application/json": {"schema": takes}}}}
+        if takes
+        else {}
+    )
+    refused = {
+        str(s): {"$ref": "#/components/responses/Refused"}
+        for s in (400, 401, 413, 415, 422, 503)
+        if takes
+    }
+    answer = {
+        "description": "OK",
+        "content": {"application/json": {"schema": gives or {"type": "object"}}},
+    }
     return {"summary": summary, **body, "responses": {"200": answer, **refused}}
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #e89aafcf
 def openapi(
-    name: str,                # the model's name
+    name: str,  # the model's name
     signature: Signature,
     *,
-    server: str,              # path prefix of the application
-    secured: bool = False,    # is a bearer token needed?
-    limit: int = 10_000,      # rows a request
-    labels: Sequence[str] = (),   # of the model
+    server: str,  # path prefix of the application
+    secured: bool = False,  # is a bearer token needed?
+    limit: int = 10_000,  # rows a request
+    labels: Sequence[str] = (),  # of the model
 ) -> dict:
     "The OpenAPI 3.1 document of one model's endpoint."
     text = {"type": "string"}
     words = text | ({"enum": list(labels)} if labels else {})
     reported = {"type": ["string", "number", "boolean"], "examples": list(labels)}
-    prediction = {"type": "object", "properties": {"prediction": words,
-                                                   "probability": {"type": "number"},
-                                                   "prediction_id": text, "model_version": text}}
-    label = {"type": "object", "properties": {"prediction_id": text, "label": reported},
-             "required": ["prediction_id", "label"]}
+    prediction = {
+        "type": "object",
+        "properties": {
+            "prediction": words,
+            "probability": {"type": "number"},
+            "prediction_id": text,
+            "model_version": text,
+        },
+    }
+    label = {
+        "type": "object",
+        "properties": {"prediction_id": text, "label": reported},
+        "required": ["prediction_id", "label"],
+    }
     row = listed({"$ref": "#/components/schemas/Row"}, "rows", limit=limit)
     answer = listed(prediction, "predictions")
     answer["properties"]["model_version"] = text
-    paths = {"/predict": {"post": operation("Predict rows", row, answer)},
-             "/feedback": {"post": operation("Report what became true", listed(label, "labels", limit=limit))},
-             "/ping": {"get": operation("Is it up?")}, "/healthz": {"get": operation("Which versions answer?")}}
-    bearer = {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}} if secured else {}
-    refused = {"description": "What was expected, what came",
-               "content": {"application/json": {"schema": {"type": "object"}}}}
-    return {"openapi": "3.1.0", "info": {"title": name, "version": signature.digest}, "servers": [{"url": server}],
-            "paths": paths, "security": [{"bearer": []}] if secured else [],
-            "components": {"schemas": {"Row": row_schema(signature)}, "responses": {"Refused": refused}, **bearer}}
+    paths = {
+        "/predict": {"post": operation("Predict rows", row, answer)},
+        "/feedback": {
+            "post": operation("Report what became true", listed(label, "labels", limit=limit))
+        },
+        "/ping": {"get": operation("Is it up?")},
+        "/healthz": {"get": operation("Which versions answer?")},
+    }
+    bearer = (
+        {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}} if secured else {}
+    )
+    refused = {
+        "description": "What was expected, what came",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": name, "version": signature.digest},
+        "servers": [{"url": server}],
+        "paths": paths,
+        "security": [{"bearer": []}] if secured else [],
+        "components": {
+            "schemas": {"Row": row_schema(signature)},
+            "responses": {"Refused": refused},
+            **bearer,
+        },
+    }
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #4253d689
 def page(name: str, signature: Signature) -> str:
@@ -209,78 +314,112 @@ def page(name: str, signature: Signature) -> str:
     return render("endpoint_docs.html", name=name, signature=signature, example=body)
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #0431e75d
-MAX_BODY = 1 << 25                    # bytes of one request
-OPEN = {"/ping", "/healthz"}          # what may be asked without a token
+MAX_BODY = 1 << 25  # bytes of one request
+OPEN = {"/ping", "/healthz"}  # what may be asked without a token
 logger = logging.getLogger("ray.serve")
+
 
 @dataclass(frozen=True)
 class Route:
     "A handler: takes body and content type, gives the answer's body."
+
     method: str
     handler: Callable
-    type: str = "application/json"    # of the answer
+    type: str = "application/json"  # of the answer
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #2c20790d
 async def read_body(scope: dict, receive: Callable, *, limit: int = MAX_BODY) -> bytes:
     "The request's body, as long as it stays within the limit."
     announced = dict(scope["headers"]).get(b"content-length", b"0")
     too_much = Refused(413, f"the body is larger than {limit} bytes: send several requests")
-    if not announced.isdigit() or int(announced) > limit: raise too_much
+    if not announced.isdigit() or int(announced) > limit:
+        raise too_much
     parts, size, more = [], 0, True
     while more:
         message = await receive()
-        if message["type"] == "http.disconnect": raise Refused(400, "the client went away")
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the client went away")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > limit: raise too_much
+        if size > limit:
+            raise too_much
         more = message.get("more_body", False)
     return b"".join(parts)
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #31569f35
 async def handle(
-    routes: dict[str, Route], serve: Serve, scope: dict, receive: Callable,
+    routes: dict[str, Route], serve: Serve, scope: dict, receive: Callable
 ) -> tuple[bytes, str]:
     "The answer's body and content type for one request; raises `Refused`."
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
     if path not in OPEN and not authorized(headers.get(b"authorization", ""), serve):
-        raise Refused(401, "send the header 'Authorization: Bearer TOKEN' with one of the endpoint's tokens")
+        raise Refused(
+            401, "send the header 'Authorization: Bearer TOKEN' with one of the endpoint's tokens"
+        )
     if not (route := routes.get(path)):
         raise Refused(404, f"nothing at {cut(path)!r}: there are {', '.join(routes)}")
     if scope["method"] not in (route.method, "HEAD" if route.method == "GET" else ""):
-        raise Refused(405, f"{path} takes {route.method}, came {cut(scope['method'])}",
-                      expected=route.method)
+        raise Refused(
+            405, f"{path} takes {route.method}, came {cut(scope['method'])}", expected=route.method
+        )
     body = await read_body(scope, receive) if route.method == "POST" else b""
     return await route.handler(body, headers.get(b"content-type", "")), route.type
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #5c264984
 def asgi(routes: dict[str, Route], serve: Serve, *, close: Callable = lambda: None) -> Callable:
     "An ASGI application of these routes; `close` is called when it shuts down."
+
     async def app(scope, receive, send):
-        if scope["type"] == "lifespan": return await lifespan(receive, send, close)
-        if scope["type"] != "http": return
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send, close)
+        if scope["type"] != "http":
+            return
         status, kind, extra = 200, "application/json", []
         try:
-            with panics_as_errors(): body, kind = await handle(routes, serve, scope, receive)
-        except Refused as e: status, body, extra = e.status, e.body, e.headers
+            with panics_as_errors():
+                body, kind = await handle(routes, serve, scope, receive)
+        except Refused as e:
+            status, body, extra = e.status, e.body, e.headers
         except Exception:
             error = uuid4().hex
             logger.exception("error %s", error)
-            refused = Refused(500, "the model failed on this request; the replica's log has the details", id=error)
+            refused = Refused(
+                500, "the model failed on this request; the replica's log has the details", id=error
+            )
             status, body = 500, refused.body
         await respond(scope, send, status, body, kind, extra)
+
     return app
 
-async def respond(scope: dict, send: Callable, status: int, body: bytes, kind: str = "application/json",
-                  extra: list[tuple[bytes, bytes]] = []) -> None:  # noqa: B006
+
+async def respond(
+    scope: dict,
+    send: Callable,
+    status: int,
+    body: bytes,
+    kind: str = "application/json",
+    extra: list[tuple[bytes, bytes]] = [],
+) -> None:  # noqa: B006
     "Send one whole answer."
-    await send({"type": "http.response.start", "status": status, "headers": [
-        (b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *extra]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", kind.encode()),
+                (b"content-length", str(len(body)).encode()),
+                *extra,
+            ],
+        }
+    )
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
 
 async def lifespan(receive: Callable, send: Callable, close: Callable) -> None:
     "Start at once; when the server stops, close what must be closed."
     for phase in ("startup", "shutdown"):
         await receive()
-        if phase == "shutdown": await asyncio.to_thread(close)
+        if phase == "shutdown":
+            await asyncio.to_thread(close)
         await send({"type": f"lifespan.{phase}.complete"})

@@ -24,13 +24,14 @@ from . import protocols
 @dataclass(frozen=True)
 class Desired:
     "Which versions an endpoint should serve."
-    versions: dict[str, float]          # version to its share of the traffic, percent
-    bundles: dict[str, str]             # version to its bundle's folder, shadows too
-    library: str = ""                   # digest of the exported library of all of them
-    shadow: tuple[str, ...] = ()        # versions that get the traffic and answer none of it
-    event: str | None = None            # id of the event that says so
-    champion: str | None = None         # the version that others are measured against
-    challenger: str | None = None       # the version that answers a share beside it
+
+    versions: dict[str, float]  # version to its share of the traffic, percent
+    bundles: dict[str, str]  # version to its bundle's folder, shadows too
+    library: str = ""  # digest of the exported library of all of them
+    shadow: tuple[str, ...] = ()  # versions that get the traffic and answer none of it
+    event: str | None = None  # id of the event that says so
+    champion: str | None = None  # the version that others are measured against
+    challenger: str | None = None  # the version that answers a share beside it
 
     def __post_init__(self):
         if self.champion is None:  # an event of an earlier release, or one version alone
@@ -40,21 +41,34 @@ class Desired:
     @property
     def details(self) -> dict:
         "Return what an event has to say about this state, JSON-able."
-        return {"versions": self.versions, "champion": self.champion, "challenger": self.challenger,
-                "shadow": list(self.shadow), "bundles": self.bundles, "library": self.library}
+        return {
+            "versions": self.versions,
+            "champion": self.champion,
+            "challenger": self.challenger,
+            "shadow": list(self.shadow),
+            "bundles": self.bundles,
+            "library": self.library,
+        }
 
     @classmethod
     def newest(cls, settings: Settings, model: str) -> "Desired | None":
         "What the audit log says now; none for an endpoint never deployed, or taken down."
         found = events.newest(settings.events, "deployed", model)
-        if found is None or not found["details"]["versions"]: return None
+        if found is None or not found["details"]["versions"]:
+            return None
         return cls.of(found["details"], event=found["id"])
 
     @classmethod
     def of(cls, details: dict, *, event: str | None = None) -> "Desired":
         "From an event's details."
-        return cls(details["versions"], details["bundles"], details.get("library", ""),
-                   tuple(details.get("shadow", ())), event, **roles.named(details))
+        return cls(
+            details["versions"],
+            details["bundles"],
+            details.get("library", ""),
+            tuple(details.get("shadow", ())),
+            event,
+            **roles.named(details),
+        )
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #cbc871b4
 class Served:
@@ -63,9 +77,9 @@ class Served:
     def __init__(
         self,
         version: str,
-        path: str,             # of the bundle
+        path: str,  # of the bundle
         *,
-        digest: str,           # that the bundle must have
+        digest: str,  # that the bundle must have
         settings: Settings,
     ):
         self.version, self.bundle = version, Bundle(path, digest=digest, settings=settings)
@@ -76,21 +90,27 @@ class Served:
         try:
             with panics_as_errors():
                 self.predict(self.signature.frame([protocols.example(self.signature)]))
-        except Exception as e: raise ServingError(f"version {version} in {path} fails on a row made from its own "
-                                                  f"signature: {type(e).__name__}: {e}") from e
+        except Exception as e:
+            raise ServingError(
+                f"version {version} in {path} fails on a row made from its own "
+                f"signature: {type(e).__name__}: {e}"
+            ) from e
 
     def predict(self, frame: pl.DataFrame) -> tuple[list[str], list[float]]:
         "Label and probability of the positive label, a row each."
         probability = self.pipeline.predict_proba(frame)[:, 1]
-        return [self.labels[p >= self.threshold] for p in probability.tolist()], probability.tolist()
+        return [
+            self.labels[p >= self.threshold] for p in probability.tolist()
+        ], probability.tolist()
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #9e364f80
 @dataclass(frozen=True)
 class Traffic:
     "What a replica serves at this moment; replaced as a whole, so that a request sees one of two, never a mixture."
+
     desired: Desired
     served: dict[str, Served] = field(default_factory=dict)
-    earlier: tuple[str, ...] = ()   # labels of every registered version of the model
+    earlier: tuple[str, ...] = ()  # labels of every registered version of the model
 
     @property
     def labels(self) -> list[str]:
@@ -106,7 +126,8 @@ class Traffic:
     def choose(self) -> Served:
         "The version for one request, by the shares."
         shares = self.desired.versions
-        if len(shares) == 1: return self.served[next(iter(shares))]
+        if len(shares) == 1:
+            return self.served[next(iter(shares))]
         return self.served[random.choices(list(shares), shares.values())[0]]
 
     @property
@@ -117,28 +138,32 @@ class Traffic:
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #b1c9ba78
 class Versions:
     "The versions of one model in one process, kept as the audit log says."
+
     def __init__(
         self,
         settings: Settings,
-        model: str,                      # the model's name
-        library: str,                    # digest of the exported library that this process imports
+        model: str,  # the model's name
+        library: str,  # digest of the exported library that this process imports
         *,
-        fixed: Desired | None = None,    # serve these, whatever the audit log says (staging)
+        fixed: Desired | None = None,  # serve these, whatever the audit log says (staging)
     ):
         self.settings, self.model, self.library, self.fixed = settings, model, library, fixed
         self.changing, self.loaded = threading.Lock(), {}  # (version, path) to what was loaded
         self.traffic: Traffic | None = None
-        self.problem: str | None = None                    # why `traffic` is not what it should be
+        self.problem: str | None = None  # why `traffic` is not what it should be
         self.reconcile()
-        if self.traffic is None: raise ServingError(self.problem or f"endpoint {model} was never deployed")
+        if self.traffic is None:
+            raise ServingError(self.problem or f"endpoint {model} was never deployed")
 
     def reconcile(self) -> None:
         "Serve what should be served; where that fails, go on as before."
         with self.changing:
             try:
-                with panics_as_errors(): self._reconcile()
+                with panics_as_errors():
+                    self._reconcile()
                 self.problem = None
-            except Exception as e: self.problem = f"{type(e).__name__}: {e}"
+            except Exception as e:
+                self.problem = f"{type(e).__name__}: {e}"
 
     def _reconcile(self) -> None:
         desired = self.fixed or Desired.newest(self.settings, self.model)
@@ -149,14 +174,19 @@ class Versions:
 
     def prepare(self, desired: Desired) -> None:
         "Load versions before they get traffic; raises what stands in the way."
-        with self.changing: self._load(desired)
+        with self.changing:
+            self._load(desired)
 
     def _load(self, desired: Desired) -> dict[str, Served]:
         if desired.library != self.library:
-            raise ServingError(f"the replica runs library {self.library}, the versions need {desired.library}")
+            raise ServingError(
+                f"the replica runs library {self.library}, the versions need {desired.library}"
+            )
         keys = [(v, desired.bundles[v]) for v in (*desired.versions, *desired.shadow)]
-        by_key = {key: self.loaded.get(key) or _registered(self.settings, self.model, *key)
-                 for key in keys}
+        by_key = {
+            key: self.loaded.get(key) or _registered(self.settings, self.model, *key)
+            for key in keys
+        }
         self.loaded = self.loaded | by_key
         return {version: served for (version, _), served in by_key.items()}
 
@@ -169,7 +199,7 @@ def _registered(settings: Settings, model: str, version: str, path: str) -> Serv
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #c552bb80
 def registered_labels(
     settings: Settings,
-    model: str,            # the model's name
+    model: str,  # the model's name
 ) -> tuple[str, ...]:
     "Return the labels of every registered version, as far as their events say them."
     mine = pl.col("subject").str.starts_with(f"{model}/")
