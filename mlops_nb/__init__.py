@@ -19,13 +19,13 @@ __all__ = [
     "Objective",
     "Rule",
     "explore",
-    "test_hypotheses",
+    "check_hypotheses",
     "warranted",
     "Candidate",
     "search",
     "load_candidate",
     "evaluate",
-    "champions_view",
+    "champion_scores",
     "tested",
     "register",
     "stage",
@@ -43,20 +43,21 @@ if TYPE_CHECKING:
     from mlops_nb.data.contracts import Column, Contract
     from mlops_nb.data.ingest import ingest
     from mlops_nb.data.sources import Source
-    from mlops_nb.data.versions import get as dataset
+    from mlops_nb.data.versions import dataset
     from mlops_nb.flow import workflow
     from mlops_nb.flow.workflow.outputs import glue
-    from mlops_nb.models.registry import champions_view, register, tested
+    from mlops_nb.models.registry import champion_scores, register, tested
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
     from mlops_nb.science.objective import Costs, Hypothesis, Objective, Rule, warranted
-    from mlops_nb.science.objective import test as test_hypotheses
+    from mlops_nb.science.objective import check_hypotheses
     from mlops_nb.science.pipeline import Candidate
-    from mlops_nb.science.pipeline import load as load_candidate
+    from mlops_nb.science.pipeline import load_candidate
     from mlops_nb.science.search import search
     from mlops_nb.service.deployment import promote, rollback, stage
-    from mlops_nb.service.deployment.acceptance import accept, approve
-    from mlops_nb.service.monitoring import check as monitor
+    from mlops_nb.service.deployment.acceptance import accept
+    from mlops_nb.service.deployment.acceptance import require_approval as approve
+    from mlops_nb.service.monitoring import monitor
     from mlops_nb.service.monitoring import open_alerts
 
 # Where each of them is defined, as `module:name`. It is imported when it is first used (PEP 562), so
@@ -65,28 +66,28 @@ _HOMES = {
     "Column": "data.contracts:Column",
     "Contract": "data.contracts:Contract",
     "Source": "data.sources:Source",
-    "dataset": "data.versions:get",
+    "dataset": "data.versions:dataset",
     "ingest": "data.ingest:ingest",
     "Costs": "science.objective:Costs",
     "Hypothesis": "science.objective:Hypothesis",
     "Objective": "science.objective:Objective",
     "Rule": "science.objective:Rule",
-    "test_hypotheses": "science.objective:test",
+    "check_hypotheses": "science.objective:check_hypotheses",
     "warranted": "science.objective:warranted",
     "Candidate": "science.pipeline:Candidate",
     "search": "science.search:search",
     "explore": "science.exploration:explore",
-    "load_candidate": "science.pipeline:load",
+    "load_candidate": "science.pipeline:load_candidate",
     "evaluate": "science.evaluation:evaluate",
-    "champions_view": "models.registry:champions_view",
+    "champion_scores": "models.registry:champion_scores",
     "tested": "models.registry:tested",
     "register": "models.registry:register",
     "stage": "service.deployment:stage",
     "accept": "service.deployment.acceptance:accept",
-    "approve": "service.deployment.acceptance:approve",
+    "approve": "service.deployment.acceptance:require_approval",
     "promote": "service.deployment:promote",
     "rollback": "service.deployment:rollback",
-    "monitor": "service.monitoring:check",
+    "monitor": "service.monitoring:monitor",
     "open_alerts": "service.monitoring:open_alerts",
     "glue": "flow.workflow.outputs:glue",
     "workflow": "flow.workflow",
@@ -106,4 +107,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-_library.begin()  # imports the workflow's package from where the environment says
+_library.prepare_imports()  # imports the workflow's package from where the environment says

@@ -11,7 +11,7 @@ import polars as pl
 import psutil
 
 from mlops_nb.core import cluster, events, lake
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -23,7 +23,7 @@ def ask(*words: str) -> str:
     ).stdout
 
 
-settings = load(ROOT)
+settings = load_settings(ROOT)
 status = json.loads(ask("status", "--json"))
 assert {"run", "models", "endpoints", "alerts"} <= status.keys()
 (champion,) = [m for m in status["models"] if m["champion"]]
@@ -83,7 +83,7 @@ assert json.loads(ask("lineage", f"prediction:{mine['prediction_id']}", "--forma
 ].startswith("prediction:")
 assert httpx.get(f"{endpoint['url'].rsplit('/models', 1)[0]}/monitor/churn").status_code == 200
 
-running = cluster.find(settings)
+running = cluster.find_cluster(settings)
 members = cluster.members(running.session)
 ask("down")
 left = [p for p in members if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

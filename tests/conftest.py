@@ -207,7 +207,7 @@ def aliases(settings, model: str) -> dict[str, str]:
     "Return the version of each of a model's aliases in MLflow."
     from mlops_nb.core import tracking
 
-    registered = tracking.client(settings).get_registered_model(model)
+    registered = tracking.mlflow_client(settings).get_registered_model(model)
     return {alias: str(version) for alias, version in registered.aliases.items()}
 
 

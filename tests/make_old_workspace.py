@@ -208,10 +208,10 @@ def work(root: Path) -> None:
 def unmoved(root: Path) -> None:
     "Predictions in a log whose replica is gone."
     from mlops_nb.core import lake
-    from mlops_nb.core.settings import load
+    from mlops_nb.core.settings import load_settings
     from mlops_nb.service.serving.log import PredictionLog
 
-    settings = load(root)
+    settings = load_settings(root)
     log = lake.scan(settings.table("_predictions", "club")).filter(
         stage="production", model_version="1"
     )

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import nbformat
 
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 
-settings = load(ROOT)
+settings = load_settings(ROOT)
 for stage in (ROOT / settings.workspace.notebooks).glob("*.ipynb"):
     names = (
         f"*/{stage.stem}.ipynb" if stage.name[0].isdigit() else f"*/{stage.stem}_*.ipynb"

@@ -12,11 +12,11 @@ from test_cli import ROOT, a_copy, call, fails
 from mlops_nb.churn.objective import OBJECTIVE
 from mlops_nb.core import events, lake, tracking
 from mlops_nb.core.errors import ApprovalError, TrackingError
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data import versions
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
-from mlops_nb.science.pipeline import load as load_candidate
+from mlops_nb.science.pipeline import load_candidate
 
 CUSTOMER = (
     pl.read_parquet(ROOT / "data/telco_churn.parquet")
@@ -33,7 +33,7 @@ def churn(ray_cluster, tmp_path_factory):
     )  # a name that a URL would cut
     done = call("run", "-w", work, "-p", "trials=3", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    settings = load(work)
+    settings = load_settings(work)
     for wave in (1, 2):
         send_and_look(settings, wave)
     return settings
@@ -146,7 +146,7 @@ def test_bad_requests_are_refused(churn):
 
 
 def test_mlflow_knows_the_data_of_each_stage(churn):
-    client, version = tracking.client(churn), versions.get("churn@0", settings=churn)
+    client, version = tracking.mlflow_client(churn), versions.dataset("churn@0", settings=churn)
     for name, context in (("train", "training"), ("test", "testing")):
         (run,) = client.search_runs(
             [client.get_experiment_by_name(churn.experiment).experiment_id],

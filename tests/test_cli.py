@@ -183,10 +183,10 @@ def test_a_check_shows_warnings_and_exits_0(tmp_path, apart):
     ],
 )
 def test_a_parameter_is_what_its_type_says(declared, given, value):
-    from mlops_nb.flow.workflow.cells import parse
+    from mlops_nb.flow.workflow.cells import parse_cell
     from mlops_nb.flow.workflow.stages import _parameters
 
-    stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse(declared))})
+    stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse_cell(declared))})
     assert repr(parameters([f"x={given}"], [stage])) == repr({"x": value})
 
 
@@ -222,7 +222,7 @@ def test_missing_source_and_wrong_target(tmp_path, ray_cluster):
         "no data at",
         "data/no.csv",
     )
-    assert not lake.exists(str(work / "storage" / "lake" / "churn"))
+    assert not lake.table_exists(str(work / "storage" / "lake" / "churn"))
     module = work / "mlops_nb" / "churn" / "objective.py"
     notebook = work / "nbs" / "churn" / "0_objective.ipynb"
     for file in (module, notebook):
@@ -274,7 +274,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
     command = [COMMAND, "run", "-w", settings.root]
     try:
         assert call("run", "--to", "make", "-w", settings.root).returncode == 0
-        family = cluster.members(cluster.find(settings).session)
+        family = cluster.members(cluster.find_cluster(settings).session)
         forks = [p for p in family if "forkserver.py" in " ".join(p.cmdline())]
         server = min(forks, key=lambda p: p.create_time())  # the others are its children
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -288,7 +288,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         until = time.monotonic() + 60
         while not executed():
             assert time.monotonic() < until and not time.sleep(0.1)
-        kernels = lambda: [*Path(cluster.find(settings).folder).glob("forks.*")]
+        kernels = lambda: [*Path(cluster.find_cluster(settings).folder).glob("forks.*")]
         until = time.monotonic() + 10
         while not len(kernels()) == len(server.children()) == 2:
             assert time.monotonic() < until and not time.sleep(0.1)
@@ -324,7 +324,7 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
         assert [name("a"), name("b")] == ["a", "b"]
         victims = [
             p
-            for p in cluster.members(cluster.find(a).session)
+            for p in cluster.members(cluster.find_cluster(a).session)
             if "ServeReplica" in " ".join(p.cmdline())
         ]
         assert victims
@@ -339,14 +339,14 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
                 answers.append("none")
             time.sleep(0.05)
         assert set(answers) <= {"a", "none"} and answers[-1] == "a"
-        gone = cluster.members(cluster.find(a).session)
+        gone = cluster.members(cluster.find_cluster(a).session)
         assert call("down", "-w", a.root).returncode == 0
         assert not [p for p in gone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        assert name("b") == "b" and cluster.find(b)
+        assert name("b") == "b" and cluster.find_cluster(b)
     finally:
         for s in (a, b):
             call("down", "-w", s.root)
-    assert not cluster.find(b) and not httpx_answers(urls["b"])
+    assert not cluster.find_cluster(b) and not httpx_answers(urls["b"])
 
 
 def httpx_answers(url: str) -> bool:

@@ -18,7 +18,7 @@ from conftest import aliases
 
 from mlops_nb.core import cluster, events, lake, tracking
 from mlops_nb.core.errors import ApprovalError, ClusterError, DeploymentError, EventConflict
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow import lineage, references
 from mlops_nb.front import cli, pages
@@ -207,7 +207,7 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
     assert deployment.approved(version, shop) == approval["id"]
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
-        deployment.approved(version, load(shop.root))
+        deployment.approved(version, load_settings(shop.root))
 
 
 def test_no_request_is_lost_while_versions_change(shop):
@@ -253,7 +253,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert registry.resolve("churn@challenger", settings=shop).ref == "churn/2"
     assert aliases(shop, "churn") == {"champion": "1", "challenger": "2"}
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
-    shown = pages.page(pages.state(shop))
+    shown = pages.control_page(pages.state(shop))
     assert "churn/1 champion: 40 %" in shown and "churn/2 challenger: 60 %" in shown
     assert references.champion("churn", shop) == "churn/1"
     assert (
@@ -418,7 +418,9 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
         deployment.realize(shop, "churn", first["id"])
     began = time.monotonic()
     with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
-        applications.settled(shop, "churn", Desired.of(first["details"], event=first["id"]))
+        applications.wait_until_serving(
+            shop, "churn", Desired.of(first["details"], event=first["id"])
+        )
     assert time.monotonic() - began < 30
     deployment.restore(shop)
 
@@ -479,7 +481,7 @@ def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
         ],
         120,
     )
-    applications.settled(settings, "churn", Desired.newest(settings, "churn"))
+    applications.wait_until_serving(settings, "churn", Desired.newest(settings, "churn"))
     applications.ask("production-churn", "flush")
     found = (
         lake.scan(settings.table("_predictions", "churn"))
@@ -534,14 +536,14 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
         previous = events.record(
             settings.events, "deployed", "churn", by="ann", **details, previous=previous
         )
-    approvals.reject("churn/6", "d1g3st", settings, by="carol", note="unfair")
+    approvals.record_rejection("churn/6", "d1g3st", settings, by="carol", note="unfair")
     says = (
         "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
         "`mlops-nb deploy churn/1`"
     )
     with pytest.raises(DeploymentError, match=says):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
-    approvals.reject("churn/1", "d1g3st", settings, by="carol")
+    approvals.record_rejection("churn/1", "d1g3st", settings, by="carol")
     with pytest.raises(
         DeploymentError, match="No version was served before it: promote another one"
     ):
@@ -553,7 +555,7 @@ def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, mo
     settings, state = create(tmp_path), Desired({"2": 100}, {"2": "/nowhere"})
     for module, name in ((cluster, "serve"), (deployment, "realize"), (roles, "mirror")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
-    reject = lambda *_: approvals.reject("churn/2", "d1g3st", settings, by="carol")
+    reject = lambda *_: approvals.record_rejection("churn/2", "d1g3st", settings, by="carol")
     monkeypatch.setattr(deployment, "prepare", reject)
     with pytest.raises(
         DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"
@@ -619,9 +621,9 @@ def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(mo
     with pytest.raises(
         DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"
     ):
-        acceptance.approve("churn/1", bad)
+        acceptance.require_approval("churn/1", bad)
     assert not approved
-    assert acceptance.approve("churn/1", good) == "an id" and approved == ["churn/1"]
+    assert acceptance.require_approval("churn/1", good) == "an id" and approved == ["churn/1"]
 
 
 def test_an_endpoint_that_is_not_there_is_named():

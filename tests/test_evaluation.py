@@ -131,7 +131,7 @@ def test_threshold_comes_from_the_objective_unless_given():
     assert (
         none.metrics["precision"].value == 0
         and none.confusion["tp"] == none.confusion["fp"] == 0
-        and e.page(none)
+        and e.report_page(none)
     )
 
 
@@ -282,8 +282,8 @@ def test_reports_of_earlier_versions_are_read():
     for row in old["calibration"]:
         del row["effective"]
     read = e.Report.from_dict(old)
-    assert read.fewest is None and not read.few and "stratified bootstrap" in e.page(read)
-    assert "influence functions" in e.page(e.evaluate(frame, p, objective))
+    assert read.fewest is None and not read.few and "stratified bootstrap" in e.report_page(read)
+    assert "influence functions" in e.report_page(e.evaluate(frame, p, objective))
 
 
 def test_a_report_survives_its_file(tmp_path):
@@ -297,7 +297,9 @@ def test_a_report_survives_its_file(tmp_path):
     )
     assert read.to_dict() == report.to_dict() and read.passed == report.passed
     assert (
-        e.page(read) == e.page(report) == (tmp_path / "new" / "folder" / "report.html").read_text()
+        e.report_page(read)
+        == e.report_page(report)
+        == (tmp_path / "new" / "folder" / "report.html").read_text()
     )
     assert read.fairness.equals(report.fairness) and read.metrics == report.metrics
 
@@ -317,7 +319,7 @@ def test_a_page_needs_nothing_else_and_escapes_what_it_is_given():
     frame = frame.with_columns(
         pl.when(pl.col("sex") == "f").then(pl.lit(evil)).otherwise(pl.lit("$x_$")).alias(evil)
     )
-    html = e.page(e.evaluate(frame, p, o, baseline=Rule(name=evil, expression="a")))
+    html = e.report_page(e.evaluate(frame, p, o, baseline=Rule(name=evil, expression="a")))
     assert evil not in html and html.count("&lt;script&gt;") >= 5
     assert (
         not re.search(r'(?:src|href)="(?!data:)', html)

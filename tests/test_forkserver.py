@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mlops_nb.core import forkserver
-from mlops_nb.core.forkserver import Forked, answers
+from mlops_nb.core.forkserver import Forked, is_listening
 from mlops_nb.front import launcher
 
 SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2], ())"
@@ -53,7 +53,7 @@ def server(tmp_path):
     (tmp_path / ".mlops_nb" / "cluster.json").write_text(json.dumps({"folder": str(tmp_path)}))
     address = str(tmp_path / "forks")
     process = subprocess.Popen([sys.executable, "-P", "-c", SERVE, forkserver.__file__, address])
-    until(lambda: answers(address))
+    until(lambda: is_listening(address))
     yield process
     process.kill()
     process.wait()
@@ -194,7 +194,7 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
         [sys.executable, "-c", start, *serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     server = int(parent.stdout.readline())
-    until(lambda: answers(address))
+    until(lambda: is_listening(address))
     with open(os.devnull, "r+") as null:
         fork = Forked(
             address,
@@ -219,7 +219,7 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
 
 
 def test_no_server_no_fork(tmp_path):
-    assert not answers(str(tmp_path / "forks"))
+    assert not is_listening(str(tmp_path / "forks"))
     with pytest.raises(OSError):
         Forked(str(tmp_path / "forks"), {})
 
@@ -236,7 +236,7 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
     root, log = str(Path(forkserver.__file__).parents[2]), tmp_path / "log"
     process = subprocess.Popen([sys.executable, "-c", code, root, address, packages, log])
     try:
-        until(lambda: answers(address))
+        until(lambda: is_listening(address))
         ask = {
             "call": "os:getpid",
             "argv": [],

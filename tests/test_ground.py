@@ -25,27 +25,30 @@ from mlops_nb.core.errors import (
     MlopsError,
     SettingsError,
 )
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data import versions
 from mlops_nb.data.contracts import Contract, conform, enforce
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.splits import content_digest, split
+from mlops_nb.data.splits import assign_splits, content_digest
 
 
 def test_environment_overrides_the_file(tmp_path, monkeypatch):
     create(tmp_path, serve={"port": 8100, "host": "localhost"})
     monkeypatch.setenv("MLOPS_NB__SERVE__PORT", "9000")
-    assert (load(tmp_path).serve.port, load(tmp_path).serve.host) == (9000, "localhost")
+    assert (load_settings(tmp_path).serve.port, load_settings(tmp_path).serve.host) == (
+        9000,
+        "localhost",
+    )
 
 
 def test_settings_are_found_from_below_and_by_environment(tmp_path, monkeypatch):
     create(tmp_path, workspace={"name": "shop"})
     below = tmp_path / "nbs" / "shop"
     below.mkdir(parents=True)
-    assert load(below).workspace.name == "shop"
+    assert load_settings(below).workspace.name == "shop"
     monkeypatch.setenv("MLOPS_NB_WORKSPACE", str(below))
-    assert load().root == tmp_path
+    assert load_settings().root == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_settings_are_found_from_below_and_by_environment(tmp_path, monkeypatch)
 def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, text, says):
     (tmp_path / "settings.ini").write_text(text)
     with pytest.raises(SettingsError, match=says):
-        load(tmp_path)
+        load_settings(tmp_path)
 
 
 def test_nothing_is_written_for_settings_that_cannot_be(tmp_path):
@@ -82,7 +85,7 @@ def test_nothing_is_written_for_settings_that_cannot_be(tmp_path):
 def test_types_that_delta_would_change_are_refused(tmp_path, frame):
     with pytest.raises(LakeError, match="cannot be stored"):
         lake.append(str(tmp_path / "t"), frame)
-    assert not lake.exists(str(tmp_path / "t"))
+    assert not lake.table_exists(str(tmp_path / "t"))
 
 
 @pytest.mark.parametrize("value", [1.5, True, "7", None])
@@ -101,11 +104,13 @@ def _append(table: str, n: int, start: float) -> None:
 
 
 def _commit(table: str, n: int, start: float) -> None:
-    file = lake.write(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
+    file = lake.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
     while time.time() < start:
         pass
     with contextlib.suppress(CommitConflict):
-        lake.commit(table, [file], schema=pl.Schema({"n": pl.Int64}), at=None, keys={"race": 1})
+        lake.commit_files(
+            table, [file], schema=pl.Schema({"n": pl.Int64}), at=None, keys={"race": 1}
+        )
 
 
 @pytest.mark.parametrize("write", [_append, _commit])
@@ -124,7 +129,9 @@ def test_first_times_and_another_commit_are_a_conflict_that_a_second_try_solves(
     timed = plain.with_columns(at=pl.lit(datetime(2024, 5, 1, 10)))
 
     def write(rows, name, at):
-        return lake.commit(table, [lake.write(table, rows, name)], schema=rows.schema, at=at)
+        return lake.commit_files(
+            table, [lake.write_file(table, rows, name)], schema=rows.schema, at=at
+        )
 
     write(plain, "0.parquet", None)
     write(plain, "1.parquet", 0)
@@ -144,9 +151,9 @@ def test_a_commit_is_known_by_its_version_while_others_commit(tmp_path, monkeypa
     )
 
     def write(n, at):
-        return lake.commit(
+        return lake.commit_files(
             table,
-            [lake.write(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")],
+            [lake.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")],
             schema=schema,
             at=at,
             metadata={"n": str(n)},
@@ -388,15 +395,15 @@ def test_accepted_and_rejected_are_all_that_was_read(rows):
 @given(st.lists(st.text(min_size=1), unique=True, min_size=1, max_size=50), st.randoms())
 def test_a_row_keeps_its_split_in_any_company(keys, random):
     frame = pl.DataFrame({"k": keys})
-    alone = dict(split(frame, name="d", key="k").select("k", "_split").iter_rows())
+    alone = dict(assign_splits(frame, name="d", key="k").select("k", "_split").iter_rows())
     some = random.sample(keys, k=max(1, len(keys) // 2))
-    for k, where in split(pl.DataFrame({"k": some}), name="d", key="k").iter_rows():
+    for k, where in assign_splits(pl.DataFrame({"k": some}), name="d", key="k").iter_rows():
         assert alone[k] == where
 
 
 def test_splits_are_the_same_for_ever():
     "These values were written down once; a change of library must not change them."
-    rows = split(
+    rows = assign_splits(
         pl.DataFrame({"k": ["C00001", "C00002", "C00003", "C00004", "C00005", "C00006"]}),
         name="churn",
         key="k",
@@ -410,9 +417,9 @@ FIXED = ["train", "test", "train", "test", "train", "test"]
 def test_splits_take_their_shares():
     rows = pl.DataFrame({"k": [str(n) for n in range(20_000)]})
     counts = dict(
-        split(rows, name="d", key="k", shares={"train": 0.7, "validation": 0.1, "test": 0.2})[
-            "_split"
-        ]
+        assign_splits(
+            rows, name="d", key="k", shares={"train": 0.7, "validation": 0.1, "test": 0.2}
+        )["_split"]
         .value_counts()
         .iter_rows()
     )
@@ -437,7 +444,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, says):
     (tmp_path / "d.csv").write_bytes(text.encode("latin1"))
     with pytest.raises(MlopsError, match=says):
         ingest("d", "d.csv", key="a", settings=ws)
-    assert not lake.exists(ws.table("d"))
+    assert not lake.table_exists(ws.table("d"))
 
 
 def test_too_many_rejects_commit_nothing(tmp_path):
@@ -446,7 +453,7 @@ def test_too_many_rejects_commit_nothing(tmp_path):
     write(ws, k=[1, 2, 3], v=[1.0, -2.0, -3.0])
     with pytest.raises(DataError, match=r"2 of 3 rows .* v must be at least 0.0 \(2 rows\)"):
         ingest("d", "d.csv", contract=contract, settings=ws)
-    assert not lake.exists(ws.table("d")) and not lake.exists(ws.table("d__quarantine"))
+    assert not lake.table_exists(ws.table("d")) and not lake.table_exists(ws.table("d__quarantine"))
 
 
 def test_a_few_rejects_are_quarantined_with_their_rules(tmp_path):
@@ -510,10 +517,10 @@ def test_content_digest_is_of_a_set_of_rows():
 def test_unknown_references_say_what_there_is(tmp_path):
     ws = create(tmp_path)
     with pytest.raises(DataError, match="ingest one first"):
-        versions.get("d", settings=ws)
+        versions.dataset("d", settings=ws)
     write(ws, k=[1, 2])
     ingest("d", "d.csv", key="k", settings=ws)
     with pytest.raises(DataError, match="there is d@0"):
-        versions.get("d@7", settings=ws)
+        versions.dataset("d@7", settings=ws)
     with pytest.raises(DataError, match="not a dataset reference"):
-        versions.get("d/4", settings=ws)
+        versions.dataset("d/4", settings=ws)

@@ -29,7 +29,7 @@ from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
-from mlops_nb.data.ingest import ingest, read
+from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
@@ -98,7 +98,7 @@ def test_accepted_and_rejected_are_all_that_was_read(tmp_path_factory, rows):
     except DataError as e:  # most of a column is of another type: the source has changed
         assert (
             "expected integer" in str(e)
-            and not lake.exists(ws.table("d"))
+            and not lake.table_exists(ws.table("d"))
             and not files_in(ws.table("d"))
         )
         return
@@ -231,7 +231,7 @@ def test_integers_of_a_table_do_not_evolve_into_floats_that_lose_them(ws):
     contract = first.contract.model_copy(update={"on_change": "evolve"})
     with pytest.raises(DataError, match="column 'n' has '9007199254740993', expected number"):
         ingest("d", put(ws, "2.csv", k=["b"], n=[0.5]), contract=contract, settings=ws)
-    assert versions.get("d", settings=ws).scan().collect()["n"].to_list() == [2**53 + 1]
+    assert versions.dataset("d", settings=ws).scan().collect()["n"].to_list() == [2**53 + 1]
 
 
 MICROSECONDS = [datetime(1970, 1, 1, 0, 0, 0, n) for n in range(1, 4)]
@@ -248,7 +248,7 @@ def test_nanoseconds_are_an_error_unless_they_are_whole_microseconds(ws, unit, s
     cut = "column 'at' has '1970-01-01 00:00:00.000000001', expected time of whole microseconds"
     with pytest.raises(DataError, match=cut):
         ingest("d", "d.parquet", settings=ws)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def written(ws, name, **columns):
@@ -306,7 +306,7 @@ def test_the_first_values_settle_the_type_of_a_column_without_any(ws, ending, to
     assert version.contract.columns["bonus"].nullable
     assert rows_of(version) == [(1, None), (2, None), (3, 10.5), (4, 12.5)]
     assert version.facts["digest"] == content_digest(version.scan().collect())
-    old = versions.get("d@0", settings=ws).scan().collect()
+    old = versions.dataset("d@0", settings=ws).scan().collect()
     assert together or old["bonus"].null_count() == old.height == 2
 
 
@@ -319,13 +319,13 @@ def test_lists_do_not_settle_the_type_of_a_column_without_any(ws):
         DataError, match=r"columns of type List\(Int64\) have no place in a contract"
     ):
         ingest("d", more, settings=ws)
-    assert versions.get("d", settings=ws).ref == first.ref
+    assert versions.dataset("d", settings=ws).ref == first.ref
 
 
 def test_a_look_at_a_source_gives_a_column_the_type_of_its_first_values(ws):
     text(ws, "in/1.csv", "id,bonus\n1,\n2,\n")
     text(ws, "in/2.csv", "id,bonus\n3,10.5\n")
-    assert read("in/*.csv", settings=ws)["bonus"].to_list() == [None, None, 10.5]
+    assert read_source("in/*.csv", settings=ws)["bonus"].to_list() == [None, None, 10.5]
 
 
 TIME = datetime(2024, 5, 1, 10)
@@ -348,7 +348,7 @@ def test_a_table_without_times_may_get_some(ws, first):
     text(ws, "in/3.csv", "id,at\n3,2024-05-01 10:00:00\n")
     third = ingest("d", "in", settings=ws)
     assert third.version == version.version + 1 and len(rows_of(third)) == 3
-    assert len(rows_of(versions.get("d@0", settings=ws))) == 1
+    assert len(rows_of(versions.dataset("d@0", settings=ws))) == 1
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
     ]
     assert kinds(version)["v"] == "string" and version.facts["rows"] == len(values)
     assert "column &#39;v&#39; is text" in version._repr_html_()
-    assert versions.get("d", settings=ws).notes == version.notes
+    assert versions.dataset("d", settings=ws).notes == version.notes
     with warnings.catch_warnings(action="error"):
         other = ingest("e", source, options={"null_values": [word]}, settings=ws)
     assert other.notes == [] and kinds(other)["v"] != "string"
@@ -581,7 +581,7 @@ def test_a_guess_that_several_columns_break_is_settled_once(ws, monkeypatch):
     version = ingested(ws, "d", text(ws, "d.csv", "id,a,b,c\n" + "\n".join(rows) + "\n"), key="id")
     assert kinds(version) == {"id": "integer", "a": "float", "b": "string", "c": "string"}
     assert len(passes) == 3 and version.facts["rows"] == MANY and len(version.notes) == 2
-    assert files_in(ws.table("d")) == {f.path for f in lake.files(ws.table("d"))}
+    assert files_in(ws.table("d")) == {f.path for f in lake.table_files(ws.table("d"))}
     passes.clear()
     ingest("e", text(ws, "e.csv", column(range(MANY))), key="id", settings=ws)
     assert len(passes) == 1
@@ -594,12 +594,12 @@ def test_a_failed_note_leaves_no_file(ws, monkeypatch):
     monkeypatch.setattr(steps, "remarks", fails)
     with pytest.raises(DataError, match="the source changed"):
         ingest("d", put(ws, "d.csv", k=[1]), settings=ws)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def test_kinds_and_the_base_of_columns_have_one_home():
     assert signature.kind_of is features.kind_of is contracts.kind_of is values.kind_of
-    assert issubclass(signature.Column, values.TypedColumn) and issubclass(
+    assert issubclass(signature.InputColumn, values.TypedColumn) and issubclass(
         Column, values.TypedColumn
     )
 
@@ -750,7 +750,7 @@ def test_a_stale_delivery_fails(ws):
     put(ws, "old.csv", k=[1], at=[now - timedelta(hours=3)])
     with pytest.raises(DataError, match="3.0 h ago: the contract allows 2 h"):
         ingest("d", "old.csv", contract=contract, settings=ws)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
     put(ws, "new.csv", k=[1], at=[now - timedelta(hours=1)])
     assert ingest("d", "new.csv", contract=contract, settings=ws).facts["rows"] == 1
 
@@ -784,7 +784,7 @@ def test_columns_that_changed_evolve(ws):
     assert version.facts["digest"] == content_digest(version.scan().collect())
     again = ingest("d", "2.csv", contract=contract, settings=ws)
     assert again.ref == version.ref
-    old = versions.get("d@0", settings=ws)
+    old = versions.dataset("d@0", settings=ws)
     assert old.scan().collect().columns == ["k", "n", "gone", "_split"]
 
 
@@ -802,7 +802,7 @@ def test_schema_changed_between_files_writes_nothing(ws):
         DataError, match="new column w.*missing column v|missing column v.*new column w"
     ):
         ingest("d", "in", key="k", settings=ws)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
@@ -863,8 +863,8 @@ def test_a_failed_ingest_leaves_no_file(ws, monkeypatch):
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(lake, "commit", fails)
-    contract = versions.get("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
+    monkeypatch.setattr(lake, "commit_files", fails)
+    contract = versions.dataset("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
     with pytest.raises(OSError, match="disk full"):
         ingest("d", "1.csv", contract=contract, settings=ws)
     assert files_in(ws.table("d")) == before and not files_in(ws.table("d__quarantine"))
@@ -875,7 +875,7 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
     contract = Contract(
         columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k"
     )
-    real = lake.commit
+    real = lake.commit_files
 
     def dies_between(table, *given, **named):
         if not table.endswith("__quarantine"):
@@ -883,7 +883,7 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
         return real(table, *given, **named)
 
     with monkeypatch.context() as m:
-        m.setattr(lake, "commit", dies_between)
+        m.setattr(lake, "commit_files", dies_between)
         with pytest.raises(KeyboardInterrupt):
             ingest("d", "d.csv", contract=contract, settings=ws)
     assert quarantine("d", settings=ws).collect().is_empty()
@@ -897,14 +897,14 @@ def test_what_dead_ingests_left_is_removed_a_day_later(ws):
     ingest("d", "1.csv", key="k", settings=ws)
     kept, table = files_in(ws.table("d")), Path(ws.table("d"))
     old, young = (
-        lake.write(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path
+        lake.write_file(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path
         for i in ("a" * 16, "b" * 16)
     )
     for name in (old, *kept):
         os.utime(table / name, (time.time() - 90_000,) * 2)
     ingest("d", "2.csv", settings=ws)
     assert old not in files_in(table) and {young, *kept} <= files_in(table)
-    assert versions.get("d", settings=ws).scan().collect().height == 2
+    assert versions.dataset("d", settings=ws).scan().collect().height == 2
 
 
 def test_storage_in_a_bucket(s3, tmp_path):
@@ -922,7 +922,7 @@ def test_storage_in_a_bucket(s3, tmp_path):
         version.facts["digest"] == content_digest(table)
         and quarantine("d", settings=ws).collect().height == 2
     )
-    assert versions.get("d@1", settings=ws).parent.scan().collect().height == 98
+    assert versions.dataset("d@1", settings=ws).parent.scan().collect().height == 98
 
 
 # --- other sources ----------------------------------------------------------------------------------------------------
@@ -972,9 +972,9 @@ def test_a_database_without_a_watermark_is_what_it_is_now(ws):
 
 
 def test_postgresql_and_its_password(ws, postgres):
-    from mlops_nb.data.sources.databases import connect
+    from mlops_nb.data.sources.databases import connect_database
 
-    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+    with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute("CREATE TABLE readings (id BIGINT, celsius DOUBLE PRECISION, at TIMESTAMP)")
         cursor.execute(
             "INSERT INTO readings SELECT i, i / 10.0, TIMESTAMP '2024-01-01' + i * INTERVAL '1 hour'"
@@ -983,7 +983,7 @@ def test_postgresql_and_its_password(ws, postgres):
         db.commit()
     address = f"{postgres}#table=readings&watermark=at"
     first = ingest("readings", address, key="id", time="at", settings=ws)
-    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+    with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute(
             "INSERT INTO readings VALUES (5001, 1.5, '2025-01-01'), (1, 99.0, '2025-01-02')"
         )
@@ -1083,13 +1083,13 @@ def test_a_narrower_type_does_not_change_what_the_table_has(ws):
     )
     with pytest.raises(DataError, match="column 'v' has '1.5', expected integer"):
         ingest("d", "2.csv", contract=narrow, settings=ws)
-    assert versions.get("d", settings=ws).ref == first.ref
+    assert versions.dataset("d", settings=ws).ref == first.ref
 
 
 def test_who_made_a_version(ws):
     put(ws, "d.csv", k=[1])
     made = ingest("d", "d.csv", key="k", by="ann", options={"separator": ","}, settings=ws)
-    found = versions.get("d", settings=ws)
+    found = versions.dataset("d", settings=ws)
     assert found.facts == made.facts and (found.facts["by"], found.facts["options"]) == (
         "ann",
         {"separator": ","},
@@ -1100,19 +1100,19 @@ def test_another_writer_may_replace_rows_before_an_ingest_has_ended(ws, monkeypa
     "What it left of the first one's files is part of the first version for ever."
     put(ws, "1.csv", k=[1, 2], v=[1, 1], t=[1, 1])
     put(ws, "2.csv", k=[1, 2, 3], v=[2, 2, 2], t=[2, 2, 2])
-    real = lake.commit
+    real = lake.commit_files
 
     def overtaken(table, *given, **named):
         version = real(table, *given, **named)
         if version == 0:
-            monkeypatch.setattr(lake, "commit", real)
+            monkeypatch.setattr(lake, "commit_files", real)
             ingest("d", "2.csv", settings=ws)
         return version
 
-    monkeypatch.setattr(lake, "commit", overtaken)
+    monkeypatch.setattr(lake, "commit_files", overtaken)
     ingest("d", "1.csv", key="k", time="t", settings=ws)
-    assert rows_of(versions.get("d@0", settings=ws)) == [(1, 1, 1), (2, 1, 1)]
-    assert rows_of(versions.get("d@1", settings=ws)) == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
+    assert rows_of(versions.dataset("d@0", settings=ws)) == [(1, 1, 1), (2, 1, 1)]
+    assert rows_of(versions.dataset("d@1", settings=ws)) == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
 
 
 def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
@@ -1121,17 +1121,17 @@ def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
     put(ws, "1.csv", v=[1, 2])
     put(ws, "2.csv", v=[3])
     ingest("d", "0.csv", settings=ws)
-    real = lake.commit
+    real = lake.commit_files
 
     def overtaken(table, *given, **named):
-        monkeypatch.setattr(lake, "commit", real)
+        monkeypatch.setattr(lake, "commit_files", real)
         for name in ("2.csv", "1.csv"):
             ingest("d", name, settings=ws)
         return real(table, *given, **named)
 
-    monkeypatch.setattr(lake, "commit", overtaken)
+    monkeypatch.setattr(lake, "commit_files", overtaken)
     ingest("d", "1.csv", settings=ws)
-    assert rows_of(versions.get("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
+    assert rows_of(versions.dataset("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -1162,7 +1162,7 @@ def test_bad_files_are_refused_and_nothing_is_committed(ws, what):
     with pytest.raises(DataError, match=says):
         ingest("d", "bad.csv", key="k", settings=ws)
     for table in ("d", "d__quarantine"):
-        assert not lake.exists(ws.table(table)) and not files_in(ws.table(table))
+        assert not lake.table_exists(ws.table(table)) and not files_in(ws.table(table))
     assert events.history(ws.events, kind="ingested").collect().is_empty()
 
 
@@ -1189,7 +1189,7 @@ def test_a_file_that_may_not_be_read():
             path.chmod(0o777)
         with unprivileged(), pytest.raises(DataError, match="cannot be opened: Permission denied"):
             ingest("d", "d.csv", key="k", settings=ws)
-        assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+        assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def test_a_value_of_another_type_far_into_a_database(ws):
@@ -1201,20 +1201,20 @@ def test_a_value_of_another_type_far_into_a_database(ws):
     )
     with pytest.raises(DataError, match="column 'v'"):
         ingest("d", "sqlite:///shop.db#table=t", key="id", settings=ws)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 def test_a_dropped_connection_commits_nothing(ws, postgres):
-    from mlops_nb.data.sources.databases import connect
+    from mlops_nb.data.sources.databases import connect_database
 
-    with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+    with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute(
             "CREATE TABLE big AS SELECT i AS id, repeat('x', 200) AS v FROM generate_series(1, 1000000) i"
         )
         db.commit()
 
     def cut():
-        with contextlib.closing(connect(postgres)) as db, db.cursor() as cursor:
+        with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
             while not ended.wait(0.05):
                 cursor.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY (%big%' "
@@ -1233,7 +1233,7 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
         ended.set()
         cutter.join()
     assert "sesame" not in str(caught.value)
-    assert not lake.exists(ws.table("d")) and not files_in(ws.table("d"))
+    assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
 INGEST = """
@@ -1291,7 +1291,7 @@ def test_killed_ingests_take_in_every_row_once(ws, duration, round_):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert ingesting(ws, "1.csv", "2.csv").communicate()[0].strip() == "done"
-    version = versions.get("d", settings=ws)
+    version = versions.dataset("d", settings=ws)
     table = version.scan().collect()
     assert table["k"].sort().to_list() == [k for k in range(100_000) if k % 100]
     assert (
@@ -1313,7 +1313,7 @@ def test_two_writers_at_once_are_both_in(ws, round_):
         assert ingesting(ws, "0.csv").communicate()[0].strip() == "done"
     both = [ingesting(ws, f"{i}.csv") for i in (1, 2)]
     assert [p.communicate()[0].strip() for p in both] == ["done", "done"]
-    version = versions.get("d", settings=ws)
+    version = versions.dataset("d", settings=ws)
     table = version.scan().collect()
     assert table["k"].sort().to_list() == [k for k in range(0 if there else 500, 20_600) if k % 100]
     assert version.version == 1 + there
@@ -1352,14 +1352,14 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
                 real(*args, **kwargs) if step == "committed" else None
             )  # it has looked, and now it changes
             other = ingest("d", "1.csv", contract=contract, settings=ws)
-            assert versions.get("d", settings=ws).version >= other.version
+            assert versions.dataset("d", settings=ws).version >= other.version
             if result is not None:
                 return result
         return real(*args, **kwargs)
 
     monkeypatch.setattr(steps, step, before_and_after)
     ingest("d", "2.csv", contract=contract, settings=ws)
-    version = versions.get("d", settings=ws)
+    version = versions.dataset("d", settings=ws)
     table = version.scan().collect()
     assert cut_in and version.version == 1 + there
     assert table["k"].sort().to_list() == [k for k in range(0 if there else 500, 1600) if k % 100]
@@ -1380,9 +1380,9 @@ def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
-    versions.record("d", newer, facts, ws)
-    versions.record("d", older, earlier, ws)
-    assert versions.get("d", settings=ws).version == newer == 1
+    versions.record_version("d", newer, facts, ws)
+    versions.record_version("d", older, earlier, ws)
+    assert versions.dataset("d", settings=ws).version == newer == 1
     assert versions.recorded("d", ws)["subject"].to_list() == ["d@0", "d@1"]
 
 

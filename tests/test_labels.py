@@ -18,7 +18,7 @@ from mlops_nb.models import registry
 from mlops_nb.models.bundle import Bundle, fill, seal
 from mlops_nb.science.labels import as_ones, labels_of, meant, respelled, spelling
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, fit, write
+from mlops_nb.science.pipeline import Candidate, fit, save_candidate
 from mlops_nb.service import monitoring
 from mlops_nb.service.deployment import applications
 from mlops_nb.service.serving import Handlers, application_of
@@ -205,7 +205,7 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
         log.close()
     stored = lake.scan(settings.table("_feedback", "m")).collect()["label"]
     assert set(stored) == set(labels) and len(stored) == 300
-    looked = monitoring.check("m", settings=settings)
+    looked = monitoring.monitor("m", settings=settings)
     assert looked.found.labelled == 300
     assert looked.table.filter(pl.col("kind") == "performance").height == 1
 
@@ -221,7 +221,7 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
 )
 def test_a_bundle_of_the_old_spelling_finds_its_feedback(tmp_path, positive, old, new):
     fitted = fit(rows(pl.Int64), objective(1), Candidate("logistic", LogisticRegression()))
-    candidate_folder = write(fitted, tmp_path / "made")
+    candidate_folder = save_candidate(fitted, tmp_path / "made")
     about = (
         (candidate_folder / "candidate.json")
         .read_text()

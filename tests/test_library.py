@@ -295,7 +295,7 @@ def test_kernels_workers_and_replicas_have_the_workflows_package(how, tmp_path, 
     (package / "train.py").write_text(LIBRARY.format(factor=100))
     stage_notebook(settings.root / "nbs" / "1_where.ipynb", STAGE)
     python = installed(how, tmp_path)
-    env = os.environ | library.environment(cluster.snapshot(settings), "mlops_nb.churn")
+    env = os.environ | library.import_variables(cluster.snapshot(settings), "mlops_nb.churn")
     done = subprocess.run(
         [python, "-c", WORK, settings.root], capture_output=True, text=True, cwd=tmp_path, env=env
     )

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from matplotlib.figure import Figure
 
-from mlops_nb.core.templates import picture
+from mlops_nb.core.templates import figure_html
 from mlops_nb.science import metrics as m
 
 
@@ -138,7 +138,7 @@ def test_a_picture_is_the_same_each_time_and_escaped():
             pl.DataFrame({"low": [0, 1], "v": [1, 2], "high": [2, 3]}),
             "v",
         )
-        return picture(fig, '"<x>')
+        return figure_html(fig, '"<x>')
 
     assert draw() == draw()
     head, data = draw().split("base64,")

@@ -25,7 +25,7 @@ from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
 from mlops_nb.service import monitoring
-from mlops_nb.service.monitoring import check, checks, open_alerts
+from mlops_nb.service.monitoring import checks, monitor, open_alerts
 from mlops_nb.service.serving.log import TABLES, PredictionLog
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -109,7 +109,7 @@ def tell(space, rows: pl.DataFrame, hour: float) -> None:
 
 
 def look(space, hour: float) -> monitoring.Monitoring:
-    return check("m", settings=space.settings, now=NOON + timedelta(hours=hour))
+    return monitor("m", settings=space.settings, now=NOON + timedelta(hours=hour))
 
 
 def kinds(space) -> list[str]:
@@ -366,7 +366,7 @@ def test_inputs_come_back_as_they_were(rows):
     )
     frame = pl.DataFrame(rows, schema=schema)
     log = frame.select(inputs=pl.struct(pl.all()).struct.json_encode(), probability=pl.lit(0.5))
-    assert checks.decoded(log, schema).drop("prediction").equals(frame)
+    assert checks.logged_frame(log, schema).drop("prediction").equals(frame)
 
 
 # -- windows ------------------------------------------------------------------------------------------------------
@@ -661,7 +661,7 @@ def test_what_replicas_acknowledged_is_waited_for(space):
                 "probability": frame["prediction"].to_list(),
             }
         )
-        assert check("m", settings=space.settings).rows == 150
+        assert monitor("m", settings=space.settings).rows == 150
     finally:
         log.close()
 
@@ -874,7 +874,7 @@ def test_pages_and_reports_work_in_a_browser_under_their_policy(space, chromium,
 
     serve(space, people(300, 1, shift=9), hour=0)
     assert look(space, 1).alerts
-    with listening(pages.asgi(space.settings)) as port, sync_playwright() as p:
+    with listening(pages.control_app(space.settings)) as port, sync_playwright() as p:
         browser = p.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )

@@ -17,14 +17,14 @@ from test_workflow import good
 from mlops_nb.core import events, lake, tracking
 from mlops_nb.core.errors import DataError, LakeError, ObjectiveError, RegistryError, SettingsError
 from mlops_nb.core.errors import InputError as SignatureError
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data import ingest as ingesting
 from mlops_nb.data import versions
 from mlops_nb.data.contracts import Contract
-from mlops_nb.data.ingest import ingest, read
+from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.ingest.resplitting import resplit
 from mlops_nb.data.sources import Source, files
-from mlops_nb.data.sources.databases import connect, frames
+from mlops_nb.data.sources.databases import connect_database, frames
 from mlops_nb.data.sources.files import store
 from mlops_nb.models import registry
 from mlops_nb.science import objective
@@ -52,11 +52,9 @@ def test_a_workspace_lives_in_a_folder_of_any_name(tmp_path, name):
     first = ingest("Kündigungen", "in/*.csv", key="id", settings=workspace)
     days(workspace.root, 2, "id,v\n2,9.5\n3,3.5\n")
     second = ingest("Kündigungen", "in/*.csv", settings=workspace)
-    assert sorted(rows(versions.get("dataset:Kündigungen@1", settings=load(workspace.root)))) == [
-        (1, 1.5),
-        (2, 9.5),
-        (3, 3.5),
-    ]
+    assert sorted(
+        rows(versions.dataset("dataset:Kündigungen@1", settings=load_settings(workspace.root)))
+    ) == [(1, 1.5), (2, 9.5), (3, 3.5)]
     assert sorted(rows(first)) == [(1, 1.5), (2, 2.5)]
     assert first.diff(second).table.rows() == [
         ("kept", 1),
@@ -140,7 +138,7 @@ def test_in_a_bucket_an_address_may_have_all_but_what_ends_it(tmp_path, s3):
         (1,),
         (2,),
     ]
-    assert sorted(rows(versions.get("Kündigungen", settings=workspace))) == [(1,), (2,)]
+    assert sorted(rows(versions.dataset("Kündigungen", settings=workspace))) == [(1,), (2,)]
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "a#1", "a?b", "a[1]", "a*b", "a|b"])
@@ -155,8 +153,8 @@ def test_a_table_in_a_bucket_is_read_under_its_own_name(s3, name):
         sorted(lake.scan(table).collect()["n"]) == [0, 1, 2]
         and lake.scan(table, version=0).collect().height == 1
     )
-    file = lake.write(table, pl.DataFrame({"n": [7]}), "7.parquet")
-    assert lake.commit(table, [file], schema=pl.Schema({"n": pl.Int64}), at=2) == 3
+    file = lake.write_file(table, pl.DataFrame({"n": [7]}), "7.parquet")
+    assert lake.commit_files(table, [file], schema=pl.Schema({"n": pl.Int64}), at=2) == 3
     (part,) = Source(f"delta:{table}").parts()
     assert sorted(pl.concat(part.batches())["n"]) == [0, 1, 2, 7]
     (new,) = Source(f"delta:{table}").parts(since={part.origin: {"version": 2}})
@@ -306,9 +304,9 @@ def test_a_first_ingest_without_rows_is_one_sentence(tmp_path, name):
     (tmp_path / name).write_bytes(EMPTY[name])
     with pytest.raises(DataError, match=f"{name} (is empty|has a header and no rows): expected"):
         ingest("d", name, settings=workspace)
-    assert not lake.exists(workspace.table("d")) and not lake.exists(workspace.events)
+    assert not lake.table_exists(workspace.table("d")) and not lake.table_exists(workspace.events)
     with pytest.raises(DataError, match="has no rows"):
-        read(name, settings=workspace)
+        read_source(name, settings=workspace)
 
 
 def test_a_file_that_lost_its_rows_takes_them_along(tmp_path):
@@ -346,7 +344,7 @@ def test_a_quote_that_is_never_closed_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, code):
     (tmp_path / "settings.ini").write_text("[workspace]\nname = Bücher\n", encoding=code)
-    workspace = load(tmp_path)
+    workspace = load_settings(tmp_path)
     assert workspace.workspace.name == "Bücher"
     (tmp_path / "a.csv").write_text("id,Wort\n1,ü\n", encoding=code)
     (tmp_path / "a.jsonl").write_text(
@@ -375,7 +373,7 @@ def test_what_json_does_not_allow_is_named_with_its_line(tmp_path, line, says):
     (tmp_path / "d.jsonl").write_text('{"id": 1, "x": 1.5}\n\n{"id": 2, "x": null}\n' + line + "\n")
     with pytest.raises(DataError, match=says):
         ingest("d", "d.jsonl", settings=workspace)
-    assert not lake.exists(workspace.table("d"))
+    assert not lake.table_exists(workspace.table("d"))
 
 
 # Columns
@@ -480,7 +478,7 @@ def test_later_columns_that_a_table_cannot_have_are_named(tmp_path):
     pl.DataFrame({"id": [2], "ID": [3]}).write_parquet(tmp_path / "2.parquet")
     with pytest.raises(DataError, match="id and ID differ only in case"):
         ingest("d", "2.parquet", settings=workspace)
-    assert rows(versions.get("d", settings=workspace)) == [(1,)]
+    assert rows(versions.dataset("d", settings=workspace)) == [(1,)]
 
 
 def test_a_table_refuses_columns_that_it_cannot_tell_apart(tmp_path):
@@ -489,13 +487,13 @@ def test_a_table_refuses_columns_that_it_cannot_tell_apart(tmp_path):
         lake.append(table, pl.DataFrame({"id": [1], "ID": [2]}))
     with pytest.raises(LakeError, match="NUL character"):
         lake.append(table, pl.DataFrame({"a\0": [1]}))
-    assert not lake.exists(table)
+    assert not lake.table_exists(table)
 
 
 def test_a_query_names_its_columns_once(tmp_path):
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1)")
-    with closing(connect("sqlite:///shop.db", tmp_path)) as database:
+    with closing(connect_database("sqlite:///shop.db", tmp_path)) as database:
         with pytest.raises(DataError, match=r"columns of the same name \(a\): give each its own"):
             list(frames(database, "SELECT a, a FROM t"))
 
@@ -523,12 +521,12 @@ def test_a_dataset_is_named_by_a_word_of_any_language(tmp_path, name):
     (tmp_path / "d.csv").write_text("id\n1\n")
     ref = ingest(name, "d.csv", settings=workspace).ref
     assert (
-        versions.get(f"dataset:{name}@0", settings=workspace).ref
-        == versions.get(name, settings=workspace).ref
+        versions.dataset(f"dataset:{name}@0", settings=workspace).ref
+        == versions.dataset(name, settings=workspace).ref
         == ref
     )
     assert trace(f"dataset:{ref}", settings=workspace).root == f"dataset:{ref}"
-    assert rows(versions.get(ref, settings=workspace)) == [(1,)]
+    assert rows(versions.dataset(ref, settings=workspace)) == [(1,)]
     assert versions.quarantine(name, settings=workspace).collect().height == 0
 
 
@@ -638,7 +636,7 @@ def test_ends_of_splits_by_time_are_fixed_until_a_person_moves_them(tmp_path):
         and rolled.profile().rows == 56
     )
     assert (
-        versions.get("sales@1", settings=workspace).counts == fixed.counts
+        versions.dataset("sales@1", settings=workspace).counts == fixed.counts
         and fixed.scan("test").collect().height == 56
     )
     month(workspace, 4)

@@ -28,7 +28,7 @@ def table(n=2000, seed=0, **columns):
 
 
 def verdict(frame, **hypothesis):
-    return o.test(
+    return o.check_hypotheses(
         frame, [o.Hypothesis(name="h", statement="s", **hypothesis)], objective
     ).table.row(0, named=True)
 
@@ -144,10 +144,10 @@ def test_a_positive_that_is_no_label_is_refused_in_words(values, positive, says)
 
 def test_split_needs_its_column_and_rows():
     with pytest.raises(ObjectiveError, match="_split"):
-        o.split(pl.DataFrame({"y": ["yes"]}), "train")
+        o.split_rows(pl.DataFrame({"y": ["yes"]}), "train")
     with pytest.raises(ObjectiveError, match="train"):
-        o.split(pl.DataFrame({"_split": ["test"]}), "train")
-    assert len(o.split(pl.LazyFrame({"_split": ["test", "train"]}), "test")) == 1
+        o.split_rows(pl.DataFrame({"_split": ["test"]}), "train")
+    assert len(o.split_rows(pl.LazyFrame({"_split": ["test", "train"]}), "test")) == 1
 
 
 def test_python_functions_are_refused_on_both_ways_in():
@@ -328,7 +328,7 @@ def test_luck_supports_nothing():
             o.Hypothesis(name=f"x{i}", statement="", column=f"x{i}", min_effect=0.01)
             for i in range(10)
         ]
-        found = o.test(frame, beliefs, objective)
+        found = o.check_hypotheses(frame, beliefs, objective)
         wrong += "supported" in found.table["verdict"]
     assert wrong <= 6  # 2 expected; uncorrected about 16
 
@@ -342,13 +342,13 @@ def test_only_the_training_split_is_read():
 def test_hypotheses_need_names_of_their_own():
     h = o.Hypothesis(name="h", statement="s", column="x")
     with pytest.raises(ObjectiveError, match="same name"):
-        o.test(table(50), [h, h], objective)
+        o.check_hypotheses(table(50), [h, h], objective)
     with pytest.raises(ObjectiveError, match="at least one"):
-        o.test(table(50), [], objective)
+        o.check_hypotheses(table(50), [], objective)
 
 
 def test_verdicts_show_what_came_from_people_escaped():
-    found = o.test(
+    found = o.check_hypotheses(
         table(100, x=lambda r, y: r.normal(size=len(y))),
         [o.Hypothesis(name="<b>$x_$", statement="<script>", column="x")],
         objective,

@@ -10,7 +10,7 @@ from make_old_workspace import members, unpack
 from test_cli import call
 
 from mlops_nb.core import events, lake
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 from mlops_nb.data import versions
 from mlops_nb.data.ingest import ingest
 from mlops_nb.models import registry
@@ -20,7 +20,7 @@ from mlops_nb.service import monitoring
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     "The workspace, unpacked; tests below add to it."
-    return load(unpack(tmp_path_factory.mktemp("old") / "club"))
+    return load_settings(unpack(tmp_path_factory.mktemp("old") / "club"))
 
 
 def test_status_shows_the_state_of_an_old_workspace(old):
@@ -68,7 +68,7 @@ def test_lineage_of_the_champion(old):
 
 
 def test_the_dataset_is_read_and_grows(old):
-    before = versions.get("club@0", settings=old)
+    before = versions.dataset("club@0", settings=old)
     rows = before.scan().collect()
     assert (rows.height, rows["member"].n_unique()) == (600, 600)
     assert before.profile().rows == rows.filter(_split="train").height
@@ -77,7 +77,7 @@ def test_the_dataset_is_read_and_grows(old):
     after = ingest("club", str(old.root / "data" / "more.csv"), settings=old)
     assert after.parent.ref == before.ref
     assert after.scan().collect().height == 650
-    assert versions.get("club@0", settings=old).scan().collect().equals(rows)
+    assert versions.dataset("club@0", settings=old).scan().collect().equals(rows)
     assert ingest("club", "data/members.csv", settings=old).ref == after.ref
 
 
@@ -112,7 +112,7 @@ def test_predictions_that_no_pass_has_judged_are_judged_once(old):
     log = lambda: events.history(old.events, "club", "monitored").collect().height
     judged, opened = log(), monitoring.open_alerts("club", settings=old)
     assert judged == 2
-    result = monitoring.check("club", settings=old)
+    result = monitoring.monitor("club", settings=old)
     assert result.rows == 140  # 120 that were moved to the table, 20 that were not
     columns = {(a["kind"], a["column"]) for a in result.alerts}
     assert {("drift", "fee"), ("drift", "prediction")} <= columns
@@ -125,7 +125,7 @@ def test_predictions_that_no_pass_has_judged_are_judged_once(old):
         .collect()
     )
     assert table["prediction_id"].n_unique() == table.height == 440
-    assert monitoring.check("club", settings=old).rows == 0
+    assert monitoring.monitor("club", settings=old).rows == 0
     assert log() == 3
 
 

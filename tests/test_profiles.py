@@ -16,7 +16,7 @@ from mlops_nb.core.errors import ConstraintError, ProfileError
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles import profile_files, profile_groups, store
 from mlops_nb.data.profiles.comparison import drift, holm
-from mlops_nb.data.profiles.constraints import check
+from mlops_nb.data.profiles.constraints import check_constraints
 from mlops_nb.data.profiles.profiling import Profile, profile
 
 TELCO = Path(__file__).parents[1] / "data" / "telco_churn.parquet"
@@ -210,7 +210,7 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
 def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would(rows, words, seed):
     from whylogs_sketching import hll_sketch
 
-    from mlops_nb.data.profiles.bulk import records
+    from mlops_nb.data.profiles.bulk import sketch_strings
 
     picked = np.random.default_rng(seed).integers(0, words, rows)
     values = pl.Series(
@@ -218,7 +218,7 @@ def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would
     )
     every, some = hll_sketch(12), hll_sketch(12)
     every.update_str_list(values.to_list())
-    some.update_str_list(values.filter(pl.Series(records(values)[0])).to_list())
+    some.update_str_list(values.filter(pl.Series(sketch_strings(values)[0])).to_list())
     assert some.serialize_compact() == every.serialize_compact()
 
 
@@ -284,14 +284,14 @@ def test_a_hundred_parts_are_the_whole():
     ],
 )
 def test_constraints(telco, column, rules, passed):
-    checked = check(profile(telco), {column: rules})
+    checked = check_constraints(profile(telco), {column: rules})
     assert checked.passed is passed and ("holds" if passed else "fails") in checked._repr_html_()
 
 
 def test_a_wrong_rule_is_refused(telco):
     for rules in ({"betwen": (0, 1)}, {"between": 3}, {"type": "text"}):
         with pytest.raises(ConstraintError, match="tenure"):
-            check(profile(telco), {"tenure": rules})
+            check_constraints(profile(telco), {"tenure": rules})
 
 
 # -- on Ray -------------------------------------------------------------------------------------------------------
@@ -668,18 +668,19 @@ def test_the_profile_of_a_slice_is_stored_once(tmp_path):
     workspace, at = create(tmp_path), datetime(2026, 1, 2, tzinfo=UTC)
     few, many = (profile(pl.DataFrame({"a": range(n)})) for n in (3, 5))
     assert (
-        store.read("m", settings=workspace) is None and store.stored(workspace).collect().is_empty()
+        store.load_profile("m", settings=workspace) is None
+        and store.stored(workspace).collect().is_empty()
     )
     for one in (few, many):
-        store.write(one, "m", "1 monday", at=at, settings=workspace)
-    store.write(many, "m", "1 tuesday", settings=workspace)
+        store.save_profile(one, "m", "1 monday", at=at, settings=workspace)
+    store.save_profile(many, "m", "1 tuesday", settings=workspace)
     rows = store.stored(workspace).select("subject", "split", "rows").collect().rows()
     assert sorted(rows) == [("m", "1 monday", 3), ("m", "1 tuesday", 5)]
     assert store.stored(workspace).filter(split="1 monday").collect()["at"].item() == at
-    assert store.read("m", "1 monday", settings=workspace).rows == 3
+    assert store.load_profile("m", "1 monday", settings=workspace).rows == 3
     assert (
-        store.read("m", settings=workspace).rows == 5
-        and store.read("m@1", settings=workspace) is None
+        store.load_profile("m", settings=workspace).rows == 5
+        and store.load_profile("m@1", settings=workspace) is None
     )
 
 

@@ -332,7 +332,7 @@ def test_mlflow_knows_which_version_a_run_used(settings, monkeypatch):
         given(settings, "t", table(50), key="id"),
         given(settings, "t", table(60), key="id"),
     )
-    client = tracking.client(settings)
+    client = tracking.mlflow_client(settings)
     experiment = client.get_experiment_by_name(settings.experiment).experiment_id
     run = client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLOPS_NB_RUN_ID", run)  # as in a stage

@@ -34,7 +34,7 @@ from mlops_nb.core.errors import (
     TrackingError,
     TrainingError,
 )
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, pages
@@ -155,7 +155,7 @@ def test_by_default_the_reference_profile_is_of_the_dataset_and_the_candidate(pl
 
 def test_the_champions_view_is_that_of_the_version_in_production(place):
     view = partial(
-        registry.champions_view, frame=ROWS, objective=OBJECTIVE, settings=place.settings
+        registry.champion_scores, frame=ROWS, objective=OBJECTIVE, settings=place.settings
     )
     place.register()
     assert view("m@champion") is None  # registered, and not in production
@@ -214,11 +214,11 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path):
     git("add", "a.py")
     git("commit", "-m", "a")
     assert (
-        registry.commit(tmp_path)["dirty"] is False
-        and len(registry.commit(tmp_path)["commit"]) == 40
+        registry.git_commit(tmp_path)["dirty"] is False
+        and len(registry.git_commit(tmp_path)["commit"]) == 40
     )
     (tmp_path / "a.py").write_text("2")
-    assert registry.commit(tmp_path)["dirty"] is True
+    assert registry.git_commit(tmp_path)["dirty"] is True
 
 
 def test_a_bundle_holds_everything(place):
@@ -357,7 +357,7 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
     )
     now = pages.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
-    assert note in pages.page(now)
+    assert note in pages.control_page(now)
     cli.status(as_json=True, workspace=place.settings.root)
     assert json.loads(capsys.readouterr().out)["endpoints"][0]["framework"] == [note]
     cli.status(workspace=place.settings.root)
@@ -422,7 +422,7 @@ def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, mon
     monkeypatch.setattr(registry.ModelVersion, "bundle", lambda self, settings=None: built)
     with pytest.warns(UserWarning, match="the champion is not compared with: .*Train the model"):
         assert (
-            registry.champions_view("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
+            registry.champion_scores("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
         )
 
 
@@ -448,7 +448,7 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
     def realize(settings, model):
         if model == "n":
-            applications.run(settings, model, Desired({"1": 100}, {"1": str(whole)}))
+            applications.run_application(settings, model, Desired({"1": 100}, {"1": str(whole)}))
         started.append(model)
 
     monkeypatch.setattr(deployment, "realize", realize)
@@ -561,7 +561,7 @@ LOADS = {
     "MLflow, by reference": lambda place, attacked: mlflow.pyfunc.load_model("models:/m/1"),
     "MLflow, by folder": lambda place, attacked: mlflow.pyfunc.load_model(str(attacked.path)),
     "a replica": replica,
-    "a replica's path": lambda place, attacked: applications.run(
+    "a replica's path": lambda place, attacked: applications.run_application(
         place.settings, "m", desired(attacked.path, "any")
     ),
     "a deployment": lambda place, attacked: applications.target("m/1", place.settings),
@@ -570,7 +570,7 @@ LOADS = {
 
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
 def test_the_code_of_a_resealed_bundle_never_runs(place, attacked, monkeypatch, tmp_path, inside):
-    tracking.client(place.settings)  # MLflow's addresses
+    tracking.mlflow_client(place.settings)  # MLflow's addresses
     monkeypatch.setattr("ray.serve.run", lambda *a, **k: pytest.fail("served"))
     outside, path = tmp_path / "elsewhere", list(sys.path)
     outside.mkdir()
@@ -588,7 +588,7 @@ def test_the_code_of_a_resealed_bundle_never_runs(place, attacked, monkeypatch, 
 
 
 def test_mlflows_own_record_of_the_digest_is_not_believed(place, attacked):
-    client = tracking.client(place.settings)
+    client = tracking.mlflow_client(place.settings)
     client.set_model_version_tag("m", "1", "bundle", attacked.resealed)
     version = resolve("m/1", settings=place.settings)
     assert version.tags["bundle"] == attacked.resealed
@@ -919,7 +919,7 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
     settings, report = place.settings, report_of(place, ("roc_auc", True))
     for n, value in enumerate(("5", seed), 1):
         with tracking.start_run(settings, name="again") as run:
-            tracking.client(settings).log_param(run.info.run_id, "seed", value)
+            tracking.mlflow_client(settings).log_param(run.info.run_id, "seed", value)
             place.candidate = place.fitted.save(settings)
         assert place.register(report_uri=report).ref == f"m/{n}"
         accepted(settings, f"m/{n}")
@@ -977,7 +977,7 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
 def test_a_report_of_another_candidate_registers_nothing(place):
     report = report_of(place, ("roc_auc", True))
     run = registry.run_of(report)
-    tracking.client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
+    tracking.mlflow_client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
     with pytest.raises(
         RegistryError,
         match=f"{report} is of runs:/0ther/candidate, expected one of {place.candidate}",
@@ -1041,7 +1041,7 @@ def test_who_approves_is_what_the_registered_objective_says_or_stricter(
     place.register(report_uri=report_of(place, ("roc_auc", True)), objective=judged)
     accepted(settings, "m/1")
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", setting)
-    settings = load(settings.root)
+    settings = load_settings(settings.root)
     says = pytest.raises(
         ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`"
     )
@@ -1114,7 +1114,7 @@ def test_the_champion_is_what_the_newest_event_says_not_an_alias(place):
     settings = place.settings
     for dataset in ("m@3", "m@4", "m@5"):
         place.register(dataset=dataset)
-    tracking.client(settings).set_registered_model_alias("m", "champion", "3")
+    tracking.mlflow_client(settings).set_registered_model_alias("m", "champion", "3")
     with pytest.raises(RegistryError, match="no model m@champion"):
         resolve("m@champion", settings=settings)
     deployed(settings, champion="1", challenger="2", share=60)
@@ -1134,7 +1134,7 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
     for dataset in ("m@3", "m@4"):
         place.register(dataset=dataset)
     for name, version in (("champion", "2"), ("challenger", "1"), ("best", "1")):
-        tracking.client(settings).set_registered_model_alias("m", name, version)
+        tracking.mlflow_client(settings).set_registered_model_alias("m", name, version)
     event = deployed(settings, champion="1", challenger="2")
     assert not roles.mirrored("m", event, settings)
     roles.mirror("m", settings)

@@ -17,9 +17,9 @@ from mlops_nb.core.settings import create
 from mlops_nb.flow import lineage, references
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.flow.workflow.batch import map as workflow_map
-from mlops_nb.flow.workflow.files import exists, get, put, read
+from mlops_nb.flow.workflow.files import file_exists, put, read_file, read_notebook
 from mlops_nb.flow.workflow.ledger import Ledger
-from mlops_nb.flow.workflow.outputs import outputs
+from mlops_nb.flow.workflow.outputs import read_outputs
 from mlops_nb.front import pages
 
 
@@ -33,7 +33,9 @@ def bucket(ray_cluster, s3, tmp_path):
 
 
 def status(address: str) -> list[str]:
-    return [c.metadata.papermill.status for c in read(address).cells if c.cell_type == "code"]
+    return [
+        c.metadata.papermill.status for c in read_notebook(address).cells if c.cell_type == "code"
+    ]
 
 
 # Files and tables
@@ -41,11 +43,13 @@ def status(address: str) -> list[str]:
 
 def test_files_come_back_and_mistakes_are_told_in_a_sentence(s3):
     put(f"{s3.address}/a/b.txt", b"kept")
-    assert get(f"{s3.address}/a/b.txt") == b"kept" and not exists(f"{s3.address}/a/c.txt")
+    assert read_file(f"{s3.address}/a/b.txt") == b"kept" and not file_exists(
+        f"{s3.address}/a/c.txt"
+    )
     with pytest.raises(FileNotFoundError):
-        get(f"{s3.address}/a/c.txt")
+        read_file(f"{s3.address}/a/c.txt")
     with pytest.raises(WorkflowError, match="there is no such notebook"):
-        read(f"{s3.address}/a/c.ipynb")
+        read_notebook(f"{s3.address}/a/c.ipynb")
     with pytest.raises(WorkflowError, match="s3://no-such-bucket/a cannot be written.*bucket"):
         put("s3://no-such-bucket/a", b"")
     with pytest.raises(
@@ -132,8 +136,8 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
         assert one.notebook.startswith(f"{storage}/runs/{run.id}/") and set(
             status(one.notebook)
         ) == {"completed"}
-        assert exists(one.notebook.replace(".ipynb", ".html"))
-    assert outputs(run.stages[0].notebook)["frame"].height == 3
+        assert file_exists(one.notebook.replace(".ipynb", ".html"))
+    assert read_outputs(run.stages[0].notebook)["frame"].height == 3
 
     client = Ledger(bucket).client
     kept = client.get_run(run.stages[1].id)
@@ -195,7 +199,7 @@ def test_the_notebook_in_the_bucket_is_true_while_it_runs(bucket, tmp_path):
         return f"{bucket.runs}/{run.info.run_id}/1_slow.ipynb"
 
     def look() -> bool:
-        found = status(address()) if exists(address()) else []
+        found = status(address()) if file_exists(address()) else []
         if found and found not in seen[-1:]:
             seen.append(found)
         return found == ["completed", "completed", "running", "pending"]
@@ -207,7 +211,7 @@ def test_the_notebook_in_the_bucket_is_true_while_it_runs(bucket, tmp_path):
         )
         assert begun.wait(60)
         wait(look)
-        cells = read(address()).cells
+        cells = read_notebook(address()).cells
         assert cells[1].outputs[0].data["text/plain"] == "'first cell'"
         (tmp_path / "go").touch()
         while not running.done():
@@ -225,7 +229,9 @@ def test_the_notebook_in_the_bucket_tells_which_cell_was_killed(bucket, tmp_path
         workflow(tmp_path, _1_killed="killed").run(settings=bucket)
     address = e.value.run.stages[0].notebook
     assert status(address)[-2:] == ["failed", "pending"]
-    assert b"the kernel died while it ran this cell" in get(address.replace(".ipynb", ".html"))
+    assert b"the kernel died while it ran this cell" in read_file(
+        address.replace(".ipynb", ".html")
+    )
     assert (
         events.newest(bucket.events, "run_finished", f"run:{e.value.run.id}")["details"]["state"]
         == "failed"

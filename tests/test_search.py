@@ -34,9 +34,16 @@ from mlops_nb.science import search as searching
 from mlops_nb.science.evaluation import evaluate
 from mlops_nb.science.features import check_row_by_row
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, dotted, fit, load_pipeline, read, write
-from mlops_nb.science.search import folded, scores, search
-from mlops_nb.science.signature import Column, Signature
+from mlops_nb.science.pipeline import (
+    Candidate,
+    dotted,
+    fit,
+    load_candidate_files,
+    load_pipeline,
+    save_candidate,
+)
+from mlops_nb.science.search import scores, search, trial_folds
+from mlops_nb.science.signature import InputColumn, Signature
 from mlops_nb.service.serving import protocols
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
@@ -62,12 +69,12 @@ def table(n: int = 300, seed: int = 0) -> pl.DataFrame:
 
 ALL = Signature(
     columns=(
-        Column(name="i", dtype="integer"),
-        Column(name="f", dtype="float", nullable=True),
-        Column(name="b", dtype="boolean"),
-        Column(name="s", dtype="string", nullable=True),
-        Column(name="d", dtype="date", nullable=True),
-        Column(name="t", dtype="datetime", nullable=True),
+        InputColumn(name="i", dtype="integer"),
+        InputColumn(name="f", dtype="float", nullable=True),
+        InputColumn(name="b", dtype="boolean"),
+        InputColumn(name="s", dtype="string", nullable=True),
+        InputColumn(name="d", dtype="date", nullable=True),
+        InputColumn(name="t", dtype="datetime", nullable=True),
     ),
     ignored=("id",),
 )
@@ -199,7 +206,10 @@ def test_integers_that_a_float_holds_are_numbers():
 
 
 COUNTS = Signature(
-    columns=(Column(name="n", dtype="integer", nullable=True), Column(name="x", dtype="float"))
+    columns=(
+        InputColumn(name="n", dtype="integer", nullable=True),
+        InputColumn(name="x", dtype="float"),
+    )
 )
 
 
@@ -261,7 +271,7 @@ def test_times_of_several_forms_in_one_request():
 
 
 def test_a_signature_of_one_column_and_of_no_rows():
-    one = Signature(columns=(Column(name="i", dtype="integer"),))
+    one = Signature(columns=(InputColumn(name="i", dtype="integer"),))
     assert one.frame([{"i": 3}])["i"].to_list() == [3] and one.frame([]).schema == one.schema()
     with pytest.raises(InputError):
         one.frame([{}])
@@ -351,7 +361,7 @@ def test_a_target_of_three_labels_is_refused():
         ),
         (lambda: dotted(lambda frame: frame), "has no name of its own: expected a function"),
         (lambda: fit(table().select("id", "y"), OBJECTIVE, LOGISTIC), "every column is a date"),
-        (lambda: folded(table(), OBJECTIVE, 1), "folds=1: expected 2 to"),
+        (lambda: trial_folds(table(), OBJECTIVE, 1), "folds=1: expected 2 to"),
     ],
 )
 def test_refused_with_a_reason(make, says):
@@ -381,10 +391,10 @@ def test_features_travel_by_name(package, tmp_path):
     fitted = fit(table(), OBJECTIVE, LOGISTIC, features=doubled)
     assert fitted.features == "wspkg.features.doubled"
     assert "double" in fitted.pipeline["columns"].transformers[0][2]
-    again = read(write(fitted, tmp_path / "kept"), package="wspkg")
+    again = load_candidate_files(save_candidate(fitted, tmp_path / "kept"), package="wspkg")
     assert (again.probability(table()) == fitted.probability(table())).all()
     with pytest.raises(TrainingError, match="names wspkg.features.doubled"):
-        read(tmp_path / "kept", package="other")
+        load_candidate_files(tmp_path / "kept", package="other")
 
 
 def test_features_that_fail_are_named(package):
@@ -611,7 +621,7 @@ def test_a_kernel_by_hand_finds_the_exported_function(package):
 )
 def test_each_kind_of_estimator_survives_its_file(estimator, tmp_path):
     fitted = fit(table(), OBJECTIVE, Candidate("c", estimator), {"random_state": 3})
-    again = read(write(fitted, tmp_path))
+    again = load_candidate_files(save_candidate(fitted, tmp_path))
     assert (again.probability(table()) == fitted.probability(table())).all()
     assert (again.params, again.labels, again.signature) == (
         fitted.params,
@@ -634,7 +644,7 @@ def test_a_file_that_is_none(tmp_path):
     with pytest.raises(TrainingError, match="is not a skops file"):
         load_pipeline(tmp_path / "model.skops")
     with pytest.raises(TrainingError, match="is no candidate"):
-        read(tmp_path)
+        load_candidate_files(tmp_path)
 
 
 # features row by row
@@ -763,7 +773,7 @@ def test_a_date_that_the_pipeline_does_not_use_is_not_demanded():
     assert set(signature.unused) == {"since", "seen"} and "a date" in signature.unused["since"]
     row = with_dates().drop("id", "y", "since", "seen").row(0, named=True)
     assert signature.frame([row, row | {"since": "2020-01-05", "seen": None}]).height == 2
-    assert "Not used" in signature._repr_html_() and "since" in protocols.page("m", signature)
+    assert "Not used" in signature._repr_html_() and "since" in protocols.docs_page("m", signature)
     assert Signature.model_validate_json(signature.model_dump_json()) == signature
 
 
@@ -834,7 +844,7 @@ def test_the_digest_of_a_signature_is_what_it_was():
 
 def test_folds_are_the_same_for_every_trial_and_keep_keys_together():
     frame = table().with_columns(id=pl.col("id").str.slice(0, 3))
-    parts, again = folded(frame, OBJECTIVE, 3, 1), folded(frame, OBJECTIVE, 3, 1)
+    parts, again = trial_folds(frame, OBJECTIVE, 3, 1), trial_folds(frame, OBJECTIVE, 3, 1)
     for (learnt, scored), (learnt2, scored2) in zip(parts, again, strict=True):
         assert (learnt == learnt2).all() and (scored == scored2).all()
         assert not set(frame["id"][learnt]) & set(frame["id"][scored])
@@ -856,14 +866,14 @@ def dated(n: int = 300) -> pl.DataFrame:
 
 def test_folds_keep_groups_together_where_the_split_did():
     frame = table(600).with_columns(c=pl.col("n").cast(pl.String))
-    parts = folded(frame, OBJECTIVE, 3, splitting=BY_GROUP)
+    parts = trial_folds(frame, OBJECTIVE, 3, splitting=BY_GROUP)
     assert all(not set(frame["c"][learnt]) & set(frame["c"][scored]) for learnt, scored in parts)
     assert sorted(row for _, scored in parts for row in scored) == list(range(600))
 
 
 def test_folds_go_forward_in_time_where_the_split_did():
     frame = dated()
-    parts = folded(frame, OBJECTIVE, 3, splitting=BY_TIME)
+    parts = trial_folds(frame, OBJECTIVE, 3, splitting=BY_TIME)
     assert len(parts) == 3
     for learnt, scored in parts:
         first = frame["day"][scored].min()
@@ -891,7 +901,7 @@ def test_folds_go_forward_in_time_where_the_split_did():
 )
 def test_folds_that_cannot_be_say_why(splitting, frame, says):
     with pytest.raises(TrainingError, match=says):
-        folded(frame, OBJECTIVE, 3, splitting=splitting)
+        trial_folds(frame, OBJECTIVE, 3, splitting=splitting)
 
 
 def test_fewer_groups_than_folds_are_refused_in_words():
@@ -899,14 +909,14 @@ def test_fewer_groups_than_folds_are_refused_in_words():
     by_shop = Splitting(salt="s", by="group", column="shop")
     says = "folds=3: expected at least 3 different values in 'shop', .* came 2. Use fewer folds"
     with pytest.raises(TrainingError, match=says):
-        folded(frame, OBJECTIVE, 3, splitting=by_shop)
-    assert len(folded(frame, OBJECTIVE, 2, splitting=by_shop)) == 2
+        trial_folds(frame, OBJECTIVE, 3, splitting=by_shop)
+    assert len(trial_folds(frame, OBJECTIVE, 2, splitting=by_shop)) == 2
 
 
 def test_rows_without_a_key_are_independent_in_the_folds():
     "As they are in the intervals."
     key = [None] * 240 + [f"k{i // 2}" for i in range(60)]
-    parts = folded(table().with_columns(id=pl.Series(key)), OBJECTIVE, 3)
+    parts = trial_folds(table().with_columns(id=pl.Series(key)), OBJECTIVE, 3)
     assert all(80 <= len(scored) <= 120 for _, scored in parts)
 
 
@@ -926,9 +936,9 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
 
     monkeypatch.setattr(searching, "_placeable", lambda settings: None)
     monkeypatch.setattr(searching, "_tune", stop)
-    real = searching.folded
+    real = searching.trial_folds
     monkeypatch.setattr(
-        searching, "folded", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k)
+        searching, "trial_folds", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k)
     )
     with pytest.raises(KeyboardInterrupt):
         search(version, OBJECTIVE, [LOGISTIC], trials=1, settings=settings)
@@ -946,7 +956,9 @@ def test_scores_learn_nothing_from_the_fold_they_score():
     )
     assert (
         abs(
-            np.mean(list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=folded(frame, OBJECTIVE, 3))))
+            np.mean(
+                list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=trial_folds(frame, OBJECTIVE, 3)))
+            )
             - 0.5
         )
         < 0.1
@@ -961,7 +973,7 @@ def test_preprocessing_is_learnt_in_each_fold(monkeypatch):
         "fit",
         lambda frame, *a, **k: seen.append(set(frame["id"])) or real(frame, *a, **k),
     )
-    frame, parts = table(), folded(table(), OBJECTIVE, 3)
+    frame, parts = table(), trial_folds(table(), OBJECTIVE, 3)
     list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=parts))
     assert [
         ids & set(frame["id"][scored]) for ids, (_, scored) in zip(seen, parts, strict=True)

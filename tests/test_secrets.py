@@ -26,8 +26,8 @@ from mlops_nb.core.errors import (
     TriggerError,
     panics_as_errors,
 )
-from mlops_nb.core.masking import Address, Tokens, Webhook, masked, masked_all, scrubbed
-from mlops_nb.core.settings import create, load
+from mlops_nb.core.masking import SecretUri, Tokens, Webhook, masked, masked_all, scrubbed
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.contracts import expression
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
@@ -91,7 +91,7 @@ def test_values_are_there_where_they_are_used(secretive):
     assert secretive.artifacts_uri == "ftp://me:hunter2@host/a"
     assert secretive.alerts.webhook.get_secret_value() == "https://hooks.example/T0B0/x"
     assert secretive.serve.tokens.first == "s3cret"
-    assert copy.deepcopy(secretive) == secretive == load(secretive.root)
+    assert copy.deepcopy(secretive) == secretive == load_settings(secretive.root)
     assert str(secretive.tracking.uri) == "postgresql://me:***@127.0.0.1:9/mlflow"
     assert str(secretive.alerts.webhook) == "https://hooks.example/***"
 
@@ -267,7 +267,7 @@ def test_scrubbing_finds_a_password_in_other_words():
 
 def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
     client, key = (
-        TestClient(pages.asgi(secretive), base_url="http://localhost"),
+        TestClient(pages.control_app(secretive), base_url="http://localhost"),
         {"authorization": "Bearer s3cret"},
     )
     answer = client.get("/api/triggers", headers=key)
@@ -333,7 +333,7 @@ def test_a_tracking_database_that_is_away_is_named_without_its_password(secretiv
         ),
     )
     with pytest.raises(TrackingError, match=r"me:\*\*\*@") as error:
-        tracking.client(secretive)
+        tracking.mlflow_client(secretive)
     assert not shown(error.value)
 
 
@@ -354,7 +354,7 @@ def test_a_server_of_mlflow_is_not_printed_with_its_password(monkeypatch, capsys
 
 
 def test_files_that_are_away_are_named_without_the_password_of_their_store(secretive, monkeypatch):
-    monkeypatch.setattr(tracking, "client", lambda settings: None)
+    monkeypatch.setattr(tracking, "mlflow_client", lambda settings: None)
     with pytest.raises(TrackingError, match=r"nothing at ftp://me:\*\*\*@127.0.0.1:9/a/b") as error:
         tracking.fetch("ftp://me:hunter2@127.0.0.1:9/a/b", settings=secretive)
     assert not shown(error.value)
@@ -403,9 +403,9 @@ def test_sources_show_no_password():
 
 def test_secrets_are_equal_by_type_and_value():
     assert (
-        Address("x") == Address("x") != Webhook("x")
-        and not Address("")
-        and hash(Address("x")) == hash(Address("x"))
+        SecretUri("x") == SecretUri("x") != Webhook("x")
+        and not SecretUri("")
+        and hash(SecretUri("x")) == hash(SecretUri("x"))
     )
 
 
@@ -414,7 +414,7 @@ def test_secrets_are_equal_by_type_and_value():
 
 @pytest.fixture
 def control(tmp_path):
-    return TestClient(pages.asgi(create(tmp_path)), base_url="http://localhost")
+    return TestClient(pages.control_app(create(tmp_path)), base_url="http://localhost")
 
 
 def test_pages_answer_only_for_our_names(control):

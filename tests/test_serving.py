@@ -27,17 +27,17 @@ from mlops_nb.core import lake
 from mlops_nb.core.errors import InputError, Refused
 from mlops_nb.core.settings import Serve, create
 from mlops_nb.science.signature import Signature, plainly_fits
-from mlops_nb.service.serving import Handlers, Request, application_of, protocols
+from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
 from mlops_nb.service.serving.log import (
     PredictionLog,
     Segment,
-    framed,
+    append_frame,
     recover,
     sound,
     take_over,
-    write,
+    with_checksum,
 )
-from mlops_nb.service.serving.versions import Desired, Traffic
+from mlops_nb.service.serving.versions import Desired, ServedTraffic
 
 
 @pytest.fixture
@@ -54,7 +54,11 @@ def label(n: int, first: int = 0) -> dict:
 
 
 def kept(log: PredictionLog) -> list[str]:
-    return sorted(lake.scan(log.table).collect()["prediction_id"]) if lake.exists(log.table) else []
+    return (
+        sorted(lake.scan(log.table).collect()["prediction_id"])
+        if lake.table_exists(log.table)
+        else []
+    )
 
 
 # ---- frames
@@ -62,24 +66,24 @@ def kept(log: PredictionLog) -> list[str]:
 
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=6), st.data())
 def test_a_torn_tail_costs_only_the_torn_frame(payloads, data):
-    whole = b"".join(map(framed, payloads))
+    whole = b"".join(map(with_checksum, payloads))
     cut = data.draw(st.integers(0, len(whole)))
     found, end, damaged = sound(io.BytesIO(whole[:cut]), 0)
     assert found == payloads[: len(found)] and not damaged
-    assert end == len(b"".join(map(framed, found))) <= cut
-    assert len(found) == len(payloads) or cut - end < len(framed(payloads[len(found)]))
+    assert end == len(b"".join(map(with_checksum, found))) <= cut
+    assert len(found) == len(payloads) or cut - end < len(with_checksum(payloads[len(found)]))
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=4), st.data())
 def test_a_flipped_bit_is_never_read_as_a_payload(payloads, data):
-    whole = bytearray(b"".join(map(framed, payloads)))
+    whole = bytearray(b"".join(map(with_checksum, payloads)))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found, _, _ = sound(io.BytesIO(bytes(whole)), 0)
     assert found == payloads[: len(found)] and len(found) < len(payloads)
 
 
 def test_zeros_that_a_power_cut_leaves_are_damage():
-    assert sound(io.BytesIO(framed(b"one") + bytes(64)), 0) == ([b"one"], 11, True)
+    assert sound(io.BytesIO(with_checksum(b"one") + bytes(64)), 0) == ([b"one"], 11, True)
 
 
 # ---- segments
@@ -87,13 +91,13 @@ def test_zeros_that_a_power_cut_leaves_are_damage():
 
 def test_a_short_write_is_undone(settings, tmp_path, monkeypatch):
     segment = Segment.create(tmp_path)
-    write(segment, b"kept")
+    append_frame(segment, b"kept")
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
     with pytest.raises(OSError, match="no room"):
-        write(segment, b"lost")
+        append_frame(segment, b"lost")
     monkeypatch.undo()
-    write(segment, b"after")
+    append_frame(segment, b"after")
     assert sound(open(segment.path, "rb"), 0)[0] == [b"kept", b"after"]
 
 
@@ -114,7 +118,7 @@ def test_an_append_after_close_fails_and_writes_nowhere(settings):
 def test_a_damaged_log_keeps_its_file(settings):
     log = PredictionLog(settings, "churn", "_feedback")
     log.append(label(2))
-    os.write(log.segment.fd, framed(b"bad").replace(b"bad", b"bed"))
+    os.write(log.segment.fd, with_checksum(b"bad").replace(b"bad", b"bed"))
     log.close()
     assert kept(log) == ["0", "1"]
     assert [p.suffix for p in log.folder.iterdir()] == [".damaged"]
@@ -245,7 +249,7 @@ class Fixed:
     def __init__(self, settings, shadow=()):
         self.settings, self.model, self.fixed = settings, "churn", None
         served = {v: Model(v) for v in ("4", *shadow)}
-        self.traffic = Traffic(Desired({"4": 100}, {}, shadow=tuple(shadow)), served)
+        self.traffic = ServedTraffic(Desired({"4": 100}, {}, shadow=tuple(shadow)), served)
 
 
 def client(settings, *, shadow=(), token=None):
@@ -352,7 +356,7 @@ def test_one_request_that_breaks_the_model_spares_its_batch(settings):
     endpoint, _ = client(settings)
     served = endpoint.versions.traffic.choose()
     rows = [[GOOD], [GOOD | {"charges": 1e9}], [GOOD, GOOD]]
-    answers = asyncio.run(endpoint.predictor.answer([Request(served, r, 0.0) for r in rows]))
+    answers = asyncio.run(endpoint.predictor.answer([PredictRequest(served, r, 0.0) for r in rows]))
     assert [type(a).__name__ for a in answers] == ["bytes", "RuntimeError", "bytes"]
     assert endpoint.log.flush() == 3
 
@@ -409,7 +413,7 @@ def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, w
     )
     assert "is no label of this model, expected No or Yes" in error["message"]
     endpoint.labels.flush()
-    assert not lake.exists(endpoint.labels.table), "a part of a refused request was kept"
+    assert not lake.table_exists(endpoint.labels.table), "a part of a refused request was kept"
 
 
 def test_labels_of_earlier_versions_may_still_be_reported(settings):
@@ -619,7 +623,7 @@ def test_an_undo_that_fails_is_tried_again_before_anything_is_appended(settings,
 def test_a_log_that_cannot_be_moved_stops_no_other(settings):
     logs = [PredictionLog(settings, "churn", "_feedback") for _ in range(2)]
     first, second = sorted(logs, key=lambda log: log.segment.path)
-    write(first.segment, b'{"not": "columns"}')
+    append_frame(first.segment, b'{"not": "columns"}')
     second.append(label(1))
     for log in logs:
         os.close(log.segment.fd)
@@ -641,7 +645,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
         if (frame["charges"] > 1e6).any()
         else (["Yes"] * frame.height, [0.75] * frame.height)
     )
-    requests = [Request(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
+    requests = [PredictRequest(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
     assert [type(a).__name__ for a in answers] == ["bytes", "PanicError", "bytes"]
     broken, good = ask(
@@ -765,7 +769,7 @@ def test_a_frame_has_a_bounded_number_of_rows(settings):
         return ["Yes"] * frame.height, [0.75] * frame.height
 
     model.predict = predict
-    requests = [Request(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
+    requests = [PredictRequest(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
     assert sizes == [4096, 1, 9000]
     assert [len(orjson.loads(a)["predictions"]) for a in answers] == [3000, 1000, 96, 1, 9000]

@@ -712,7 +712,9 @@ def test_another_driver_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("SHOP_PASSWORD", "secret")
     with pytest.raises(DataError, match="install the one that provides adbc_driver_oracle"):
         Source("oracle://h/x#table=t").parts()
-    with closing(databases.connect("shop://me:$SHOP_PASSWORD@host", tmp_path)) as connection:
+    with closing(
+        databases.connect_database("shop://me:$SHOP_PASSWORD@host", tmp_path)
+    ) as connection:
         assert pl.concat(databases.frames(connection, "SELECT id FROM t")).rows() == [(7,)]
 
 
@@ -863,7 +865,7 @@ def test_a_file_that_is_gone_from_the_table_means_all_of_it(tmp_path):
 
 def test_stamps_of_files_are_finer_than_their_clock(tmp_path):
     path = write(tmp_path, "a.csv", "a\n1\n")
-    assert files.digest(str(path), files.stamp(str(path))) != files.digest(
+    assert files.file_state(str(path), files.stamp(str(path))) != files.file_state(
         str(write(tmp_path, "a.csv", "a\n2\n")), files.stamp(str(path))
     )
     assert datetime.now(UTC) >= only(tmp_path, "a.csv").modified

@@ -15,7 +15,7 @@ from mlops_nb.core.settings import create
 from mlops_nb.core.templates import file, render
 from mlops_nb.front import pages
 from mlops_nb.models.registry import ModelVersion
-from mlops_nb.science.signature import Column, Signature
+from mlops_nb.science.signature import InputColumn, Signature
 from mlops_nb.service.deployment.acceptance import Acceptance
 from mlops_nb.service.serving import guard, protocols
 
@@ -98,14 +98,14 @@ def state(name: str = EVIL) -> dict:
 
 def shown() -> dict[str, str]:
     "What stands in pages and notebooks for things that somebody named after a script."
-    column = Column(name=EVIL, dtype="string", categories=[EVIL])
+    column = InputColumn(name=EVIL, dtype="string", categories=[EVIL])
     signature = Signature(columns=[column], unused={EVIL: EVIL})
     columns = ["check", "passed", "found", "demanded"]
     table = pl.DataFrame([(EVIL, False, EVIL, EVIL)], orient="row", schema=columns)
     return {
-        "overview": pages.page(state()),
+        "overview": pages.control_page(state()),
         "signature": signature._repr_html_(),
-        "documentation": protocols.page(EVIL, signature),
+        "documentation": protocols.docs_page(EVIL, signature),
         "acceptance": Acceptance(EVIL, table)._repr_html_(),
         "version": ModelVersion(EVIL, "1", "", EVIL, {EVIL: EVIL}, (EVIL,))._repr_html_(),
     }
@@ -173,7 +173,7 @@ def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
 
 
 def test_the_policy_allows_exactly_the_script_of_the_page():
-    html = protocols.page("churn", Signature(columns=[Column(name="a", dtype="integer")]))
+    html = protocols.docs_page("churn", Signature(columns=[InputColumn(name="a", dtype="integer")]))
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = dict(guard.headers())[b"content-security-policy"].decode()
@@ -183,7 +183,7 @@ def test_the_policy_allows_exactly_the_script_of_the_page():
 def test_the_interface_is_described_in_the_house_of_its_pages(tmp_path):
     from starlette.testclient import TestClient
 
-    client = TestClient(pages.asgi(create(tmp_path)), base_url="http://localhost")
+    client = TestClient(pages.control_app(create(tmp_path)), base_url="http://localhost")
     html = client.get("/api/docs").text
     assert Tags(html).open == [] and 'href="/monitor/"' in html and "POST /api/runs" in html
 
@@ -193,12 +193,12 @@ def test_pages_fit_a_telephone_and_follow_a_dark_screen(chromium):
     from playwright.sync_api import sync_playwright
 
     name = "a_model_with_quite_a_long_name"
-    signature = Signature(columns=[Column(name=name, dtype="string", categories=[name] * 3)])
+    signature = Signature(columns=[InputColumn(name=name, dtype="string", categories=[name] * 3)])
     paper = set()
     with sync_playwright() as p:
         options = ["--no-sandbox", "--disable-gpu"]
         browser = p.chromium.launch(executable_path=chromium, args=options)
-        for html in (pages.page(state(name)), protocols.page(name, signature)):
+        for html in (pages.control_page(state(name)), protocols.docs_page(name, signature)):
             for scheme in ("light", "dark"):
                 page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme=scheme)
                 page.set_content(html)

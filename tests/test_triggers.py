@@ -305,7 +305,7 @@ def asked(tmp_path):
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
     return (
         settings,
-        TestClient(pages.asgi(settings), base_url="http://localhost"),
+        TestClient(pages.control_app(settings), base_url="http://localhost"),
         {"authorization": "Bearer s3cret"},
     )
 
@@ -353,7 +353,7 @@ def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
         "from mlops_nb import glue\nglue('passed', rows > 1)",
     )
     notebook(tmp_path / "nbs/2_register.ipynb", "passed = False", "passed")
-    client = TestClient(pages.asgi(settings), base_url="http://localhost")
+    client = TestClient(pages.control_app(settings), base_url="http://localhost")
     answer = client.post("/api/runs", json={"parameters": {"passed": True}})
     assert (
         answer.status_code == 422 and "`passed` cannot be given: stage test glues it" in answer.text
@@ -365,7 +365,7 @@ def test_what_a_stage_gives_cannot_be_asked_for_over_http(tmp_path):
 def test_a_run_with_values_of_the_wrong_type_is_refused_at_once(tmp_path):
     settings = create(tmp_path)
     notebook(tmp_path / "nbs/1_train.ipynb", "trials = 3\nrun_id = ''", "trials")
-    client = TestClient(pages.asgi(settings), base_url="http://localhost")
+    client = TestClient(pages.control_app(settings), base_url="http://localhost")
     ask = lambda **parameters: client.post("/api/runs", json={"parameters": parameters})
     answer = ask(trials="two")
     assert answer.status_code == 422 and "trials" in answer.text
@@ -397,7 +397,7 @@ def test_without_tokens_who_asks_is_the_user_of_the_system(tmp_path):
     settings = create(tmp_path)
     notebook(tmp_path / "nbs/1_ingest.ipynb", "source = 'in/*.csv'", INGEST)
     assert (
-        TestClient(pages.asgi(settings), base_url="http://localhost")
+        TestClient(pages.control_app(settings), base_url="http://localhost")
         .post("/api/runs", json={})
         .status_code
         == 202
@@ -431,7 +431,7 @@ def arrive(settings, number: int, rows: int = 4) -> None:
 
 def rows(settings) -> list[int]:
     table = settings.table("rows")
-    return sorted(lake.scan(table).collect()["id"].to_list()) if lake.exists(table) else []
+    return sorted(lake.scan(table).collect()["id"].to_list()) if lake.table_exists(table) else []
 
 
 def start(settings) -> subprocess.Popen:

@@ -28,16 +28,16 @@ from mlops_nb.core import events, library
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
-from mlops_nb.core.settings import StageSection, create, load
+from mlops_nb.core.settings import StageSection, create, load_settings
 from mlops_nb.flow.workflow import Workflow, kernels
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
-from mlops_nb.flow.workflow.cells import parse
+from mlops_nb.flow.workflow.cells import parse_cell
 from mlops_nb.flow.workflow.execution import Execution
 from mlops_nb.flow.workflow.kernels import drive
 from mlops_nb.flow.workflow.ledger import Ledger
-from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, outputs
+from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
@@ -397,9 +397,9 @@ def test_a_grid_that_says_two_things_is_refused(tmp_path, name, text, reason):
 
 def test_magics_shell_and_await_compile():
     for source in ("%time 1", "!ls", "%%bash\nif [ 1 ]; then ls; fi", "await f()", "x?"):
-        parse(source)
+        parse_cell(source)
     with pytest.raises(SyntaxError):
-        parse("return 1")
+        parse_cell("return 1")
 
 
 # Outputs
@@ -480,9 +480,9 @@ def package(tmp_path) -> Path:
 
 
 def test_modules_are_found_through_relative_lazy_and_nested_imports(package):
-    found = modules([parse("import shop.a")], package)
+    found = modules([parse_cell("import shop.a")], package)
     assert set(found) == {"shop", "shop.a", "shop.b", "shop.sub", "shop.sub.c", "shop.d"}
-    assert modules([parse("import shopping, os.path")], package) == {}
+    assert modules([parse_cell("import shopping, os.path")], package) == {}
 
 
 def test_a_key_changes_with_what_matters_only(package, tmp_path):
@@ -648,9 +648,9 @@ def test_a_library_inside_another_out_of_step_is_told_and_the_one_around_it_is_n
 
 
 def _hold(root: str, held) -> None:
-    from mlops_nb.core.settings import load
+    from mlops_nb.core.settings import load_settings
 
-    with alone(load(root)) as say:
+    with alone(load_settings(root)) as say:
         say(run="r1")
         held.set()
         time.sleep(60)
@@ -910,7 +910,7 @@ def test_a_run_is_recorded_then_reused(workspace, tmp_path):
     )
     for stage in run.stages:
         assert (
-            outputs(stage.notebook) == stage.outputs
+            read_outputs(stage.notebook) == stage.outputs
             and Path(stage.notebook).with_suffix(".html").exists()
         )
     client = Ledger(workspace).client
@@ -985,7 +985,7 @@ def either(request, workspace, ray_cluster, monkeypatch):
     if request.param == "placed":
         return workspace
     monkeypatch.delenv("MLOPS_NB__CLUSTER__ADDRESS")
-    local = load(workspace.root)
+    local = load_settings(workspace.root)
     local.state.mkdir(exist_ok=True)
     (local.state / "cluster.json").write_text(json.dumps(asdict(ray_cluster)))
     assert engine._near(None, local) and not engine._near({"num_cpus": 1}, local)
@@ -1321,7 +1321,7 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
         and run.outputs["png"] == "PNG"
         and Path(run.outputs["table"]).is_file()
     )
-    assert outputs(run.stages[0].notebook)["table"].to_dict(as_series=False) == {"n": [1, 2]}
+    assert read_outputs(run.stages[0].notebook)["table"].to_dict(as_series=False) == {"n": [1, 2]}
     bar = "".join(
         o.text for o in code(run.stages[0].notebook)[-1].outputs if o.output_type == "stream"
     )

@@ -7,8 +7,7 @@ __all__ = ['MlopsError', 'SettingsError', 'SealedError', 'ClusterError', 'Tracki
            'EventConflict', 'DataError', 'NoRows', 'CutShort', 'ProfileError', 'ConstraintError', 'Unparsable',
            'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'EvaluationError', 'BundleError',
            'OutdatedBundle', 'RegistryError', 'ApprovalError', 'ServingError', 'DeploymentError', 'Refused',
-           'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError', 'is_panic',
-           'panics_as_errors']
+           'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError', 'panics_as_errors']
 
 # %% ../../nbs/1_core/00_errors.ipynb #fd1502ff
 from collections.abc import Iterator
@@ -199,7 +198,7 @@ class PanicError(Exception):
     "A library panicked: a defect of it, or data that it cannot take."
 
 
-def is_panic(error: BaseException) -> bool:
+def _is_panic(error: BaseException) -> bool:
     "Return whether an exception is a panic of Rust code."
     return not isinstance(error, Exception) and type(error).__name__ == "PanicException"
 
@@ -210,6 +209,6 @@ def panics_as_errors() -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        if not is_panic(e):
+        if not _is_panic(e):
             raise
         raise PanicError(f"a library written in Rust panicked: {e}") from e

@@ -15,7 +15,7 @@ import polars as pl
 
 from ..core import events, lake
 from ..core.errors import LineageError
-from ..core.settings import Settings, load
+from ..core.settings import Settings, load_settings
 from ..core.templates import render
 from ..data import versions
 from ..models import registry, roles
@@ -208,7 +208,7 @@ class _Runs(_Data):
         id = self.graph.add(
             f"run:{run_id}", "run", by=by, state=state, at=started and started["at"].isoformat()
         )
-        for event in events.listed(self.log, kind="run_finished"):
+        for event in events.list_events(self.log, kind="run_finished"):
             own = (
                 s
                 for s in event["details"].get("stages", [])
@@ -304,7 +304,7 @@ class _Trail(_Models):
             f"endpoint:{name}",
             "endpoint",
             versions=event["details"]["versions"],
-            **roles.named(event["details"]),
+            **roles.role_versions(event["details"]),
             deployed_by=event["by"],
             at=event["at"].isoformat(),
         )
@@ -316,7 +316,7 @@ class _Trail(_Models):
         "A prediction, and the model version that made it."
         for name in self.log.filter(kind="deployed")["subject"].unique():
             table = self.settings.table("_predictions", name)
-            if not lake.exists(table):
+            if not lake.table_exists(table):
                 continue
             found = (
                 lake.scan(table)
@@ -348,7 +348,7 @@ def trace(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Lineage:
     "Everything that something came from."
-    trail = _Trail(settings or load())
+    trail = _Trail(settings or load_settings())
     kind, _, name = ref.rpartition(":")
     if not kind:
         kind = (
@@ -363,7 +363,7 @@ def trace(
     elif kind == "model" and "@" in name:
         name = registry.resolve(name, settings=settings).ref
     if kind == "dataset":
-        name = versions.get(name, settings=settings).ref
+        name = versions.dataset(name, settings=settings).ref
     if kind not in ("model", "dataset", "endpoint", "run", "prediction"):
         raise LineageError(
             f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID, prediction:ID"

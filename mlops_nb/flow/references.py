@@ -55,8 +55,8 @@ def champion(
 ) -> str:  # the version's reference; empty where there is none
     "Return the version that is, or was last, champion, other than this candidate's own."
     log = events.history(settings.events).collect()
-    for event in reversed(events.listed(log, model, "deployed")):
-        version = roles.named(event["details"]).get("champion")
+    for event in reversed(events.list_events(log, model, "deployed")):
+        version = roles.role_versions(event["details"]).get("champion")
         registered = version and events.newest(log, "registered", f"{model}/{version}")
         if registered and registered["details"]["candidate"] != candidate:
             return f"{model}/{version}"
@@ -78,7 +78,7 @@ def validity(settings: Settings) -> Callable[[str, dict], bool]:  # stage, outpu
 def _holds(name: str, value: Any, outputs: dict, settings: Settings) -> bool:
     "Return whether what this output names is still there; may raise where it is not."
     if name == "dataset_version":
-        versions.get(value, settings=settings)
+        versions.dataset(value, settings=settings)
     if name == "model_version":
         registry.resolve(value, settings=settings)
     if isinstance(value, str) and value.startswith("runs:/"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Table', 'GREY', 'RED', 'Check', 'Comparison', 'Tables', 'Report', 'importance', 'unused', 'evaluate', 'story',
-           'pictures', 'article', 'page', 'reference']
+           'pictures', 'report_html', 'report_page', 'reference']
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #d5c09220
 import tempfile
@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from ..core import tracking
 from ..core.errors import EvaluationError
 from ..core.settings import Settings
-from ..core.templates import picture, render
+from ..core.templates import figure_html, render
 from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from . import metrics as m
@@ -111,7 +111,7 @@ class Report(Tables, frozen=True):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        (folder / "report.html").write_text(page(self), encoding="utf-8")
+        (folder / "report.html").write_text(report_page(self), encoding="utf-8")
         return folder
 
     def keep(self, settings: Settings | None = None) -> str:
@@ -120,7 +120,7 @@ class Report(Tables, frozen=True):
             return tracking.log_folder(self.save(folder), "report", settings=settings)
 
     def _repr_html_(self) -> str:
-        return article(self)
+        return report_html(self)
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #5bf4b08e
 def _accepted(objective: Objective, scores: dict[str, Interval | float]) -> list[Check]:
@@ -468,7 +468,7 @@ def _fairness(report: Report) -> str:
         )
         dots(ax, [f"{c} = {g}" for c, g in groups.rows()], t, "value")
         ax.set(title=measure, xlim=(0, 1.02))
-    return picture(fig, "Each measure of each group with its interval")
+    return figure_html(fig, "Each measure of each group with its interval")
 
 
 def pictures(
@@ -492,11 +492,11 @@ def pictures(
             continue
         fig = Figure(figsize=size, layout="constrained")
         draw(fig.subplots(), report)
-        drawn[name] = picture(fig, name)
+        drawn[name] = figure_html(fig, name)
     return drawn if report.fairness.is_empty() else drawn | {"fairness": _fairness(report)}
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #64e40e38
-def article(
+def report_html(
     report: Report,
     *,
     alone: bool = False,  # a page of its own
@@ -512,9 +512,9 @@ def article(
     )
 
 
-def page(report: Report) -> str:  # HTML of its own
+def report_page(report: Report) -> str:  # HTML of its own
     "Return the report as a page that needs no other file."
-    return article(report, alone=True)
+    return report_html(report, alone=True)
 
 # %% ../../nbs/3_science/11_evaluation.ipynb #41757f2d
 def reference(

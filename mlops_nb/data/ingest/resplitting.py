@@ -13,11 +13,17 @@ from uuid import uuid4
 
 from ...core import events, lake
 from ...core.errors import DataError
-from ...core.settings import Settings, load
+from ...core.settings import Settings, load_settings
 from ..batches import Tally
 from ..profiles.profiling import profile
 from ..splits import Splitting, digest_of, ends_by_shares, naive
-from ..versions import DatasetVersion, commit_version, dataset_name, newest, record
+from mlops_nb.data.versions import (
+    DatasetVersion,
+    commit_version,
+    dataset_name,
+    newest_version,
+    record_version,
+)
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #2bebe34b
 def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"]) -> Splitting:
@@ -50,10 +56,10 @@ def _divided(
     "Write the rows of a version anew, each with its split. Return the files, and what they hold."
     table, written, tally = version.settings.table(version.name), [], Tally()
     try:
-        for file in lake.files(table, version=version.version):
-            rows = lake.file_rows(lake.address(table, file.path)).collect()
+        for file in lake.table_files(table, version=version.version):
+            rows = lake.file_rows(lake.file_uri(table, file.path)).collect()
             rows = rows.with_columns(how.assign(rows))
-            written.append(lake.write(table, rows, f"{ingest}-{uuid4().hex}.parquet"))
+            written.append(lake.write_file(table, rows, f"{ingest}-{uuid4().hex}.parquet"))
             tally = tally.plus(Tally.of(rows))
     except BaseException:
         lake.discard(table, written)
@@ -99,8 +105,8 @@ def resplit(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> DatasetVersion:
     "Move the ends of a dataset's splits forward, by default to where its shares put them now."
-    settings = settings or load()
-    last = newest(name := dataset_name(name, settings), settings)
+    settings = settings or load_settings()
+    last = newest_version(name := dataset_name(name, settings), settings)
     if last is None:
         raise DataError(f"no dataset {name}: ingest one first")
     how, table, ingest = _moved(last, ends), settings.table(name), uuid4().hex[:16]
@@ -108,7 +114,7 @@ def resplit(
         return last
     files, tally = _divided(last, how, ingest)
     facts = _facts(last, how, tally, ingest, by)
-    old = [file.path for file in lake.files(table, version=last.version)]
+    old = [file.path for file in lake.table_files(table, version=last.version)]
     schema = lake.scan(table, version=last.version).collect_schema()
     try:
         version = commit_version(table, files, old, facts, schema=schema, at=last.version)
@@ -116,6 +122,6 @@ def resplit(
         if not lake.done(table, ingest):
             lake.discard(table, files)
         raise
-    moved = record(name, version, facts, settings)
+    moved = record_version(name, version, facts, settings)
     events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])
     return moved

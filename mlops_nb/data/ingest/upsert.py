@@ -25,7 +25,7 @@ def _rows(table: str, files: Sequence[DataFile], **columns: str) -> pl.LazyFrame
     "Some columns of files, under names of our own, with `_file` and `_row`."
     named = [lake.column(c).alias(name) for name, c in columns.items()]
     return pl.concat(
-        lake.file_rows(lake.address(table, f.path))
+        lake.file_rows(lake.file_uri(table, f.path))
         .select(named)
         .with_row_index("_row")
         .with_columns(_file=pl.lit(f.path))
@@ -123,7 +123,7 @@ def _parted(
     path: str, numbers: Sequence[pl.Series], plan: Plan
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
-    stored = lake.file_rows(lake.address(plan.table, path)).collect().with_row_index("\1row")
+    stored = lake.file_rows(lake.file_uri(plan.table, path)).collect().with_row_index("\1row")
     going = pl.concat(numbers) if numbers else stored["\1row"].clear()
     gone = stored["\1row"].is_in(going.implode())
     return stored.filter(~gone).drop("\1row"), stored.filter(gone).drop("\1row")
@@ -155,7 +155,7 @@ def change(
         else:
             result.tally = result.tally.plus(Tally.of(_fit(kept, plan)))
         if kept.height:
-            result.anew.append(lake.write(plan.table, _fit(kept, plan), plan.new_name()))
+            result.anew.append(lake.write_file(plan.table, _fit(kept, plan), plan.new_name()))
     for one in chunks:
         result.chunks.append(_staying(one, gone, plan, result))
     for one in result.chunks:
@@ -175,7 +175,7 @@ def _staying(
         return one
     kept, lost = _parted(one.file.path, gone[one.file.path], plan)
     result.late += lost.height
-    file = lake.write(plan.table, kept, plan.new_name()) if kept.height else None
+    file = lake.write_file(plan.table, kept, plan.new_name()) if kept.height else None
     if file:
         result.anew.append(file)
     return replace(

@@ -19,7 +19,7 @@ from ..contracts import Contract
 from ..profiles.comparison import Drift, drift
 from ..profiles.profiling import Profile
 from .spill import Spill, batches
-from ..splits import places, row_hashes
+from ..splits import split_hash, row_hashes
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #8ea37faf
 def _comparable(a: Contract, b: Contract) -> dict[str, pl.DataType]:
@@ -54,7 +54,7 @@ def _marked(rows: pl.DataFrame, key: str | None) -> pl.DataFrame:
     "Each row's key and content as hashes; without a key, its content is its key."
     content = pl.Series("mark", row_hashes(rows))
     return pl.DataFrame(
-        [(content if key is None else places(rows, "", key)).alias("hash"), content]
+        [(content if key is None else split_hash(rows, "", key)).alias("hash"), content]
     )
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #e8175197
@@ -104,7 +104,7 @@ def _having(rows: pl.LazyFrame, key: str, hashes: pl.Series) -> pl.DataFrame:
     "The rows whose keys have these hashes."
     found = [rows.clear().collect()]
     for batch in batches(rows) if len(hashes) else ():
-        found.append(batch.filter(places(batch, "", key).is_in(hashes.implode())))
+        found.append(batch.filter(split_hash(batch, "", key).is_in(hashes.implode())))
         if sum(f.height for f in found) >= len(hashes):
             break
     return pl.concat(found)

@@ -20,7 +20,7 @@ import polars.selectors as cs
 from ...core import lake
 from ...core.errors import DataError
 from .files import store
-from .partition import Part, chunk, gathered
+from .partition import Part, rows_per_read, gathered
 from ..values import convert
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #11a89e82
@@ -76,13 +76,13 @@ class TablePart(Part):
     def scan(self) -> pl.LazyFrame:
         "Its rows, lazily where they are in files."
         if self.since is None:
-            return lake.frame(lake.opened(self.address, self.version))
+            return lake.frame(lake.open_table(self.address, self.version))
         if self.added:
             return pl.concat(self._file(*file) for file in self.added)
         return pl.concat([pl.DataFrame(schema=self._schema()), *self._changes()]).lazy()
 
     def _changes(self) -> Iterator[pl.DataFrame]:
-        table = lake.opened(self.address)
+        table = lake.open_table(self.address)
         new = pl.col("_change_type").is_in(["insert", "update_postimage"])
         schema = self._schema()
         for version in range(self.since + 1, self.version + 1):
@@ -106,13 +106,15 @@ class TablePart(Part):
         return rows.select(cs.by_name(*schema))
 
     def _schema(self) -> pl.Schema:
-        return pl.Schema(lake.opened(self.address, self.version).schema())
+        return pl.Schema(lake.open_table(self.address, self.version).schema())
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         if self.since is not None and not self.added:
             frames = self._changes()
         else:
-            frames = self.scan().collect_batches(chunk_size=chunk(rows), maintain_order=True)
+            frames = self.scan().collect_batches(
+                chunk_size=rows_per_read(rows), maintain_order=True
+            )
         yield from (convert(frame, dtypes, self.origin) for frame in gathered(frames, rows))
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #d4bbc4fb
@@ -134,11 +136,11 @@ def table_parts(
     "What there is to read of a Delta table."
     if not is_table(address):
         raise DataError(f"no Delta table at {address}: check the path, it should have a _delta_log")
-    newest = lake.opened(address).version()
+    newest = lake.open_table(address).version()
     version, last = said.get("version", newest), since.get(origin, {}).get("version")
     if not 0 <= version <= newest:
         raise DataError(f"{origin} has versions 0 to {newest}, not {version}")
-    table = lake.opened(address, version)
+    table = lake.open_table(address, version)
     if last == version:
         return []
     data = pl.DataFrame(table.get_add_actions(flatten=True))

@@ -19,7 +19,7 @@ from ...core import events
 from ...core.errors import Busy, TriggerError, panics_as_errors
 from ...core.locks import alone, holder, in_words
 from ...core.masking import masked, masked_all
-from ...core.settings import Settings, TriggerSection, load
+from ...core.settings import Settings, TriggerSection, load_settings
 from .sensors import KINDS, kind
 from ..workflow.outputs import flaw
 
@@ -41,7 +41,7 @@ def request(
             "postgresql://user:$PASSWORD@host/database"
         )
     return events.record(
-        (settings or load()).events,
+        (settings or load_settings()).events,
         "run_requested",
         "trigger:manual",
         by=by,
@@ -54,7 +54,7 @@ def watching(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> dict[str, Any] | None:  # its process and since when; none where no watch runs
     "The watch that is on, if there is one."
-    return holder(settings or load(), "watch")
+    return holder(settings or load_settings(), "watch")
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #75e0a86a
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _requests(settings: Settings, log: pl.DataFrame) -> Iterator[Due]:
     answers = log.filter(pl.col("kind").is_in(["triggered", "trigger_failed"]))["details"]
     answered = set(answers.str.json_path_match("$.request"))
     ready = _past(name, log)[1] + timedelta(seconds=section.rest)
-    for event in events.listed(log, kind="run_requested"):
+    for event in events.list_events(log, kind="run_requested"):
         if event["id"] in answered:
             continue
         details = event["details"]
@@ -140,7 +140,7 @@ def pending(
     | None = None,  # told of a trigger that cannot be looked at
 ) -> list[Due]:  # also those that must wait, see `after`
     "Every reason for a run that there is now."
-    settings, now = settings or load(), datetime.now(UTC)
+    settings, now = settings or load_settings(), datetime.now(UTC)
     log, due = events.history(settings.events).collect(), []
     for name, section in settings.trigger.items():
         try:
@@ -351,7 +351,7 @@ def end(
     "End the detached watch."
     from mlops_nb.core import cluster
 
-    if not cluster.find(settings):
+    if not cluster.find_cluster(settings):
         return False
     cluster.connect(settings)
     import ray
@@ -372,7 +372,7 @@ def table(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> pl.DataFrame:  # columns trigger, kind, waits_for, last, next, pending, failed
     "The triggers: when each last led to a run, when a schedule is next due, and what is pending."
-    settings = settings or load()
+    settings = settings or load_settings()
     log, troubles = events.history(settings.events).collect(), {}
     due = pending(settings, on_error=lambda name, e: troubles.update({name: str(e)}))
     names = dict.fromkeys([*settings.trigger, *(d.trigger for d in due)])

@@ -18,9 +18,9 @@ from ...core import cluster, events
 from ...core.errors import NotANotebook, WorkflowError
 from ...core.locks import alone
 from ...core.masking import masked_all
-from ...core.settings import Settings, load
+from ...core.settings import Settings, load_settings
 from . import kernels
-from .checks import numbered, refuse, review
+from .checks import numbered, raise_problems, review
 from .execution import Execution, Progress, listener, perform
 from .files import Problem
 from .ledger import Ledger
@@ -219,13 +219,13 @@ def _run(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Run:
     "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
-    settings, given, by = settings or load(), dict(parameters or {}), by or events.user()
+    settings, given, by = settings or load_settings(), dict(parameters or {}), by or events.user()
     problems, warnings = self.review(given, settings)
-    refuse(problems)
+    raise_problems(problems)
     stages = _between(self, first, last)
     cluster.snapshot(settings)  # a package that is not there stops a run before it begins
     with alone(settings) as say:
-        kernels.begin(settings)
+        kernels.warm_up(settings)
         ledger = Ledger(settings)
         wires = self.wires
         id_ = ledger.open("workflow", kind="workflow", by=by)

@@ -20,10 +20,10 @@ import yaml
 
 from ...core import cluster, events
 from ...core.errors import WorkflowError
-from ...core.settings import Settings, load
+from ...core.settings import Settings, load_settings
 from ...core.templates import render
 from . import kernels
-from .checks import judged, refuse, review
+from .checks import judged, raise_problems, review
 from .execution import Execution, Progress, listener, perform
 from .files import Problem
 from .ledger import Ledger
@@ -206,7 +206,7 @@ def _checked(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
     for problem, ns in sets_by_problem.items():
         place = f"set {', '.join(str(n) for n in ns[:5])}"
         problems.append(problem if len(ns) == len(sets) else Problem(place, None, str(problem)))
-    refuse(problems, "batch")
+    raise_problems(problems, "batch")
     return [p for p in own if p.warning]
 
 # %% ../../../nbs/6_flow/13_workflow_batch.ipynb #d1fc73ba
@@ -226,12 +226,16 @@ def map(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Batch:
     "Run a notebook for each set of parameters; those that succeeded before are reused. Failures are told, not raised."
-    settings, stage, sets = settings or load(), Stage.read(notebook), [dict(one) for one in sets]
+    settings, stage, sets = (
+        settings or load_settings(),
+        Stage.read(notebook),
+        [dict(one) for one in sets],
+    )
     if not sets:
         raise WorkflowError("expected at least one set of parameters; came none")
     warnings = _checked(stage, sets)
     cluster.snapshot(settings)  # a package that is not there stops a batch before it begins
-    kernels.begin(settings)
+    kernels.warm_up(settings)
     ledger, width = Ledger(settings), len(str(len(sets)))
     names = [f"{stage.name}_{n:0{width}}" for n in range(1, len(sets) + 1)]
     batch = Batch(

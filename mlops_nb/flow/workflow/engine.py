@@ -19,7 +19,7 @@ from papermill.engines import Engine, NotebookExecutionManager
 from ...core import cluster, forkserver
 from ...core.cluster import Cluster
 from ...core.errors import ClusterError, SettingsError
-from ...core.settings import Settings, load
+from ...core.settings import Settings, load_settings
 from . import kernels
 from .files import Handler
 
@@ -31,7 +31,7 @@ def join(
     "Join a Ray cluster, unless this process has joined one."
     if not _joined():
         try:
-            cluster.connect(settings or load())
+            cluster.connect(settings or load_settings())
         except SettingsError:
             _alone()
     import ray
@@ -154,7 +154,7 @@ def _near(resources: dict[str, float] | None, settings: Settings | None) -> Clus
     if any((resources or {}).values()) or (not settings and _joined()):
         return None
     try:
-        found = cluster.up(settings or load())
+        found = cluster.up(settings or load_settings())
     except SettingsError:
         return None
     return found if found.folder else None
@@ -171,7 +171,7 @@ def _beside(
     **options,
 ) -> Iterator[tuple]:
     "Drive a kernel of the head's fork server from this process."
-    address = near.forks if forked and forkserver.answers(near.forks) else None
+    address = near.forks if forked and forkserver.is_listening(near.forks) else None
     if forked and not address:
         join(settings)
         address = kernels.warm()
@@ -199,7 +199,7 @@ def _placed(
     import ray
 
     task = ray.remote(max_retries=0, **_placeable({"num_cpus": 0} | (resources or {})))(
-        kernels.work
+        kernels.execute_task
     )
     env = {"RAY_ADDRESS": address} | (dict(os.environ) if env is None else env)
     events = task.remote(nb, kernel_name, env=env, **options)

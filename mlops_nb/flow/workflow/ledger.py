@@ -21,7 +21,7 @@ class Ledger:
     "Runs of workflows in MLflow."
 
     def __init__(self, settings: Settings):
-        self.client = tracking.client(settings)
+        self.client = tracking.mlflow_client(settings)
         self.experiment = self.client.get_experiment_by_name(settings.experiment).experiment_id
 
     def open(

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .cells import parse
-from .files import Problem, read
+from .cells import parse_cell
+from .files import Problem, read_notebook
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #4b4d6cbe
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Notebook:
     @classmethod
     def read(cls, path: str | Path):
         "The notebook in a file."
-        cells = {i: c for i, c in enumerate(read(path).cells, 1) if c.cell_type == "code"}
+        cells = {i: c for i, c in enumerate(read_notebook(path).cells, 1) if c.cell_type == "code"}
         tags = {i: tuple(c.get("metadata", {}).get("tags") or ()) for i, c in cells.items()}
         code = {i: c.source for i, c in cells.items()}
         return cls(Path(path).resolve(), code, {i: t for i, t in tags.items() if t})
@@ -74,7 +74,7 @@ class Notebook:
 
 def _attempt(source: str) -> ast.Module | SyntaxError:
     try:
-        return parse(source)
+        return parse_cell(source)
     except SyntaxError as e:
         return e
     except (ValueError, RecursionError) as e:  # null bytes, half a surrogate pair; deep nesting
