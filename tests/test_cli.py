@@ -280,7 +280,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with pytest.raises(WorkflowError, match="a run holds this workspace"):
             while not time.sleep(0.1):
-                with locks.alone(settings):
+                with locks.alone(settings=settings):
                     pass
         executed = lambda: [
             n for n in Path(settings.runs).rglob("2_hangs.ipynb") if '"still here' in n.read_text()
@@ -296,7 +296,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         run.wait()
         while not len(kernels()) == len(server.children()) == 1:
             assert time.monotonic() < until and not time.sleep(0.1)
-        with locks.alone(settings):
+        with locks.alone(settings=settings):
             pass
         [notebook] = executed()
         cells = nbformat.read(notebook, as_version=4).cells

@@ -204,10 +204,10 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
     version = registry.resolve("churn/2", settings=shop)
     approval = registry.approval("churn/2", settings=shop)
     monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: approval | {"by": "rule"})
-    assert deployment.approved(version, shop) == approval["id"]
+    assert deployment.approved(version, settings=shop) == approval["id"]
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
-        deployment.approved(version, load_settings(shop.root))
+        deployment.approved(version, settings=load_settings(shop.root))
 
 
 def test_no_request_is_lost_while_versions_change(shop):
@@ -255,7 +255,7 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
     shown = pages.control_page(pages.state(shop))
     assert "churn/1 champion: 40 %" in shown and "churn/2 challenger: 60 %" in shown
-    assert references.champion("churn", shop) == "churn/1"
+    assert references.champion("churn", settings=shop) == "churn/1"
     assert (
         lineage.trace("churn@champion", settings=shop).nodes["endpoint:churn"]["facts"]["champion"]
         == "1"
@@ -300,8 +300,8 @@ def test_a_share_that_cannot_be_is_refused(shop, way):
 def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypatch):
     before, real = newest(shop), applications.target
 
-    def elsewhere(ref, settings, **state):
-        version, desired = real(ref, settings, **state)
+    def elsewhere(ref, *, settings, **state):
+        version, desired = real(ref, settings=settings, **state)
         return version, Desired(
             desired.versions, {v: "/nowhere" for v in desired.bundles}, desired.library
         )
@@ -419,7 +419,7 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
     began = time.monotonic()
     with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
         applications.wait_until_serving(
-            shop, "churn", Desired.of(first["details"], event=first["id"])
+            "churn", Desired.of(first["details"], event=first["id"]), settings=shop
         )
     assert time.monotonic() - began < 30
     deployment.restore(shop)
@@ -481,7 +481,7 @@ def test_a_killed_replica_loses_no_acknowledged_prediction(shop):
         ],
         120,
     )
-    applications.wait_until_serving(settings, "churn", Desired.newest(settings, "churn"))
+    applications.wait_until_serving("churn", Desired.newest(settings, "churn"), settings=settings)
     applications.ask("production-churn", "flush")
     found = (
         lake.scan(settings.table("_predictions", "churn"))
@@ -513,7 +513,7 @@ def test_down_and_restored(shop):
 
 
 def deployed(settings, version):
-    _, desired = applications.target(f"churn/{version}", settings)
+    _, desired = applications.target(f"churn/{version}", settings=settings)
     return {
         "versions": desired.versions,
         "bundles": desired.bundles,
@@ -536,14 +536,14 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
         previous = events.record(
             settings.events, "deployed", "churn", by="ann", **details, previous=previous
         )
-    approvals.record_rejection("churn/6", "d1g3st", settings, by="carol", note="unfair")
+    approvals.record_rejection("churn/6", "d1g3st", by="carol", note="unfair", settings=settings)
     says = (
         "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
         "`mlops-nb deploy churn/1`"
     )
     with pytest.raises(DeploymentError, match=says):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)
-    approvals.record_rejection("churn/1", "d1g3st", settings, by="carol")
+    approvals.record_rejection("churn/1", "d1g3st", by="carol", settings=settings)
     with pytest.raises(
         DeploymentError, match="No version was served before it: promote another one"
     ):
@@ -555,12 +555,14 @@ def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, mo
     settings, state = create(tmp_path), Desired({"2": 100}, {"2": "/nowhere"})
     for module, name in ((cluster, "serve"), (deployment, "realize"), (roles, "mirror")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
-    reject = lambda *_: approvals.record_rejection("churn/2", "d1g3st", settings, by="carol")
+    reject = lambda *_: approvals.record_rejection(
+        "churn/2", "d1g3st", by="carol", settings=settings
+    )
     monkeypatch.setattr(deployment, "prepare", reject)
     with pytest.raises(
         DeploymentError, match="churn/2 was rejected by carol, and a rejection is final"
     ):
-        deployment.decide(settings, "churn", state, before=None, by="bob")
+        deployment.decide("churn", state, before=None, by="bob", settings=settings)
     assert newest(settings) is None
     id_ = events.record(
         settings.events, "deployed", "churn", by="ann", **state.details, previous=None
@@ -568,7 +570,9 @@ def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, mo
     beside = Desired(
         {"2": 90, "3": 10}, {"2": "/nowhere", "3": "/nowhere"}, champion="2", challenger="3"
     )
-    deployment.decide(settings, "churn", beside, before=newest(settings), by="bob", previous=id_)
+    deployment.decide(
+        "churn", beside, before=newest(settings), by="bob", previous=id_, settings=settings
+    )
     assert newest(settings)["details"]["versions"] == {"2": 90, "3": 10}, (
         "what serves already is not stopped by that"
     )

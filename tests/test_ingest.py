@@ -1380,10 +1380,10 @@ def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
-    versions.record_version("d", newer, facts, ws)
-    versions.record_version("d", older, earlier, ws)
+    versions.record_version("d", newer, facts, settings=ws)
+    versions.record_version("d", older, earlier, settings=ws)
     assert versions.dataset("d", settings=ws).version == newer == 1
-    assert versions.recorded("d", ws)["subject"].to_list() == ["d@0", "d@1"]
+    assert versions.recorded("d", settings=ws)["subject"].to_list() == ["d@0", "d@1"]
 
 
 def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_ingest(

@@ -168,7 +168,7 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
             by="ann",
             settings=settings,
         )
-    _, desired = applications.target(version.ref, settings)
+    _, desired = applications.target(version.ref, settings=settings)
     logs = PredictionLog(settings, "m"), PredictionLog(settings, "m", "_feedback")
     versions = Versions(settings, "m", desired.library, fixed=desired)
     handlers = Handlers(versions, *logs)

@@ -339,7 +339,10 @@ def test_a_bundle_pins_the_framework(place):
 def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatch, capsys):
     "In the endpoint's metadata, on the page, and by `mlops-nb status`."
     version = place.register()
-    here, (_, state) = library.framework("wspkg"), applications.target(version.ref, place.settings)
+    here, (_, state) = (
+        library.framework("wspkg"),
+        applications.target(version.ref, settings=place.settings),
+    )
     monkeypatch.setattr(library, "framework", lambda package="": OTHER)
     served = Versions(place.settings, "m", state.library, fixed=state)
     log = PredictionLog(place.settings, "m")
@@ -448,7 +451,9 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
 
     def realize(settings, model):
         if model == "n":
-            applications.run_application(settings, model, Desired({"1": 100}, {"1": str(whole)}))
+            applications.run_application(
+                model, Desired({"1": 100}, {"1": str(whole)}), settings=settings
+            )
         started.append(model)
 
     monkeypatch.setattr(deployment, "realize", realize)
@@ -562,9 +567,9 @@ LOADS = {
     "MLflow, by folder": lambda place, attacked: mlflow.pyfunc.load_model(str(attacked.path)),
     "a replica": replica,
     "a replica's path": lambda place, attacked: applications.run_application(
-        place.settings, "m", desired(attacked.path, "any")
+        "m", desired(attacked.path, "any"), settings=place.settings
     ),
-    "a deployment": lambda place, attacked: applications.target("m/1", place.settings),
+    "a deployment": lambda place, attacked: applications.target("m/1", settings=place.settings),
 }
 
 
@@ -763,7 +768,7 @@ def test_a_manifest_that_is_none_is_refused_in_words(place, text, says):
 
 def test_a_replica_loads_what_was_registered(place):
     version = place.register()
-    desired_state, state = applications.target(version.ref, place.settings)
+    desired_state, state = applications.target(version.ref, settings=place.settings)
     served = Versions(place.settings, "m", state.library, fixed=state).traffic.champion
     assert served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))[
         1
@@ -828,14 +833,14 @@ def test_a_decision_needs_a_version_and_a_person(place):
     settings = place.settings
     place.register()
     with pytest.raises(RegistryError, match="there is m/1"):
-        approve("m/2", "ann", settings=settings)
+        approve("m/2", settings=settings, by="ann")
     with pytest.raises(ApprovalError, match="name of the person"):
-        approve("m/1", " ", settings=settings)
+        approve("m/1", settings=settings, by=" ")
     with pytest.raises(ApprovalError, match="name of the person"):
-        approve("m/1", "rule", settings=settings)
+        approve("m/1", settings=settings, by="rule")
     with pytest.raises(ApprovalError, match="name of the person"):
-        approve("m/1", " Rule ", settings=settings)
-    id_ = approve("model:m/1", "ann", "checked", settings=settings)
+        approve("m/1", settings=settings, by=" Rule ")
+    id_ = approve("model:m/1", "checked", settings=settings, by="ann")
     newest = approval("m/1", settings=settings)
     assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (
         id_,
@@ -885,12 +890,12 @@ def test_a_rejection_is_final(place):
     place.register(report_uri=report)
     accepted(settings, "m/1")
     assert approval("m/1", settings=settings) is None
-    reject("m/1", "bob", "too old", settings=settings)
+    reject("m/1", "too old", settings=settings, by="bob")
     final = r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, register a new version"
     for decide in (
         lambda: approve_by_rule("m/1", settings=settings),
-        lambda: approve("m/1", "ann", settings=settings),
-        lambda: approve("m/1", "ann", despite="I know better", settings=settings),
+        lambda: approve("m/1", settings=settings, by="ann"),
+        lambda: approve("m/1", despite="I know better", settings=settings, by="ann"),
     ):
         with pytest.raises(ApprovalError, match=final):
             decide()
@@ -909,7 +914,7 @@ def test_a_rejection_is_final(place):
     accepted(settings, "m/3")
     with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"):
         approve_by_rule("m/3", settings=settings)
-    approve("m/2", "bob", "a slip of the mouse", settings=settings)
+    approve("m/2", "a slip of the mouse", settings=settings, by="bob")
     assert approval("m/2", settings=settings)["kind"] == "approved"
 
 
@@ -924,7 +929,7 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
         assert place.register(report_uri=report).ref == f"m/{n}"
         accepted(settings, f"m/{n}")
         if n == 1:
-            reject("m/1", "bob", settings=settings)
+            reject("m/1", settings=settings, by="bob")
     if seed == "6":  # another model
         approve_by_rule("m/2", settings=settings)
         return
@@ -935,7 +940,7 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
 
 
 @pytest.mark.parametrize(
-    "decide", [approve_by_rule, lambda ref, settings: approve(ref, "ann", settings=settings)]
+    "decide", [approve_by_rule, lambda ref, settings: approve(ref, settings=settings, by="ann")]
 )
 def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
     place, monkeypatch, decide
@@ -944,8 +949,8 @@ def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
     place.register(report_uri=report_of(place, ("roc_auc", True)))
     accepted(settings, "m/1")
 
-    def failed_meanwhile(ref, digest, settings):
-        trial = real(ref, digest, settings)
+    def failed_meanwhile(ref, digest, *, settings):
+        trial = real(ref, digest, settings=settings)
         events.record(
             settings.events, "failed_acceptance", ref, by="test", bundle=digest, checks=[]
         )
@@ -960,17 +965,17 @@ def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
 def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypatch):
     settings, real = place.settings, approvals.decision
     place.register()
-    approve("m/1", "ann", settings=settings)
+    approve("m/1", settings=settings, by="ann")
 
     def rejected_meanwhile(ref, settings):
-        before = real(ref, settings)
+        before = real(ref, settings=settings)
         monkeypatch.setattr(approvals, "decision", real)
-        reject(ref, "bob", settings=settings)
+        reject(ref, settings=settings, by="bob")
         return before
 
     monkeypatch.setattr(approvals, "decision", rejected_meanwhile)
     with pytest.raises(EventConflict, match="rejected meanwhile by bob"):
-        approve("m/1", "carol", settings=settings)
+        approve("m/1", settings=settings, by="carol")
     assert approval("m/1", settings=settings)["kind"] == "rejected"
 
 
@@ -1061,8 +1066,8 @@ def test_a_person_must_say_why_to_approve_what_failed(place):
     with pytest.raises(
         ApprovalError, match="test report, gap: .*; acceptance, latency: .*--despite REASON"
     ):
-        approve("m/1", "ann", settings=settings)
-    approve("m/1", "ann", despite="only for the pilot", settings=settings)
+        approve("m/1", settings=settings, by="ann")
+    approve("m/1", despite="only for the pilot", settings=settings, by="ann")
     details = approval("m/1", settings=settings)["details"]
     assert details["despite"] == "only for the pilot" and len(details["failed"]) == 2
 
@@ -1136,12 +1141,12 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
     for name, version in (("champion", "2"), ("challenger", "1"), ("best", "1")):
         tracking.mlflow_client(settings).set_registered_model_alias("m", name, version)
     event = deployed(settings, champion="1", challenger="2")
-    assert not roles.mirrored("m", event, settings)
-    roles.mirror("m", settings)
+    assert not roles.mirrored("m", event, settings=settings)
+    roles.mirror("m", settings=settings)
     assert aliases(settings, "m") == {"champion": "1", "challenger": "2", "best": "1"}
-    assert roles.mirrored("m", event, settings)
+    assert roles.mirrored("m", event, settings=settings)
     deployed(settings, champion="2")
-    roles.mirror("m", settings)
+    roles.mirror("m", settings=settings)
     assert aliases(settings, "m") == {"champion": "2", "best": "1"}, "no challenger, no alias"
 
 
@@ -1159,7 +1164,7 @@ def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
         real(client, name, wanted)
 
     monkeypatch.setattr(roles, "_mirror", overtaken)
-    roles.mirror("m", settings)
+    roles.mirror("m", settings=settings)
     assert aliases(settings, "m") == {"champion": "2"}
 
 
@@ -1168,7 +1173,7 @@ def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(pl
     for dataset in ("m@3", "m@4"):
         place.register(dataset=dataset)
     deployed(settings, champion="1", challenger="2")
-    roles.mirror("m", settings)
+    roles.mirror("m", settings=settings)
     deployed(settings, champion="2")  # and here the process died
     assert aliases(settings, "m") == {"champion": "1", "challenger": "2"}
     pages.state(settings)

@@ -123,7 +123,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
     flow = Workflow.discover(tmp_path)
     again = dict(
         settings=bucket,
-        resolve=references.fingerprints(flow, bucket),
+        resolve=references.fingerprints(flow, settings=bucket),
         valid=references.validity(bucket),
     )
     run = flow.run({"rows": 3}, **again)

@@ -118,7 +118,7 @@ def test_what_serve_keeps_of_an_application_has_no_secret(secretive):
 
     from mlops_nb.service.serving import application
 
-    kept = application(secretive, "churn", library="l")._bound_deployment
+    kept = application("churn", library="l", settings=secretive)._bound_deployment
     data = cloudpickle.dumps(
         (kept.init_args, kept.init_kwargs, kept._deployment_config, kept._replica_config)
     )
@@ -316,7 +316,7 @@ def test_the_webhooks_address_is_not_in_the_audit_log(secretive, monkeypatch, er
 
     monkeypatch.setattr(httpx, "post", post)
     monkeypatch.setattr(monitoring, "open_alerts", lambda model, settings: [{"id": "a"}])
-    assert not shown(monitoring.notify("m", secretive))
+    assert not shown(monitoring.notify("m", settings=secretive))
     assert events.newest(secretive.events, "notified", "m")["details"]["error"]
     assert not shown(events.history(secretive.events).collect()["details"].to_list())
 
@@ -490,7 +490,7 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
     settings = create(tmp_path, **{"trigger:t": {"files": "*.csv", "settle": 0}})
     (tmp_path / "a.csv").write_text("id\n1\n")
     heard = []
-    assert triggers.step(settings, panic, lambda what, why: heard.append((what, why)))
+    assert triggers.step(panic, lambda what, why: heard.append((what, why)), settings=settings)
     assert heard[-1][0] == "failed" and "out of bounds" in heard[-1][1]
     monkeypatch.setattr(triggers, "_due", panic)
     triggers.pending(settings, on_error=lambda name, e: heard.append((name, str(e))))

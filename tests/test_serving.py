@@ -104,7 +104,7 @@ def test_a_short_write_is_undone(settings, tmp_path, monkeypatch):
 def test_a_living_owner_is_left_alone(settings):
     log = PredictionLog(settings, "churn", "_feedback")
     log.append(label(1))
-    assert recover(settings, "churn") == 0 and kept(log) == []
+    assert recover("churn", settings=settings) == 0 and kept(log) == []
     assert log.close() == 1 and kept(log) == ["0"]
 
 
@@ -207,12 +207,15 @@ def test_kill_9_loses_and_doubles_nothing(settings, round_):
         os.kill(c.pid, signal.SIGKILL)
     for c, r in zip(children, readers, strict=True):
         c.wait(), r.join()
-    takers = [threading.Thread(target=recover, args=(settings, "churn")) for _ in range(2)]
+    takers = [
+        threading.Thread(target=recover, args=("churn",), kwargs={"settings": settings})
+        for _ in range(2)
+    ]
     for t in takers:
         t.start()
     for t in takers:
         t.join()
-    recover(settings, "churn")
+    recover("churn", settings=settings)
     table = lake.scan(settings.table("_feedback", "churn")).collect()["prediction_id"]
     promised = {line.decode().strip() for a in acknowledged for line in a if line.endswith(b"\n")}
     assert table.n_unique() == len(table), "a row is there twice"
@@ -497,7 +500,10 @@ def test_a_shadow_sees_the_traffic_and_answers_none(settings):
 
 
 def test_an_abandoned_folder_is_nothing_to_take_over(settings):
-    assert recover(settings, "never") == 0 and take_over(settings.state / "nowhere", "t", {}) == 0
+    assert (
+        recover("never", settings=settings) == 0
+        and take_over(settings.state / "nowhere", "t", {}) == 0
+    )
 
 
 # ---- power cuts, failed writes
@@ -573,7 +579,7 @@ def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     assert [p.suffix for p in log.folder.iterdir()] == [".log"]
     monkeypatch.undo()
     assert (
-        recover(settings, "churn") == 0
+        recover("churn", settings=settings) == 0
         and kept(log) == ["0", "1"]
         and not list(log.folder.iterdir())
     )
@@ -628,7 +634,7 @@ def test_a_log_that_cannot_be_moved_stops_no_other(settings):
     for log in logs:
         os.close(log.segment.fd)
     with pytest.raises(KeyError):
-        recover(settings, "churn")
+        recover("churn", settings=settings)
     assert kept(first) == ["0"] and [p.name for p in first.folder.iterdir()] == [
         first.segment.path.name
     ]

@@ -143,7 +143,7 @@ def test_missed_ticks_after_downtime(tmp_path, missed, expected):
     assert due(settings) == ["t"]
     if datetime.now(UTC).second > 55:
         time.sleep(6)  # no tick between the two lines
-    triggers.arm(settings)
+    triggers.arm(settings=settings)
     assert due(settings) == expected
     if expected:
         triggers.fire(finish, triggers.pending(settings), settings=settings)
@@ -163,9 +163,9 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     [found] = triggers.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
-    assert not triggers.step(settings, fail, lambda what, why: said.append(what)) and said == [
-        "waiting"
-    ]
+    assert not triggers.step(
+        fail, lambda what, why: said.append(what), settings=settings
+    ) and said == ["waiting"]
     say("deployed")
     assert due(settings) == []
 
@@ -197,13 +197,15 @@ def test_requests_are_kept_and_answered_once_each(tmp_path):
         ran.append(parameters)
         return finish(parameters)
 
-    while triggers.step(settings, run, lambda *_: None):
+    while triggers.step(run, lambda *_: None, settings=settings):
         pass
     assert ran == [{"trials": 8}, {"trials": 9}]
     answered = events.history(settings.events, kind="triggered").collect()["details"]
     assert sorted(json.loads(d)["request"] for d in answered) == sorted(ids)
     ask(10)
-    assert triggers.step(settings, fail, lambda *_: None) and due(settings) == []  # answered, badly
+    assert (
+        triggers.step(fail, lambda *_: None, settings=settings) and due(settings) == []
+    )  # answered, badly
 
 
 # Failures, and one at a time
@@ -214,8 +216,13 @@ def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     (tmp_path / "a.csv").write_text("id\n1\n")
     watching = threading.Thread(
         target=triggers.watch,
-        args=(settings, fail),
-        kwargs={"every": 0.02, "stop": stop, "on_event": lambda what, why: told.append(what)},
+        args=(fail,),
+        kwargs={
+            "settings": settings,
+            "every": 0.02,
+            "stop": stop,
+            "on_event": lambda what, why: told.append(what),
+        },
     )
     watching.start()
     until(lambda: kinds(settings).count("trigger_failed") == 1)
@@ -236,26 +243,26 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
     (tmp_path / "a.csv").write_text("id\n1\n")
 
     def run(parameters):
-        with alone(settings):
+        with alone(settings=settings):
             return finish(parameters)
 
-    with alone(settings):
-        triggers.step(settings, run, lambda what, why: told.append(what))
+    with alone(settings=settings):
+        triggers.step(run, lambda what, why: told.append(what), settings=settings)
     assert (
         told == ["running", "busy"]
         and due(settings) == ["t"]
         and "trigger_failed" not in kinds(settings)
     )
-    triggers.step(settings, run, lambda what, why: None)
+    triggers.step(run, lambda what, why: None, settings=settings)
     assert due(settings) == []
 
 
 def test_one_watch_a_workspace(tmp_path):
     settings = create(tmp_path)
-    with alone(settings, "watch"):
+    with alone("watch", settings=settings):
         assert triggers.watching(settings)["process"] == os.getpid()
         with pytest.raises(Busy, match="a watch holds this workspace already"):
-            triggers.watch(settings, finish)
+            triggers.watch(finish, settings=settings)
     assert triggers.watching(settings) is None
 
 
@@ -269,7 +276,7 @@ def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
     )
     (tmp_path / "a.csv").write_text("id\n1\n")
     told = []
-    assert triggers.step(settings, finish, lambda what, why: told.append(what))
+    assert triggers.step(finish, lambda what, why: told.append(what), settings=settings)
     assert told == ["error", "running", "done"]
     assert "cannot be read" in triggers.table(settings).filter(trigger="db")["failed"].item()
 

@@ -650,7 +650,7 @@ def test_a_library_inside_another_out_of_step_is_told_and_the_one_around_it_is_n
 def _hold(root: str, held) -> None:
     from mlops_nb.core.settings import load_settings
 
-    with alone(load_settings(root)) as say:
+    with alone(settings=load_settings(root)) as say:
         say(run="r1")
         held.set()
         time.sleep(60)
@@ -666,25 +666,25 @@ def test_the_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
         assert held.wait(60)
         with (
             pytest.raises(WorkflowError, match=rf"process {holder.pid}, since .* UTC, run r1"),
-            alone(settings),
+            alone(settings=settings),
         ):
             pass
     finally:
         holder.kill()
         holder.join()
-    with alone(settings):
+    with alone(settings=settings):
         pass
 
 
 def test_a_look_at_the_lock_keeps_nobody_out(tmp_path):
     "`holder` takes the lock for an instant, shared; a run that starts in that instant starts."
     settings = create(tmp_path)
-    with alone(settings):
+    with alone(settings=settings):
         pass
     with (settings.state / "run.lock").open() as look:
         assert take(look, shared=True)
         threading.Timer(0.01, look.close).start()
-        with alone(settings):
+        with alone(settings=settings):
             pass
 
 
@@ -1477,7 +1477,10 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     run = f"from mlops_nb.flow.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen([sys.executable, "-c", run], cwd=workspace.root)
     pid = kernel(tmp_path)
-    with pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "), alone(workspace):
+    with (
+        pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "),
+        alone(settings=workspace),
+    ):
         pass
     [notebook] = Path(workspace.runs).rglob("*.ipynb")
     wait(
@@ -1486,7 +1489,7 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     runner.kill()
     runner.wait()
     wait(lambda: not psutil.pid_exists(pid))
-    with alone(workspace):
+    with alone(settings=workspace):
         pass
     assert status(notebook)[-2:] == ["running", "pending"]
 

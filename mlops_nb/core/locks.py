@@ -51,8 +51,9 @@ def in_turn(
 # %% ../../nbs/1_core/04_locks.ipynb #0eb21c25
 @contextmanager
 def alone(
-    settings: Settings,
     name: str = "run",  # what there may be one of; each name is a lock
+    *,
+    settings: Settings,
 ) -> Iterator[Callable[..., None]]:  # to be called with facts about it, for whoever comes second
     "Hold the workspace's lock on runs, or on something else; raises `Busy`."
     path = settings.state / f"{name}.lock"
@@ -94,8 +95,9 @@ def in_words(facts: dict[str, Any]) -> str:
 
 # %% ../../nbs/1_core/04_locks.ipynb #6322331c
 def holder(
-    settings: Settings,
     name: str = "run",  # as `alone` took it
+    *,
+    settings: Settings,
 ) -> dict[str, Any] | None:  # what it says of itself
     "Return facts about the process that holds a lock of this workspace now, None if none does."
     path = settings.state / f"{name}.lock"

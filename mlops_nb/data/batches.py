@@ -288,7 +288,7 @@ def write_parts(parts: Sequence[Part], plan: Plan) -> Iterator[Chunk]:
 SPREAD = 256 * 2**20  # bytes from which several parts are worth a cluster
 
 # %% ../../nbs/2_data/18_batches.ipynb #7e881036
-def write_all(parts: Sequence[Part], plan: Plan, settings: Settings) -> Iterator[Chunk]:
+def write_all(parts: Sequence[Part], plan: Plan, *, settings: Settings) -> Iterator[Chunk]:
     "Write parts here, or on the cluster where there are several and they are large."
     if len(parts) < 2 or sum(p.size or 0 for p in parts) < SPREAD:
         return (yield from write_parts(parts, plan))

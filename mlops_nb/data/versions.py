@@ -42,7 +42,7 @@ _READ_EMPTY = "read_empty"  # the event: parts of a source were read and had no 
 LONGEST_NAME = 100  # characters
 
 
-def dataset_name(name: str, settings: Settings) -> str:
+def dataset_name(name: str, *, settings: Settings) -> str:
     "Return a dataset's name as it is stored; raises `DataError` for one that cannot be a table's."
     name = unicodedata.normalize("NFC", name)
     letters = all(c.isalnum() or c in "_-" or unicodedata.category(c) in ("Mn", "Mc") for c in name)
@@ -292,7 +292,7 @@ class DatasetVersion(VersionRows):
         return log_input(self, run_id, context)
 
 # %% ../../nbs/2_data/23_versions.ipynb #2bc52e85
-def recorded(name: str, settings: Settings) -> pl.DataFrame:
+def recorded(name: str, *, settings: Settings) -> pl.DataFrame:
     "The events of a dataset's versions, by version: of two ingests at once the later may have recorded itself first."
     known = events.history(settings.events, kind="ingested").collect()
     return known.filter(pl.col("subject").str.starts_with(f"{name}@")).sort(
@@ -328,7 +328,7 @@ def dataset(
         raise DataError(
             f"'{ref}' is not a dataset reference: expected NAME or NAME@VERSION, as in churn@3"
         )
-    known = recorded(match[1], settings)
+    known = recorded(match[1], settings=settings)
     found = known.filter(pl.col("subject") == f"{match[1]}@{match[2]}") if match[2] else known
     if found.is_empty():
         raise DataError(
@@ -371,7 +371,7 @@ def committed(table: str, version: int | None = None) -> list[tuple[int, dict]]:
 
 # %% ../../nbs/2_data/23_versions.ipynb #bdd9c359
 def record_version(
-    name: str, version: int, facts: dict, settings: Settings, made: Profile | None = None
+    name: str, version: int, facts: dict, made: Profile | None = None, *, settings: Settings
 ) -> DatasetVersion:
     "Keep the profile of a committed version and record its event, once."
     done = DatasetVersion(name, version, facts, settings)
@@ -383,20 +383,25 @@ def record_version(
     return done
 
 # %% ../../nbs/2_data/23_versions.ipynb #bc68a43a
-def newest_version(name: str, settings: Settings) -> DatasetVersion | None:
+def newest_version(name: str, *, settings: Settings) -> DatasetVersion | None:
     "The newest version, recorded if its ingest could not, as is every one before it."
-    found, known = committed(settings.table(name)), set(recorded(name, settings)["subject"])
+    found, known = (
+        committed(settings.table(name)),
+        set(recorded(name, settings=settings)["subject"]),
+    )
     for version, facts in reversed(found):
         if f"{name}@{version}" not in known:
-            record_version(name, version, facts, settings)
+            record_version(name, version, facts, settings=settings)
     return DatasetVersion(name, *found[0], settings) if found else None
 
 # %% ../../nbs/2_data/23_versions.ipynb #163483cc
-def taken(name: str, settings: Settings) -> dict[str, dict]:
+def taken(name: str, *, settings: Settings) -> dict[str, dict]:
     "Each part of a source that was taken in: where it is → its newest state, and what its rows' `_source` says."
     facts_by_version = {
         int(ref.rpartition("@")[2]): json.loads(details)
-        for ref, details in recorded(name, settings).select("subject", "details").iter_rows()
+        for ref, details in recorded(name, settings=settings)
+        .select("subject", "details")
+        .iter_rows()
     }
     facts_by_version |= dict(committed(settings.table(name)))  # perhaps not recorded yet
     empty = [
@@ -421,5 +426,5 @@ def quarantine(
     table = settings.table(f"{name}{ASIDE}")
     if not lake.table_exists(table):
         return pl.LazyFrame(schema=QUARANTINE)
-    made = [json.loads(d)["ingest"] for d in recorded(name, settings)["details"]]
+    made = [json.loads(d)["ingest"] for d in recorded(name, settings=settings)["details"]]
     return lake.scan(table).filter(pl.col("ingest").is_in(made))

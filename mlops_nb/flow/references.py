@@ -22,7 +22,7 @@ from ..service.deployment import applications
 
 # %% ../../nbs/6_flow/15_references.ipynb #a6752425
 def fingerprints(
-    workflow: Workflow, settings: Settings
+    workflow: Workflow, *, settings: Settings
 ) -> Callable[[str, dict], str]:  # stage, parameters -> fingerprint
     "Return a function that says what the moving references among a stage's parameters stand for."
     defaults = {s.name: {p.name: p.value for p in s.parameters.values()} for s in workflow.stages}
@@ -44,14 +44,15 @@ def _stands_for(name: str, value: Any, values: dict, settings: Settings) -> str 
     if name == "source":
         return Source(value, settings.root).fingerprint()
     if match := re.fullmatch(r"([\w-]+)@champion", value):
-        return champion(match[1], settings, values.get("candidate"))
+        return champion(match[1], values.get("candidate"), settings=settings)
     return None
 
 # %% ../../nbs/6_flow/15_references.ipynb #ba5d861c
 def champion(
     model: str,
-    settings: Settings,
     candidate: str | None = None,  # address of a candidate; versions made of it are looked past
+    *,
+    settings: Settings,
 ) -> str:  # the version's reference; empty where there is none
     "Return the version that is, or was last, champion, other than this candidate's own."
     log = events.history(settings.events).collect()

@@ -161,7 +161,7 @@ def _reuse(workflow: Any, settings: Settings) -> dict[str, Callable]:
     from mlops_nb.flow import references
 
     return {
-        "resolve": references.fingerprints(workflow, settings),
+        "resolve": references.fingerprints(workflow, settings=settings),
         "valid": references.validity(settings),
     }
 
@@ -275,7 +275,7 @@ def _reached(settings: Settings, endpoint: dict) -> dict[str, str | None]:
     from mlops_nb.front import pages
 
     name = endpoint["model"]
-    file = pages.report_file(name, settings)
+    file = pages.report_file(name, settings=settings)
     up = endpoint["state"] == "ready"
     return {
         f"endpoint {name}": f"{endpoint['state']} {_roles(endpoint)} {endpoint['url']}",
@@ -628,7 +628,7 @@ def watch(
         kernels.warm_up(settings)
     if not detach:
         return _watch(settings, every)
-    triggers.detach(settings, partial(run_for_trigger, settings), every=every)
+    triggers.detach(partial(run_for_trigger, settings), every=every, settings=settings)
     _console().print(
         f"watching; log: {settings.state / 'watch.log'}  (mlops-nb watch --stop ends it)",
         soft_wrap=True,
@@ -665,11 +665,11 @@ def _watch(settings: Settings, every: float) -> None:
     try:
         with live:
             triggers.watch(
-                settings,
                 partial(run_for_trigger, settings, on_event=stage),
                 every=every,
                 on_event=tell,
                 stop=stop,
+                settings=settings,
             )
     except KeyboardInterrupt:
         pass

@@ -62,9 +62,9 @@ def _mirror_roles(log: pl.DataFrame, settings: Settings) -> None:
     newest = log.filter(kind="deployed").unique("subject", keep="last")
     registered = log.filter(kind="registered")["subject"].str.split("/").list.first()
     for event in newest.filter(pl.col("subject").is_in(registered.implode())).to_dicts():
-        if not roles.mirrored(event["subject"], event["id"], settings):
+        if not roles.mirrored(event["subject"], event["id"], settings=settings):
             with suppress(TrackingError):  # MLflow is away: later
-                roles.mirror(event["subject"], settings)
+                roles.mirror(event["subject"], settings=settings)
 
 # %% ../../nbs/7_front/00_pages.ipynb #5aaf0df3
 def _last_run(log: pl.DataFrame) -> dict | None:
@@ -145,17 +145,17 @@ def control_page(
     )
 
 # %% ../../nbs/7_front/00_pages.ipynb #874ddf88
-def report_file(model: str, settings: Settings) -> str | None:
+def report_file(model: str, *, settings: Settings) -> str | None:
     "Return the file of an endpoint's last monitoring report, or None if there is none."
     newest = events.newest(settings.events, "monitored", model)
     return newest and newest["details"].get("report")
 
 
 def report(
-    model: str, settings: Settings
+    model: str, *, settings: Settings
 ) -> str | None:  # HTML; None where the endpoint was never looked at
     "The report of an endpoint's last monitoring pass."
-    file = report_file(model, settings)
+    file = report_file(model, settings=settings)
     return Path(file).read_text(encoding="utf-8") if file and Path(file).exists() else None
 
 # %% ../../nbs/7_front/00_pages.ipynb #1211290a
@@ -170,6 +170,7 @@ class RunRequest(BaseModel):
 # %% ../../nbs/7_front/00_pages.ipynb #5251fb5c
 def asker(
     authorization: str,  # the request's header, empty where there is none
+    *,
     settings: Settings,
 ) -> str:
     "Return the name of who sent a request."
@@ -179,8 +180,8 @@ def asker(
 # %% ../../nbs/7_front/00_pages.ipynb #9d2fcf08
 def requested(
     wanted: RunRequest,
-    settings: Settings,
     *,
+    settings: Settings,
     by: str,  # who asks, as `asker` knows it
 ) -> dict:  # id of the request, and whether a watch is on to take it up
     "Keep a request for a run."
@@ -262,8 +263,8 @@ def control_app(settings: Settings) -> Callable:
 
     @app.post("/api/runs", status_code=202, **guarded)
     def ask(wanted: RunRequest, request: Request) -> dict:
-        by = asker(request.headers.get("authorization", ""), settings)
-        return requested(wanted, settings, by=by)
+        by = asker(request.headers.get("authorization", ""), settings=settings)
+        return requested(wanted, by=by, settings=settings)
 
     @app.get("/api/docs", response_class=HTMLResponse, **guarded)
     def docs() -> str:
@@ -279,7 +280,7 @@ def control_app(settings: Settings) -> Callable:
 
     @app.get("/monitor/{model}", response_class=HTMLResponse, **guarded)
     def monitored(model: str) -> str:
-        if found := report(model, settings):
+        if found := report(model, settings=settings):
             return found
         raise HTTPException(
             404, f"no monitoring report of '{model}': run `mlops-nb monitor {model}`"

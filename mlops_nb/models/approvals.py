@@ -23,13 +23,14 @@ RULE = "rule"  # stands for the approver where no person decides
 # %% ../../nbs/4_models/02_approvals.ipynb #00b1532f
 def decision(
     ref: str,  # of the version, as in "churn/4"
+    *,
     settings: Settings,
 ) -> dict | None:  # the event: kind, by, at, details
     "Return the newest decision about a version, or None if nobody decided."
     return events.newest(settings.events, _DECISIONS, ref)
 
 
-def rejection(bundle: Bundle, settings: Settings) -> dict | None:  # the event
+def rejection(bundle: Bundle, *, settings: Settings) -> dict | None:  # the event
     "Return the newest rejection of this model under any number, or None if there is none."
     log = events.history(settings.events, kind=("registered", "rejected")).collect().to_dicts()
     registered = {e["subject"]: json.loads(e["details"]) for e in log if e["kind"] == "registered"}
@@ -57,6 +58,7 @@ def _same_model(bundle: Bundle, registered: dict) -> bool:
 # %% ../../nbs/4_models/02_approvals.ipynb #6ad83767
 def policy(
     objective: Objective,  # the one in the version's bundle
+    *,
     settings: Settings,
 ) -> str:  # "rule" or "person"
     "Return who may approve a version."
@@ -82,6 +84,7 @@ def passed(report: dict) -> bool:
 def acceptance(
     ref: str,  # of the version
     digest: str,  # of its bundle
+    *,
     settings: Settings,
 ) -> dict | None:  # the event
     "Return the last acceptance tests of a version's bundle, or None if there were none."
@@ -107,8 +110,8 @@ def failures(
 def record_approval(
     ref: str,  # of the version
     bundle: Bundle,
-    settings: Settings,
     *,
+    settings: Settings,
     by: str,  # the person
     note: str = "",
     despite: str = "",  # why, although it failed something
@@ -117,7 +120,7 @@ def record_approval(
     _demand_person(by)
     last = _last(ref, settings)
     digest, report = bundle.digest, bundle.verify().report
-    failed = failures(report, acceptance(ref, digest, settings))
+    failed = failures(report, acceptance(ref, digest, settings=settings))
     _undecided(ref, settings)
     if failed and not despite:
         raise ApprovalError(
@@ -137,7 +140,7 @@ def _demand_person(by: str) -> None:
 # %% ../../nbs/4_models/02_approvals.ipynb #83dc557e
 def _undecided(ref: str, settings: Settings) -> str | None:
     "Return the id of the version's newest decision, or None; raise if it is a rejection."
-    before = decision(ref, settings)
+    before = decision(ref, settings=settings)
     if before and before["kind"] == "rejected":
         raise ApprovalError(
             f"{ref} {_rejected(before)}, and a rejection is final. To go on, "
@@ -176,13 +179,14 @@ def _record(kind: str, ref: str, digest: str, settings: Settings, **facts) -> st
 def record_rule_approval(
     ref: str,  # of the version
     bundle: Bundle,
+    *,
     settings: Settings,
 ) -> str:  # the event's id
     "Approve a version by the rule. Return the id of the approval, which may be an earlier one."
     last, before, digest = _last(ref, settings), _undecided(ref, settings), bundle.digest
     if before:
         return before
-    trial = acceptance(ref, digest, settings)
+    trial = acceptance(ref, digest, settings=settings)
     if reason := _objection(ref, bundle.verify(), trial, settings):
         raise ApprovalError(reason)
     return _record(
@@ -200,9 +204,9 @@ def record_rule_approval(
 def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings) -> str | None:
     "Return why the rule may not approve a version, or None if it may."
     command = f"`mlops-nb approve {ref} --by NAME`"
-    if policy(bundle.objective, settings) != RULE:
+    if policy(bundle.objective, settings=settings) != RULE:
         return f"{ref} waits for a person: {command}, then `mlops-nb run` again"
-    if before := rejection(bundle, settings):
+    if before := rejection(bundle, settings=settings):
         return (
             f"{ref} is the same model as {before['subject']}, which was rejected by "
             f"{before['by']}: only a person can approve it, {command}"
@@ -222,8 +226,8 @@ def _objection(ref: str, bundle: Bundle, trial: dict | None, settings: Settings)
 def record_rejection(
     ref: str,  # of the version
     digest: str,  # of its bundle
-    settings: Settings,
     *,
+    settings: Settings,
     by: str,  # the person
     note: str = "",  # why
 ) -> str:  # the event's id

@@ -169,8 +169,9 @@ def installed_version(name: str) -> str | None:
 
 # %% ../../nbs/4_models/00_bundle.ipynb #6a4e1018
 def registered_digest(
-    settings: Settings,
     ref: str,  # a model version, as in "churn/4"
+    *,
+    settings: Settings,
 ) -> str:
     "Return the digest that a version was registered under."
     event = events.newest(settings.events, "registered", ref)

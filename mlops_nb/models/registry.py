@@ -115,7 +115,7 @@ class ModelVersion:
     def bundle(self, settings: Settings | None = None) -> Bundle:
         "Return its files, which must have the digest that its `registered` event says."
         settings = settings or workspace()
-        digest = registered_digest(settings, self.ref)
+        digest = registered_digest(self.ref, settings=settings)
         folder = tracking.fetch(self.source, settings=settings)
         return Bundle(folder, digest=digest, settings=settings)
 
@@ -143,7 +143,9 @@ def versions(
     aliases = {m.name: m.aliases for m in client.search_registered_models(f"name = '{name}'")}.get(
         name, {}
     )
-    aliases = {a: v for a, v in aliases.items() if a not in ROLES} | roles.serving(name, settings)
+    aliases = {a: v for a, v in aliases.items() if a not in ROLES} | roles.serving(
+        name, settings=settings
+    )
     found = [
         _version(v, aliases)
         for v in client.search_model_versions(f"name = '{name}'", max_results=10_000)
@@ -362,7 +364,7 @@ def _stored(name: str, bundle: Bundle, settings: Settings) -> ModelVersion:
 
 def _rejected(version: ModelVersion, settings: Settings) -> bool:
     "Return whether somebody rejected a version."
-    decision = approvals.decision(version.ref, settings)
+    decision = approvals.decision(version.ref, settings=settings)
     return bool(decision) and decision["kind"] == "rejected"
 
 
@@ -459,7 +461,7 @@ def champion_scores(
             f"champion = {champion}: expected {objective.name}@champion, for the "
             "gate compares with the version in production"
         )
-    version = roles.serving(objective.name, settings).get("champion")
+    version = roles.serving(objective.name, settings=settings).get("champion")
     if version is None:
         return None
     bundle = resolve(f"{objective.name}/{version}", settings=settings).bundle(settings)
@@ -474,9 +476,9 @@ def champion_scores(
 # %% ../../nbs/4_models/03_registry.ipynb #98388244
 def approve(
     ref: str,  # a model version
-    by: str,  # the person who decides
     note: str = "",
     *,
+    by: str,  # the person who decides
     despite: str = "",  # why, although a check of its report or acceptance failed
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> str:  # the event's id
@@ -484,7 +486,7 @@ def approve(
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     return approvals.record_approval(
-        version.ref, version.bundle(settings), settings, by=by, note=note, despite=despite
+        version.ref, version.bundle(settings), by=by, note=note, despite=despite, settings=settings
     )
 
 
@@ -496,21 +498,21 @@ def approve_by_rule(
     "Approve a version whose objective lets the rule decide. Return the approval's id, or raise."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
-    return approvals.record_rule_approval(version.ref, version.bundle(settings), settings)
+    return approvals.record_rule_approval(version.ref, version.bundle(settings), settings=settings)
 
 
 def reject(
     ref: str,  # a model version
-    by: str,  # the person who decides
     note: str = "",  # why
     *,
+    by: str,  # the person who decides
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> str:  # the event's id
     "Record that a version may never go to production. Return the event's id."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     return approvals.record_rejection(
-        version.ref, version.tags["bundle"], settings, by=by, note=note
+        version.ref, version.tags["bundle"], by=by, note=note, settings=settings
     )
 
 
@@ -521,7 +523,7 @@ def approval(
 ) -> dict[str, Any] | None:  # the event: kind, by, at, details
     "Return the newest decision about a version, or None if nobody decided."
     settings = settings or workspace()
-    return approvals.decision(resolve(ref, settings=settings).ref, settings)
+    return approvals.decision(resolve(ref, settings=settings).ref, settings=settings)
 
 # %% ../../nbs/4_models/03_registry.ipynb #04cbe1fb
 def set_alias(

@@ -26,6 +26,7 @@ def role_versions(
 # %% ../../nbs/4_models/01_roles.ipynb #070edb31
 def serving(
     name: str,  # of a model
+    *,
     settings: Settings,
 ) -> dict[str, str]:  # version by role
     "Return which version of a model has which role now."
@@ -35,6 +36,7 @@ def serving(
 # %% ../../nbs/4_models/01_roles.ipynb #b4eccdbe
 def mirror(
     name: str,  # of a model
+    *,
     settings: Settings,
 ) -> None:
     "Make MLflow's aliases say which version has which role; safe to repeat."
@@ -65,7 +67,7 @@ def _mirror(client, name: str, wanted: dict[str, str]) -> None:
         client.delete_registered_model_alias(name, role)
 
 # %% ../../nbs/4_models/01_roles.ipynb #22bffa35
-def mirrored(name: str, event: str, settings: Settings) -> bool:
+def mirrored(name: str, event: str, *, settings: Settings) -> bool:
     "Return whether MLflow's aliases were made to say what this `deployed` event says."
     mark = settings.state / "roles" / name
     return mark.exists() and mark.read_text() == event

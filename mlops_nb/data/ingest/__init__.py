@@ -117,7 +117,7 @@ class IngestRequest:
     @cached_property
     def taken(self) -> dict[str, dict]:
         "The parts that earlier ingests took in: see `data.versions.taken`."
-        return taken(self.name, self.settings) if self.previous else {}
+        return taken(self.name, settings=self.settings) if self.previous else {}
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #dbc66419
 def _unread_parts(request: IngestRequest) -> tuple[list[Part], list[Part]]:
@@ -222,7 +222,7 @@ def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chun
     try:
         shown = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
         with Keys() as keys, tqdm(**shown, leave=False, delay=3, disable=None) as bar:
-            for one in write_all(parts, plan, settings):
+            for one in write_all(parts, plan, settings=settings):
                 keys.add(one.hashes)
                 chunks.append(replace(one, hashes=one.hashes[:0]))
                 bar.update(one.read)
@@ -385,7 +385,7 @@ def _changed(
     settings: Settings,
 ) -> Change:
     "What the rows do to the table as it is at a version."
-    sources = _replaced(parts, taken(plan.name, settings), plan.contract)
+    sources = _replaced(parts, taken(plan.name, settings=settings), plan.contract)
     if not earlier:
         return change([], Tally(), chunks, plan, sources=sources)
     facts = earlier[0][1]
@@ -405,7 +405,7 @@ def finish(
         warnings.warn(f"{plan.name}@{version}: {sentence(note)}", stacklevel=3)
     settings = request.settings
     return record_version(
-        plan.name, version, facts, settings, _merged(plan.name, facts, effect, settings)
+        plan.name, version, facts, _merged(plan.name, facts, effect, settings), settings=settings
     )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #ec717128
@@ -452,8 +452,11 @@ def ingest(
 ) -> DatasetVersion:
     "Add what is new in a source to a dataset, in one commit. Return the resulting version."
     settings = settings or load_settings()
-    name, division = dataset_name(name, settings), dict(shares=shares, group=group, ends=ends)
-    previous = newest_version(name, settings)
+    name, division = (
+        dataset_name(name, settings=settings),
+        dict(shares=shares, group=group, ends=ends),
+    )
+    previous = newest_version(name, settings=settings)
     if previous:
         demand_same(previous.splitting, name, **division)
     origin = Source(source, settings.root, dict(options or {}))

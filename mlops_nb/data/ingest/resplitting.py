@@ -106,7 +106,7 @@ def resplit(
 ) -> DatasetVersion:
     "Move the ends of a dataset's splits forward, by default to where its shares put them now."
     settings = settings or load_settings()
-    last = newest_version(name := dataset_name(name, settings), settings)
+    last = newest_version(name := dataset_name(name, settings=settings), settings=settings)
     if last is None:
         raise DataError(f"no dataset {name}: ingest one first")
     how, table, ingest = _moved(last, ends), settings.table(name), uuid4().hex[:16]
@@ -122,6 +122,6 @@ def resplit(
         if not lake.done(table, ingest):
             lake.discard(table, files)
         raise
-    moved = record_version(name, version, facts, settings)
+    moved = record_version(name, version, facts, settings=settings)
     events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])
     return moved

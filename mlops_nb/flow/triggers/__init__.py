@@ -54,7 +54,7 @@ def watching(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> dict[str, Any] | None:  # its process and since when; none where no watch runs
     "The watch that is on, if there is one."
-    return holder(settings or load_settings(), "watch")
+    return holder("watch", settings=settings or load_settings())
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #75e0a86a
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def fire(
     return done
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #76c22568
-def arm(settings: Settings, by: str = "watch") -> None:
+def arm(*, settings: Settings, by: str = "watch") -> None:
     "Record where schedules begin."
     now, log = datetime.now(UTC), events.history(settings.events).collect()
     for name, section in settings.trigger.items():
@@ -216,11 +216,12 @@ def arm(settings: Settings, by: str = "watch") -> None:
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #2f0f963d
 def step(
-    settings: Settings,
     run: Callable[[dict], Any],  # parameters -> the finished `workflow.runs.Run`
     tell: Callable[
         [str, str], None
     ],  # told what happens: waiting, running, done, failed, busy or error; why
+    *,
+    settings: Settings,
     by: str = "watch",
 ) -> bool:  # was there anything to run?
     "Look once, and run if something is due."
@@ -241,9 +242,9 @@ def step(
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #db94293d
 def watch(
-    settings: Settings,
     run: Callable[[dict], Any],  # parameters -> the finished `workflow.runs.Run`
     *,
+    settings: Settings,
     every: float = 1.0,  # time between two looks, s
     stop: threading.Event | None = None,  # set it to end the watch after the present run
     on_event: Callable[[str, str], None]
@@ -252,13 +253,13 @@ def watch(
 ) -> None:
     "Look, run what is due, look again; one watch a workspace, and one run at a time."
     stop, tell = stop or threading.Event(), on_event or (lambda what, why: None)
-    with alone(settings, "watch") as say:
+    with alone("watch", settings=settings) as say:
         say(by=by)
-        arm(settings, by)
+        arm(settings=settings, by=by)
         while not stop.is_set():
             try:
                 with panics_as_errors():
-                    step(settings, run, tell, by)
+                    step(run, tell, settings=settings, by=by)
             except Exception as e:
                 tell("error", str(e))  # the log's store is away: look again
             stop.wait(every)
@@ -281,7 +282,12 @@ class Watcher:
         while not self.end.is_set():
             try:
                 watch(
-                    settings, run, every=every, stop=self.end, on_event=tell, by="watch, detached"
+                    run,
+                    every=every,
+                    stop=self.end,
+                    on_event=tell,
+                    by="watch, detached",
+                    settings=settings,
                 )
             except Exception as e:
                 tell("error", str(e))  # another watch is still ending
@@ -310,9 +316,9 @@ def _logger(settings: Settings) -> Callable[[str, str], None]:
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #97d6a060
 def detach(
-    settings: Settings,
     run: Callable[[dict], Any],  # as for `watch`; it is pickled
     *,
+    settings: Settings,
     every: float = 1.0,  # time between two looks, s
 ) -> None:
     "Start a watch on the workspace's cluster; it goes on when this process has ended."

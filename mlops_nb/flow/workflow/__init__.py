@@ -75,7 +75,7 @@ class Workflow:
         self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
     ) -> tuple[list[Problem], list[Problem]]:
         "Return what hinders a run, and warnings about what may be wrong."
-        problems = review(self.stages, parameters, settings)
+        problems = review(self.stages, parameters, settings=settings)
         warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
         return [p for p in problems if not p.warning], list(warnings)
 
@@ -224,7 +224,7 @@ def _run(
     raise_problems(problems)
     stages = _between(self, first, last)
     cluster.snapshot(settings)  # a package that is not there stops a run before it begins
-    with alone(settings) as say:
+    with alone(settings=settings) as say:
         kernels.warm_up(settings)
         ledger = Ledger(settings)
         wires = self.wires

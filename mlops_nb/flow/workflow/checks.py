@@ -126,6 +126,7 @@ def numbered(folder: str | Path) -> tuple[list[Path], list[Problem]]:
 def review(
     stages: tuple[Stage, ...],
     given: Mapping[str, Any] = {},  # parameters by name
+    *,
     settings: Settings
     | None = None,  # where given, also what they say of stages, and the exported library
 ) -> list[Problem]:  # also warnings

@@ -39,10 +39,10 @@ def stage(
 ) -> Endpoint:
     "Serve a candidate at `/staging/{model}`."
     settings = settings or load_settings()
-    version, desired = target(ref, settings)
+    version, desired = target(ref, settings=settings)
     cluster.start_serve(settings)
-    run_application(settings, version.name, desired, stage="staging")
-    wait_until_serving(settings, version.name, desired, stage="staging")
+    run_application(version.name, desired, stage="staging", settings=settings)
+    wait_until_serving(version.name, desired, stage="staging", settings=settings)
     events.record(settings.events, "staged", version.ref, by=by, **desired.details)
     return endpoint(version.name, stage="staging", settings=settings)
 
@@ -54,10 +54,10 @@ def unstage(model: str, *, settings: Settings | None = None) -> None:
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #2b3b3d52
 def decide(
-    settings: Settings,
     model: str,  # the model's name
     desired: Desired,  # what it is to serve
     *,
+    settings: Settings,
     before: dict | None,  # the newest `deployed` event, as it was read at first
     by: str,  # the person or program responsible
     previous: str | None = None,  # id of the event that a rollback leads to
@@ -71,18 +71,18 @@ def decide(
     record = partial(events.record, settings.events, "deployed", model, by=by)
     event = record(after=before and before["id"], **details, previous=previous, **why)
     try:
-        realize(settings, model, event)
+        realize(model, event, settings=settings)
     except EventConflict:
         raise  # somebody decided since: their decision stands
     except Exception as e:
         old = before["details"] if before else Desired({}, {}).details | {"previous": None}
         record(after=event, **old | {"undone": event, "error": str(e), "user": events.user()})
-        realize(settings, model)
+        realize(model, settings=settings)
         raise DeploymentError(
             f"{model} serves {old['versions'] or 'nothing'} as before, because the change failed: {e}"
         ) from e
     finally:
-        roles.mirror(model, settings)
+        roles.mirror(model, settings=settings)
 
 
 def _demand_still_wanted(
@@ -91,7 +91,9 @@ def _demand_still_wanted(
     "Raise if somebody rejected a version while it was made ready; loading one may take a minute."
     champion = before and roles.role_versions(before["details"]).get("champion")
     served = {*details["versions"], *details["shadow"]} - {champion}
-    decisions = (approvals.decision(f"{model}/{version}", settings) for version in sorted(served))
+    decisions = (
+        approvals.decision(f"{model}/{version}", settings=settings) for version in sorted(served)
+    )
     if rejection := next((d for d in decisions if d and d["kind"] == "rejected"), None):
         raise DeploymentError(
             f"{model} is unchanged: {rejection['subject']} was rejected by "
@@ -110,7 +112,7 @@ def prepare(model: str, details: dict) -> None:
         )
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #c67c06b6
-def approved(version: registry.ModelVersion, settings: Settings) -> str:
+def approved(version: registry.ModelVersion, *, settings: Settings) -> str:
     "Return the id of a version's approval; raise where there is none that counts."
     decision, bundle = registry.approval(version.ref, settings=settings), version.bundle(settings)
     command = f"`mlops-nb approve {version.ref} --by NAME`"
@@ -124,12 +126,12 @@ def approved(version: registry.ModelVersion, settings: Settings) -> str:
             f"{version.ref} was rejected by {decision['by']}, and a rejection is "
             "final: approve and deploy another version"
         )
-    approver = approvals.policy(bundle.objective, settings)
+    approver = approvals.policy(bundle.objective, settings=settings)
     if decision["by"] == approvals.RULE != approver:
         raise DeploymentError(
             f"{version.ref} was approved by the rule, but a person has to decide: {command}"
         )
-    trial = approvals.acceptance(version.ref, bundle.digest, settings)
+    trial = approvals.acceptance(version.ref, bundle.digest, settings=settings)
     if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision["at"]:
         raise DeploymentError(
             f"{version.ref} failed acceptance tests after {decision['by']} "
@@ -148,20 +150,20 @@ def promote(
     "Give a version all of its endpoint's traffic; not one request is lost."
     settings = settings or load_settings()
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
-    version, desired = target(ref, settings)
-    approval = approved(version, settings)
+    version, desired = target(ref, settings=settings)
+    approval = approved(version, settings=settings)
     if before and Desired.of(before["details"]) == desired:
-        realize(settings, version.name, before["id"])
-        roles.mirror(version.name, settings)
+        realize(version.name, before["id"], settings=settings)
+        roles.mirror(version.name, settings=settings)
     else:
         decide(
-            settings,
             version.name,
             desired,
             before=before,
             by=by,
             because=because or approval,
             previous=before and before["id"],
+            settings=settings,
         )
     unstage(version.name, settings=settings)
     return endpoint(version.name, settings=settings)
@@ -185,19 +187,19 @@ def deploy(
             "share of more than 0 and less than 100 percent, or shadow alone"
         )
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
-    version, new = target(ref, settings)
-    approval, champion = approved(version, settings), _champion_of(version, new, before)
+    version, new = target(ref, settings=settings)
+    approval, champion = approved(version, settings=settings), _champion_of(version, new, before)
     served = registry.resolve(f"{version.name}/{champion}", settings=settings)
     _demand_same_inputs(version, served, settings)
     desired = beside(new, champion, before, canary)
     decide(
-        settings,
         version.name,
         desired,
         before=before,
         by=by,
         because=approval,
         previous=before["id"],
+        settings=settings,
     )
     return endpoint(version.name, settings=settings)
 
@@ -278,7 +280,6 @@ def rollback(
         raise DeploymentError(f"{model} has no earlier deployment to go back to")
     _demand_none_rejected(model, past, settings)
     decide(
-        settings,
         model,
         Desired.of(past["details"]),
         before=now,
@@ -286,6 +287,7 @@ def rollback(
         note=note,
         because=now["id"],
         previous=past["details"].get("previous"),
+        settings=settings,
     )
     return endpoint(model, settings=settings)
 
@@ -303,7 +305,7 @@ def _earlier(event: dict, settings: Settings) -> dict | None:
 def _rejection(model: str, details: dict, settings: Settings) -> dict | None:
     "Return the rejection of a version that this state serves, or None if there is none."
     served = (*details["versions"], *details.get("shadow", ()))
-    decisions = (approvals.decision(f"{model}/{version}", settings) for version in served)
+    decisions = (approvals.decision(f"{model}/{version}", settings=settings) for version in served)
     return next((d for d in decisions if d and d["kind"] == "rejected"), None)
 
 
@@ -333,13 +335,13 @@ def undeploy(model: str, *, by: str, note: str = "", settings: Settings | None =
     settings = settings or load_settings()
     before = events.newest(settings.events, "deployed", model)
     decide(
-        settings,
         model,
         Desired({}, {}),
         before=before,
         by=by,
         note=note,
         previous=before and before["id"],
+        settings=settings,
     )
 
 
@@ -360,8 +362,8 @@ def _restored(model: str, settings: Settings) -> Endpoint:
     "Bring an endpoint back; one whose bundle is of an earlier release stays down, and says why."
     problem = None
     try:
-        realize(settings, model)
+        realize(model, settings=settings)
     except OutdatedBundle as e:
         problem = str(e)
-    roles.mirror(model, settings)
+    roles.mirror(model, settings=settings)
     return replace(endpoint(model, settings=settings), problem=problem)

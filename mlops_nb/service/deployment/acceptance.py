@@ -163,9 +163,9 @@ def accept(
 ) -> Acceptance:
     "Test a staged version over HTTP; records `accepted` or `failed_acceptance`."
     settings = settings or load_settings()
-    version, desired = target(ref, settings)
+    version, desired = target(ref, settings=settings)
     cluster.start_serve(settings)
-    if not is_serving(settings, version.name, desired, stage="staging"):
+    if not is_serving(version.name, desired, stage="staging", settings=settings):
         raise DeploymentError(
             f"{version.ref} is not at {prefix(version.name, stage='staging')}: stage it first, "
             f"deployment.stage({version.ref!r})"
@@ -177,7 +177,7 @@ def accept(
     if probability is None:
         probability = bundle.pipeline.predict_proba(frame)[:, 1]
     rows = orjson.loads(orjson.dumps(frame.to_dicts()))
-    with http_client(settings, version.name, "staging") as http:
+    with http_client(version.name, "staging", settings=settings) as http:
         probe = Probe(http, bundle.signature, settings.serve.max_rows)
         checks = [
             *_schema_check(probe),

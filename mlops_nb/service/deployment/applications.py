@@ -59,7 +59,7 @@ def delete(app: str) -> None:
 
 
 def http_client(
-    settings: Settings, model: str, stage: str = "production", *, timeout: float = 30
+    model: str, stage: str = "production", *, settings: Settings, timeout: float = 30
 ) -> httpx.Client:
     "An HTTP client of one endpoint, with the workspace's token."
     token = settings.serve.tokens.first
@@ -67,11 +67,11 @@ def http_client(
         {"authorization": f"Bearer {token}"} if token else {}
     )
     return httpx.Client(
-        base_url=endpoint_url(settings, model, stage), headers=headers, timeout=timeout
+        base_url=endpoint_url(model, stage, settings=settings), headers=headers, timeout=timeout
     )
 
 
-def endpoint_url(settings: Settings, model: str, stage: str = "production") -> str:
+def endpoint_url(model: str, stage: str = "production", *, settings: Settings) -> str:
     "Where an endpoint answers."
     return f"http://{settings.serve.host}:{settings.serve.port}{prefix(model, stage=stage)}"
 
@@ -99,25 +99,28 @@ def scored(
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #c4fae425
 def run_application(
-    settings: Settings, model: str, desired: Desired, *, stage: str = "production"
+    model: str, desired: Desired, *, settings: Settings, stage: str = "production"
 ) -> None:
     "Start an application, or put new replicas beside those of another library."
     from ray import serve
 
     version, path = next(iter(desired.bundles.items()))
-    digest = registered_digest(settings, f"{model}/{version}")
+    digest = registered_digest(f"{model}/{version}", settings=settings)
     _ = Bundle(path, digest=digest, settings=settings).library  # raises before a replica starts
     app = application(
-        settings, model, library=desired.library, fixed=desired if stage == "staging" else None
+        model,
+        library=desired.library,
+        fixed=desired if stage == "staging" else None,
+        settings=settings,
     )
     serve.run(app, name=app_name(model, stage), route_prefix=prefix(model, stage=stage))
 
 
 def wait_until_serving(
-    settings: Settings,
     model: str,  # the model's name
     desired: Desired,  # what it should serve
     *,
+    settings: Settings,
     stage: str = "production",
     timeout: float = 90,  # s
 ) -> None:
@@ -129,13 +132,14 @@ def wait_until_serving(
             (s["event"], s["versions"]) == (desired.event, desired.versions) for s in found
         ):
             if all(
-                is_serving(settings, model, desired, stage=stage) for _ in range(2 * len(found))
+                is_serving(model, desired, stage=stage, settings=settings)
+                for _ in range(2 * len(found))
             ):
                 return
         if problems := [s["problem"] for s in found if s["problem"]]:
             raise DeploymentError(f"{model}: {problems[0]}")
         if stage == "production":
-            current_state(settings, model, desired.event)
+            current_state(model, desired.event, settings=settings)
         time.sleep(0.2)
     raise DeploymentError(
         f"{model} did not come to serve {desired.versions} within {timeout:.0f} s; last found: "
@@ -144,10 +148,10 @@ def wait_until_serving(
 
 
 def is_serving(
-    settings: Settings, model: str, desired: Desired, *, stage: str = "production"
+    model: str, desired: Desired, *, settings: Settings, stage: str = "production"
 ) -> bool:
     "Is a request over HTTP answered from this state?"
-    return serves(health(settings, model, stage), desired)
+    return serves(health(model, stage, settings=settings), desired)
 
 
 def serves(state: dict, desired: Desired) -> bool:
@@ -155,17 +159,17 @@ def serves(state: dict, desired: Desired) -> bool:
     return (state.get("event"), state.get("versions")) == (desired.event, desired.versions)
 
 
-def health(settings: Settings, model: str, stage: str = "production") -> dict:
+def health(model: str, stage: str = "production", *, settings: Settings) -> dict:
     "Return what an endpoint says of itself over HTTP; empty where it does not answer."
     try:
-        with http_client(settings, model, stage, timeout=5) as http:
+        with http_client(model, stage, timeout=5, settings=settings) as http:
             answer = http.get("/healthz")
     except httpx.HTTPError:
         return {}
     return answer.json() if answer.status_code == 200 else {}
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #5f1f4c61
-def current_state(settings: Settings, model: str, event: str | None) -> Desired | None:
+def current_state(model: str, event: str | None, *, settings: Settings) -> Desired | None:
     "Return what an endpoint should serve now; raise `Conflict` if another event than this says so."
     newest = events.newest(settings.events, "deployed", model)
     if event is not None and newest["id"] != event:
@@ -179,18 +183,18 @@ def current_state(settings: Settings, model: str, event: str | None) -> Desired 
     return Desired.of(newest["details"], event=newest["id"])
 
 
-def realize(settings: Settings, model: str, event: str | None = None) -> None:
+def realize(model: str, event: str | None = None, *, settings: Settings) -> None:
     "Make an endpoint what its newest event says; raise `Conflict` if `event` is not the newest."
     cluster.start_serve(settings)
-    desired, app = current_state(settings, model, event), app_name(model)
+    desired, app = current_state(model, event, settings=settings), app_name(model)
     if desired is None:
         return delete(app)
     if {s["library"] for s in ask(app, "status")} != {desired.library}:
-        run_application(settings, model, desired)
-    wait_until_serving(settings, model, desired)
+        run_application(model, desired, settings=settings)
+    wait_until_serving(model, desired, settings=settings)
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #801bbd6e
-def target(ref: str, settings: Settings, **state) -> tuple[registry.ModelVersion, Desired]:
+def target(ref: str, *, settings: Settings, **state) -> tuple[registry.ModelVersion, Desired]:
     "A model version and the state in which it alone is served."
     found = registry.resolve(ref, settings=settings)
     bundle = found.bundle(settings)
@@ -201,7 +205,7 @@ def target(ref: str, settings: Settings, **state) -> tuple[registry.ModelVersion
     )
 
 
-def staged(settings: Settings, model: str) -> Desired | None:
+def staged(model: str, *, settings: Settings) -> Desired | None:
     "What the staging application of a model should serve."
     newest = (
         events.history(settings.events, kind="staged")
@@ -242,7 +246,7 @@ class Endpoint:
         rows: int = 100,  # rows a request
     ) -> pl.DataFrame:  # prediction, probability, prediction_id, model_version, a row each
         "Ask the endpoint over HTTP, as any client would."
-        with http_client(self.settings, self.model, self.stage) as http:
+        with http_client(self.model, self.stage, settings=self.settings) as http:
             return pl.DataFrame(scored(http, frame.to_dicts(), rows))
 
     def _repr_html_(self) -> str:
@@ -268,13 +272,15 @@ def endpoint(
     "A model's endpoint: what it should serve, and whether it does."
     settings = settings or load_settings()
     desired = (
-        Desired.newest(settings, model) if stage == "production" else staged(settings, model)
+        Desired.newest(settings, model)
+        if stage == "production"
+        else staged(model, settings=settings)
     ) or Desired({}, {})
-    state = health(settings, model, stage) if desired.versions else {}
+    state = health(model, stage, settings=settings) if desired.versions else {}
     ready = bool(desired.versions) and serves(state, desired)
     return Endpoint(
         model,
-        endpoint_url(settings, model, stage),
+        endpoint_url(model, stage, settings=settings),
         desired.versions,
         desired.shadow,
         ready,

@@ -65,8 +65,8 @@ def _append(kind: str, model: str, settings: Settings, each: list[dict]) -> list
 def react(
     model: str,
     table: pl.DataFrame,  # the window's questions and answers
-    settings: Settings,
     *,
+    settings: Settings,
     version: str,  # whose window it was
     **where,  # window and report, kept with each alert
 ) -> dict[str, list[str]]:  # ids of the events: opened, closed
@@ -125,7 +125,7 @@ _BROKEN = ("schema", "nulls", "errors")  # what has to be mended first
 _PROPOSED = "retraining_proposed"  # kind of the event
 
 
-def propose(model: str, settings: Settings) -> list[str]:
+def propose(model: str, *, settings: Settings) -> list[str]:
     "Propose a retraining for open alerts that led to none yet; ids of the events."
     earlier = events.list_events(settings.events, model, _PROPOSED)
     proposed = {id_ for event in earlier for id_ in event["details"]["because"]}
@@ -154,7 +154,7 @@ def proposal(
     return newest if newest and newest["kind"] == _PROPOSED else None
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #1a979ec7
-def notify(model: str, settings: Settings) -> str | None:
+def notify(model: str, *, settings: Settings) -> str | None:
     "Post the open alerts that nobody was told of yet; what went wrong, if anything."
     import httpx
     from tenacity import Retrying, stop_after_attempt, wait_random_exponential
@@ -369,8 +369,9 @@ def _facts(monitoring: Monitoring) -> dict:
 # %% ../../../nbs/5_service/10_monitoring.ipynb #38a45acf
 def save(
     monitoring: Monitoring,
-    settings: Settings,
     number: int,  # tells reports apart whose last predictions are of the same moment
+    *,
+    settings: Settings,
 ) -> Path:  # of report.html
     "Write report.html and report.json."
     base = settings.state if "://" in settings.storage else Path(settings.storage)
@@ -398,7 +399,9 @@ def verdict(
     schema, min_rows = bundle.signature.schema(), settings.monitor.min_rows
     new, earlier, marks = traffic.labels(version)
     used, every = (
-        _valid(labelled(model, version, labels, settings, at=traffic.mark["version"]), bundle)
+        _valid(
+            labelled(model, version, labels, at=traffic.mark["version"], settings=settings), bundle
+        )
         for labels in (earlier, new)
     )
     unjudged = every.join(used, on="prediction_id", how="anti", maintain_order="left")
@@ -429,8 +432,8 @@ def monitor(
     "Judge the predictions since the last look, and remember: report, profile, alerts."
     settings = settings or load_settings()
     if now is None:
-        settle(model, settings)
-    traffic = gather(model, settings, now or datetime.now(UTC))
+        settle(model, settings=settings)
+    traffic = gather(model, now or datetime.now(UTC), settings=settings)
     limits = settings.monitor
     enough = [v for v, rows in traffic.versions.items() if rows >= limits.min_rows]
     verdicts = {v: verdict(v, traffic, limits.significance / len(enough)) for v in enough}
@@ -439,10 +442,10 @@ def monitor(
     look = Monitoring(model, judged, waiting, limits.min_rows, limits.significance)
     if not judged:
         return look
-    look = replace(look, report=save(look, settings, traffic.mark["version"]))
+    look = replace(look, report=save(look, traffic.mark["version"], settings=settings))
     marks = {v: mark for v, (_, mark) in verdicts.items()}
-    remember(look, traffic.seen(marks), traffic.last, settings)
-    notify(model, settings)
+    remember(look, traffic.seen(marks), traffic.last, settings=settings)
+    notify(model, settings=settings)
     return look
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #bf22da17
@@ -454,19 +457,24 @@ def _keep(model: str, judged: Judged, settings: Settings) -> str:
     return span
 
 # %% ../../../nbs/5_service/10_monitoring.ipynb #c3ff5e23
-def remember(look: Monitoring, seen: dict, last: dict | None, settings: Settings) -> None:
+def remember(look: Monitoring, seen: dict, last: dict | None, *, settings: Settings) -> None:
     "Keep the windows' profiles, open and close alerts, propose, and last of all move on."
     model, facts, report = look.model, _facts(look), str(look.report)
     events_by_kind = {"opened": [], "closed": []}
     for version, judged in look.judged.items():
         facts["judged"][version]["profile"] = span = _keep(model, judged, settings)
         done = react(
-            model, judged.verdict.table, settings, version=version, window=span, report=report
+            model,
+            judged.verdict.table,
+            version=version,
+            window=span,
+            report=report,
+            settings=settings,
         )
         for kind, ids in done.items():
             events_by_kind[kind] += ids
     events_by_kind["closed"] += _retire(model, look.versions, settings)
-    proposed = propose(model, settings)
+    proposed = propose(model, settings=settings)
     labels = sum(judged.verdict.labelled for judged in look.judged.values())
     alerts = [{k: a[k] for k in ("kind", "column", "message", "version")} for a in look.alerts]
     del facts["model"]

@@ -74,9 +74,9 @@ def unread(
     return rows.sort("at", "prediction_id"), {"version": version, "end": end.isoformat()}
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f26a5f8a
-def settle(model: str, settings: Settings, *, seconds: float = 10) -> None:
+def settle(model: str, *, settings: Settings, seconds: float = 10) -> None:
     "Wait, with a limit, until what replicas of this machine have acknowledged is in the tables."
-    recover(settings, model)
+    recover(model, settings=settings)
     until = time.monotonic() + seconds
     waiting = [
         (settings.table(kind, model), log.name, log.stat().st_size)
@@ -91,8 +91,8 @@ def labelled(
     model: str,
     version: str,  # only its predictions
     feedback: pl.DataFrame,  # prediction_id, at, label
-    settings: Settings,
     *,
+    settings: Settings,
     at: int | None = None,  # version of the table of predictions; default: the newest
 ) -> pl.DataFrame:  # rows of the prediction log, and `label`
     "The predictions that these labels are about, each with its newest one."
@@ -182,7 +182,7 @@ def _waiting(table: str, waiting: dict[str, dict]) -> list[pl.DataFrame]:
     return [rows.collect()]
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #954a1e8b
-def gather(model: str, settings: Settings, now: datetime) -> NewTraffic:
+def gather(model: str, now: datetime, *, settings: Settings) -> NewTraffic:
     "Read what came since the last window, and what that left."
     last = events.newest(settings.events, "monitored", model)
     before = last["details"]["seen"] if last else {}

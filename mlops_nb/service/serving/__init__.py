@@ -375,9 +375,9 @@ class Replica:
 
 # %% ../../../nbs/5_service/04_serving.ipynb #fc14dfd3
 def application(
-    settings: Settings,
     model: str,  # the model's name
     *,
+    settings: Settings,
     library: str,  # digest of the exported library its versions were trained with
     fixed: Desired
     | None = None,  # a staging application: these versions, whatever the audit log says

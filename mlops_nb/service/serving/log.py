@@ -274,8 +274,9 @@ def _place(settings: Settings, model: str, kind: str) -> tuple[Path, str, dict]:
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #17c2bcfe
 def recover(
-    settings: Settings | None = None,
     model: str = "",  # the model's name
+    *,
+    settings: Settings | None = None,
 ) -> int:  # rows brought home
     "Move what dead replicas of a model left on this machine."
     return sum(take_over(*_place(settings or load_settings(), model, kind)) for kind in TABLES)

@@ -193,7 +193,7 @@ class Versions:
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #24ca4842
 def _registered(settings: Settings, model: str, version: str, path: str) -> Served:
     "Return a version loaded from its bundle, which must have the digest it was registered under."
-    digest = registered_digest(settings, f"{model}/{version}")
+    digest = registered_digest(f"{model}/{version}", settings=settings)
     return Served(version, path, digest=digest, settings=settings)
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #c552bb80
