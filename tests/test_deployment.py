@@ -315,11 +315,11 @@ def test_a_version_that_does_not_load_leaves_everything_as_it_was(shop, monkeypa
 def test_a_change_that_fails_half_way_is_taken_back(shop, monkeypatch):
     real, calls = deployment.realize, []
 
-    def fails_once(*args):
+    def fails_once(*args, **named):
         calls.append(args)
         if len(calls) == 1:
             raise RuntimeError("the cluster lost a node")
-        return real(*args)
+        return real(*args, **named)
 
     monkeypatch.setattr(deployment, "realize", fails_once)
     with pytest.raises(DeploymentError, match="as before.*lost a node"):

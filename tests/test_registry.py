@@ -967,7 +967,7 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
     place.register()
     approve("m/1", settings=settings, by="ann")
 
-    def rejected_meanwhile(ref, settings):
+    def rejected_meanwhile(ref, *, settings):
         before = real(ref, settings=settings)
         monkeypatch.setattr(approvals, "decision", real)
         reject(ref, settings=settings, by="bob")
