@@ -44,7 +44,7 @@ class Watch(threading.Thread):
         from mlops_nb.core import cluster
 
         while not self.ended.wait(0.1):
-            for process in cluster.members(self.session):
+            for process in cluster.session_processes(self.session):
                 try:
                     if process.name().startswith("ray::"):
                         self.peak = max(self.peak, process.memory_info().rss / 2**20)

@@ -84,7 +84,7 @@ assert json.loads(ask("lineage", f"prediction:{mine['prediction_id']}", "--forma
 assert httpx.get(f"{endpoint['url'].rsplit('/models', 1)[0]}/monitor/churn").status_code == 200
 
 running = cluster.find_cluster(settings)
-members = cluster.members(running.session)
+members = cluster.session_processes(running.session)
 ask("down")
 left = [p for p in members if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 assert not left and not Path(running.folder).exists(), left

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from mlops_nb.core import forkserver
-from mlops_nb.core.forkserver import Forked, is_listening
+from mlops_nb.core.forkserver import ForkedProcess, is_listening
 from mlops_nb.front import launcher
 
-SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2], ())"
+SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], ())"
 PROGRAM = '''
 import os, subprocess, sys, time
 def tell():
@@ -63,10 +63,10 @@ def server(tmp_path):
 def ask(server, tmp_path):
     "Ask as the console script does, from a process of its own; `call` is a function of PROGRAM."
     asker = (
-        "import sys; from mlops_nb.front import launcher; import json; real = launcher.Forked\n"
+        "import sys; from mlops_nb.front import launcher; import json; real = launcher.ForkedProcess\n"
         "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
         "ours = {'call': f'program:{call}', 'library': library}\n"
-        "launcher.Forked = lambda where, request, *fds: real(where, request | ours, *fds)\n"
+        "launcher.ForkedProcess = lambda where, request, *fds: real(where, request | ours, *fds)\n"
         "launcher.main()"
     )
 
@@ -159,7 +159,7 @@ def test_a_kernel_is_made_ahead_and_leaves_nothing(server, tmp_path):
     [first] = until(waiting)
     os.kill(first, signal.SIGKILL)
     until(lambda: not psutil.pid_exists(first))
-    kernel = Forked(str(tmp_path / "forks"), {"env": {**os.environ}, "cwd": "/"})
+    kernel = ForkedProcess(str(tmp_path / "forks"), {"env": {**os.environ}, "cwd": "/"})
     until(lambda: kernel.pid in waiting())
     assert kernel.pid != first and kernel.poll() is None
     [spare] = until(lambda: set(waiting()) - {first, kernel.pid})
@@ -196,7 +196,7 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
     server = int(parent.stdout.readline())
     until(lambda: is_listening(address))
     with open(os.devnull, "r+") as null:
-        fork = Forked(
+        fork = ForkedProcess(
             address,
             {
                 "call": "program:hang",
@@ -221,7 +221,7 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
 def test_no_server_no_fork(tmp_path):
     assert not is_listening(str(tmp_path / "forks"))
     with pytest.raises(OSError):
-        Forked(str(tmp_path / "forks"), {})
+        ForkedProcess(str(tmp_path / "forks"), {})
 
 
 def test_after_an_installation_there_are_no_mixtures(tmp_path):
@@ -230,8 +230,8 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
     packages.mkdir()
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
-        "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
-        "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())"
+        "forkserver.installation_time = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
+        "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve_forks(sys.argv[2], ())"
     )
     root, log = str(Path(forkserver.__file__).parents[2]), tmp_path / "log"
     process = subprocess.Popen([sys.executable, "-c", code, root, address, packages, log])
@@ -245,15 +245,15 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
             "library": root,
             "umask": 0o22,
         }
-        assert Forked(address, ask, 0, 1, 2).status() == 0
+        assert ForkedProcess(address, ask, 0, 1, 2).status() == 0
         (packages / "new").mkdir()
         with pytest.raises((OSError, ValueError)):
-            Forked(address, ask, 0, 1, 2)
+            ForkedProcess(address, ask, 0, 1, 2)
         until(lambda: log.read_text() == "started\n" * 2)
 
         def again():
             try:
-                return Forked(address, ask, 0, 1, 2).status() == 0
+                return ForkedProcess(address, ask, 0, 1, 2).status() == 0
             except (OSError, ValueError):
                 return False
 

@@ -1238,7 +1238,7 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 
 INGEST = """
 import sys
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 from mlops_nb.data import ingest, versions
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
@@ -1247,7 +1247,7 @@ from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
-for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load(sys.argv[1]))
+for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load_settings(sys.argv[1]))
 print("done", flush=True)
 """
 

@@ -76,7 +76,7 @@ def test_a_package_that_is_not_there_is_a_settings_error(tmp_path, package, says
 def test_a_name_that_no_package_of_a_workflow_can_have(tmp_path, package, says):
     "Even if there are modules: what processes import under such a name is something else, or nothing."
     settings = create(tmp_path / "w", workspace={"package": package})
-    folder = library.folder_of(settings.root, package)
+    folder = library.package_folder(settings.root, package)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.py").write_text("")
     with pytest.raises(SettingsError, match=rf"package = {package} {says}"):
@@ -91,8 +91,8 @@ def test_the_framework_names_its_own_folders():
     }
     assert (
         own
-        and all(library.unfit(f"mlops_nb.{name}") for name in own)
-        and not library.unfit("mlops_nb.churn")
+        and all(library.package_problem(f"mlops_nb.{name}") for name in own)
+        and not library.package_problem("mlops_nb.churn")
     )
 
 
@@ -101,7 +101,7 @@ def test_an_import_from_above_the_package_is_left_to_the_import(tmp_path):
     (tmp_path / "shop/__init__.py").write_text("")
     (tmp_path / "shop/a.py").write_text("from .. import x\nfrom . import b")
     (tmp_path / "shop/b.py").write_text("")
-    assert list(library.modules([library.tree("import shop.a")], tmp_path / "shop")) == [
+    assert list(library.imported_modules([library.parse("import shop.a")], tmp_path / "shop")) == [
         "shop",
         "shop.a",
         "shop.b",
@@ -127,7 +127,7 @@ def test_a_snapshot_holds_the_package_and_nothing_of_the_framework(tmp_path):
 def test_the_reference_model_needs_only_the_modules_of_its_features():
     "An edit of what the monitor notebook exports changes no model's library."
     names = ["mlops_nb.churn.train.features", "sklearn.pipeline.Pipeline"]
-    files = library.defining(names, ROOT, "mlops_nb.churn")
+    files = library.defining_modules(names, ROOT, "mlops_nb.churn")
     assert [f.relative_to(ROOT).as_posix() for f in files] == [
         "mlops_nb/churn/__init__.py",
         "mlops_nb/churn/train.py",
@@ -223,7 +223,7 @@ from sklearn.linear_model import LogisticRegression
 import mlops_nb
 from mlops_nb.churn import train
 from mlops_nb.core import cluster, tracking
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
@@ -231,7 +231,7 @@ from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
 
-settings = load(sys.argv[1])
+settings = load_settings(sys.argv[1])
 rows = pl.DataFrame({"id": range(60), "x": [float(i % 7) for i in range(60)],
                      "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)]})
 objective = Objective(name="m", question="?", target="y", positive="Yes", key="id")
@@ -310,9 +310,9 @@ ELSEWHERE = """
 import sys
 import ray
 from mlops_nb.core import cluster
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 
-cluster.connect(load(sys.argv[1]))
+cluster.connect(load_settings(sys.argv[1]))
 def of_worker():
     from mlops_nb.churn import train
     from mlops_nb.core import events

@@ -242,7 +242,7 @@ def test_a_part_without_rows_is_read_once_and_the_next_is_taken(tmp_path, name):
     first = ingest("d", "in/*.csv", settings=workspace)
     (tmp_path / "in" / name).write_bytes(EMPTY[name])
     again = [ingest("d", "in/*.csv", by="ann", settings=workspace).ref for _ in range(2)]
-    assert again == [first.ref] * 2 and lake.version(workspace.table("d")) == 0
+    assert again == [first.ref] * 2 and lake.table_version(workspace.table("d")) == 0
     (read,) = events.history(workspace.events, kind="read_empty").collect().to_dicts()
     assert (read["subject"], read["by"], list(json.loads(read["details"])["parts"])) == (
         "d",
@@ -701,4 +701,4 @@ def test_ends_that_cannot_be_are_refused(tmp_path, ends, says):
         resplit("other", ends, settings=workspace)
     with pytest.raises(DataError, match="no dataset none"):
         resplit("none", ends, settings=workspace)
-    assert lake.version(workspace.table("sales")) == 0
+    assert lake.table_version(workspace.table("sales")) == 0

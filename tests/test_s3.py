@@ -72,7 +72,10 @@ def test_many_writers_at_once_lose_nothing_and_double_nothing(s3):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(writer, range(4)))
-    assert sorted(lake.scan(table).collect()["n"]) == list(range(12)) and lake.version(table) == 11
+    assert (
+        sorted(lake.scan(table).collect()["n"]) == list(range(12))
+        and lake.table_version(table) == 11
+    )
     lake.maintain(table)
     assert (
         lake.scan(table).collect().height == 12
@@ -107,8 +110,8 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
         "1_ingest",
         "rows: int",
         "import polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
-        "from mlops_nb.core.settings import load\nrows_ = pl.DataFrame({'n': range(rows)})\n"
-        "address = load().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
+        "from mlops_nb.core.settings import load_settings\nrows_ = pl.DataFrame({'n': range(rows)})\n"
+        "address = load_settings().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
         "glue('frame', rows_)",
     )
     stage(
@@ -164,7 +167,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
     assert not (bucket.root / "storage").exists() and storage in run._repr_html_()
 
     assert [s.state for s in flow.run({"rows": 3}, **again).stages] == ["reused", "reused"]
-    assert lake.version(bucket.table("numbers")) == 0
+    assert lake.table_version(bucket.table("numbers")) == 0
     import boto3
 
     things = (
@@ -175,7 +178,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
     things.filter(Prefix=f"team/churn/artifacts/{run.stages[1].id}/artifacts/model").delete()
     things.filter(Prefix=f"team/churn/runs/{run.id}/1_ingest.frame").delete()
     mended = flow.run({"rows": 3}, **again)  # what was lost is made again
-    assert [s.state for s in mended.stages] == ["done", "done"] and lake.version(
+    assert [s.state for s in mended.stages] == ["done", "done"] and lake.table_version(
         bucket.table("numbers")
     ) == 1
 

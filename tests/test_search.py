@@ -134,16 +134,16 @@ def test_a_cell_is_refused_exactly_if_its_column_does_not_accept_it(name, value,
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"i": 1}, "row 1, column 'b': expected true or false, came no value"),
-        ([1], "row 1: expected an object with a value a column, came \\[1\\]"),
+        ({"i": 1}, "row 1, column 'b': expected true or false, got no value"),
+        ([1], "row 1: expected an object with a value a column, got \\[1\\]"),
         (None, "row 1: expected an object"),
-        (GOOD | {"i": "7"}, 'expected an integer of 64 bits, came "7"'),
+        (GOOD | {"i": "7"}, 'expected an integer of 64 bits, got "7"'),
         (GOOD | {"i": 2**63}, "expected an integer of 64 bits"),
-        (GOOD | {"F": 1}, "column 'F'.*came an unknown column"),
+        (GOOD | {"F": 1}, "column 'F'.*got an unknown column"),
         (GOOD | {"iid": 1}, "column 'iid': expected 'i'|column 'iid'"),
         (GOOD | {"d": "31.01.2026"}, "column 'd': expected a date such as 2026-01-31 or null"),
         (GOOD | {"t": "noon"}, "column 't': expected a time"),
-        (GOOD | {"s": "x" * 500} | {"b": 1}, "column 'b': expected true or false, came 1"),
+        (GOOD | {"s": "x" * 500} | {"b": 1}, "column 'b': expected true or false, got 1"),
         (GOOD | {"s": "\ud800"}, "column 's'"),
     ],
 )
@@ -177,22 +177,22 @@ def test_a_whole_number_written_as_a_float_is_an_integer(value, number):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"i": 3.5}, "row 1, column 'i': expected an integer of 64 bits, came 3.5"),
-        ({"i": True}, "column 'i': expected an integer of 64 bits, came true"),
-        ({"i": "3.0"}, 'came "3.0"'),
+        ({"i": 3.5}, "row 1, column 'i': expected an integer of 64 bits, got 3.5"),
+        ({"i": True}, "column 'i': expected an integer of 64 bits, got true"),
+        ({"i": "3.0"}, 'got "3.0"'),
         (
             {"i": 2.0**53},
-            "came 9007199254740992.0, a float too large to stand for one integer: send it without",
+            "got 9007199254740992.0, a float too large to stand for one integer: send it without",
         ),
         ({"i": 1e300}, "a float too large"),
         ({"i": float("inf")}, "column 'i'"),
         ({"i": float("nan")}, "column 'i'"),
         (
             {"f": 2**53 + 1},
-            "column 'f': expected a number or null, came 9007199254740993, an integer that no float holds",
+            "column 'f': expected a number or null, got 9007199254740993, an integer that no float holds",
         ),
         ({"f": 10**400}, "an integer that no float holds"),
-        ({"b": 1.0}, "column 'b': expected true or false, came 1.0"),
+        ({"b": 1.0}, "column 'b': expected true or false, got 1.0"),
     ],
 )
 def test_what_would_be_rounded_or_is_of_another_kind_is_refused(row, says):
@@ -232,15 +232,15 @@ def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
     [
         (
             {"n": [1.0, 2.5]},
-            "row 1, column 'n': expected an integer of 64 bits or null, came dtype Float64 with 2.5",
+            "row 1, column 'n': expected an integer of 64 bits or null, got dtype Float64 with 2.5",
         ),
         ({"n": [1.0, 2.0**53]}, "row 1, column 'n'"),
         ({"n": [1.0, float("inf")]}, "row 1, column 'n'"),
         ({"n": pl.Series([1, 2**64 - 1], dtype=pl.UInt64)}, "row 1, column 'n'"),
-        ({"n": [True, False]}, "came dtype Boolean"),
+        ({"n": [True, False]}, "got dtype Boolean"),
         (
             {"n": [1, 2], "x": [1, 2**53 + 1]},
-            "row 1, column 'x': expected a number, came dtype Int64 with 9007199254740993",
+            "row 1, column 'x': expected a number, got dtype Int64 with 9007199254740993",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_narrow_types_are_widened_and_wrong_ones_refused():
         == {"a": pl.Int64, "b": pl.String, "c": pl.Float64}
     )
     with pytest.raises(
-        InputError, match="column 'a': expected an integer of 64 bits, came dtype Float64"
+        InputError, match="column 'a': expected an integer of 64 bits, got dtype Float64"
     ):
         signature.conform(frame.with_columns(a=1.5))
     with pytest.raises(InputError, match="column 'c'.*no such column"):

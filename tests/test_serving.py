@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from mlops_nb.core import lake
 from mlops_nb.core.errors import InputError, Refused
-from mlops_nb.core.settings import Serve, create
+from mlops_nb.core.settings import ServeSection, create
 from mlops_nb.science.signature import Signature, plainly_fits
 from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
 from mlops_nb.service.serving.log import (
@@ -176,9 +176,9 @@ def wait(condition, seconds=10):
 
 CHILD = textwrap.dedent("""
     import os, sys
-    from mlops_nb.core.settings import load
+    from mlops_nb.core.settings import load_settings
     from mlops_nb.service.serving.log import PredictionLog
-    log, name = PredictionLog(load(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
+    log, name = PredictionLog(load_settings(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
     for i in range(1_000_000):
         log.append({"prediction_id": [f"{name}-{i}"], "at": [0], "label": ["Yes"]})
         os.write(1, f"{name}-{i}\\n".encode())   # the acknowledgement
@@ -573,7 +573,7 @@ def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     def refuse(table):
         raise OSError("input/output error")
 
-    monkeypatch.setattr(lake, "sync", refuse)
+    monkeypatch.setattr(lake, "sync_table", refuse)
     with pytest.raises(OSError, match="input/output"):
         log.close()
     assert [p.suffix for p in log.folder.iterdir()] == [".log"]
@@ -918,13 +918,15 @@ def test_on_every_interface_addresses_and_the_machines_name_count_and_star_is_an
 
     from mlops_nb.service.serving.guard import check_host, host_names
 
-    open_house, anybody = Serve(host="0.0.0.0", tokens="t"), Serve(hosts="*")
+    open_house, anybody = ServeSection(host="0.0.0.0", tokens="t"), ServeSection(hosts="*")
     for host in ("10.0.0.7:8000", "[fe80::1]:8000", socket.gethostname()):
         check_host([(b"host", host.encode())], host_names(open_house))
     with pytest.raises(Refused):
         check_host([(b"host", b"evil.example")], host_names(open_house))
     with pytest.raises(Refused):
-        check_host([(b"host", b"localhost"), (b"host", b"evil.example")], host_names(Serve()))
+        check_host(
+            [(b"host", b"localhost"), (b"host", b"evil.example")], host_names(ServeSection())
+        )
     check_host([(b"host", b"evil.example")], host_names(anybody))
 
 

@@ -12,7 +12,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from mlops_nb.core.settings import create
-from mlops_nb.core.templates import file, render
+from mlops_nb.core.templates import render, template_text
 from mlops_nb.front import pages
 from mlops_nb.models.registry import ModelVersion
 from mlops_nb.science.signature import InputColumn, Signature
@@ -148,7 +148,7 @@ def test_a_value_that_is_missing_is_an_error():
 
 def test_the_stylesheet_reaches_nothing_outside():
     "Each rule begins with our class, or is about a page around it."
-    css = re.sub(r"/\*.*?\*/", "", file("style.css"), flags=re.S)
+    css = re.sub(r"/\*.*?\*/", "", template_text("style.css"), flags=re.S)
     depth, selectors = 0, []
     for part in re.split(r"([{}])", css):
         if part == "{":
@@ -161,7 +161,7 @@ def test_the_stylesheet_reaches_nothing_outside():
 
 
 def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
-    style = " ".join(file("style.css").split())
+    style = " ".join(template_text("style.css").split())
     worn = {}
     for notebook in sorted(LIBRARY.parent.glob("nbs/[1-7]_*/*.ipynb")):
         for cell in json.loads(notebook.read_text())["cells"]:

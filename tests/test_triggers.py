@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 
 from mlops_nb.core import events, lake
 from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowError
-from mlops_nb.core.locks import alone
+from mlops_nb.core.locks import workspace_lock
 from mlops_nb.core.settings import create
 from mlops_nb.flow import triggers
 from mlops_nb.flow.triggers.sensors import KINDS
@@ -243,10 +243,10 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
     (tmp_path / "a.csv").write_text("id\n1\n")
 
     def run(parameters):
-        with alone(settings=settings):
+        with workspace_lock(settings=settings):
             return finish(parameters)
 
-    with alone(settings=settings):
+    with workspace_lock(settings=settings):
         triggers.step(run, lambda what, why: told.append(what), settings=settings)
     assert (
         told == ["running", "busy"]
@@ -259,7 +259,7 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
 
 def test_one_watch_a_workspace(tmp_path):
     settings = create(tmp_path)
-    with alone("watch", settings=settings):
+    with workspace_lock("watch", settings=settings):
         assert triggers.watching(settings)["process"] == os.getpid()
         with pytest.raises(Busy, match="a watch holds this workspace already"):
             triggers.watch(finish, settings=settings)

@@ -26,8 +26,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from mlops_nb.core import events, library
 from mlops_nb.core.errors import WorkflowError
-from mlops_nb.core.library import modules
-from mlops_nb.core.locks import alone, take
+from mlops_nb.core.library import imported_modules
+from mlops_nb.core.locks import try_lock, workspace_lock
 from mlops_nb.core.settings import StageSection, create, load_settings
 from mlops_nb.flow.workflow import Workflow, kernels
 from mlops_nb.flow.workflow.batch import grid
@@ -480,9 +480,9 @@ def package(tmp_path) -> Path:
 
 
 def test_modules_are_found_through_relative_lazy_and_nested_imports(package):
-    found = modules([parse_cell("import shop.a")], package)
+    found = imported_modules([parse_cell("import shop.a")], package)
     assert set(found) == {"shop", "shop.a", "shop.b", "shop.sub", "shop.sub.c", "shop.d"}
-    assert modules([parse_cell("import shopping, os.path")], package) == {}
+    assert imported_modules([parse_cell("import shopping, os.path")], package) == {}
 
 
 def test_a_key_changes_with_what_matters_only(package, tmp_path):
@@ -650,7 +650,7 @@ def test_a_library_inside_another_out_of_step_is_told_and_the_one_around_it_is_n
 def _hold(root: str, held) -> None:
     from mlops_nb.core.settings import load_settings
 
-    with alone(settings=load_settings(root)) as say:
+    with workspace_lock(settings=load_settings(root)) as say:
         say(run="r1")
         held.set()
         time.sleep(60)
@@ -666,25 +666,25 @@ def test_the_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path):
         assert held.wait(60)
         with (
             pytest.raises(WorkflowError, match=rf"process {holder.pid}, since .* UTC, run r1"),
-            alone(settings=settings),
+            workspace_lock(settings=settings),
         ):
             pass
     finally:
         holder.kill()
         holder.join()
-    with alone(settings=settings):
+    with workspace_lock(settings=settings):
         pass
 
 
 def test_a_look_at_the_lock_keeps_nobody_out(tmp_path):
     "`holder` takes the lock for an instant, shared; a run that starts in that instant starts."
     settings = create(tmp_path)
-    with alone(settings=settings):
+    with workspace_lock(settings=settings):
         pass
     with (settings.state / "run.lock").open() as look:
-        assert take(look, shared=True)
+        assert try_lock(look, shared=True)
         threading.Timer(0.01, look.close).start()
-        with alone(settings=settings):
+        with workspace_lock(settings=settings):
             pass
 
 
@@ -1479,7 +1479,7 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     pid = kernel(tmp_path)
     with (
         pytest.raises(WorkflowError, match=rf"process {runner.pid}, .*run "),
-        alone(settings=workspace),
+        workspace_lock(settings=workspace),
     ):
         pass
     [notebook] = Path(workspace.runs).rglob("*.ipynb")
@@ -1489,7 +1489,7 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
     runner.kill()
     runner.wait()
     wait(lambda: not psutil.pid_exists(pid))
-    with alone(settings=workspace):
+    with workspace_lock(settings=workspace):
         pass
     assert status(notebook)[-2:] == ["running", "pending"]
 

@@ -16,15 +16,15 @@ from typing import Any
 
 # %% ../../nbs/1_core/00_errors.ipynb #3fc79596
 class MlopsError(Exception):
-    "Something that the user can mend; the message says how."
+    "Something that the user can fix. The message says how."
 
 # %% ../../nbs/1_core/00_errors.ipynb #158febda
 class SettingsError(MlopsError):
-    "The workspace's `settings.ini` is missing or says something that cannot be."
+    "The workspace's `settings.ini` is missing, or has a value that is not allowed."
 
 
 class SealedError(Exception):
-    "A secret was pickled without its value, and the value cannot be read here."
+    "A secret was pickled without its value, and the value cannot be read in this process."
 
 
 class ClusterError(MlopsError):
@@ -36,128 +36,139 @@ class TrackingError(MlopsError):
 
 # %% ../../nbs/1_core/00_errors.ipynb #cb797e12
 class LakeError(MlopsError):
-    "A table is not there, or the rows are not of its kind."
+    "A table does not exist, or the rows do not have its columns and types."
 
 
 class CommitConflict(LakeError):
-    "Somebody else committed to the table first."
+    "Another process committed to the table first."
 
 
 class EventConflict(MlopsError):
-    "Somebody else decided first."
+    "Another decision was recorded first."
 
 # %% ../../nbs/1_core/00_errors.ipynb #45dfe901
 class DataError(MlopsError):
-    "The data is not there, or is not what its contract or signature says."
+    "The data does not exist, or does not match its contract or signature."
 
 
 class NoRows(DataError):
-    "A file has no rows: nothing is wrong with it, and nothing can be learnt from it."
+    "A file has no rows. The file is valid, but no types can be inferred from it."
 
 
 class CutShort(DataError):
-    "The beginning of a file that was looked at does not hold a whole row."
+    "The sample from the beginning of a file does not contain a whole row."
 
 
 class ProfileError(MlopsError):
-    "These bytes are no profile."
+    "The bytes are not a profile."
 
 
 class ConstraintError(MlopsError):
-    "No such rule, or a value that it cannot take."
+    "A rule does not exist, or got a value that it cannot take."
 
 # %% ../../nbs/1_core/00_errors.ipynb #900a0c96
 class Unparsable(DataError):
-    "A value is not of the type that its column was read as."
+    "A value does not have the type with which its column was read."
 
     def __init__(self, message: str, column: str | None = None):
         super().__init__(message)
-        self.column = column  # where it is, if that is known
+        self.column = column  # None if it is not known
 
     def __reduce__(self):
         return Unparsable, (self.args[0], self.column)
 
 
 class InputError(DataError):
-    "An input row that breaks a model's signature: where, what was expected, and what came."
+    "An input row does not match a model's signature."
 
-    def __init__(self, row: int | None, column: str, expected: str, came: str):
-        self.row, self.column, self.expected, self.came = row, column, expected, came
-        where = ([] if row is None else [f"row {row}"]) + ([f"column '{column}'"] if column else [])
-        super().__init__(f"{', '.join(where)}: expected {expected}, came {came}")
+    def __init__(
+        self,
+        row: int | None,  # index in the request, from 0; None if there is only one row
+        column: str,  # empty: the error concerns the whole row
+        expected: str,  # the type, or the set of values
+        got: str,  # the value as the client sent it, shortened
+    ):
+        self.row, self.column, self.expected, self.got = row, column, expected, got
+        location = [f"row {row}"] if row is not None else []
+        if column:
+            location.append(f"column '{column}'")
+        super().__init__(f"{', '.join(location)}: expected {expected}, got {got}")
 
     def __reduce__(self):
-        return InputError, (self.row, self.column, self.expected, self.came)
+        return InputError, (self.row, self.column, self.expected, self.got)
 
 # %% ../../nbs/1_core/00_errors.ipynb #f77a0911
 class ObjectiveError(MlopsError):
-    "An objective, hypothesis or rule that does not fit the data."
+    "An objective, a hypothesis or a rule does not fit the data."
 
 
 class LabelError(MlopsError):
-    "A value that cannot be a label."
+    "A value cannot be a label."
 
 
 class FoldError(MlopsError):
-    "Rows that cannot be divided as the caller wants."
+    "The rows cannot be divided into the requested folds."
 
 
 class TrainingError(MlopsError):
-    "A candidate, a search or a stored pipeline that cannot be used."
+    "A candidate, a search or a stored pipeline cannot be used."
 
 
 class EvaluationError(MlopsError):
-    "Predictions that cannot be evaluated as asked."
+    "The predictions cannot be evaluated as requested."
 
 # %% ../../nbs/1_core/00_errors.ipynb #2fd526e1
 class BundleError(MlopsError):
-    "A bundle that is incomplete, was changed, or cannot be loaded in this process."
+    "A bundle is incomplete, was changed, or cannot be loaded in this process."
 
 
 class OutdatedBundle(BundleError):
-    "A bundle of an earlier release that this one cannot load: the model has to be trained again."
+    "A bundle of an earlier release cannot be loaded by this one. Train the model again."
 
 
 class RegistryError(MlopsError):
-    "A model version that does not exist, or cannot be registered."
+    "A model version does not exist, or cannot be registered."
 
 
 class ApprovalError(MlopsError):
-    "A version that may not be approved; the message says why and how to go on."
+    "A model version may not be approved."
 
 # %% ../../nbs/1_core/00_errors.ipynb #49b9bdf8
 class ServingError(MlopsError):
-    "A version cannot be served."
+    "A model version cannot be served."
 
 
 class DeploymentError(MlopsError):
-    "A version cannot be deployed, or an endpoint is not what it should be; the message says why and what to do."
+    "A model version cannot be deployed, or an endpoint is not in the expected state."
 
 # %% ../../nbs/1_core/00_errors.ipynb #62ef60c2
+_HEADERS = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}  # by status
+
+
 class Refused(MlopsError):
-    "A request that cannot be answered as it is: an HTTP status, a sentence, and where it went wrong."
+    "A request that an endpoint refuses."
 
     def __init__(
         self,
         status: int,  # HTTP status, 4xx or 503
-        message: str,  # what was expected, what came, what to do
-        **where,  # row, column, expected, came: whatever is known
+        message: str,  # what was expected, what was sent, what to do
+        **where,  # facts for the body: row, column, expected …; None is left out
     ):
         super().__init__(message)
-        self.status, self.where = status, {k: v for k, v in where.items() if v is not None}
+        self.status = status
+        self.where = {key: value for key, value in where.items() if value is not None}
 
     @property
     def body(self) -> bytes:
-        "The answer's body."
+        "Return the body of the answer, as JSON."
         import orjson
 
         return orjson.dumps({"error": {"message": str(self), **self.where}}, default=str)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        "Headers that the status asks for."
-        headers = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}
-        return headers.get(self.status, [])
+        "Return the headers that the status requires."
+        return _HEADERS.get(self.status, [])
 
 # %% ../../nbs/1_core/00_errors.ipynb #02d17380
 class WorkflowError(MlopsError):
@@ -165,37 +176,38 @@ class WorkflowError(MlopsError):
 
     def __init__(
         self,
-        message: str,  # what went wrong
+        message: str,  # what failed
         *,
-        problems: tuple = (),  # each is a `Problem` of the workflow's notebooks, printed on its own line
+        problems: tuple = (),  # of class `Problem`; each is printed on a line of its own
         run: Any = None,  # the `Run` that failed, if it had begun
     ):
         super().__init__("\n".join([message, *(f"  {p}" for p in problems)]))
-        self.problems, self.run = problems, run
+        self.problems = problems
+        self.run = run
 
 
 class NotANotebook(WorkflowError):
     "A file cannot be read as a notebook."
 
-    def __init__(self, address: str, reason: str):
-        super().__init__(f"{address}: {reason}")
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
         self.reason = reason
 
 # %% ../../nbs/1_core/00_errors.ipynb #7c350404
 class Busy(WorkflowError):
-    "Another process holds what one process at a time may hold."
+    "Another process holds a lock that only one process may hold."
 
 
 class TriggerError(MlopsError):
-    "A trigger cannot be looked at, or a watch cannot be started or ended."
+    "A trigger cannot be checked, or a watch cannot be started or stopped."
 
 
 class LineageError(MlopsError):
-    "A reference that names nothing."
+    "A reference names nothing."
 
 # %% ../../nbs/1_core/00_errors.ipynb #e40fb280
 class PanicError(Exception):
-    "A library panicked: a defect of it, or data that it cannot take."
+    "A Rust library panicked: it has a defect, or it got data that it cannot process."
 
 
 def _is_panic(error: BaseException) -> bool:

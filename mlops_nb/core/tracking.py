@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import TrackingError
-from .locks import in_turn
+from .locks import file_lock
 from .masking import masked, scrubbed
-from .settings import Settings, load_settings, local, sqlite
+from .settings import Settings, load_settings, local_path, sqlite_uri
 
 # %% ../../nbs/1_core/08_tracking.ipynb #c1589330
 def mlflow_client(
@@ -68,11 +68,11 @@ def _create(path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.new")
-    with in_turn(path.parent):
+    with file_lock(path.parent):
         if path.exists():
             return
         fresh.unlink(missing_ok=True)
-        engine = create_sqlalchemy_engine(sqlite(str(fresh)))
+        engine = create_sqlalchemy_engine(sqlite_uri(str(fresh)))
         _initialize_tables(engine)
         engine.dispose()
         fresh.replace(path)
@@ -167,7 +167,7 @@ def fetch(
             raise TrackingError(f"no run {run_id} in MLflow: {reason}") from e
         uri = f"{base}/{path}"
     if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
-        place = Path(local(uri))
+        place = Path(local_path(uri))
         if place.exists():
             return place
         raise TrackingError(f"nothing at {place}: the files were moved or removed")

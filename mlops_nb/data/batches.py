@@ -352,11 +352,11 @@ def _verdicts(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> dict[in
         if one.file is None:
             continue
         path = lake.file_uri(plan.table, one.file.path)
-        keys = lake.file_rows(path).select(lake.column(key)).collect()
+        keys = lake.scan_files(path).select(lake.column(key)).collect()
         hits = np.flatnonzero(np.isin(split_hash(keys, plan.splitting.salt, key), twice))
         if not len(hits):
             continue
-        rows = lake.file_rows(path).collect()[hits]
+        rows = lake.scan_files(path).collect()[hits]
         content = pl.Series(row_hashes(rows.select(cs.by_name(*plan.contract.columns))))
         several.append(
             rows.select(
@@ -379,7 +379,7 @@ def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> l
     rule, after = f"{plan.contract.key}|{UNIQUE}", list(chunks)
     for i, rows in _verdicts(chunks, twice, plan).items():
         one = chunks[i]
-        stored = lake.file_rows(lake.file_uri(plan.table, one.file.path)).collect()
+        stored = lake.scan_files(lake.file_uri(plan.table, one.file.path)).collect()
         stored = stored.with_row_index("\1row")
         hit = stored["\1row"].is_in(rows["row"].implode())
         aside, kept = (stored.filter(which).drop("\1row") for which in (hit, ~hit))
@@ -393,5 +393,5 @@ def without_doubles(chunks: Sequence[Chunk], twice: np.ndarray, plan: Plan) -> l
             rejected=[*one.rejected, lake.write_file(plan.quarantine, bad, plan.new_name())],
             rules=one.rules + Counter({rule: aside.height}),
         )
-        lake.discard(plan.table, [one.file])
+        lake.delete_data_files(plan.table, [one.file])
     return after

@@ -20,7 +20,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from ..core.errors import DataError, panics_as_errors
-from ..core.lake import column, same_name
+from ..core.lake import column, case_clash
 from ..core.templates import render
 from .splits import row_hashes
 from mlops_nb.data.values import (
@@ -99,7 +99,7 @@ def _check_names(names: Iterable[str]) -> None:
             f"columns {', '.join(blank)} have no name that can be written: name them in the source"
         )
     refuse_patterns(names, "the source")
-    if clashing := same_name(names):
+    if clashing := case_clash(names):
         raise DataError(
             f"columns {' and '.join(clashing)} differ only in case, and a Delta table "
             "does not tell such names apart: rename one of them in the source"

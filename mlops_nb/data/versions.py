@@ -140,7 +140,7 @@ class VersionRows(VersionFacts):
         mine, others = (lake.table_files(self.table, version=v.version) for v in (self, other))
         shared = {file.path for file in others}
         paths = [lake.file_uri(self.table, f.path) for f in mine if f.path not in shared]
-        return lake.file_rows(paths) if paths else self.scan().clear()
+        return lake.scan_files(paths) if paths else self.scan().clear()
 
     def require(self, column: str) -> None:
         "Refuse a column that is not there."
@@ -353,7 +353,7 @@ def commit_version(
     at: int | None,  # the table's version that was decided by; None: there is none
 ) -> int:
     "Commit a version, and return its number; raise `CommitConflict` if another was first."
-    ingests = (lake.done(table, "ingests", version=at) or 0) + 1
+    ingests = (lake.last_key(table, "ingests", version=at) or 0) + 1
     keys = {facts["ingest"]: 1, "ingests": ingests}
     return lake.commit_files(
         table, add, remove, schema=schema, at=at, keys=keys, metadata={"ingest": json.dumps(facts)}

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.forkserver import Forked, socket_in
+from ..core.forkserver import ForkedProcess, socket_path
 
 # %% ../../nbs/7_front/02_launcher.ipynb #6cd531f9
 def server(
@@ -29,7 +29,7 @@ def server(
     for folder in (start, *start.parents):
         with suppress(OSError, ValueError, KeyError):
             record = json.loads((folder / ".mlops_nb" / "cluster.json").read_text())
-            return socket_in(record["folder"])
+            return socket_path(record["folder"])
     return None
 
 # %% ../../nbs/7_front/02_launcher.ipynb #9991282c
@@ -50,7 +50,7 @@ def _hand_over(argv: list[str]) -> int | None:
         "library": str(Path(mlops_nb.__file__).parents[1]),
     }
     try:
-        fork = Forked(server(argv[1:]) or "", {**request, "cwd": os.getcwd()}, 0, 1, 2)
+        fork = ForkedProcess(server(argv[1:]) or "", {**request, "cwd": os.getcwd()}, 0, 1, 2)
     except (OSError, ValueError):
         return None
     ended_by = signal.SIGKILL

@@ -364,7 +364,7 @@ class Bundle(Code):
         "The fitted pipeline: verified, its library in place, and only then read."
         if self.own or _environment_digests():
             vouched(self, self.own)
-        if any(library.within(n, self.package) for n in self.own):
+        if any(library.is_within(n, self.package) for n in self.own):
             _provide(self, self.package)
         try:
             pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
@@ -489,8 +489,8 @@ def _outdated(bundle: Parts, why: str) -> OutdatedBundle:
     "Return the error that says what to do with a bundle of an earlier release."
     registered, here = bundle.lineage.get("framework"), library.framework()
     return OutdatedBundle(
-        f"bundle {bundle.path} was registered with {library.release(registered)}, "
-        f"and {library.release(here)} cannot load it, for {why}. "
+        f"bundle {bundle.path} was registered with {library.describe_framework(registered)}, "
+        f"and {library.describe_framework(here)} cannot load it, for {why}. "
         "Train the model and register it again"
     )
 
@@ -501,7 +501,7 @@ def _library(bundle: Bundle) -> Path | None:
     if not sources:
         return None
     if bundle.package == library.FRAMEWORK:  # as earlier releases had it
-        if not any(library.within(name, library.FRAMEWORK) for name in bundle.own):
+        if not any(library.is_within(name, library.FRAMEWORK) for name in bundle.own):
             return None
         raise _outdated(bundle, "its library is the whole framework of that time")
     return _private_library(sources, vouched(bundle, sorted(sources)).settings)
@@ -512,7 +512,7 @@ def _provide(bundle: Bundle, package: str) -> None:
     if bundle.library is None:
         return  # installed, or else loading says what is missing
     if package not in sys.modules:
-        return library.use(bundle.library, package)
+        return library.import_from(bundle.library, package)
     place = Path(next(iter(sys.modules[package].__path__))).parents[package.count(".")]
     if _differ(_sources_of(bundle.contents), place):
         raise BundleError(

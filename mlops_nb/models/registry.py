@@ -330,11 +330,11 @@ def _sources(
 ) -> dict[str, Path]:  # by place in the library
     "Return the modules of the exported package that a pipeline needs."
     package = settings.workspace.package
-    names = [name for name in types_in_file(model) if library.within(name, package)]
+    names = [name for name in types_in_file(model) if library.is_within(name, package)]
     if not names:
         return {}
     root = cluster.snapshot(settings)
-    files = library.defining(names, root, package)
+    files = library.defining_modules(names, root, package)
     return {file.relative_to(root).as_posix(): file for file in files}
 
 # %% ../../nbs/4_models/03_registry.ipynb #1fcf3fbd

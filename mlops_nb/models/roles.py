@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'role_versions', 'serving', 'mirror', 'mirrored']
 
 # %% ../../nbs/4_models/01_roles.ipynb #414b5c0e
 from ..core import events, tracking
-from ..core.locks import in_turn
+from ..core.locks import file_lock
 from ..core.settings import Settings
 
 # %% ../../nbs/4_models/01_roles.ipynb #8ecfed91
@@ -41,7 +41,7 @@ def mirror(
 ) -> None:
     "Make MLflow's aliases say which version has which role; safe to repeat."
     client, mark = tracking.mlflow_client(settings), settings.state / "roles" / name
-    with in_turn(mark.with_suffix(".lock")):
+    with file_lock(mark.with_suffix(".lock")):
         mark.unlink(missing_ok=True)
         event = events.newest(settings.events, "deployed", name)
         while True:

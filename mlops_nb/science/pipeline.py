@@ -30,7 +30,7 @@ import polars as pl
 
 from ..core import tracking
 from ..core.errors import TrainingError
-from ..core.library import FRAMEWORK, within
+from ..core.library import FRAMEWORK, is_within
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import render
 from mlops_nb.science.features import (
@@ -112,7 +112,7 @@ def dotted(
     name = (
         features if isinstance(features, str) else f"{features.__module__}.{features.__qualname__}"
     )
-    foreign = package != "" and not within(name, package)
+    foreign = package != "" and not is_within(name, package)
     if foreign or name.split(".")[0] in _NOTEBOOK:
         raise TrainingError(
             f"feature function {name}: expected one of package '{package or '(any)'}'; export its cell "
@@ -476,7 +476,7 @@ def allowed(
     if name in TYPES:
         return True
     if root not in ("sklearn", "numpy"):
-        return package != FRAMEWORK and within(module, package)
+        return package != FRAMEWORK and is_within(module, package)
     try:
         member = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError):

@@ -240,8 +240,12 @@ def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
     kept = {f.path for version in versions for f in lake.table_files(plan.table, version=version)}
     if lake.table_exists(plan.quarantine):
         kept |= {f.path for f in lake.table_files(plan.quarantine)}
-    lake.discard(plan.table, [c.file for c in chunks if c.file and c.file.path not in kept])
-    lake.discard(plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept])
+    lake.delete_data_files(
+        plan.table, [c.file for c in chunks if c.file and c.file.path not in kept]
+    )
+    lake.delete_data_files(
+        plan.quarantine, [f for c in chunks for f in c.rejected if f.path not in kept]
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #e03b6014
 def _propose_contract(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
@@ -308,9 +312,9 @@ def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
 def _set_aside(chunks: Sequence[Chunk], plan: Plan) -> None:
     "Commit the rejected rows, once."
     rejected = [f for c in chunks for f in c.rejected]
-    if not rejected or lake.done(plan.quarantine, plan.ingest):
+    if not rejected or lake.last_key(plan.quarantine, plan.ingest):
         return
-    at = lake.version(plan.quarantine)
+    at = lake.table_version(plan.quarantine)
     lake.commit_files(
         plan.quarantine, rejected, schema=pl.Schema(QUARANTINE), at=at, keys={plan.ingest: 1}
     )
@@ -352,12 +356,12 @@ def _facts(
     }
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b75978b5
-@lake.decide_again
+@lake.retry_on_conflict
 def _commit_rows(
     chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], request: IngestRequest
 ) -> tuple[int, dict, Change]:  # the version, its facts, what it changed
     "Make the written rows part of the table; decide again if somebody else was first."
-    at = lake.version(plan.table)
+    at = lake.table_version(plan.table)
     earlier = committed(plan.table, at)
     for version, facts in earlier:
         if facts["ingest"] == plan.ingest:
@@ -370,8 +374,8 @@ def _commit_rows(
             plan.table, effect.add, effect.remove, facts, schema=plan.schema, at=at
         )
     except BaseException:
-        if not lake.done(plan.table, plan.ingest):
-            lake.discard(plan.table, effect.anew)
+        if not lake.last_key(plan.table, plan.ingest):
+            lake.delete_data_files(plan.table, effect.anew)
         raise
     return version, facts, effect
 
@@ -417,10 +421,12 @@ def _sweep(table: str) -> None:
     if not lake.table_exists(table):
         return
     before = datetime.now(UTC) - timedelta(hours=_STRAY_HOURS)
-    old = [path for path, at in lake.written(table).items() if at < before]
+    old = [path for path, at in lake.list_data_files(table).items() if at < before]
     ingest_of = lambda path: path.partition("-")[0]
-    dead = {i for i in map(ingest_of, old) if lake.done(table, i) is None}
-    lake.discard(table, [lake.DataFile(path, 0, 0) for path in old if ingest_of(path) in dead])
+    dead = {i for i in map(ingest_of, old) if lake.last_key(table, i) is None}
+    lake.delete_data_files(
+        table, [lake.DataFile(path, 0, 0) for path in old if ingest_of(path) in dead]
+    )
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #90cc0f66
 def _merged(name: str, facts: dict, effect: Change, settings: Settings) -> Profile | None:

@@ -57,12 +57,12 @@ def _divided(
     table, written, tally = version.settings.table(version.name), [], Tally()
     try:
         for file in lake.table_files(table, version=version.version):
-            rows = lake.file_rows(lake.file_uri(table, file.path)).collect()
+            rows = lake.scan_files(lake.file_uri(table, file.path)).collect()
             rows = rows.with_columns(how.assign(rows))
             written.append(lake.write_file(table, rows, f"{ingest}-{uuid4().hex}.parquet"))
             tally = tally.plus(Tally.of(rows))
     except BaseException:
-        lake.discard(table, written)
+        lake.delete_data_files(table, written)
         raise
     return written, tally
 
@@ -96,7 +96,7 @@ def _facts(version: DatasetVersion, how: Splitting, tally: Tally, ingest: str, b
     }
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #acec6a25
-@lake.decide_again
+@lake.retry_on_conflict
 def resplit(
     name: str,  # of a dataset that is divided by time
     ends: Mapping[str, Any] | Literal["shares"] = "shares",  # split → its end, exclusive
@@ -119,8 +119,8 @@ def resplit(
     try:
         version = commit_version(table, files, old, facts, schema=schema, at=last.version)
     except BaseException:
-        if not lake.done(table, ingest):
-            lake.discard(table, files)
+        if not lake.last_key(table, ingest):
+            lake.delete_data_files(table, files)
         raise
     moved = record_version(name, version, facts, settings=settings)
     events.record(settings.events, "resplit", moved.ref, by=by, **facts["moved"])

@@ -25,7 +25,7 @@ def _rows(table: str, files: Sequence[DataFile], **columns: str) -> pl.LazyFrame
     "Some columns of files, under names of our own, with `_file` and `_row`."
     named = [lake.column(c).alias(name) for name, c in columns.items()]
     return pl.concat(
-        lake.file_rows(lake.file_uri(table, f.path))
+        lake.scan_files(lake.file_uri(table, f.path))
         .select(named)
         .with_row_index("_row")
         .with_columns(_file=pl.lit(f.path))
@@ -123,7 +123,7 @@ def _parted(
     path: str, numbers: Sequence[pl.Series], plan: Plan
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The rows of a file that stay, and those that go."
-    stored = lake.file_rows(lake.file_uri(plan.table, path)).collect().with_row_index("\1row")
+    stored = lake.scan_files(lake.file_uri(plan.table, path)).collect().with_row_index("\1row")
     going = pl.concat(numbers) if numbers else stored["\1row"].clear()
     gone = stored["\1row"].is_in(going.implode())
     return stored.filter(~gone).drop("\1row"), stored.filter(gone).drop("\1row")

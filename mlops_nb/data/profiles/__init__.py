@@ -20,7 +20,7 @@ from .profiling import BATCH, Profile, profile
 # %% ../../../nbs/2_data/08_profiles.ipynb #4b026b3b
 def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
     "A file's rows, not read yet."
-    return lake.file_rows(file, storage_options=options)
+    return lake.scan_files(file, storage_options=options)
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #ea40850e
 def _moment(key: object) -> datetime | None:

@@ -47,7 +47,7 @@ class Spill:
 
     def _scan(self, name: str) -> pl.LazyFrame:
         if name in self._files:
-            return lake.file_rows(self._files[name])
+            return lake.scan_files(self._files[name])
         return pl.LazyFrame(schema=self.schema)
 
     def __exit__(self, *_) -> None:

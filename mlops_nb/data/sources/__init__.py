@@ -21,7 +21,7 @@ import polars as pl
 
 from ...core.errors import DataError, MlopsError, panics_as_errors
 from ...core.masking import masked
-from ...core.settings import local
+from ...core.settings import local_path
 from ...core.templates import render
 from .databases import database_parts
 from mlops_nb.data.sources.files import (
@@ -254,7 +254,7 @@ class SourceAddress:
     @property
     def place(self) -> str:
         "The address without its options."
-        return local(self._divided[0])
+        return local_path(self._divided[0])
 
     @property
     def kind(self) -> str:
@@ -274,7 +274,7 @@ class SourceAddress:
 
     @property
     def _address(self) -> str:
-        place = local(self.place.removeprefix("delta:"))
+        place = local_path(self.place.removeprefix("delta:"))
         return place.rstrip("/") if "://" in place else str((Path(self.root) / place).resolve())
 
     def __str__(self) -> str:

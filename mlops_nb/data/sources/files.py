@@ -146,7 +146,7 @@ def file_state(path: str, seen: tuple) -> str:
 TEXT = {".csv": {}, ".tsv": {"separator": "\t"}, ".txt": {}}
 JSON = {".ndjson", ".jsonl"}
 _ipc = partial(pl.scan_ipc, glob=False)
-BINARY = {".parquet": lake.file_rows, ".arrow": _ipc, ".ipc": _ipc, ".feather": _ipc}
+BINARY = {".parquet": lake.scan_files, ".arrow": _ipc, ".ipc": _ipc, ".feather": _ipc}
 _lines = partial(pl.scan_lines, glob=False)
 
 

@@ -76,7 +76,7 @@ class TablePart(Part):
     def scan(self) -> pl.LazyFrame:
         "Its rows, lazily where they are in files."
         if self.since is None:
-            return lake.frame(lake.open_table(self.address, self.version))
+            return lake.table_frame(lake.open_table(self.address, self.version))
         if self.added:
             return pl.concat(self._file(*file) for file in self.added)
         return pl.concat([pl.DataFrame(schema=self._schema()), *self._changes()]).lazy()
@@ -96,7 +96,7 @@ class TablePart(Part):
     def _file(self, path: str, partition: str) -> pl.LazyFrame:
         schema, values = self._schema(), json.loads(partition)
         inside = {c: t for c, t in schema.items() if c not in values}
-        rows = lake.file_rows(
+        rows = lake.scan_files(
             f"{self.address}/{path}",
             schema=inside,
             missing_columns="insert",

@@ -17,7 +17,7 @@ import polars as pl
 
 from ...core import events
 from ...core.errors import Busy, TriggerError, panics_as_errors
-from ...core.locks import alone, holder, in_words
+from ...core.locks import workspace_lock, lock_holder, describe_holder
 from ...core.masking import masked, masked_all
 from ...core.settings import Settings, TriggerSection, load_settings
 from .sensors import KINDS, kind
@@ -54,7 +54,7 @@ def watching(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> dict[str, Any] | None:  # its process and since when; none where no watch runs
     "The watch that is on, if there is one."
-    return holder("watch", settings=settings or load_settings())
+    return lock_holder("watch", settings=settings or load_settings())
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #75e0a86a
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def watch(
 ) -> None:
     "Look, run what is due, look again; one watch a workspace, and one run at a time."
     stop, tell = stop or threading.Event(), on_event or (lambda what, why: None)
-    with alone("watch", settings=settings) as say:
+    with workspace_lock("watch", settings=settings) as say:
         say(by=by)
         arm(settings=settings, by=by)
         while not stop.is_set():
@@ -326,7 +326,7 @@ def detach(
 
     if found := watching(settings):
         raise TriggerError(
-            f"a watch is on already ({in_words(found)}): "
+            f"a watch is on already ({describe_holder(found)}): "
             "end it first, a detached one with `mlops-nb watch --stop`"
         )
     cluster.connect(settings)

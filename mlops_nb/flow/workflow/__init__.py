@@ -16,7 +16,7 @@ from typing import Any
 
 from ...core import cluster, events
 from ...core.errors import NotANotebook, WorkflowError
-from ...core.locks import alone
+from ...core.locks import workspace_lock
 from ...core.masking import masked_all
 from ...core.settings import Settings, load_settings
 from . import kernels
@@ -224,7 +224,7 @@ def _run(
     raise_problems(problems)
     stages = _between(self, first, last)
     cluster.snapshot(settings)  # a package that is not there stops a run before it begins
-    with alone(settings=settings) as say:
+    with workspace_lock(settings=settings) as say:
         kernels.warm_up(settings)
         ledger = Ledger(settings)
         wires = self.wires

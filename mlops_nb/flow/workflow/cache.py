@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.library import modules
+from ...core.library import imported_modules
 from .stages import RESERVED, Stage
 
 # %% ../../../nbs/6_flow/09_workflow_cache.ipynb #a98bb4cb
@@ -27,7 +27,7 @@ def key(
     fingerprint: str = "",  # of inputs that are not parameters
 ) -> str:  # SHA-256, hexadecimal
     "What a stage's result depends on, as one digest: same key, same work."
-    used = modules(stage.trees.values(), package, name) if package else {}
+    used = imported_modules(stage.trees.values(), package, name) if package else {}
     facts = {
         "stage": stage.name,
         "code": list(stage.code.values()),

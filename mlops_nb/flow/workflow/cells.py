@@ -10,7 +10,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from ...core.library import tree
+from ...core.library import parse
 
 # %% ../../../nbs/6_flow/02_workflow_cells.ipynb #163ab2e1
 _OVER_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b[^\n]*")  # cell magics over Python
@@ -29,7 +29,7 @@ class _Inline(ast.NodeTransformer):
             case _:
                 return node
         try:
-            body = tree(code).body
+            body = parse(code).body
         except SyntaxError:
             return node
         for part in (n for statement in body for n in ast.walk(statement) if hasattr(n, "lineno")):
@@ -71,7 +71,7 @@ def parse_cell(source: str) -> ast.Module:
 def _compiled(source: str) -> ast.Module:
     # finds more than the parser does
     compile(source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)
-    return tree(source)
+    return parse(source)
 
 # %% ../../../nbs/6_flow/02_workflow_cells.ipynb #8306662a
 PLAIN = frozenset(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import NotANotebook, WorkflowError
-from ...core.library import folder_of
+from ...core.library import package_folder
 from ...core.settings import Settings
 from .files import Problem, read_notebook
 from .names import near, undefined
@@ -60,7 +60,7 @@ def _late(path: Path, settings: Settings) -> list[Path]:
         except Exception:
             if _exports(path):
                 raise
-        package = folder_of(Path(folder), settings.workspace.package)
+        package = package_folder(Path(folder), settings.workspace.package)
         modules = [m.relative_to(folder) for m in package.rglob("*.py")]
         return [m for m in modules if _body(Path(folder) / m) != _body(settings.root / m)]
 
@@ -69,7 +69,7 @@ def _target(settings: Settings) -> Path:
     "Return the folder that nbdev exports to, relative to the workspace."
     from nbdev.config import get_config
 
-    package = folder_of(settings.root, settings.workspace.package)
+    package = package_folder(settings.root, settings.workspace.package)
     target = outermost = settings.root / settings.workspace.package.partition(".")[0]
     if (settings.root / "pyproject.toml").is_file():
         target = get_config(path=settings.root).lib_path.resolve()

@@ -106,7 +106,7 @@ class Execution:
     def key(self, stage: Stage, values: dict[str, Any]) -> str:
         "The stage's cache key."
         name = self.settings.workspace.package
-        package = library.folder_of(self.code, name) if name else None
+        package = library.package_folder(self.code, name) if name else None
         return key(
             stage,
             values,

@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from ...core.errors import NotANotebook, WorkflowError
-from ...core.lake import answered
+from ...core.lake import store_error
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #822eb101
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _telling(address: str, what: str) -> Iterator[None]:
             if "://" in address
             else "the folder's permissions"
         )
-        raise WorkflowError(f"{address} cannot be {what}: {answered(e)}; check {hint}") from e
+        raise WorkflowError(f"{address} cannot be {what}: {store_error(e)}; check {hint}") from e
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #14a5714d
 def put(address: str, data: bytes) -> None:

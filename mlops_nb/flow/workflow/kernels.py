@@ -27,7 +27,7 @@ from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 from ...core import cluster, forkserver
-from ...core.forkserver import Forked
+from ...core.forkserver import ForkedProcess
 from ...core.settings import Settings
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #0781ed6f
@@ -61,10 +61,10 @@ class Host:
         heads = os.environ.get(
             "MLOPS_NB_FORKS"
         )  # in the folder of this workspace's head; else in one of its own
-        self.address = heads or forkserver.socket_in(tempfile.mkdtemp(prefix="mlops-nb-"))
+        self.address = heads or forkserver.socket_path(tempfile.mkdtemp(prefix="mlops-nb-"))
         start = (
             "import runpy, sys; "  # as a file: no workspace code
-            f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})"
+            f"runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], private={not heads})"
         )
         env = {**plain(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND}
         self.server = subprocess.Popen(
@@ -130,11 +130,11 @@ PATIENCE = 20  # a forked kernel answers within this time or is replaced by a fr
 
 def _plain(command: list[str]) -> bool:
     "Is this how a kernel of this environment is started, without any option of its own?"
-    ours = [a for a in command if a != forkserver.HISTORY]
+    ours = [a for a in command if a != forkserver.NO_HISTORY]
     return ours[0] == sys.executable and ours[-3:-1] == ["ipykernel_launcher", "-f"]
 
 
-async def _connection(kernel: Forked, folder: str) -> dict:
+async def _connection(kernel: ForkedProcess, folder: str) -> dict:
     "How to reach a kernel that was made ahead, once it is complete; raises `RuntimeError` if it does not come to that."
     until = time.monotonic() + PATIENCE
     while not Path(folder, "ready").exists():
@@ -157,7 +157,7 @@ class Provisioner(LocalProvisioner):
         try:
             if not self.address or not _plain(cmd):
                 raise ConnectionError("no fork server, or no plain kernel")
-            self.process = Forked(
+            self.process = ForkedProcess(
                 self.address, {"env": kwargs["env"], "cwd": str(kwargs.get("cwd") or Path.cwd())}
             )
         except (OSError, ValueError):
@@ -381,7 +381,7 @@ def _last_states(text: str) -> str:
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #217a606b
 def _death(process) -> str:  # of a kernel that is gone: a `Popen` or a `Forked`
     "Say in words how a kernel's process ended."
-    code = process.status() if isinstance(process, Forked) else process and process.poll()
+    code = process.status() if isinstance(process, ForkedProcess) else process and process.poll()
     start = "the kernel died while it ran this cell: "
     if code is None:
         return start + "it was killed (by the system, if memory ran out) or it crashed"

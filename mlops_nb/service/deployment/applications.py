@@ -255,7 +255,7 @@ class Endpoint:
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #10c2cbac
 def notes(endpoint: Endpoint) -> list[str]:
     "Return a sentence for each version that another framework serves than it was registered with."
-    named = lambda version, which: library.release(endpoint.framework[version][which])
+    named = lambda version, which: library.describe_framework(endpoint.framework[version][which])
     return [
         f"{endpoint.model}/{version} was registered with {named(version, 'registered')} and is "
         f"served by {named(version, 'here')}"

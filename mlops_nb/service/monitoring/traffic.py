@@ -57,7 +57,7 @@ def unread(
     "The rows that were not taken before."
     if not lake.table_exists(table):
         return pl.DataFrame(schema=schema), mark
-    version = lake.version(table)
+    version = lake.table_version(table)
     every = lake.scan(table, version=version).filter(pl.col("at") <= now)
     if mark is None:
         rows = every.collect()
@@ -83,7 +83,7 @@ def settle(model: str, *, settings: Settings, seconds: float = 10) -> None:
         for kind in TABLES
         for log in (settings.state / "wal" / model / kind).glob("*.log")
     ]
-    while any((lake.done(*w[:2]) or 0) < w[2] for w in waiting) and time.monotonic() < until:
+    while any((lake.last_key(*w[:2]) or 0) < w[2] for w in waiting) and time.monotonic() < until:
         time.sleep(0.1)
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #ccff4938

@@ -45,7 +45,7 @@ def rows_to_frame(signature: Signature, rows: list[dict]) -> pl.DataFrame:
         return signature.frame(rows)
     except InputError as e:
         raise Refused(
-            422, str(e), row=e.row, column=e.column, expected=e.expected, came=e.came
+            422, str(e), row=e.row, column=e.column, expected=e.expected, came=e.got
         ) from e
 
 

@@ -15,8 +15,8 @@ from ipaddress import ip_address
 from socket import gethostname
 
 from ...core.errors import PanicError, Refused, panics_as_errors
-from ...core.settings import LOOPBACK, Serve
-from ...core.templates import file
+from ...core.settings import LOOPBACK, ServeSection
+from ...core.templates import template_text
 from ...science.signature import cut
 from .protocols import read_body, respond
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 _ANY_INTERFACE = {"0.0.0.0", "::", ""}
 
 
-def host_names(serve: Serve) -> frozenset[str]:
+def host_names(serve: ServeSection) -> frozenset[str]:
     "Return the names that requests may ask for; `*` for any, `ip` for every address."
     names = {*LOOPBACK, serve.host, *serve.hosts.split()}
     if serve.host in _ANY_INTERFACE:
@@ -64,7 +64,7 @@ def check_host(headers: list[tuple[bytes, bytes]], names: frozenset[str]) -> Non
 @cache
 def headers() -> list[tuple[bytes, bytes]]:
     "Return what browsers are told with every answer."
-    script = hashlib.sha256(file("endpoint_docs.js").encode()).digest()
+    script = hashlib.sha256(template_text("endpoint_docs.js").encode()).digest()
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -125,7 +125,7 @@ def _again(body: bytes, receive: Callable) -> Callable:
 # %% ../../../nbs/5_service/02_serving_guard.ipynb #44c5d701
 def guarded(
     app: Callable,  # an ASGI application
-    serve: Serve,  # settings
+    serve: ServeSection,  # settings
     *,
     limit: int | None = None,  # bytes of a body; None: the application bounds it itself
 ) -> Callable:

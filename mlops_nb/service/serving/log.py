@@ -19,7 +19,7 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import panics_as_errors
-from ...core.locks import take
+from ...core.locks import try_lock
 from ...core.settings import Settings, load_settings
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #3ed05b9a
@@ -88,10 +88,10 @@ class Segment:
         name = uuid4().hex
         hidden, path = folder / f".{name}", folder / f"{name}.log"
         fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND, 0o600)
-        take(fd)  # nobody knows it yet
+        try_lock(fd)  # nobody knows it yet
         hidden.rename(path)
         for place in (folder, *folder.parents[:4]):
-            lake.to_disk(place)  # up to the workspace
+            lake.flush_to_disk(place)  # up to the workspace
         return cls(path, fd, moved=0)
 
     @classmethod
@@ -102,7 +102,7 @@ class Segment:
         except FileNotFoundError:
             return None
         try:
-            if take(fd) and os.fstat(fd).st_ino == path.stat().st_ino:
+            if try_lock(fd) and os.fstat(fd).st_ino == path.stat().st_ino:
                 return cls(path, fd, moved=None)
         except FileNotFoundError:
             pass
@@ -139,7 +139,7 @@ def move(segment: Segment, table: str, schema: dict) -> int:
     with open(segment.path, "rb") as file:
         while segment.moved is None or segment.moved < published:
             start = (
-                (lake.done(table, segment.path.name) or 0)
+                (lake.last_key(table, segment.path.name) or 0)
                 if segment.moved is None
                 else segment.moved
             )
@@ -180,7 +180,7 @@ def _bring_home(segment: Segment, table: str, schema: dict) -> int:
     with open(path, "rb") as file:
         damaged = sound(file, segment.moved)[2]
     if segment.size:
-        lake.sync(table)
+        lake.sync_table(table)
     path.rename(path.with_suffix(".damaged")) if damaged else path.unlink()
     return count
 

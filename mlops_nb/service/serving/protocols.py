@@ -18,7 +18,7 @@ from uuid import uuid4
 import orjson
 
 from ...core.errors import Refused, panics_as_errors
-from ...core.settings import Serve
+from ...core.settings import ServeSection
 from ...core.templates import render
 from ...science.labels import meant
 from ...science.signature import Signature, cut
@@ -173,7 +173,7 @@ def bearer(
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def authorized(header: str, serve: Serve) -> bool:
+def authorized(header: str, serve: ServeSection) -> bool:
     "Return whether who sends this `Authorization` header may ask."
     return not serve.tokens or serve.identify(bearer(header)) is not None
 
@@ -348,7 +348,7 @@ async def read_body(scope: dict, receive: Callable, *, limit: int = MAX_BODY) ->
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #31569f35
 async def handle(
-    routes: dict[str, Route], serve: Serve, scope: dict, receive: Callable
+    routes: dict[str, Route], serve: ServeSection, scope: dict, receive: Callable
 ) -> tuple[bytes, str]:
     "The answer's body and content type for one request; raises `Refused`."
     path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -367,7 +367,9 @@ async def handle(
     return await route.handler(body, headers.get(b"content-type", "")), route.type
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #5c264984
-def asgi_app(routes: dict[str, Route], serve: Serve, *, close: Callable = lambda: None) -> Callable:
+def asgi_app(
+    routes: dict[str, Route], serve: ServeSection, *, close: Callable = lambda: None
+) -> Callable:
     "An ASGI application of these routes; `close` is called when it shuts down."
 
     async def app(scope, receive, send):

@@ -138,7 +138,7 @@ def test_first_times_and_another_commit_are_a_conflict_that_a_second_try_solves(
     with pytest.raises(CommitConflict):
         write(timed, "2.parquet", 0)
     assert lake.scan(table).collect().height == 2
-    assert write(timed, "3.parquet", lake.version(table)) == 3
+    assert write(timed, "3.parquet", lake.table_version(table)) == 3
     assert lake.scan(table).collect().rows() == [(1, datetime(2024, 5, 1, 10))]
 
 
