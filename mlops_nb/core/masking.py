@@ -18,28 +18,32 @@ from pydantic import SecretStr
 from .errors import SealedError
 
 # %% ../../nbs/1_core/02_masking.ipynb #af46e9e4
-PASSWORD = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>.+)(?=@)", re.S)  # in an address
-_QUOTED = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")  # in a text around it
-_ADDRESS = re.compile(r"[\w+.-]+(:[\w+.-]+)*://")
-SECRET = re.compile(
-    r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))"
-    r"=([^&#\s]+)",
-    re.I,
+PASSWORD = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>.+)(?=@)", re.S)  # in a URI
+_PASSWORD_IN_TEXT = re.compile(r"(?P<user>://[^:/@?#\s]*:)(?P<password>\S+)(?=@)")
+_URI_START = re.compile(r"[\w+.-]+(:[\w+.-]+)*://")
+_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}")
+SECRET = re.compile(  # a query parameter
+    r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|token|secret|api_?key))=([^&#\s]+)", re.I
 )
 
 
-def masked(text: str) -> str:
-    "Return a text with `***` for each password in an address that it holds."
+def _hide(password: str) -> str:
+    "Return `***`, or the text itself if it is only the name of a variable."
+    return password if _VARIABLE.fullmatch(password) else "***"
 
-    def hide(password: str) -> str:
-        return password if re.fullmatch(r"\$\w+|\$\{\w+\}", password) else "***"
 
-    pattern = PASSWORD if _ADDRESS.match(text) else _QUOTED
-    text = pattern.sub(lambda m: m["user"] + hide(m["password"]), text)
-    return SECRET.sub(lambda m: f"{m[1]}={hide(m[2])}", text)
+def masked(
+    text: str,  # a URI, or a text with URIs in it
+) -> str:
+    "Return a text with `***` in place of each password in a URI."
+    pattern = PASSWORD if _URI_START.match(text) else _PASSWORD_IN_TEXT
+    text = pattern.sub(lambda m: m["user"] + _hide(m["password"]), text)
+    return SECRET.sub(lambda m: f"{m[1]}={_hide(m[2])}", text)
 
 # %% ../../nbs/1_core/02_masking.ipynb #079104d1
-def masked_all(value: Any) -> Any:
+def masked_all(
+    value: Any,  # JSON-able
+) -> Any:
     "Return a JSON-able value with every text in it masked."
     if isinstance(value, str):
         return masked(value)
@@ -51,26 +55,27 @@ def masked_all(value: Any) -> Any:
 
 # %% ../../nbs/1_core/02_masking.ipynb #b3dcee99
 def scrubbed(
-    text: str,  # what a driver or a client says
-    address: str,  # the address that it was given, with its secrets
+    text: str,  # the message of a driver or client
+    uri: str,  # the URI that the driver used, with its secrets
 ) -> str:
-    "Return the text without the address and without the secrets in it."
-    text = text.replace(address, masked(address))
-    passwords = [m["password"] for m in PASSWORD.finditer(address)]
-    for secret in passwords + [m[2] for m in SECRET.finditer(address)]:
-        for form in {secret, unquote(secret)}:
-            text = text.replace(form, "***")
+    "Return the text without the URI and without the secrets in it."
+    text = text.replace(uri, masked(uri))
+    passwords = [m["password"] for m in PASSWORD.finditer(uri)]
+    parameters = [m[2] for m in SECRET.finditer(uri)]
+    for secret in passwords + parameters:
+        text = text.replace(secret, "***").replace(unquote(secret), "***")
     return masked(text)
 
 # %% ../../nbs/1_core/02_masking.ipynb #65b88b68
 class Secret(SecretStr):
     "A text that is shown and pickled masked."
 
-    sealed = False
+    sealed = False  # True: only the masked form is here
 
     def __reduce__(self) -> tuple:
         hides = self.sealed or self._display() != self._secret_value
-        return (type(self)._seal if hides else type(self)), (str(self),)
+        constructor = type(self)._seal if hides else type(self)
+        return constructor, (str(self),)
 
     @classmethod
     def _seal(cls, display: str) -> "Secret":
@@ -79,16 +84,16 @@ class Secret(SecretStr):
         return sealed
 
     def get_secret_value(self) -> str:
-        "Return the value itself; raises `SealedError` where only its masked form is here."
+        "Return the value. Raise `SealedError` if only its masked form is here."
         if self.sealed:
             raise SealedError(
-                f"{self} came from another process without its secret: settings.ini "
-                "of the workspace is not readable here, or says something else"
+                f"{self} was sent from another process without its secret, and settings.ini "
+                "of the workspace is not readable here or has another value"
             )
         return self._secret_value
 
     def opens(self, sealed: "Secret") -> bool:
-        "Return whether this is what another process sealed, as far as that shows."
+        "Return whether a sealed secret has the same masked form, and this one has its value."
         return not self.sealed and str(self) == str(sealed)
 
     def __copy__(self) -> "Secret":
@@ -106,32 +111,38 @@ class Secret(SecretStr):
 
 # %% ../../nbs/1_core/02_masking.ipynb #f2d1ea7c
 class SecretUri(Secret):
-    "An address that may hold a password: shown as `postgresql://user:***@host/database`."
+    "A URI that may contain a password, shown as `postgresql://user:***@host/database`."
 
     def _display(self) -> str:
         return masked(self._secret_value)
 
 
 class Webhook(Secret):
-    "An address that is a secret from its path on: shown as `https://host/***`."
+    "A URI whose path is a secret, shown as `https://host/***`."
 
     def _display(self) -> str:
+        if not self._secret_value:
+            return ""
         parts = urlsplit(self._secret_value)
-        return f"{parts.scheme}://{parts.hostname}/***" if self._secret_value else ""
+        return f"{parts.scheme}://{parts.hostname}/***"
 
 # %% ../../nbs/1_core/02_masking.ipynb #cc94c067
-def _entry(text: str) -> tuple[str, str]:
-    "Return name and token of one entry."
+def _parse_entry(text: str) -> tuple[str, str]:
+    "Return name and token of one entry. Raise `ValueError` if it is not one."
     name, colon, token = text.rpartition(":")
     if not colon:
         return f"token-{hashlib.sha256(token.encode()).hexdigest()[:6]}", token
     if not token or not re.fullmatch(r"[\w.@+-]+", name):
         raise ValueError(
-            "expected entries TOKEN or NAME:TOKEN separated by spaces; an entry has a "
-            "colon, but not a name of letters, digits and . @ + - _ before it and a "
-            "token after it"
+            "expected entries TOKEN or NAME:TOKEN separated by spaces; got an entry with a colon, "
+            "but without a name of letters, digits and . @ + - _ before it and a token after it"
         )
     return name, token
+
+
+def _salted_digest(token: str, salt: bytes) -> bytes:
+    "Return the SHA-256 digest of a token and a salt."
+    return hashlib.sha256(salt + token.encode("utf-8", "surrogatepass")).digest()
 
 # %% ../../nbs/1_core/02_masking.ipynb #a1272b63
 class Tokens(Secret):
@@ -140,38 +151,43 @@ class Tokens(Secret):
     def __init__(self, secret_value: str):
         super().__init__(secret_value)
         self._salt = secrets.token_bytes(16)
-        self._entries = [_entry(text) for text in secret_value.split()]
-        self._hashes = [(name, self._hash(token)) for name, token in self._entries]
-        if len({digest for _, digest in self._hashes}) < len(self._hashes):
-            raise ValueError("the same token is there twice: give each person or program its own")
-
-    def _hash(self, token: str) -> bytes:
-        return hashlib.sha256(self._salt + token.encode("utf-8", "surrogatepass")).digest()
+        self._entries = [_parse_entry(text) for text in secret_value.split()]
+        self._digests = [(n, _salted_digest(t, self._salt)) for n, t in self._entries]
+        if len({digest for _, digest in self._digests}) < len(self._digests):
+            raise ValueError(
+                "expected different tokens, got one twice: give each person or program its own"
+            )
 
     def identify(self, token: str) -> str | None:
-        "Return the name of who has this token, or None; in constant time."
-        digest = self._hash(token)
-        names = [name for name, one in self._hashes if compare_digest(digest, one)]
+        "Return the name that belongs to a token, or None; in constant time."
+        digest = _salted_digest(token, self._salt)
+        names = [name for name, other in self._digests if compare_digest(digest, other)]
         return names[0] if names else None
 
     def __reduce__(self) -> tuple:
-        return (Tokens._seal, (self._salt, self._hashes)) if self else (Tokens, ("",))
+        if not self:
+            return Tokens, ("",)
+        return Tokens._seal, (self._salt, self._digests)
 
     @classmethod
-    def _seal(cls, salt: bytes, hashes: list[tuple[str, bytes]]) -> "Tokens":
+    def _seal(cls, salt: bytes, digests: list[tuple[str, bytes]]) -> "Tokens":
         sealed = cls("")
-        sealed._secret_value, sealed.sealed = "*" * 10, True
-        sealed._salt, sealed._hashes = salt, hashes
+        sealed.sealed = True
+        sealed._secret_value = "*" * 10
+        sealed._salt = salt
+        sealed._digests = digests
         return sealed
 
     def opens(self, sealed: "Tokens") -> bool:
-        "Return whether these are the tokens that another process sealed."
-        names = [sealed.identify(token) for _, token in self._entries]
-        ours, theirs = [[name for name, _ in tokens._hashes] for tokens in (self, sealed)]
-        return not self.sealed and names == ours == theirs
+        "Return whether sealed tokens are these tokens, in the same order."
+        if self.sealed:
+            return False
+        identified = [sealed.identify(token) for _, token in self._entries]
+        names = [name for name, _ in self._digests]
+        return identified == names == [name for name, _ in sealed._digests]
 
     @property
     def first(self) -> str | None:
-        "The first token, for a client of this workspace; None where none is needed."
+        "Return the first token, for a client of this workspace; None if no token is needed."
         self.get_secret_value()
         return self._entries[0][1] if self._entries else None

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/1_core/01_templates.ipynb #54184d53
 def template_text(
-    name: str,  # in `mlops_nb/templates`
+    name: str,  # file name in `mlops_nb/templates`
 ) -> str:
-    "Return the text of a package file as it is."
+    "Return the text of a file in the templates folder, unchanged."
     return (files("mlops_nb") / "templates" / name).read_text(encoding="utf-8")
 
 # %% ../../nbs/1_core/01_templates.ipynb #6e7a4561
 def cell_text(
-    value: Any,  # of a table
+    value: Any,  # value of one cell of a table
 ) -> str:
-    "Return a value as a table shows it; markup stays as it is, None becomes empty."
+    "Return a value as text for a table. None becomes the empty text; markup stays as it is."
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -44,7 +44,7 @@ def cell_text(
 # %% ../../nbs/1_core/01_templates.ipynb #abb1cbaa
 @cache
 def _environment() -> "Environment":
-    "Return the one environment of all templates."
+    "Return the Jinja environment of all templates."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -55,41 +55,47 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell_text, "html": lambda shown: Markup(shown._repr_html_())}
+    environment.filters["cell"] = cell_text
+    environment.filters["html"] = lambda shown: Markup(shown._repr_html_())
     environment.globals["file"] = lambda name: Markup(template_text(name))
-    environment.globals["stylesheet"] = Markup(
-        " ".join(template_text("style.css").split())
-    )  # one line of an output
+    # On one line, so that it takes one line of a notebook's output.
+    environment.globals["stylesheet"] = Markup(" ".join(template_text("style.css").split()))
     return environment
 
 
 def render(
-    template: str,  # its file name
+    template: str,  # file name of the template
     /,
-    **values: Any,  # all that it uses
+    **values: Any,  # every value that the template uses
 ) -> str:  # HTML
     "Return a template filled with values, each of them escaped."
     return _environment().get_template(template).render(values)
 
-# %% ../../nbs/1_core/01_templates.ipynb #1561c897
-def figure_html(
-    figure: "Figure",  # drawn, not attached to pyplot
-    alt: str = "",  # what it shows, for who cannot see it
-    *,
-    small: bool = False,  # a PNG without a background, for a cell of a table
-) -> "Markup":  # an <img> with the drawing inside
-    "Return a figure as HTML that needs no other file."
-    from markupsafe import Markup
+# %% ../../nbs/1_core/01_templates.ipynb #5dd6bafb
+def _image_bytes(figure: "Figure", *, small: bool) -> bytes:
+    "Return a figure as PNG if it is small, else as SVG; always the same bytes."
     from matplotlib import rc_context
 
-    for ax in figure.axes:
-        ax.spines[["top", "right"]].set_visible(False)
     content = BytesIO()
     with rc_context({"svg.hashsalt": "mlops_nb", "svg.fonttype": "none"}):
         if small:
             figure.savefig(content, format="png", transparent=True)
         else:
             figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    data = b64encode(content.getvalue()).decode()
-    type_ = "image/png" if small else "image/svg+xml"
-    return Markup(render("picture.html", alt=alt, type=type_, data=data).strip())
+    return content.getvalue()
+
+
+def figure_html(
+    figure: "Figure",  # not attached to pyplot
+    alt: str = "",  # what it shows, for people who cannot see it
+    *,
+    small: bool = False,  # a PNG without a background, for a cell of a table
+) -> "Markup":  # an <img> element
+    "Return a figure as HTML that needs no other file."
+    from markupsafe import Markup
+
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    data = b64encode(_image_bytes(figure, small=small)).decode()
+    media_type = "image/png" if small else "image/svg+xml"
+    return Markup(render("picture.html", alt=alt, type=media_type, data=data).strip())
