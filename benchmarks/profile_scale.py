@@ -41,10 +41,10 @@ class Watch(threading.Thread):
     def run(self) -> None:
         import psutil
 
-        from mlops_nb.core import cluster
+        from mlops_nb.core import head
 
         while not self.ended.wait(0.1):
-            for process in cluster.session_processes(self.session):
+            for process in head.session_processes(self.session):
                 try:
                     if process.name().startswith("ray::"):
                         self.peak = max(self.peak, process.memory_info().rss / 2**20)

@@ -10,7 +10,7 @@ import httpx
 import polars as pl
 import psutil
 
-from mlops_nb.core import cluster, events, lake
+from mlops_nb.core import cluster, events, head, lake
 from mlops_nb.core.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ assert json.loads(ask("lineage", f"prediction:{mine['prediction_id']}", "--forma
 assert httpx.get(f"{endpoint['url'].rsplit('/models', 1)[0]}/monitor/churn").status_code == 200
 
 running = cluster.find_cluster(settings)
-members = cluster.session_processes(running.session)
+members = head.session_processes(running.session)
 ask("down")
 left = [p for p in members if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 assert not left and not Path(running.folder).exists(), left

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import free_port
 
-from mlops_nb.core import cluster, lake, locks
+from mlops_nb.core import cluster, head, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
 from mlops_nb.front.cli import parameters
@@ -274,7 +274,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
     command = [COMMAND, "run", "-w", settings.root]
     try:
         assert call("run", "--to", "make", "-w", settings.root).returncode == 0
-        family = cluster.session_processes(cluster.find_cluster(settings).session)
+        family = head.session_processes(cluster.find_cluster(settings).session)
         forks = [p for p in family if "forkserver.py" in " ".join(p.cmdline())]
         server = min(forks, key=lambda p: p.create_time())  # the others are its children
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -324,7 +324,7 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
         assert [name("a"), name("b")] == ["a", "b"]
         victims = [
             p
-            for p in cluster.session_processes(cluster.find_cluster(a).session)
+            for p in head.session_processes(cluster.find_cluster(a).session)
             if "ServeReplica" in " ".join(p.cmdline())
         ]
         assert victims
@@ -339,7 +339,7 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
                 answers.append("none")
             time.sleep(0.05)
         assert set(answers) <= {"a", "none"} and answers[-1] == "a"
-        gone = cluster.session_processes(cluster.find_cluster(a).session)
+        gone = head.session_processes(cluster.find_cluster(a).session)
         assert call("down", "-w", a.root).returncode == 0
         assert not [p for p in gone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         assert name("b") == "b" and cluster.find_cluster(b)

@@ -140,6 +140,16 @@ def _parse_entry(text: str) -> tuple[str, str]:
     return name, token
 
 
+def _parse_entries(text: str) -> list[tuple[str, str]]:
+    "Return name and token of each entry. Raise `ValueError` if a token occurs twice."
+    entries = [_parse_entry(entry) for entry in text.split()]
+    if len({token for _, token in entries}) < len(entries):
+        raise ValueError(
+            "expected different tokens, got one twice: give each person or program its own"
+        )
+    return entries
+
+
 def _salted_digest(token: str, salt: bytes) -> bytes:
     "Return the SHA-256 digest of a token and a salt."
     return hashlib.sha256(salt + token.encode("utf-8", "surrogatepass")).digest()
@@ -151,12 +161,8 @@ class Tokens(Secret):
     def __init__(self, secret_value: str):
         super().__init__(secret_value)
         self._salt = secrets.token_bytes(16)
-        self._entries = [_parse_entry(text) for text in secret_value.split()]
+        self._entries = _parse_entries(secret_value)
         self._digests = [(n, _salted_digest(t, self._salt)) for n, t in self._entries]
-        if len({digest for _, digest in self._digests}) < len(self._digests):
-            raise ValueError(
-                "expected different tokens, got one twice: give each person or program its own"
-            )
 
     def identify(self, token: str) -> str | None:
         "Return the name that belongs to a token, or None; in constant time."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOPBACK', 'Section', 'WorkspaceSection', 'ClusterSection', 'TrackingSection', 'ServeSection', 'MonitorSection',
            'AlertsSection', 'DeploySection', 'StageSection', 'TriggerSection', 'local_path', 'sqlite_uri',
-           'misread_part', 'Locations', 'Settings', 'find_root', 'load_settings', 'create']
+           'misread_part', 'Locations', 'TrackingLocations', 'Settings', 'find_root', 'load_settings', 'create']
 
 # %% ../../nbs/1_core/03_settings.ipynb #23bcec99
 import codecs
@@ -245,6 +245,27 @@ class Locations:
         "Return the folder of this machine's own state: cluster record, logs, code snapshots."
         return self.root / ".mlops_nb"
 
+# %% ../../nbs/1_core/03_settings.ipynb #336dab93
+class TrackingLocations(Locations):
+    "The locations of MLflow's data, which follow from the settings as well."
+
+    @property
+    def tracking_uri(self) -> str:
+        "Return the URI of MLflow's tracking and registry database."
+        folder = self.state if "://" in self.storage else self.storage
+        return self.tracking.uri.get_secret_value() or sqlite_uri(f"{folder}/mlflow.db")
+
+    @property
+    def artifacts_uri(self) -> str:
+        "Return the location of MLflow's files."
+        location = self.tracking.artifacts.get_secret_value()
+        return self._absolute(location) if location else f"{self.storage}/artifacts"
+
+    @property
+    def experiment(self) -> str:
+        "Return the name of the MLflow experiment of this workspace's runs."
+        return self.tracking.experiment or self.workspace.name
+
 # %% ../../nbs/1_core/03_settings.ipynb #be222564
 def _check_locations(settings: "Settings") -> "Settings":
     "Return the settings. Raise `SettingsError` for a location that a library misreads."
@@ -269,7 +290,7 @@ def _check_locations(settings: "Settings") -> "Settings":
     return settings
 
 # %% ../../nbs/1_core/03_settings.ipynb #93f594fd
-class Settings(Locations, BaseSettings):
+class Settings(TrackingLocations, BaseSettings):
     "A workspace's settings, and the locations that follow from them."
 
     model_config = SettingsConfigDict(
@@ -297,23 +318,6 @@ class Settings(Locations, BaseSettings):
     @model_validator(mode="after")
     def _check(self):
         return _check_locations(self)
-
-    @property
-    def tracking_uri(self) -> str:
-        "Return the URI of MLflow's tracking and registry database."
-        folder = self.state if "://" in self.storage else self.storage  # SQLite needs a real file
-        return self.tracking.uri.get_secret_value() or sqlite_uri(f"{folder}/mlflow.db")
-
-    @property
-    def artifacts_uri(self) -> str:
-        "Return the location of MLflow's files."
-        location = self.tracking.artifacts.get_secret_value()
-        return self._absolute(location) if location else f"{self.storage}/artifacts"
-
-    @property
-    def experiment(self) -> str:
-        "Return the name of the MLflow experiment of this workspace's runs."
-        return self.tracking.experiment or self.workspace.name
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
