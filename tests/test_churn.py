@@ -239,7 +239,7 @@ def test_a_stage_run_by_hand_without_what_comes_before_says_so(read, tmp_path):
     "As `4_test` in JupyterLab, whose parameters have not been filled in."
     settings = create(tmp_path / "w")
     with pytest.raises(
-        TrackingError, match="expected an address such as runs:/.*what an earlier stage glued"
+        TrackingError, match="expected a URI such as runs:/.*output of an earlier stage"
     ):
         read("", settings=settings)
 

@@ -6,121 +6,127 @@
 __all__ = ['mlflow_client', 'current_run_id', 'start_run', 'log_folder', 'fetch']
 
 # %% ../../nbs/1_core/08_tracking.ipynb #a1d9e94f
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .errors import TrackingError
 from .locks import file_lock
 from .masking import masked, scrubbed
 from .settings import Settings, load_settings, local_path, sqlite_uri
 
-# %% ../../nbs/1_core/08_tracking.ipynb #c1589330
-def mlflow_client(
-    settings: Settings | None = None,  # default: the workspace around the current folder
-):  # an `mlflow.MlflowClient`
-    "MLflow's client for this workspace; its database is made if it does not exist."
-    settings = settings or load_settings()
-    mlflow = _mlflow()
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
-    try:
-        if settings.tracking_uri.startswith("sqlite"):
-            _create(_file(settings.tracking_uri))
-        found = mlflow.MlflowClient(settings.tracking_uri, settings.tracking_uri)
-        _experiment(found, settings)
-        return found
-    except Exception as e:
-        uri = settings.tracking_uri
-        raise TrackingError(
-            f"MLflow's database {masked(uri)} cannot be read: "
-            f"{scrubbed(_root(e), uri)}. "
-            "Check [tracking] uri in settings.ini, or move the file away to start a new one"
-        ) from e
+if TYPE_CHECKING:
+    from mlflow import ActiveRun, MlflowClient
 
 # %% ../../nbs/1_core/08_tracking.ipynb #b796381f
-def _mlflow():
-    "MLflow, imported when it is needed, quiet and without telemetry."
+def _mlflow() -> ModuleType:
+    "Import MLflow and return it, quiet and without telemetry."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password of a server
-    import logging
-
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
 
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
 
-# %% ../../nbs/1_core/08_tracking.ipynb #f7c7823f
-def _file(uri: str) -> Path:
-    "Return the file of an SQLite address, as SQLAlchemy reads the address."
-    from sqlalchemy.engine import make_url
 
-    return Path(make_url(uri).database)
-
-# %% ../../nbs/1_core/08_tracking.ipynb #e125880e
-def _create(path: Path) -> None:
-    "Make MLflow's SQLite database, whole or not at all."
-    if path.exists():
-        return
-    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    with file_lock(path.parent):
-        if path.exists():
-            return
-        fresh.unlink(missing_ok=True)
-        engine = create_sqlalchemy_engine(sqlite_uri(str(fresh)))
-        _initialize_tables(engine)
-        engine.dispose()
-        fresh.replace(path)
-
-# %% ../../nbs/1_core/08_tracking.ipynb #78230635
-def _root(error: BaseException) -> str:
-    "The first line of what went wrong underneath."
+def _first_cause(error: BaseException) -> str:
+    "Return the first line of the error from which all others followed."
     while error.__cause__:
         error = error.__cause__
     return (str(error).strip() or repr(error)).splitlines()[0]
 
-# %% ../../nbs/1_core/08_tracking.ipynb #737669ed
-def _experiment(client, settings: Settings) -> str:
-    "The id of the workspace's experiment, made if it does not exist; of two who make it at once one does."
+# %% ../../nbs/1_core/08_tracking.ipynb #521bb019
+def _database_file(uri: str) -> Path:
+    "Return the file of an SQLite URI, as SQLAlchemy reads it."
+    from sqlalchemy.engine import make_url
+
+    return Path(make_url(uri).database)
+
+
+def _migrate(path: Path) -> None:
+    "Run MLflow's migrations on a new SQLite file."
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    path.unlink(missing_ok=True)
+    engine = create_sqlalchemy_engine(sqlite_uri(str(path)))
+    _initialize_tables(engine)
+    engine.dispose()
+
+
+def _create_database(path: Path) -> None:
+    "Create MLflow's SQLite database if it does not exist, completely or not at all."
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new_file = path.with_name(f"{path.name}.new")
+    with file_lock(path.parent):
+        if not path.exists():
+            _migrate(new_file)
+            new_file.replace(path)
+
+# %% ../../nbs/1_core/08_tracking.ipynb #f9b056ab
+def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
+    "Return the id of the workspace's experiment, which is created if it does not exist."
     from mlflow.exceptions import MlflowException
 
-    if found := client.get_experiment_by_name(settings.experiment):
-        return found.experiment_id
+    if experiment := client.get_experiment_by_name(settings.experiment):
+        return experiment.experiment_id
+    location = settings.artifacts_uri
+    if "://" not in location:
+        location = Path(location).absolute().as_uri()
     try:
-        return client.create_experiment(
-            settings.experiment, artifact_location=_uri(settings.artifacts_uri)
-        )
+        return client.create_experiment(settings.experiment, artifact_location=location)
     except MlflowException:
-        if found := client.get_experiment_by_name(settings.experiment):
-            return found.experiment_id
+        if experiment := client.get_experiment_by_name(settings.experiment):
+            return experiment.experiment_id
         raise
 
-# %% ../../nbs/1_core/08_tracking.ipynb #8550ad7b
-def _uri(place: str) -> str:
-    "A folder as a file address; an address as it is."
-    return place if "://" in place else Path(place).absolute().as_uri()
 
-# %% ../../nbs/1_core/08_tracking.ipynb #59bcbce1
-def current_run_id() -> str | None:
-    "The id of the run that is open in this process, or of the stage that this process executes."
-    if "mlflow" in sys.modules and (active := sys.modules["mlflow"].active_run()):
-        return active.info.run_id
-    return os.environ.get("MLOPS_NB_RUN_ID") or os.environ.get("MLFLOW_RUN_ID")
+def mlflow_client(
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> "MlflowClient":
+    "Return MLflow's client for this workspace. Create the database and experiment if needed."
+    settings = settings or load_settings()
+    uri = settings.tracking_uri
+    mlflow = _mlflow()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        if uri.startswith("sqlite"):
+            _create_database(_database_file(uri))
+        client = mlflow.MlflowClient(uri, uri)
+        _experiment_id(client, settings)
+        return client
+    except Exception as e:
+        raise TrackingError(
+            f"MLflow's database {masked(uri)} cannot be read: {scrubbed(_first_cause(e), uri)}. "
+            "Check [tracking] uri in settings.ini, or move the file away to start a new one"
+        ) from e
 
 # %% ../../nbs/1_core/08_tracking.ipynb #eb926884
+def current_run_id() -> str | None:
+    "Return the id of the run that is open in this process, or of the stage that it executes."
+    if "mlflow" in sys.modules:
+        active = sys.modules["mlflow"].active_run()
+        if active:
+            return active.info.run_id
+    return os.environ.get("MLOPS_NB_RUN_ID") or os.environ.get("MLFLOW_RUN_ID")
+
+
 @contextmanager
 def start_run(
     settings: Settings | None = None,  # default: the workspace around the current folder
     *,
     name: str | None = None,  # of a new run
     tags: dict[str, str] | None = None,
-):  # the active `mlflow.ActiveRun`
-    "The active run, the stage's run, or a new one."
+) -> Iterator["ActiveRun"]:
+    "Give the active run, the stage's run, or a new one, until the end of the block."
     settings = settings or load_settings()
     mlflow_client(settings)
     mlflow = _mlflow()
@@ -128,61 +134,65 @@ def start_run(
         yield active
         return
     mlflow.set_experiment(settings.experiment)
-    stage = current_run_id()
-    with mlflow.start_run(run_id=stage, run_name=None if stage else name, tags=tags) as run:
+    run_id = current_run_id()
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else name, tags=tags) as run:
         yield run
 
 # %% ../../nbs/1_core/08_tracking.ipynb #07611d53
 def log_folder(
-    folder: str | Path,  # what to keep
+    folder: str | Path,  # what to save
     name: str,  # its name among the run's artifacts
     *,
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> str:  # "runs:/<run id>/<name>"
-    "Keep a folder of files with the current run."
+) -> str:  # runs:/RUN/NAME
+    "Save a folder of files with the current run. Return its URI."
     with start_run(settings, name=name) as run:
         _mlflow().log_artifacts(str(folder), name)
         return f"runs:/{run.info.run_id}/{name}"
 
 # %% ../../nbs/1_core/08_tracking.ipynb #a072f2e1
-def fetch(
-    uri: str,  # "runs:/…", "models:/…", a file address or a path
-    *,
-    settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Path:
-    "A local folder (or file) with what the address names; downloaded if it is not on this machine."
-    if not uri:
-        raise TrackingError(
-            "expected an address such as runs:/RUN/candidate, got none: "
-            "take what an earlier stage glued"
-        )
-    if uri.startswith("runs:/"):
-        run_id, _, path = uri.removeprefix("runs:/").partition("/")
-        try:
-            base = mlflow_client(settings).get_run(run_id).info.artifact_uri
-        except TrackingError:
-            raise
-        except Exception as e:
-            reason = scrubbed(_root(e), (settings or load_settings()).tracking_uri)
-            raise TrackingError(f"no run {run_id} in MLflow: {reason}") from e
-        uri = f"{base}/{path}"
-    if uri.startswith("file:") or "://" not in uri and ":/" not in uri:
-        place = Path(local_path(uri))
-        if place.exists():
-            return place
-        raise TrackingError(f"nothing at {place}: the files were moved or removed")
-    mlflow_client(settings)
-    return _downloaded(uri)
-
-
-def _downloaded(uri: str) -> Path:
-    "A local copy of what is elsewhere."
+def _artifact_location(uri: str, settings: Settings | None) -> str:
+    "Return where the artifacts of a `runs:/` URI are stored."
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    client = mlflow_client(settings)
     try:
-        place = Path(_mlflow().artifacts.download_artifacts(uri))
+        return f"{client.get_run(run_id).info.artifact_uri}/{path}"
+    except Exception as e:
+        reason = scrubbed(_first_cause(e), (settings or load_settings()).tracking_uri)
+        raise TrackingError(f"no run {run_id} in MLflow: {reason}") from e
+
+
+def _download(uri: str) -> Path:
+    "Return a local copy of files that are elsewhere."
+    try:
+        path = Path(_mlflow().artifacts.download_artifacts(uri))
     except Exception as e:
         raise TrackingError(
-            f"nothing at {masked(uri)}, or it cannot be reached: {scrubbed(_root(e), uri)}"
+            f"nothing at {masked(uri)}, or it cannot be reached: {scrubbed(_first_cause(e), uri)}"
         ) from e
-    if place.is_dir() and not any(place.iterdir()):
+    if path.is_dir() and not any(path.iterdir()):
         raise TrackingError(f"nothing at {masked(uri)}: the files were moved or removed")
-    return place
+    return path
+
+# %% ../../nbs/1_core/08_tracking.ipynb #54d1f4b0
+def fetch(
+    uri: str,  # runs:/…, models:/…, a file: URI or a path
+    *,
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> Path:  # a folder or a file
+    "Return local files for a URI. Download them if they are not on this machine."
+    if not uri:
+        raise TrackingError(
+            "expected a URI such as runs:/RUN/candidate, got the empty text: "
+            "use the output of an earlier stage"
+        )
+    if uri.startswith("runs:/"):
+        uri = _artifact_location(uri, settings)
+    is_local = uri.startswith("file:") or ":/" not in uri
+    if not is_local:
+        mlflow_client(settings)
+        return _download(uri)
+    path = Path(local_path(uri))
+    if not path.exists():
+        raise TrackingError(f"nothing at {path}: the files were moved or removed")
+    return path
