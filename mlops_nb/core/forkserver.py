@@ -91,17 +91,12 @@ def _read_request(lease: socket.socket) -> tuple[dict, list[int]]:
 NO_HISTORY = "--HistoryManager.hist_file=:memory:"  # as nbclient starts every kernel
 
 
-def socket_path(
-    folder: str | Path,  # the folder of a Ray head, or a private one
-) -> str:
+def socket_path(folder: str | Path) -> str:  # folder: of a Ray head, or a private one
     "Return the path of the socket of the fork server in this folder."
     return f"{folder}/forks"
 
 
-def kernel_folder(
-    address: str,  # path of the server's socket
-    pid: int,  # process id of the kernel
-) -> str:
+def kernel_folder(address: str, pid: int) -> str:  # address: the server's socket, pid: the kernel
     "Return the folder of a kernel's connection file and sockets, and of its file `ready`."
     return f"{address}.{pid}"
 
@@ -157,13 +152,9 @@ def _start_sweeper(folder: str) -> "subprocess.Popen":  # noqa: F821
     "Start a process that removes a folder when this process has ended."
     from subprocess import DEVNULL, PIPE, Popen
 
+    command = ["/bin/sh", "-c", 'cat; rm -rf "$1"', "sh", folder]
     return Popen(
-        ["/bin/sh", "-c", 'cat; rm -rf "$1"', "sh", folder],
-        cwd="/",
-        stdin=PIPE,
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-        start_new_session=True,
+        command, cwd="/", stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
     )
 
 

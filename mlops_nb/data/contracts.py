@@ -20,7 +20,8 @@ import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from ..core.errors import DataError, panics_as_errors
-from ..core.lake import column, case_clash
+from ..core.delta import case_clash
+from ..core.lake import column
 from ..core.templates import render
 from .splits import row_hashes
 from mlops_nb.data.values import (

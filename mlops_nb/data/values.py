@@ -20,7 +20,8 @@ import polars as pl
 from pydantic import BaseModel
 
 from ..core.errors import DataError, Unparsable
-from ..core.lake import column, is_pattern
+from ..core.delta import is_pattern
+from ..core.lake import column
 
 # %% ../../nbs/2_data/00_values.ipynb #0d56e4ba
 Kind = Literal["integer", "float", "boolean", "string", "date", "datetime"]

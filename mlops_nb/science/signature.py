@@ -19,7 +19,7 @@ import polars.selectors as cs
 from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import InputError, PanicError, panics_as_errors
-from ..core.lake import is_pattern
+from ..core.delta import is_pattern
 from ..core.templates import render
 from ..data.values import EXACT, Kind, TypedColumn, kind_of
 

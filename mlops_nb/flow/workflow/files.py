@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from ...core.errors import NotANotebook, WorkflowError
-from ...core.lake import store_error
+from ...core.delta import store_error
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #822eb101
 @dataclass(frozen=True)
