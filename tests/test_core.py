@@ -1,4 +1,4 @@
-"Settings, lake, events, contracts, splits: what a lesson would not show."
+"Settings, tables, events, contracts, splits: what a lesson would not show."
 
 import contextlib
 import json
@@ -259,7 +259,7 @@ OLD = {k: v for k, v in events.SCHEMA.items() if k != "sequence"}
 
 
 def old_log(log: str) -> None:
-    "A log of a release without sequences: `a` deployed twice, the later one written first; `b` once."
+    "Write a log without sequences: `a` deployed twice, the later one first in the table; `b` once."
     day = datetime(2026, 1, 1, tzinfo=UTC)
     rows = [("two", day + timedelta(days=2), "a"), ("one", day, "a"), ("three", day, "b")]
     for id_, at, subject in rows:

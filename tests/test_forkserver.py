@@ -1,4 +1,4 @@
-"Forks of the fork server as commands: they are the asker's process in all but name, and end with the asker."
+"A command that the fork server gives behaves like the client's own process, and ends with it."
 
 import json
 import os
@@ -47,7 +47,7 @@ def until(true, seconds=10):
 
 @pytest.fixture
 def server(tmp_path):
-    "A fork server that has imported nothing; its address is where a head of this folder would have it."
+    "A fork server without imports, at the address that a head in this folder would have."
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / ".mlops_nb").mkdir()
     (tmp_path / ".mlops_nb" / "cluster.json").write_text(json.dumps({"folder": str(tmp_path)}))
@@ -63,7 +63,7 @@ def server(tmp_path):
 def ask(server, tmp_path):
     "Ask as the console script does, from a process of its own; `call` is a function of PROGRAM."
     asker = (
-        "import sys; from mlops_nb.front import launcher; import json; real = launcher.ForkedProcess\n"
+        "import sys; from mlops_nb.front import launcher; real = launcher.ForkedProcess\n"
         "call, library = sys.argv[1:3]; del sys.argv[1:3]\n"
         "ours = {'call': f'program:{call}', 'library': library}\n"
         "launcher.ForkedProcess = lambda where, request, *fds: real(where, request | ours, *fds)\n"
@@ -179,7 +179,8 @@ def test_a_private_folder_goes_with_its_server(tmp_path, victim):
     folder.mkdir()
     address = str(folder / "forks")
     start = (
-        "import subprocess, sys; process = subprocess.Popen(sys.argv[1:]); print(process.pid, flush=True)\n"
+        "import subprocess, sys; process = subprocess.Popen(sys.argv[1:])\n"
+        "print(process.pid, flush=True)\n"
         "process.wait(); sys.stdin.read()"
     )
     serve = [

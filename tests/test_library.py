@@ -1,4 +1,4 @@
-"The workflow's own package: what goes with a model, from where each process imports it, and the framework beside it."
+"The workflow's own package: what a model needs of it, and where each process imports it from."
 
 import json
 import os
@@ -33,7 +33,8 @@ ROOT = Path(__file__).parent.parent
         ("hollow", "expected modules in .*hollow, and it has no modules"),
         (
             "mlops_nb",
-            "is the framework itself: expected the package that your notebooks export to, such as mlops_nb.churn",
+            "is the framework itself: expected the package that your notebooks export to, such as "
+            "mlops_nb.churn",
         ),
     ],
 )
@@ -55,7 +56,8 @@ def test_a_package_that_is_not_there_is_a_settings_error(tmp_path, package, says
         *(
             (
                 p,
-                "cannot be a workflow's package: expected one name, such as shop, or one inside mlops_nb",
+                "cannot be a workflow's package: expected one name, such as shop, or one inside "
+                "mlops_nb",
             )
             for p in (
                 "shop.ml",
@@ -74,7 +76,7 @@ def test_a_package_that_is_not_there_is_a_settings_error(tmp_path, package, says
     ],
 )
 def test_a_name_that_no_package_of_a_workflow_can_have(tmp_path, package, says):
-    "Even if there are modules: what processes import under such a name is something else, or nothing."
+    "Even if there are modules: under such a name processes would import something else."
     settings = create(tmp_path / "w", workspace={"package": package})
     folder = library.package_folder(settings.root, package)
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,8 +242,9 @@ report = settings.root / "made"
 report.mkdir()
 (report / "report.json").write_text('{"passed": true}')
 with tracking.start_run(settings, name="train"):
-    registry.register("m", fitted.save(settings), dataset="m@0", profile=profile(rows), objective=objective, by="ann",
-                      report_uri=tracking.log_folder(report, "report", settings=settings), settings=settings)
+    report_uri = tracking.log_folder(report, "report", settings=settings)
+    registry.register("m", fitted.save(settings), dataset="m@0", profile=profile(rows),
+                      objective=objective, by="ann", report_uri=report_uri, settings=settings)
 module = settings.root / "mlops_nb" / "churn" / "train.py"
 module.write_text(module.read_text().replace(f"FACTOR = {train.FACTOR}", "FACTOR = -7"))
 try:
@@ -249,8 +252,9 @@ try:
     endpoint = deployment.stage("m/1", settings=settings)
     served = endpoint.predict(rows.drop("y", "id"))["probability"].to_list()
 finally: cluster.down(settings)
-print(json.dumps({"framework": mlops_nb.__file__, "factor": train.FACTOR, "outputs": run.outputs, "served": served,
-                  "offline": fitted.probability(rows).tolist(), "mismatch": endpoint.framework}))
+print(json.dumps({"framework": mlops_nb.__file__, "factor": train.FACTOR, "outputs": run.outputs,
+                  "served": served, "offline": fitted.probability(rows).tolist(),
+                  "mismatch": endpoint.framework}))
 """
 
 
@@ -281,7 +285,7 @@ def installed(how: str, folder: Path) -> Path:
 @pytest.mark.cluster
 @pytest.mark.parametrize("how", ["editable", "wheel"])
 def test_kernels_workers_and_replicas_have_the_workflows_package(how, tmp_path, monkeypatch):
-    "The installed `mlops_nb.churn` is another one, and so is the workspace's when the model is served."
+    "The installed `mlops_nb.churn` is another one; the workspace's changes before serving."
     for name in [n for n in os.environ if n.startswith("RAY_")]:
         monkeypatch.delenv(name)
     settings = create(

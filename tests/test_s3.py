@@ -59,7 +59,7 @@ def test_files_come_back_and_mistakes_are_told_in_a_sentence(s3):
 
 
 def test_many_writers_at_once_lose_nothing_and_double_nothing(s3):
-    "Each sends its rows twice, as one does that does not know whether the first attempt was committed."
+    "Each sends its rows twice, like a writer that was killed before it knew of its commit."
     table = f"{s3.address}/lake/t"
 
     def write(n: int) -> None:
@@ -109,16 +109,18 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
         tmp_path,
         "1_ingest",
         "rows: int",
-        "import polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
-        "from mlops_nb.core.settings import load_settings\nrows_ = pl.DataFrame({'n': range(rows)})\n"
-        "address = load_settings().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
+        "import polars as pl\nfrom mlops_nb.core import lake\n"
+        "from mlops_nb.core.settings import load_settings\n"
+        "rows_ = pl.DataFrame({'n': range(rows)})\n"
+        "address = load_settings().table('numbers')\n"
+        "lake.append(address, rows_)\nglue('address', address)\n"
         "glue('frame', rows_)",
     )
     stage(
         tmp_path,
         "2_train",
         "address: str\nframe: str",
-        "import mlflow, polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
+        "import mlflow, polars as pl\nfrom mlops_nb.core import lake\n"
         "assert lake.scan(address).collect()['n'].n_unique() == pl.read_parquet(frame).height\n"
         "with mlflow.start_run() as run: mlflow.log_text('weights', 'model/weights.txt')\n"
         "glue('candidate', f'runs:/{run.info.run_id}/model')",
