@@ -379,7 +379,7 @@ def _last_states(text: str) -> str:
     return "\n".join(line[start(line) :] for line in text.split("\n"))
 
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #217a606b
-def _death(process) -> str:  # of a kernel that is gone: a `Popen` or a `Forked`
+def _death(process) -> str:  # of a kernel that is gone: a `Popen` or a `ForkedProcess`
     "Say in words how a kernel's process ended."
     code = process.status() if isinstance(process, ForkedProcess) else process and process.poll()
     start = "the kernel died while it ran this cell: "
