@@ -210,7 +210,7 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
 def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would(rows, words, seed):
     from whylogs_sketching import hll_sketch
 
-    from mlops_nb.data.profiles.bulk import sketch_strings
+    from mlops_nb.data.profiles.bulk import cardinality_updates
 
     picked = np.random.default_rng(seed).integers(0, words, rows)
     values = pl.Series(
@@ -218,7 +218,7 @@ def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would
     )
     every, some = hll_sketch(12), hll_sketch(12)
     every.update_str_list(values.to_list())
-    some.update_str_list(values.filter(pl.Series(sketch_strings(values)[0])).to_list())
+    some.update_str_list(values.filter(pl.Series(cardinality_updates(values)[0])).to_list())
     assert some.serialize_compact() == every.serialize_compact()
 
 
@@ -395,7 +395,7 @@ def test_empty_frames(frame):
 
 def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
     telco.write_parquet(tmp_path / "t.parquet")
-    monkeypatch.setattr("mlops_nb.data.profiles.profiling.BATCH", 1000)
+    monkeypatch.setattr("mlops_nb.data.profiles.profiling.PROFILE_BATCH_ROWS", 1000)
     lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
     assert lazy.rows == eager.rows
     exact = ["column", "type", "rows", "missing", "min", "max"]
@@ -437,10 +437,10 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         socket.socket.connect = socket.create_connection = refuse
         import threading; threading.excepthook = lambda a: os._exit(3)
         from mlops_nb.data.profiles.profiling import profile
-        from mlops_nb.data.profiles.constraints import check
+        from mlops_nb.data.profiles.constraints import check_constraints
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl
-        assert check(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
+        assert check_constraints(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
         import numpy
         assert not hasattr(numpy, "unicode_")
         """
@@ -669,14 +669,14 @@ def test_the_profile_of_a_slice_is_stored_once(tmp_path):
     few, many = (profile(pl.DataFrame({"a": range(n)})) for n in (3, 5))
     assert (
         store.load_profile("m", settings=workspace) is None
-        and store.stored(workspace).collect().is_empty()
+        and store.stored_profiles(workspace).collect().is_empty()
     )
     for one in (few, many):
         store.save_profile(one, "m", "1 monday", at=at, settings=workspace)
     store.save_profile(many, "m", "1 tuesday", settings=workspace)
-    rows = store.stored(workspace).select("subject", "split", "rows").collect().rows()
+    rows = store.stored_profiles(workspace).select("subject", "split", "rows").collect().rows()
     assert sorted(rows) == [("m", "1 monday", 3), ("m", "1 tuesday", 5)]
-    assert store.stored(workspace).filter(split="1 monday").collect()["at"].item() == at
+    assert store.stored_profiles(workspace).filter(split="1 monday").collect()["at"].item() == at
     assert store.load_profile("m", "1 monday", settings=workspace).rows == 3
     assert (
         store.load_profile("m", settings=workspace).rows == 5
@@ -686,6 +686,6 @@ def test_the_profile_of_a_slice_is_stored_once(tmp_path):
 
 def test_one_module_knows_the_table_of_profiles():
     library = Path(store.__file__).parents[2]
-    assert [f.name for f in library.rglob("*.py") if f'"{store.TABLE}"' in f.read_text()] == [
-        "store.py"
-    ]
+    assert [
+        f.name for f in library.rglob("*.py") if f'"{store.PROFILES_TABLE}"' in f.read_text()
+    ] == ["store.py"]

@@ -28,8 +28,8 @@ from .contracts import OWN, UNIQUE, Contract, check_rows, conform, reason, repea
 from .inference import Seen, observed
 from .profiles.profiling import profile
 from .sources.partition import Part
-from .splits import Splitting, added, split_hash, row_hashes
-from .values import WORDS, lost, unparsable
+from .splits import Splitting, sum_hashes, split_hash, row_hashes
+from .values import DTYPE_WORDS, is_lost, unparsable_error
 
 # %% ../../nbs/2_data/18_batches.ipynb #d7f25502
 QUARANTINE = {
@@ -89,7 +89,7 @@ class Tally:
     def of(cls, rows: pl.DataFrame) -> "Tally":
         data = rows.select(pl.exclude([c for c in OWN if c != "_split"]))
         return cls(
-            Counter(dict(rows["_split"].value_counts().iter_rows())), added(row_hashes(data))
+            Counter(dict(rows["_split"].value_counts().iter_rows())), sum_hashes(row_hashes(data))
         )
 
     @property
@@ -147,11 +147,11 @@ def quarantined(rows: pl.DataFrame, origin: str | pl.Expr, plan: Plan) -> pl.Dat
 def _typed(rows: pl.DataFrame, part: Part, contract: Contract) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Rows of text as typed ones, and those (still as text) in which a value is not of its type."
     typed = part.typed(rows, contract.read_types)
-    wrong = {c: lost(rows[c], typed[c]) for c in typed.columns}
+    wrong = {c: is_lost(rows[c], typed[c]) for c in typed.columns}
     for c in contract.undecided:
         if not wrong[c].any():
             continue
-        raise unparsable(part.origin, c, rows[c].filter(wrong[c])[0], WORDS[pl.Null])
+        raise unparsable_error(part.origin, c, rows[c].filter(wrong[c])[0], DTYPE_WORDS[pl.Null])
     rules = pl.DataFrame([flags.alias(c) for c, flags in wrong.items()]).select(
         pl.concat_list(pl.when(lake.column(c)).then(pl.lit(f"{c}|dtype")) for c in wrong)
         .list.drop_nulls()

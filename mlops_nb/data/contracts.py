@@ -24,13 +24,13 @@ from ..core.lake import column, same_name
 from ..core.templates import render
 from .splits import row_hashes
 from mlops_nb.data.values import (
-    DTYPES,
+    KIND_DTYPES,
     TypedColumn,
     convert,
     kind_of,
-    refuse_patterns,
-    wider,
-    without_nan,
+    require_plain_names,
+    common_kind,
+    nan_to_null,
 )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #f77c1610
@@ -48,7 +48,7 @@ def kept_as(dtype: pl.DataType) -> str:
         return kind
     raise DataError(
         f"columns of type {dtype} have no place in a contract: expected one of "
-        f"{', '.join(DTYPES)}; unnest or cast them in the source"
+        f"{', '.join(KIND_DTYPES)}; unnest or cast them in the source"
     )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #c68f9a3f
@@ -98,7 +98,7 @@ def _check_names(names: Iterable[str]) -> None:
         raise DataError(
             f"columns {', '.join(blank)} have no name that can be written: name them in the source"
         )
-    refuse_patterns(names, "the source")
+    require_plain_names(names, "the source")
     if clashing := same_name(names):
         raise DataError(
             f"columns {' and '.join(clashing)} differ only in case, and a Delta table "
@@ -148,7 +148,7 @@ class Contract(BaseModel):
     @property
     def dtypes(self) -> dict[str, pl.DataType]:
         "The polars type of each column."
-        return {name: DTYPES[c.dtype] for name, c in self.columns.items()}
+        return {name: KIND_DTYPES[c.dtype] for name, c in self.columns.items()}
 
     @property
     def moment(self) -> str | None:
@@ -280,7 +280,9 @@ def schema_differences(schema: Mapping[str, pl.DataType], contract: Contract) ->
 
 def _has_a_place(kind: str, wanted: str) -> bool:
     "May values of a type stand in a column of another? Text takes only text."
-    return wanted in (kind, "unknown") or (wanted != "string" and wider(kind, wanted) == wanted)
+    return wanted in (kind, "unknown") or (
+        wanted != "string" and common_kind(kind, wanted) == wanted
+    )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #f7627e6c
 def raise_differences(found: Mapping[str, str]) -> None:
@@ -320,7 +322,7 @@ def evolved(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
         elif name not in columns:
             columns[name] = Column(dtype=kept_as(schema[name]), nullable=True)
         else:
-            both = wider(kept_as(schema[name]), columns[name].dtype)
+            both = common_kind(kept_as(schema[name]), columns[name].dtype)
             columns[name] = Column(dtype=both, nullable=columns[name].nullable)
     _check_names(columns)
     return contract.model_copy(update={"columns": columns, "version": contract.version + 1})
@@ -386,7 +388,7 @@ def check_rows(
     pl.DataFrame, pl.DataFrame
 ]:  # accepted rows; rejected ones with a list, `_rules`, of what they broke
     "Divide rows by the rules that look at one row at a time."
-    rows, under = without_nan(rows), _under(rows.columns)
+    rows, under = nan_to_null(rows), _under(rows.columns)
     good, failure = _schema(contract).filter(rows.rename(under))
     names = {safe: name for name, safe in under.items()}
     good = good.rename(names)

@@ -46,7 +46,7 @@ from ..profiles.profiling import Profile
 from ..profiles.constraints import check_constraints
 from ..sources import Source
 from ..sources.partition import Part
-from ..splits import Splitting, demand_same, digest_of, new_splitting
+from ..splits import Splitting, require_same_splitting, table_digest, new_splitting
 from mlops_nb.data.versions import (
     ASIDE,
     DatasetVersion,
@@ -348,7 +348,7 @@ def _facts(
         "rows": rows,
         "counts": dict(sorted(effect.tally.counts.items())),
         "sum": str(total),
-        "digest": digest_of(columns, rows, total),
+        "digest": table_digest(columns, rows, total),
     }
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #b75978b5
@@ -458,7 +458,7 @@ def ingest(
     )
     previous = newest_version(name, settings=settings)
     if previous:
-        demand_same(previous.splitting, name, **division)
+        require_same_splitting(previous.splitting, name, **division)
     origin = Source(source, settings.root, dict(options or {}))
     request = IngestRequest(name, origin, previous, contract, key, time, division, by, settings)
 

@@ -16,7 +16,7 @@ from ...core.errors import DataError
 from ...core.settings import Settings, load_settings
 from ..batches import Tally
 from ..profiles.profiling import profile
-from ..splits import Splitting, digest_of, ends_by_shares, naive
+from ..splits import Splitting, table_digest, ends_by_shares, naive_utc
 from mlops_nb.data.versions import (
     DatasetVersion,
     commit_version,
@@ -42,7 +42,7 @@ def _moved(version: DatasetVersion, ends: Mapping[str, Any] | Literal["shares"])
             f"expected an end of each split, {', '.join(how.ends)}, got {', '.join(new.ends)}"
         )
     for split, end in new.ends.items():
-        if end is not None and naive(end) < naive(how.ends[split]):
+        if end is not None and naive_utc(end) < naive_utc(how.ends[split]):
             raise DataError(
                 f"{split} ends at {how.ends[split]} and cannot end earlier, at {end}: "
                 "its later rows have been trained on, and would come into a test split"
@@ -91,7 +91,7 @@ def _facts(version: DatasetVersion, how: Splitting, tally: Tally, ingest: str, b
         "rows": tally.rows,
         "counts": dict(sorted(tally.counts.items())),
         "sum": str(tally.total),
-        "digest": digest_of(columns, tally.rows, tally.total),
+        "digest": table_digest(columns, tally.rows, tally.total),
         "moved": moved,
     }
 

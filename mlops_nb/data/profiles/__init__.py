@@ -15,7 +15,7 @@ import polars as pl
 from ...core import cluster, lake
 from ...core.errors import ProfileError
 from ...core.settings import Settings
-from .profiling import BATCH, Profile, profile
+from .profiling import PROFILE_BATCH_ROWS, Profile, profile
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #4b026b3b
 def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
@@ -37,7 +37,9 @@ def _of_file(
     if by is None:
         return {None: profile(_read_file(file, options), at=at).to_bytes()}
     found: dict[Hashable, Profile] = {}
-    for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
+    for batch in _read_file(file, options).collect_batches(
+        chunk_size=PROFILE_BATCH_ROWS, maintain_order=True
+    ):
         marked = batch.with_columns(by.alias("\1group"))
         groups = marked.partition_by("\1group", as_dict=True, include_key=False)
         for (key,), rows in groups.items():

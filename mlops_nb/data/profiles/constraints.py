@@ -16,7 +16,7 @@ import polars as pl
 from ...core.errors import ConstraintError
 from ...core.templates import render
 from .profiling import Profile
-from .sketches import TYPES, type_of, without_telemetry
+from .sketches import VALUE_TYPES, type_of, disable_telemetry
 
 if TYPE_CHECKING:
     from whylogs.core.constraints import MetricConstraint
@@ -37,16 +37,16 @@ def _type(column: str, kind: str) -> "MetricConstraint":
     "Values of this type only."
     from whylogs.core.constraints.factories import column_has_zero_count_types
 
-    if kind not in TYPES.values():
-        raise ValueError(f"not one of {', '.join(dict.fromkeys(TYPES.values()))}")
+    if kind not in VALUE_TYPES.values():
+        raise ValueError(f"not one of {', '.join(dict.fromkeys(VALUE_TYPES.values()))}")
     return column_has_zero_count_types(
-        column, [name for name, meant in TYPES.items() if meant != kind]
+        column, [name for name, meant in VALUE_TYPES.items() if meant != kind]
     )
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #c8e44d74
 def _rules() -> dict[str, Callable[[str, Any], Any]]:
     "How each rule becomes a constraint of whylogs."
-    without_telemetry()
+    disable_telemetry()
     from whylogs.core.constraints import factories as made
 
     return {
@@ -144,7 +144,7 @@ def check_constraints(
     | Sequence[object],  # rules by column, or whylogs constraints
 ) -> Checks:
     "Check constraints on a profile, without the rows."
-    without_telemetry()
+    disable_telemetry()
     if isinstance(constraints, Mapping):
         rows = [
             _ruled(profile, c, rule, value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core import templates
-from .sketches import column_kind, frequent, type_of, used
+from .sketches import column_kind, frequent_values, type_of, value_count
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
@@ -21,15 +21,15 @@ def _bars(column: "ColumnProfileView", kind: str, edges: list) -> list[float]:
     "Share of rows in each bin, or of each category."
     if kind != "categorical":
         return column.get_metric("distribution").kll.value.get_pmf(edges)[1:-1]
-    items = frequent(column)[0]
-    return [items.get(e, 0) / max(used(column), 1) for e in edges]
+    items = frequent_values(column)[0]
+    return [items.get(e, 0) / max(value_count(column), 1) for e in edges]
 
 # %% ../../../nbs/2_data/03_profiles_pictures.ipynb #714d74a0
 def _edges(target: "ColumnProfileView", reference: "ColumnProfileView", kind: str) -> list:
     "Bin edges over the middle 99 % of both, or the most frequent categories."
     if kind == "categorical":
-        items = frequent(reference)[0]
-        unseen = {v: n for v, n in frequent(target)[0].items() if v not in items}
+        items = frequent_values(reference)[0]
+        unseen = {v: n for v, n in frequent_values(target)[0].items() if v not in items}
         return [
             v for known in (items, unseen) for v in sorted(known, key=lambda v: (-known[v], v))[:8]
         ]

@@ -44,7 +44,14 @@ from mlops_nb.data.sources.dialects import (
     ragged,
 )
 from .partition import Part, rows_per_read, gathered
-from ..values import FALSE, TRUE, WORDS, convert, refuse_patterns, unparsable
+from mlops_nb.data.values import (
+    FALSE_WORDS,
+    TRUE_WORDS,
+    DTYPE_WORDS,
+    convert,
+    require_plain_names,
+    unparsable_error,
+)
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #4cd41d69
 def store(url: str):
@@ -377,7 +384,7 @@ def _json_schema(path: str, name: str) -> dict:
         except pl.exceptions.PolarsError as e:
             raise _not_json(lines["line"], before - lines.height, name, e) from e
         schema = pl.concat([schema, pl.DataFrame(schema=part)], how="diagonal_relaxed")
-    refuse_patterns(schema.columns, name)
+    require_plain_names(schema.columns, name)
     if not schema.width:
         raise NoRows(f"{name} has no rows: expected a JSON object a line")
     return {c: pl.String() if t == pl.Int128 else t for c, t in schema.schema.items()}
@@ -410,7 +417,7 @@ def _json_types(path: str, name: str) -> tuple[dict, dict]:
 
 def _mostly(values: pl.Series) -> pl.DataType | None:
     "The type of texts at the beginning, or of all but a few; None if they are text, or dates."
-    if values.is_in(TRUE + FALSE).all():
+    if values.is_in(TRUE_WORDS + FALSE_WORDS).all():
         return pl.Boolean()
     dtype, formats = almost(values) or (None, {})
     return number(values) or (None if formats else dtype)
@@ -531,7 +538,7 @@ def _text_error(e: Exception, name: str, path: str, d: Dialect, wanted: dict) ->
             "if quotes mean nothing"
         )
     if found := _NOT_PARSED.search(said):
-        return unparsable(name, found[3], found[1], TYPES.get(found[2], found[2]))
+        return unparsable_error(name, found[3], found[1], TYPES.get(found[2], found[2]))
     if "utf-8" in said.lower():
         return DataError(f"{name} is not UTF-8 throughout: set encoding=…, for instance latin-1")
     if found := re.search(r"cannot parse '(.*)' \(\w+\) as (\w+)", said, re.S):
@@ -542,8 +549,11 @@ def _text_error(e: Exception, name: str, path: str, d: Dialect, wanted: dict) ->
                 (c for c in wanted if str(wanted[c]).startswith(found[2]) and found[1] in frame[c]),
                 column,
             )
-        return unparsable(
-            name, column, found[1], WORDS.get(wanted.get(column, pl.String()).base_type(), found[2])
+        return unparsable_error(
+            name,
+            column,
+            found[1],
+            DTYPE_WORDS.get(wanted.get(column, pl.String()).base_type(), found[2]),
         )
     return DataError(
         f"{name} cannot be read: {said.splitlines()[0]}. Check that it is what its ending says"
