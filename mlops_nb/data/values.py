@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Kind', 'KIND_DTYPES', 'NAN_PATTERN', 'EXACT_FLOAT_LIMIT', 'COMMA_PATTERN', 'TRUE_WORDS', 'FALSE_WORDS', 'ISO_FORMATS',
            'DTYPE_WORDS', 'kind_of', 'common_kind', 'TypedColumn', 'require_plain_names', 'parse_times',
-           'parse_numbers', 'is_lost', 'TextFormat', 'parse_column', 'convert', 'nan_to_null', 'unparsable_error']
+           'parse_numbers', 'is_lost', 'TextFormat', 'parse_column', 'nan_to_null', 'unparsable_error', 'convert']
 
 # %% ../../nbs/2_data/00_values.ipynb #d7dd81c6
 import re
@@ -25,7 +25,7 @@ from ..core.lake import column, is_pattern
 # %% ../../nbs/2_data/00_values.ipynb #0d56e4ba
 Kind = Literal["integer", "float", "boolean", "string", "date", "datetime"]
 
-KIND_DTYPES = {
+KIND_DTYPES = {  # kind → its type in a dataset's table
     "integer": pl.Int64,
     "float": pl.Float64,
     "boolean": pl.Boolean,
@@ -33,7 +33,7 @@ KIND_DTYPES = {
     "date": pl.Date,
     "datetime": pl.Datetime("us"),
     "unknown": pl.String,
-}  # no values so far: the first ones that come settle the type
+}
 
 # %% ../../nbs/2_data/00_values.ipynb #bd5501a8
 _KINDS = {
@@ -49,20 +49,25 @@ _KINDS = {
 
 def kind_of(
     dtype: pl.DataType,  # of a column
-) -> str | None:  # None where no kind fits: lists, structs, durations
-    "Return the kind of a polars type."
+) -> str | None:  # a kind or "unknown"; None for lists, structs and durations
+    "Return the kind of a polars type, or None if no kind fits."
     if dtype.is_integer() or (dtype.is_decimal() and dtype.scale == 0):
         return "integer"
     if dtype.is_float() or dtype.is_decimal():
         return "float"
     return _KINDS.get(dtype.base_type())
 
-
-def common_kind(one: str, other: str) -> str:
-    "Return the narrowest kind that holds the values of both."
-    kinds = {one, other} - {"unknown"}
-    if len(kinds) < 2:
-        return kinds.pop() if kinds else "unknown"
+# %% ../../nbs/2_data/00_values.ipynb #08156c67
+def common_kind(
+    first: str,  # a kind or "unknown"
+    second: str,
+) -> str:
+    "Return the narrowest kind that holds the values of both kinds."
+    kinds = {first, second} - {"unknown"}
+    if not kinds:
+        return "unknown"
+    if len(kinds) == 1:
+        return kinds.pop()
     if kinds == {"integer", "float"}:
         return "float"
     return "datetime" if kinds == {"date", "datetime"} else "string"
@@ -75,66 +80,81 @@ class TypedColumn(BaseModel):
     nullable: bool = False
 
 # %% ../../nbs/2_data/00_values.ipynb #9b54c40f
-def require_plain_names(names: Iterable[str], name: str) -> None:
-    "Refuse columns whose names polars takes for patterns, even in the methods of a series."
-    if wild := [repr(c) for c in names if is_pattern(c)]:
+def require_plain_names(
+    columns: Iterable[str],  # names of a table's columns
+    source: str,  # where the table comes from, for the error
+) -> None:
+    "Raise `DataError` if polars would read a column's name as a pattern."
+    patterns = [repr(name) for name in columns if is_pattern(name)]
+    if patterns:
         raise DataError(
-            f"{name} has columns {', '.join(wild)}: polars takes a name between ^ and "
-            "$ for a pattern; rename them in the source"
+            f"{source} has columns {', '.join(patterns)}: polars reads a name between ^ and $ "
+            "as a pattern. Rename them in the source"
         )
 
 # %% ../../nbs/2_data/00_values.ipynb #8aa0783e
-_FIRST_DAY = date(1000, 1, 1)  # an earlier year is one of two digits, or none at all
+_FIRST_DAY = date(1000, 1, 1)  # a year before that was written with less than four digits
 
 
-def parse_times(text: pl.Expr, form: str, dtype: pl.DataType) -> pl.Expr:
-    "Text as dates or times; null where it is none."
+def parse_times(
+    text: pl.Expr,  # a column of text
+    form: str,  # the format, as `strftime` writes it
+    dtype: pl.DataType,  # Date or Datetime("us")
+) -> pl.Expr:
+    "Return text as dates or times; null where it is not one."
     if re.search("%[HIsTR]", form):
-        values = text.map_batches(lambda some: _times(some, form), return_dtype=pl.Datetime("us"))
+        values = text.map_batches(lambda part: _times(part, form), return_dtype=pl.Datetime("us"))
     else:
         values = text.str.to_date(form, strict=False)
     values = pl.when(values >= _FIRST_DAY).then(values)
     if dtype != pl.Date:
         return values.cast(dtype)
-    return pl.when(values == values.dt.truncate("1d")).then(values.cast(pl.Date))
+    is_midnight = values == values.dt.truncate("1d")
+    return pl.when(is_midnight).then(values.cast(pl.Date))
 
-# %% ../../nbs/2_data/00_values.ipynb #4acc2f7c
+# %% ../../nbs/2_data/00_values.ipynb #20d47ece
 def _times(text: pl.Series, form: str) -> pl.Series:
-    "Text as times; null where it is none, or finer than a microsecond."
+    "Return text as times; null where it is not one or is finer than a microsecond."
     if "%.f" not in form:
         return _read_times(text, form)
-    first = text.drop_nulls().head(1).str.contains(r":\d\d\.\d").any()
-    times = _read_times(text, form.replace("%.f", ".%6f" if first else ""))
-    others = times.is_null() & text.is_not_null()
-    if not others.any():
+    has_fraction = text.drop_nulls().head(1).str.contains(r":\d\d\.\d").any()
+    fast_form = form.replace("%.f", ".%6f" if has_fraction else "")
+    times = _read_times(text, fast_form)
+    unread = times.is_null() & text.is_not_null()
+    if not unread.any():
         return times
-    rest = text.filter(others)
+    rest = text.filter(unread)
     too_fine = rest.str.contains(r"\.\d{6}\d*[1-9]")
-    return times.scatter(others.arg_true(), _without(_read_times(rest, form), too_fine))
+    return times.scatter(unread.arg_true(), _null_where(too_fine, _read_times(rest, form)))
 
 
-def _without(values: pl.Series, wrong: pl.Series) -> pl.Series:
-    "The values, with null where they are wrong."
-    return values.zip_with(~wrong, values.clear(len(values)))
+def _null_where(mask: pl.Series, values: pl.Series) -> pl.Series:
+    "Return the values, with null where the mask is true."
+    return values.zip_with(~mask, values.clear(len(values)))
 
 
 def _read_times(text: pl.Series, form: str) -> pl.Series:
-    "Text as times, those with an offset in UTC."
+    "Return text in one format as times. Those with an offset come in UTC."
     times = text.str.to_datetime(form, time_unit="us", strict=False)
-    at_the_end = form.endswith("%S")
-    sixty = text.str.ends_with("60") if at_the_end else text.str.contains(":60", literal=True)
-    if sixty.any():
-        times = _without(times, sixty)  # a leap second, read as the next minute
+    if form.endswith("%S"):
+        leap_second = text.str.ends_with("60")
+    else:
+        leap_second = text.str.contains(":60", literal=True)
+    if leap_second.any():
+        times = _null_where(leap_second, times)
     return times.dt.replace_time_zone(None) if "%z" in form else times
 
-# %% ../../nbs/2_data/00_values.ipynb #20d47ece
+# %% ../../nbs/2_data/00_values.ipynb #5b1400a2
 _CODE = r"^[+-]?0\d|^\+\d+$"  # 007 and +49: a number would not be written like that
 NAN_PATTERN = r"(?i)^\s*[+-]?nan\s*$"
 EXACT_FLOAT_LIMIT = 2**53  # from here on a float does not hold every whole number
 
 
-def parse_numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
-    "Text as integers or floats; null where a number would not be written like it."
+def parse_numbers(
+    text: pl.Series,  # strings
+    dtype: pl.DataType,  # Int64 or Float64
+) -> pl.Series:
+    "Return text as integers or floats; null where the number would not be written like it."
     values = text.cast(dtype, strict=False)
     if values.null_count() > text.null_count():
         text = text.str.strip_chars(" \t")
@@ -143,56 +163,61 @@ def parse_numbers(text: pl.Series, dtype: pl.DataType) -> pl.Series:
         values = text.cast(dtype, strict=False)
     if dtype == pl.Float64:
         values = values.fill_nan(None)
-        values = _without(values, _inexact(text, values))
+        values = _null_where(_is_inexact(text, values), values)
     if not (text < "1").any():
-        return values  # none begins with 0 or +
-    return _without(values, text.str.contains(_CODE))
+        return values  # only text that sorts before "1" can begin with 0 or +
+    return _null_where(text.str.contains(_CODE), values)
 
-# %% ../../nbs/2_data/00_values.ipynb #3082fcd2
-def _inexact(text: pl.Series, values: pl.Series) -> pl.Series:
-    "Which floats are not the whole numbers that were written."
+# %% ../../nbs/2_data/00_values.ipynb #e5a5e773
+def _is_inexact(text: pl.Series, values: pl.Series) -> pl.Series:
+    "Return which floats are other whole numbers than those that were written."
     large = (values.abs() >= EXACT_FLOAT_LIMIT).fill_null(False)
     if not large.any():
         return large
     pairs = zip(text.filter(large), values.filter(large))
-    return large.scatter(large.arg_true(), [not _as_written(*pair) for pair in pairs])
+    return large.scatter(large.arg_true(), [not _is_as_written(*pair) for pair in pairs])
 
 
-def _as_written(text: str, value: float) -> bool:
-    "Is a large float what was written: all its digits, or the fewest that stand for it?"
+def _is_as_written(text: str, value: float) -> bool:
+    "Return whether a large float is what was written: all its digits, or its shortest form."
     if not isfinite(value):
-        return "inf" in text.lower()  # 1e400 is no infinity
+        return "inf" in text.lower()  # 1e400 is not infinity
     if "e" in text.lower():
         return True
     whole = re.fullmatch(r"([+-]?\d{1,400})(?:\.0*)?", text)
     return whole is not None and int(whole[1]) in (int(value), int(Decimal(repr(value))))
 
-# %% ../../nbs/2_data/00_values.ipynb #5b1400a2
-def is_lost(old: pl.Series, new: pl.Series) -> pl.Series:
-    "Which values are none of the new type, other than those that say that there is no value."
-    gone = new.is_null() & old.is_not_null()
-    if not gone.any():
-        return gone
-    if old.dtype.is_float():
-        return gone & ~old.is_nan().fill_null(False)
-    if old.dtype != pl.String:
-        return gone
-    missing = f"^$|{NAN_PATTERN}" if new.dtype.is_numeric() or new.dtype == pl.Null else "^$"
-    return gone & ~old.str.contains(missing).fill_null(False)
-
 # %% ../../nbs/2_data/00_values.ipynb #1c462975
+def is_lost(
+    old: pl.Series,  # as read from the source
+    new: pl.Series,  # the same values in another type
+) -> pl.Series:  # of booleans, one a value
+    "Return which values do not fit the new type. Those that mean 'no value' are not among them."
+    newly_null = new.is_null() & old.is_not_null()
+    if not newly_null.any():
+        return newly_null
+    if old.dtype.is_float():
+        return newly_null & ~old.is_nan().fill_null(False)
+    if old.dtype != pl.String:
+        return newly_null
+    may_be_nan = new.dtype.is_numeric() or new.dtype == pl.Null
+    missing = f"^$|{NAN_PATTERN}" if may_be_nan else "^$"
+    return newly_null & ~old.str.contains(missing).fill_null(False)
+
+# %% ../../nbs/2_data/00_values.ipynb #00175c29
 @dataclass(frozen=True)
 class TextFormat:
-    "How the values of a text are written."
+    "How the values of a file of text are written."
 
-    schema: dict[str, pl.DataType]  # its columns and their types
-    formats: dict[str, str] | None = None  # of the dates and times, by column
+    schema: dict[str, pl.DataType]  # column → type
+    formats: dict[str, str] | None = None  # column of dates or times → format
     commas: frozenset[str] = frozenset()  # columns with numbers written 1.234,56
-    unsure: dict[str, str] | None = None  # columns of two readings → the option that decides
+    unsure: dict[str, str] | None = None  # column that can be read in two ways → the option to set
 
 
 COMMA_PATTERN = r"^[+-]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?$"  # 1.234,56 or 12,5 or 12
-TRUE_WORDS, FALSE_WORDS = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
+TRUE_WORDS = ["true", "True", "TRUE"]
+FALSE_WORDS = ["false", "False", "FALSE"]
 ISO_FORMATS = [
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M:%S%.f",
@@ -201,121 +226,153 @@ ISO_FORMATS = [
     "%Y-%m-%dT%H:%M:%S%.f%z",
 ]
 
-# %% ../../nbs/2_data/00_values.ipynb #e1e82fa9
-def _with_comma(name: str, spelling: TextFormat) -> bool:
-    "May its numbers have a decimal comma? In a file with commas, all but those seen with a point."
-    plain = spelling.schema.get(name) == pl.Float64 and name not in spelling.commas
-    return bool(spelling.commas) and not plain
+# %% ../../nbs/2_data/00_values.ipynb #823f8423
+def _may_have_comma(name: str, text_format: TextFormat) -> bool:
+    "Return whether the numbers of a column may have a decimal comma."
+    has_point = text_format.schema.get(name) == pl.Float64 and name not in text_format.commas
+    return bool(text_format.commas) and not has_point
 
 
 def _with_point(text: pl.Expr) -> pl.Expr:
-    "Numbers with a decimal comma as they are with a point; null for other text."
+    "Return numbers with a decimal comma as they are with a point; null for other text."
     digits = text.str.strip_chars(" \t")
     plain = digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
     return pl.when(digits.str.contains(COMMA_PATTERN)).then(plain)
 
-
+# %% ../../nbs/2_data/00_values.ipynb #a8605965
 def parse_column(
     name: str,  # a column of text
     dtype: pl.DataType,  # Int64, Float64, Boolean, String, Date or Datetime("us")
-    spelling: TextFormat,
+    text_format: TextFormat,
 ) -> pl.Expr:
-    "The column's values; null where there is none of the type."
+    "Return the column's values; null where the text is no value of the type."
     text = column(name)
     if dtype == pl.String:
         return text
-    if name in (spelling.unsure or {}) and dtype in (pl.Float64, pl.Int64, pl.Date, pl.Datetime):
-        raise DataError(f"column '{name}' could be read in two ways: set {spelling.unsure[name]}")
     if dtype == pl.Boolean:
-        return pl.when(text.is_in(TRUE_WORDS)).then(True).when(text.is_in(FALSE_WORDS)).then(False)
+        is_true = text.is_in(TRUE_WORDS)
+        return pl.when(is_true).then(True).when(text.is_in(FALSE_WORDS)).then(False)
+    option = (text_format.unsure or {}).get(name)
+    if option is not None:
+        raise DataError(f"column '{name}' could be read in two ways: set {option}")
     if dtype in (pl.Int64, pl.Float64):
-        if _with_comma(name, spelling):
+        if _may_have_comma(name, text_format):
             text = _with_point(text)
-        return text.map_batches(lambda some: parse_numbers(some, dtype), return_dtype=dtype)
-    forms = [form] if (form := (spelling.formats or {}).get(name)) else ISO_FORMATS
-    return pl.coalesce(parse_times(text, f, dtype) for f in forms)
+        return text.map_batches(lambda part: parse_numbers(part, dtype), return_dtype=dtype)
+    form = (text_format.formats or {}).get(name)
+    forms = [form] if form else ISO_FORMATS
+    return pl.coalesce(parse_times(text, form, dtype) for form in forms)
 
 # %% ../../nbs/2_data/00_values.ipynb #4bae04a5
-def _recast(name: str, have: pl.DataType, want: pl.DataType) -> pl.Expr:
-    "A column as another type; null where that would lose something."
+def _recast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
+    "Return a typed column in another type; null where something would be lost."
     value = column(name)
-    if want == pl.String or have == pl.Null:
-        return value.cast(want)
-    if want == pl.Boolean:
+    if new == pl.String or old == pl.Null:
+        return value.cast(new)
+    if new == pl.Boolean:
         return pl.when((value == 0) | (value == 1)).then(value.cast(pl.Boolean))
-    if want == pl.Date:
+    if new == pl.Date:
         return pl.when(value == value.dt.truncate("1d")).then(value.dt.date())
-    if want == pl.Datetime and isinstance(have, pl.Datetime):
-        return _moment(value, have, want)
-    new = value.cast(want, strict=False)
-    exact = have in (pl.Boolean, pl.Float32, pl.Date) or not have.is_numeric()
-    if exact and not want.is_integer():
-        return new
-    same = new.cast(have, strict=False) == value
-    if have.is_decimal() and want.is_float():
-        same = same | (value.abs() < EXACT_FLOAT_LIMIT)
-    return pl.when(same).then(new)
+    if new == pl.Datetime and isinstance(old, pl.Datetime):
+        return _recast_time(value, old, new)
+    return _recast_number(value, old, new)
 
 
-def _moment(value: pl.Expr, have: pl.Datetime, want: pl.Datetime) -> pl.Expr:
-    "A time in another unit, in UTC; null where the unit would cut it."
-    new = value.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if have.time_zone else value
-    return pl.when(value == value.dt.truncate("1us")).then(new.cast(want))
+def _recast_number(value: pl.Expr, old: pl.DataType, new: pl.DataType) -> pl.Expr:
+    "Return numbers in another type; null where converting back gives another number."
+    converted = value.cast(new, strict=False)
+    always_exact = old in (pl.Boolean, pl.Float32, pl.Date) or not old.is_numeric()
+    if always_exact and not new.is_integer():
+        return converted
+    same = converted.cast(old, strict=False) == value
+    if old.is_decimal() and new.is_float():
+        same = same | (value.abs() < EXACT_FLOAT_LIMIT)  # decimal fractions are rounded
+    return pl.when(same).then(converted)
+
+
+def _recast_time(value: pl.Expr, old: pl.Datetime, new: pl.Datetime) -> pl.Expr:
+    "Return times in another unit, in UTC; null where the unit would cut them."
+    utc = value
+    if old.time_zone:
+        utc = value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return pl.when(value == value.dt.truncate("1us")).then(utc.cast(new))
 
 # %% ../../nbs/2_data/00_values.ipynb #ef9f1431
-DTYPE_WORDS = {
+def _convert_column(
+    name: str, old: pl.DataType, new: pl.DataType, text_format: TextFormat
+) -> pl.Expr:
+    "Return a column in another type. `Null` holds no value."
+    if new == pl.Null:
+        return pl.lit(None)
+    if old == pl.String:
+        return parse_column(name, new, text_format)
+    return _recast(name, old, new)
+
+
+def nan_to_null(
+    frame: pl.DataFrame,  # any table
+) -> pl.DataFrame:
+    "Return the frame with null in place of NaN."
+    floats = (column for column in frame if column.dtype.is_float())
+    return frame.with_columns(column.fill_nan(None) for column in floats if column.is_nan().any())
+
+# %% ../../nbs/2_data/00_values.ipynb #f684e6b4
+DTYPE_WORDS = {  # type → how an error names it
     pl.Int64: "integer",
     pl.Float64: "number",
     pl.Boolean: "boolean",
     pl.Date: "date",
     pl.Datetime: "time of whole microseconds",
-    pl.Null: "no value, for it has no type yet",
+    pl.Null: "no value, since the column has no type yet",
 }
 
 
-def convert(
-    frame: pl.DataFrame,
-    wanted: Mapping[str, pl.DataType],  # of some columns
-    name: str,  # of what was read, for errors
-    spelling: TextFormat | None = None,  # how its text is written; default: as in ISO 8601 and JSON
-    strict: bool = True,  # a value that is not of its type is an error; else null
-) -> pl.DataFrame:
-    "The frame in the types that are wanted."
-    spelling = spelling or TextFormat({})
-    late = {c: t for c, t in wanted.items() if c in frame.schema and frame.schema[c] != t}
-    new_columns = [_as(c, frame.schema[c], t, spelling).alias(c) for c, t in late.items()]
-    try:
-        new = frame.with_columns(new_columns)
-    except pl.exceptions.PolarsError as e:
-        raise Unparsable(
-            f"{name}: {frame.schema} cannot be read as {late}: {e}. Take the columns' own types"
-        ) from e
-    for c, t in late.items() if strict else ():
-        if new[c].null_count() == frame[c].null_count():
-            continue
-        gone = frame[c].filter(is_lost(frame[c], new[c]))
-        if len(gone):
-            raise unparsable_error(name, c, gone[0], DTYPE_WORDS.get(t.base_type(), t))
-    return nan_to_null(new)
-
-
-def _as(name: str, have: pl.DataType, want: pl.DataType, spelling: TextFormat) -> pl.Expr:
-    "A column as another type, of which `Null` holds no value."
-    if want == pl.Null:
-        return pl.lit(None)
-    return parse_column(name, want, spelling) if have == pl.String else _recast(name, have, want)
-
-
-def nan_to_null(frame: pl.DataFrame) -> pl.DataFrame:
-    "The frame with null for NaN."
-    floats = (column for column in frame if column.dtype.is_float())
-    return frame.with_columns(column.fill_nan(None) for column in floats if column.is_nan().any())
-
-# %% ../../nbs/2_data/00_values.ipynb #f684e6b4
-def unparsable_error(name: str, column: str, value: object, kind: object) -> Unparsable:
-    "The error about a value that is not of its column's type."
+def unparsable_error(
+    source: str,  # the file or table
+    column: str,
+    value: object,  # the first one that does not fit
+    expected: object,  # a word for the type
+) -> Unparsable:
+    "Return the error about a value that does not fit its column's type."
     return Unparsable(
-        f"{name}: column '{column}' has '{str(value)[:80]}', expected {kind}: mend the value, name "
-        "it in null_values=… if it means that there is none, or give the column another type",
+        f"{source}: column '{column}' has '{str(value)[:80]}', expected {expected}: correct the "
+        "value, name it in null_values=… if it means a missing value, or give the column "
+        "another type",
         column,
     )
+
+# %% ../../nbs/2_data/00_values.ipynb #dda040d5
+def convert(
+    frame: pl.DataFrame,  # as read from the source
+    wanted: Mapping[str, pl.DataType],  # column → type; other columns stay
+    name: str,  # of what was read, for errors
+    text_format: TextFormat | None = None,  # default: as in ISO 8601 and JSON
+    strict: bool = True,  # raise `Unparsable` for a value that does not fit; else it becomes null
+) -> pl.DataFrame:
+    "Return the frame in the wanted types."
+    text_format = text_format or TextFormat({})
+    schema = frame.schema
+    changing = {c: t for c, t in wanted.items() if c in schema and schema[c] != t}
+    try:
+        converted = frame.with_columns(
+            _convert_column(c, schema[c], t, text_format).alias(c) for c, t in changing.items()
+        )
+    except pl.exceptions.PolarsError as e:
+        raise Unparsable(
+            f"{name}: {schema} cannot be read as {changing}: {e}. Take the columns' own types"
+        ) from e
+    if strict:
+        _require_nothing_lost(frame, converted, changing, name)
+    return nan_to_null(converted)
+
+
+def _require_nothing_lost(
+    frame: pl.DataFrame, converted: pl.DataFrame, types: Mapping[str, pl.DataType], name: str
+) -> None:
+    "Raise `Unparsable` for the first value that does not fit its new type."
+    for c, dtype in types.items():
+        if converted[c].null_count() == frame[c].null_count():
+            continue
+        lost = frame[c].filter(is_lost(frame[c], converted[c]))
+        if len(lost):
+            raise unparsable_error(name, c, lost[0], DTYPE_WORDS.get(dtype.base_type(), dtype))

@@ -9,6 +9,7 @@ __all__ = ['VALUE_TYPES', 'MAX_CATEGORIES', 'disable_telemetry', 'column_profile
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #159f2832
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Lock
@@ -18,20 +19,25 @@ import numpy as np
 import polars as pl
 
 from mlops_nb.data.profiles.bulk import (
-    most_frequent,
-    fill_frequent,
     count_integers,
-    fill_quantiles,
     count_strings,
+    fill_frequent,
+    fill_quantiles,
+    most_frequent,
 )
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
-    from whylogs.core.metrics.metrics import DistributionMetric
+    from whylogs.core.metrics.metrics import (
+        CardinalityMetric,
+        DistributionMetric,
+        FrequentItemsMetric,
+        Metric,
+    )
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #d0fcb8db
 def _plain(values: pl.Series) -> tuple[str, pl.Series]:
-    "The whylogs type of a column, and the column as Int64, Float64, Boolean or text."
+    "Return a column's whylogs type, and its values as Int64, Float64, Boolean or text."
     dtype = values.dtype
     if dtype.is_integer():
         narrow = values.cast(pl.Int64, strict=False)
@@ -43,175 +49,220 @@ def _plain(values: pl.Series) -> tuple[str, pl.Series]:
         return "boolean", values
     if dtype.is_temporal():
         return "object", _seconds(values)
-    if dtype.is_nested() or dtype == pl.Object:
-        values = pl.Series(
-            [None if v is None else json.dumps(v, default=_listed) for v in values.to_list()]
-        )
-    if dtype in (pl.Categorical, pl.Enum):
-        return "string", values
-    return "string", values.bin.encode("hex") if dtype == pl.Binary else values.cast(pl.String)
+    return "string", _text(values)
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #da58097a
+
 def _seconds(values: pl.Series) -> pl.Series:
-    "Moments and durations as seconds."
+    "Return dates, times and durations as seconds."
     if values.dtype == pl.Date:
         values = values.cast(pl.Datetime("us"))
     if values.dtype == pl.Time:
         values = values.cast(pl.Duration("us"))
-    whole = values.dt.total_microseconds() if values.dtype == pl.Duration else values.dt.epoch("us")
+    is_duration = values.dtype == pl.Duration
+    whole = values.dt.total_microseconds() if is_duration else values.dt.epoch("us")
     return whole / 1e6
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #2b2d6b7d
-def _listed(value: object) -> object:
-    "What JSON does not know: a series as its list, anything else as text."
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #da58097a
+def _text(values: pl.Series) -> pl.Series:
+    "Return values as text. Categories stay as they are: polars counts them faster."
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        return values
+    if dtype == pl.Binary:
+        return values.bin.encode("hex")
+    if dtype.is_nested() or dtype == pl.Object:
+        return pl.Series([_json(value) for value in values.to_list()], dtype=pl.String)
+    return values.cast(pl.String)
+
+
+def _json(value: object) -> str | None:
+    "Return a value's JSON text, or None for None."
+    return None if value is None else json.dumps(value, default=_jsonable)
+
+
+def _jsonable(value: object) -> object:
+    "Return a series as its list, and anything else that JSON does not know as text."
     return value.to_list() if isinstance(value, pl.Series) else str(value)
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #26c9d85a
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #32a492f5
 def disable_telemetry() -> None:
-    "Keep whylogs from phoning home; call before importing it."
+    "Keep whylogs from reporting its use; call it before importing whylogs."
     os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #1ea03616
-def _counts(kind: str, values: pl.Series, kept: pl.Series) -> list:
-    "The exact metrics: rows, missing, not finite, and values of each type."
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #41020a09
+def _counts(kind: str, values: pl.Series, present: pl.Series) -> list["Metric"]:
+    "Return the exact metrics: rows, missing values, infinities, and values of each type."
     from whylogs.core.metrics.column_metrics import ColumnCountsMetric, TypeCountersMetric
 
-    counts, types = ColumnCountsMetric.zero(), TypeCountersMetric.zero()
+    counts = ColumnCountsMetric.zero()
     counts.n.set(len(values))
-    counts.null.set(len(values) - len(kept))
+    counts.null.set(len(values) - len(present))
     if kind == "fractional":
-        counts.nan.set(len(values) - values.null_count() - len(kept))
-        counts.inf.set(int(kept.is_infinite().sum()))
+        counts.nan.set(len(values) - values.null_count() - len(present))
+        counts.inf.set(int(present.is_infinite().sum()))
     if kind == "boolean":
-        counts.true.set(int(kept.sum()))
-    getattr(types, kind).set(len(kept))
+        counts.true.set(int(present.sum()))
+    types = TypeCountersMetric.zero()
+    getattr(types, kind).set(len(present))
     return [counts, types]
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #f8af0525
-def _moments(values: np.ndarray, counts: np.ndarray | None) -> tuple[float, float]:
-    "Mean, and the sum of squared deviations from it."
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #26c9d85a
+def _mean_and_m2(values: np.ndarray, counts: np.ndarray | None) -> tuple[float, float]:
+    "Return the mean, and the sum of squared deviations from it."
     if counts is None:
         series = pl.Series(values)
         return float(series.mean()), float(series.var(ddof=0)) * len(values)
     mean = np.average(values, weights=counts)
     return float(mean), float(np.dot((values - mean) ** 2, counts))
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #edc9aaa6
-def _spread(values: np.ndarray, counts: np.ndarray | None = None) -> "DistributionMetric":
-    "Quantiles and moments of ascending numbers; `counts`: how often each is there."
+
+def _distribution(
+    values: np.ndarray,  # numbers, ascending
+    counts: np.ndarray | None = None,  # occurrences of each; default: each position is one
+) -> "DistributionMetric":
+    "Return quantiles and moments of numbers."
     from whylogs.core.metrics.metrics import DistributionMetric
 
-    spread = DistributionMetric.zero()
+    metric = DistributionMetric.zero()
     if not len(values):
-        return spread
-    spread.kll.set(fill_quantiles(spread.kll.value, values, counts))
+        return metric
+    metric.kll.set(fill_quantiles(metric.kll.value, values, counts))
     with np.errstate(over="ignore", invalid="ignore"):  # infinities have no variance
-        mean, m2 = _moments(values, counts)
-    spread.mean.set(mean)
-    spread.m2.set(m2)
-    return spread
+        mean, m2 = _mean_and_m2(values, counts)
+    metric.mean.set(mean)
+    metric.m2.set(m2)
+    return metric
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #0ba52a16
-def _floats(kept: pl.Series) -> list:
-    "Metrics of floats and moments."
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #cff50b39
+_SLICE = 100_000  # strings that are Python objects at the same time
+
+
+def _cardinality(values: np.ndarray) -> "CardinalityMetric":
+    "Return the sketch of distinct numbers: contiguous int64 or float64."
     from whylogs.core.metrics.metrics import CardinalityMetric
 
-    different, array = CardinalityMetric.zero(), np.ascontiguousarray(kept.to_numpy())
-    different.hll.value.update_np(array)
-    return [_spread(np.sort(array)), different]
+    metric = CardinalityMetric.zero()
+    if len(values):
+        metric.hll.value.update_np(values)
+    return metric
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #b16ee3d9
-def _integers(kept: pl.Series) -> list:
-    "Metrics of integers; their extrema as integers."
-    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
 
-    ints, different, common = (
-        IntsMetric.zero(),
-        CardinalityMetric.zero(),
-        FrequentItemsMetric.zero(),
-    )
-    if not len(kept):
-        return [_spread(np.empty(0)), ints, different, common]
-    values, counts = count_integers(kept.to_numpy())
-    different.hll.value.update_np(values)
-    ints.max.set(int(values[-1]))
-    ints.min.set(int(values[0]))
-    top = pl.DataFrame(dict(zip(("value", "n"), most_frequent(values, counts), strict=True)))
-    common.frequent_strings.set(
-        fill_frequent(common.frequent_strings.value, top.cast({"value": pl.String}), len(kept))
-    )
-    return [_spread(values, counts), ints, different, common]
+def _text_cardinality(values: pl.Series) -> "CardinalityMetric":
+    "Return the sketch of distinct strings."
+    metric = _cardinality(np.empty(0))
+    for part in values.to_frame().iter_slices(_SLICE):
+        metric.hll.value.update_str_list(part.to_series().to_list())
+    return metric
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #17333b8f
-def _booleans(kept: pl.Series) -> list:
-    "Metrics of booleans, which are the integers 0 and 1 but for their names."
-    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric, IntsMetric
 
-    different, common, true = CardinalityMetric.zero(), FrequentItemsMetric.zero(), int(kept.sum())
-    there = {value: n for value, n in ((False, len(kept) - true), (True, true)) if n}
-    values, counts = np.array([*there], np.int64), np.array([*there.values()], np.int64)
-    if there:
-        different.hll.value.update_np(values)
-    for value, n in there.items():
-        common.frequent_strings.value.update(str(value), n)
-    return [_spread(values, counts), IntsMetric.zero(), different, common]
+def _frequent_items(counted: pl.DataFrame, total: int) -> "FrequentItemsMetric":
+    "Return the sketch of frequent values from columns `value` and `n`."
+    from whylogs.core.metrics.metrics import FrequentItemsMetric
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #8442d084
-def _strings(kept: pl.Series) -> list:
-    "Metrics of strings."
-    from whylogs.core.metrics.metrics import CardinalityMetric, FrequentItemsMetric
+    metric = FrequentItemsMetric.zero()
+    metric.frequent_strings.set(fill_frequent(metric.frequent_strings.value, counted, total))
+    return metric
 
-    different, common = CardinalityMetric.zero(), FrequentItemsMetric.zero()
-    if len(kept):
-        found, counted = count_strings(kept)
-        for part in found.to_frame().iter_slices(
-            100_000
-        ):  # Python's strings are large: not all of them at once
-            different.hll.value.update_str_list(part.to_series().to_list())
-        common.frequent_strings.set(
-            fill_frequent(common.frequent_strings.value, counted, len(kept))
-        )
-    return [_spread(np.empty(0)), different, common]
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #f8af0525
+_COUNTED = {"value": pl.String, "n": pl.Int64}  # columns of counted values
+
+
+def _floats(present: pl.Series) -> list["Metric"]:
+    "Return the metrics of floats and times."
+    values = np.ascontiguousarray(present.to_numpy())
+    return [_distribution(np.sort(values)), _cardinality(values)]
+
+
+def _integers(present: pl.Series) -> list["Metric"]:
+    "Return the metrics of integers, with their extrema as integers."
+    from whylogs.core.metrics.metrics import IntsMetric
+
+    values, counts = np.empty(0), None
+    counted = pl.DataFrame(schema=_COUNTED)
+    extrema = IntsMetric.zero()
+    if len(present):
+        values, counts = count_integers(present.to_numpy())
+        top, top_counts = most_frequent(values, counts)
+        counted = pl.DataFrame({"value": top, "n": top_counts}).cast({"value": pl.String})
+        extrema.min.set(int(values[0]))
+        extrema.max.set(int(values[-1]))
+    frequent = _frequent_items(counted, len(present))
+    return [_distribution(values, counts), extrema, _cardinality(values), frequent]
+
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #7e1928e7
+def _booleans(present: pl.Series) -> list["Metric"]:
+    "Return the metrics of booleans: those of the integers 0 and 1, named False and True."
+    from whylogs.core.metrics.metrics import IntsMetric
+
+    trues = int(present.sum())
+    tally = {False: len(present) - trues, True: trues}
+    tally = {value: n for value, n in tally.items() if n}
+    values = np.array(list(tally), np.int64)
+    counts = np.array(list(tally.values()), np.int64)
+    names = [str(value) for value in tally]
+    counted = pl.DataFrame({"value": names, "n": counts}, schema=_COUNTED)
+    frequent = _frequent_items(counted, len(present))
+    return [_distribution(values, counts), IntsMetric.zero(), _cardinality(values), frequent]
+
+
+def _strings(present: pl.Series) -> list["Metric"]:
+    "Return the metrics of strings."
+    needed, counted = count_strings(present)
+    frequent = _frequent_items(counted, len(present))
+    return [_distribution(np.empty(0)), _text_cardinality(needed), frequent]
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #35765dd5
-def column_profile(values: pl.Series) -> "ColumnProfileView":
-    "The whylogs profile of one column."
+_METRICS: dict[type[pl.DataType], Callable[[pl.Series], list]] = {
+    pl.Float64: _floats,
+    pl.Int64: _integers,
+    pl.Boolean: _booleans,
+}
+
+
+def column_profile(
+    values: pl.Series,  # of any type
+) -> "ColumnProfileView":
+    "Return the whylogs profile of one column."
     disable_telemetry()
     from whylogs.core import ColumnProfileView
 
     kind, plain = _plain(values)
-    kept = plain.drop_nulls()
+    present = plain.drop_nulls()
     if kind == "fractional":
-        kept = kept.drop_nans()
-    fill = {pl.Float64: _floats, pl.Int64: _integers, pl.Boolean: _booleans}.get(
-        kept.dtype, _strings
-    )
-    return ColumnProfileView({m.namespace: m for m in _counts(kind, plain, kept) + fill(kept)})
+        present = present.drop_nans()
+    metrics = _METRICS.get(present.dtype.base_type(), _strings)(present)
+    exact = _counts(kind, plain, present)
+    return ColumnProfileView({metric.namespace: metric for metric in exact + metrics})
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #8ddfcf67
-_first = Lock()
+_warm_up_lock = Lock()
 
 
 @cache
-def _touch() -> None:
+def _warm_up() -> None:
+    "Call each sketch once, while no other thread does."
     for values in ([0.5], [1], [True], ["a"]):
         column_profile(pl.Series(values))
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
+    "Return the threads of this process, as many as polars has."
     return ThreadPoolExecutor(pl.thread_pool_size())
 
 
-def column_profiles(columns: list[pl.Series]) -> list["ColumnProfileView"]:
-    "Profiles of columns, made side by side."
-    with _first:
-        _touch()
-    alone = len(columns) < 2 or pl.thread_pool_size() == 1
-    return list((map if alone else _threads().map)(column_profile, columns))
+def column_profiles(
+    columns: list[pl.Series],  # of any types
+) -> list["ColumnProfileView"]:
+    "Return the profiles of columns, made on several threads."
+    with _warm_up_lock:
+        _warm_up()
+    if len(columns) < 2 or pl.thread_pool_size() == 1:
+        return [column_profile(values) for values in columns]
+    return list(_thread_pool().map(column_profile, columns))
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #efe0168e
-VALUE_TYPES = {
+VALUE_TYPES = {  # whylogs' type → the type that users see
     "integral": "number",
     "fractional": "number",
     "boolean": "boolean",
@@ -219,55 +270,60 @@ VALUE_TYPES = {
     "object": "time",
 }
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #50fe3b11
-def type_of(column: "ColumnProfileView") -> str | None:
-    "number, boolean, string or time; none if the column has no values."
-    counted = column.get_metric("types").to_summary_dict()
-    most = max(VALUE_TYPES, key=lambda t: counted[t])
-    return VALUE_TYPES[most] if counted[most] else None
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #ec95feaf
-def value_count(column: "ColumnProfileView") -> int:
-    "Values that are there: neither null nor NaN."
+def type_of(
+    column: "ColumnProfileView",  # of a profile
+) -> str | None:
+    "Return number, boolean, string or time; None if the column has no values."
+    counters = column.get_metric("types").to_summary_dict()
+    most = max(VALUE_TYPES, key=lambda kind: counters[kind])
+    return VALUE_TYPES[most] if counters[most] else None
+
+
+def value_count(
+    column: "ColumnProfileView",  # of a profile
+) -> int:
+    "Return the number of values that are neither null nor NaN."
     counts = column.get_metric("counts")
     return int(counts.n.value - counts.null.value)
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #75140b62
-def distinct_count(column: "ColumnProfileView") -> int:
-    "Distinct values, estimated."
+
+def distinct_count(
+    column: "ColumnProfileView",  # of a profile
+) -> int:
+    "Return the estimated number of distinct values."
     return round(column.get_metric("cardinality").estimate or 0)
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #0480b22a
-def frequent_values(column: "ColumnProfileView") -> tuple[dict[str, int], int]:
-    "Frequent values with their counts, and the greatest error of such a count (0 if none was ever dropped)."
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #50fe3b11
+def frequent_values(
+    column: "ColumnProfileView",  # of a profile
+) -> tuple[dict[str, int], int]:  # value → count; the greatest error of a count
+    "Return the frequent values, as text, and the error of their counts."
     from whylogs_sketching import frequent_items_error_type as errors
 
     metric = column.get_metric("frequent_items")
     if metric is None:
         return {}, 0
     sketch = metric.frequent_strings.value
-    return (
-        {v: n for v, n, _, _ in sketch.get_frequent_items(errors.NO_FALSE_NEGATIVES)},
-        sketch.get_upper_bound("\0 no such value"),
-    )
+    items = sketch.get_frequent_items(errors.NO_FALSE_NEGATIVES)
+    counts = {value: estimate for value, estimate, _, _ in items}
+    return counts, sketch.get_upper_bound("\0 no such value")
 
-# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #0fd8f897
+# %% ../../../nbs/2_data/02_profiles_sketches.ipynb #75140b62
 MAX_CATEGORIES = 20  # distinct integers up to which they are categories
 
 
 def column_kind(
-    column: "ColumnProfileView",
+    column: "ColumnProfileView",  # of a profile
     reference: "ColumnProfileView | None" = None,  # what it is compared with; default: nothing
 ) -> str:
     "Return how a column is compared and drawn: numeric, categorical or time."
-    if reference is None:
-        reference = column
+    reference = column if reference is None else reference
     if type_of(reference) == "time":
         return "time"
     if type_of(reference) != "number":
         return "categorical"
-    listed = all(c.get_metric("frequent_items") is not None for c in (column, reference))
-    few = distinct_count(reference) <= MAX_CATEGORIES and value_count(
-        reference
-    ) >= 10 * distinct_count(reference)
-    return "categorical" if listed and few else "numeric"
+    have_counts = all(c.get_metric("frequent_items") is not None for c in (column, reference))
+    distinct = distinct_count(reference)
+    is_few = distinct <= MAX_CATEGORIES and value_count(reference) >= 10 * distinct
+    return "categorical" if have_counts and is_few else "numeric"
