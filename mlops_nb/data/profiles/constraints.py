@@ -16,14 +16,14 @@ import polars as pl
 from ...core.errors import ConstraintError
 from ...core.templates import render
 from .profiling import Profile
-from .sketches import VALUE_TYPES, type_of, disable_telemetry
+from .sketches import VALUE_TYPES, disable_telemetry, type_of
 
 if TYPE_CHECKING:
     from whylogs.core.constraints import MetricConstraint
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #0a73fa04
 def _missing(column: str, share: float) -> "MetricConstraint":
-    "At most this share is missing."
+    "Return the constraint that at most this share is missing."
     from whylogs.core.constraints import MetricConstraint, MetricsSelector
 
     return MetricConstraint(
@@ -32,44 +32,49 @@ def _missing(column: str, share: float) -> "MetricConstraint":
         name=f"{column}: at most {share:.4g} missing",
     )
 
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #47253976
-def _type(column: str, kind: str) -> "MetricConstraint":
-    "Values of this type only."
+
+def _type(column: str, expected: str) -> "MetricConstraint":
+    "Return the constraint that all values are of this type."
     from whylogs.core.constraints.factories import column_has_zero_count_types
 
-    if kind not in VALUE_TYPES.values():
-        raise ValueError(f"not one of {', '.join(dict.fromkeys(VALUE_TYPES.values()))}")
-    return column_has_zero_count_types(
-        column, [name for name, meant in VALUE_TYPES.items() if meant != kind]
-    )
+    types = dict.fromkeys(VALUE_TYPES.values())
+    if expected not in types:
+        raise ValueError(f"expected one of {', '.join(types)}")
+    others = [whylogs_type for whylogs_type, type_ in VALUE_TYPES.items() if type_ != expected]
+    return column_has_zero_count_types(column, others)
 
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #c8e44d74
+# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #47253976
+def _distinct(column: str, low: float, high: float) -> "MetricConstraint":
+    "Return the constraint that the number of distinct values, rounded, is in a range."
+    from whylogs.core.constraints.factories import distinct_number_in_range
+
+    return distinct_number_in_range(column, float(low) - 0.5, float(high) + 0.5)
+
+
 def _rules() -> dict[str, Callable[[str, Any], Any]]:
-    "How each rule becomes a constraint of whylogs."
+    "Return the function that makes the whylogs constraint of each rule."
     disable_telemetry()
-    from whylogs.core.constraints import factories as made
+    from whylogs.core.constraints import factories
 
+    in_set = factories.frequent_strings_in_reference_set
     return {
-        "between": lambda c, v: made.is_in_range(c, *map(float, v)),
-        "mean": lambda c, v: made.mean_between_range(c, *map(float, v)),
-        "missing": lambda c, v: _missing(c, float(v)),
-        "distinct": lambda c, v: made.distinct_number_in_range(
-            c, float(v[0]) - 0.5, float(v[1]) + 0.5
-        ),
-        "among": lambda c, v: made.frequent_strings_in_reference_set(c, {str(one) for one in v}),
+        "between": lambda column, v: factories.is_in_range(column, *map(float, v)),
+        "mean": lambda column, v: factories.mean_between_range(column, *map(float, v)),
+        "missing": lambda column, v: _missing(column, float(v)),
+        "distinct": lambda column, v: _distinct(column, v[0], v[1]),
+        "among": lambda column, v: in_set(column, {str(value) for value in v}),
         "type": _type,
-        "unique": lambda c, v: made.column_is_probably_unique(c),
+        "unique": lambda column, _: factories.column_is_probably_unique(column),
     }
 
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #815ebb6a
-def _constraint(column: str, rule: str, value: object) -> object:
-    "The whylogs constraint of one rule."
-    if rule not in (rules := _rules()):
+# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #c8e44d74
+def _constraint(column: str, rule: str, value: object) -> "MetricConstraint":
+    "Return the whylogs constraint of a rule, or raise `ConstraintError` if the rule is wrong."
+    rules = _rules()
+    if rule not in rules:
         near = get_close_matches(rule, rules, n=1)
-        raise ConstraintError(
-            f"{column}: there is no rule {rule!r}; "
-            + (f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(rules)}")
-        )
+        advice = f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(rules)}"
+        raise ConstraintError(f"{column}: there is no rule {rule!r}; {advice}")
     try:
         return rules[rule](column, value)
     except (TypeError, ValueError) as e:
@@ -77,80 +82,88 @@ def _constraint(column: str, rule: str, value: object) -> object:
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #bb36baef
 _CHECKS = {"column": pl.String, "rule": pl.String, "passed": pl.Boolean, "found": pl.String}
-_OF_NUMBERS = ("between", "mean")
+_NUMERIC_RULES = ("between", "mean")
+_MAX_FOUND = 200  # characters of `found`
+
+
+def _number(value: object) -> str:
+    "Return a value as text, a float with six digits."
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _summary_text(summary: dict | None) -> str:
+    "Return in one line the metrics that whylogs compared."
+    metrics = {name: value for name, value in (summary or {}).items() if value is not None}
+    parts = [f"{name.split('/')[-1]} {_number(value)}" for name, value in metrics.items()]
+    return ", ".join(parts)[:_MAX_FOUND]
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #a6600d4f
-def _found(summary: dict | None) -> str:
-    "What whylogs saw, in a line."
-    number = lambda v: f"{v:.6g}" if isinstance(v, float) else str(v)
-    return ", ".join(
-        f"{name.split('/')[-1]} {number(v)}" for name, v in (summary or {}).items() if v is not None
-    )[:200]
+def _outcome(profile: Profile, constraint: "MetricConstraint") -> dict:
+    "Return whether a constraint holds, and what was compared."
+    passed, summary = constraint.validate_profile(profile.view)
+    return {"passed": bool(passed), "found": _summary_text(summary)}
+
+
+def _rule_row(profile: Profile, column: str, rule: str, value: object) -> dict:
+    "Check a rule on a column and return its row."
+    row = {"column": column, "rule": f"{rule} {value}"}
+    constraint = _constraint(column, rule, value)
+    column_view = profile.view.get_column(column)
+    if column_view is None:
+        return row | {"passed": False, "found": "no such column"}
+    kind = type_of(column_view)
+    if rule in _NUMERIC_RULES and kind is None:
+        return row | {"passed": True, "found": "no values"}
+    if rule in _NUMERIC_RULES and kind != "number":
+        return row | {"passed": False, "found": f"values are of type {kind}"}
+    return row | _outcome(profile, constraint)
 
 # %% ../../../nbs/2_data/06_profiles_constraints.ipynb #3a3fef26
-def _ruled(profile: Profile, column: str, rule: str, value: object) -> dict:
-    "One row: a rule on a column."
-    row = {"column": column, "rule": f"{rule} {value}"}
-    constraint, found = _constraint(column, rule, value), profile.view.get_column(column)
-    if found is None:
-        return {**row, "passed": False, "found": "no such column"}
-    kind = type_of(found)
-    if rule in _OF_NUMBERS and kind != "number":
-        return {
-            **row,
-            "passed": kind is None,
-            "found": f"values are of type {kind}" if kind else "no values",
-        }
-    passed, summary = constraint.validate_profile(profile.view)
-    return {**row, "passed": bool(passed), "found": _found(summary)}
-
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #50c772d4
-def _own(profile: Profile, constraint: object) -> dict:
-    "One row: a whylogs constraint."
-    column = getattr(getattr(constraint, "metric_selector", None), "column_name", None)
+def _constraint_row(profile: Profile, constraint: Any) -> dict:
+    "Check a whylogs constraint and return its row."
+    selector = getattr(constraint, "metric_selector", None)
+    column = getattr(selector, "column_name", None)
     row = {"column": column, "rule": getattr(constraint, "name", None) or type(constraint).__name__}
     if column and profile.view.get_column(column) is None:
-        return {**row, "passed": False, "found": "no such column"}
+        return row | {"passed": False, "found": "no such column"}
     try:
-        passed, summary = constraint.validate_profile(profile.view)
+        return row | _outcome(profile, constraint)
     except Exception as e:  # whylogs raises many kinds where a metric is missing
-        return {**row, "passed": False, "found": str(e)}
-    return {**row, "passed": bool(passed), "found": _found(summary)}
+        return row | {"passed": False, "found": str(e)}
 
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #2f4d3889
+# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #50c772d4
 @dataclass(frozen=True, repr=False)
 class Checks:
     "Which constraints a profile meets."
 
-    table: pl.DataFrame  # columns as in `_CHECKS`, a row a rule
+    table: pl.DataFrame  # columns as in `_CHECKS`, a row for each rule
 
     @property
     def passed(self) -> bool:
-        return bool(self.table["passed"].all())  # all of them
+        "Return whether all rules hold."
+        return bool(self.table["passed"].all())
 
     @property
     def failed(self) -> pl.DataFrame:
-        "The rules that do not hold."
+        "Return the rows of the rules that do not hold."
         return self.table.filter(~pl.col("passed"))
 
     def _repr_html_(self) -> str:
         rows = self.table.sort("passed", maintain_order=True).to_dicts()
         return render("constraints.html", checks=self, rows=rows)
 
-# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #f19896a0
+# %% ../../../nbs/2_data/06_profiles_constraints.ipynb #2f4d3889
 def check_constraints(
     profile: Profile,  # of any table
-    constraints: Mapping[str, Mapping[str, object]]
-    | Sequence[object],  # rules by column, or whylogs constraints
+    constraints: Mapping[str, Mapping[str, object]] | Sequence[object],
+    # column → rule → value, or a list of whylogs constraints
 ) -> Checks:
     "Check constraints on a profile, without the rows."
     disable_telemetry()
-    if isinstance(constraints, Mapping):
-        rows = [
-            _ruled(profile, c, rule, value)
-            for c, rules in constraints.items()
-            for rule, value in rules.items()
-        ]
-    else:
-        rows = [_own(profile, constraint) for constraint in constraints]
+    if not isinstance(constraints, Mapping):
+        rows = [_constraint_row(profile, constraint) for constraint in constraints]
+        return Checks(pl.DataFrame(rows, schema=_CHECKS))
+    rows = []
+    for column, rules in constraints.items():
+        rows += [_rule_row(profile, column, rule, value) for rule, value in rules.items()]
     return Checks(pl.DataFrame(rows, schema=_CHECKS))
