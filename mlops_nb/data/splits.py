@@ -45,10 +45,15 @@ def _integer_bits(values: pl.Series) -> np.ndarray:
     return integers.to_numpy().view(np.uint64).copy()
 
 
+def _json_text(values: pl.Series) -> pl.Series:
+    "Return each list or struct as JSON."
+    return values.to_frame("v").select(pl.struct("v").struct.json_encode()).to_series()
+
+
 def _text_bits(values: pl.Series) -> np.ndarray:
     "Return the hash of each text. Lists and structs are hashed as JSON."
     if values.dtype.is_nested():
-        values = pl.DataFrame({"v": values}).select(pl.struct("v").struct.json_encode()).to_series()
+        values = _json_text(values)
     text = values if values.dtype == pl.Binary else values.cast(pl.String)
     hashes = text.to_frame("v").select(plh.col("v").nchash.xxh3_64()).to_series()
     return hashes.fill_null(0).to_numpy().copy()
@@ -174,6 +179,19 @@ def _require_ends(ends: Mapping[str, datetime | None]) -> None:
             f"expected splits by time with growing ends, and None for the last, got {dict(ends)}"
         )
 
+
+def _require_column(rows: pl.DataFrame, column: str, by: str) -> None:
+    "Raise `DataError` if the column that decides the split is missing."
+    if column not in rows.columns:
+        columns = ", ".join(rows.columns)
+        raise DataError(f"expected a {by} column '{column}', got columns {columns}")
+
+
+def _edges(shares: Mapping[str, float]) -> list[int]:
+    "Return the hashes at which one split ends and the next begins."
+    ends = list(itertools.accumulate(shares.values()))
+    return [int(end * 2**64) for end in ends[:-1]]
+
 # %% ../../nbs/2_data/09_splits.ipynb #8d86c1f6
 class Splitting(BaseModel):
     "How a dataset's rows are split: chosen with its first version; only `resplit` moves ends."
@@ -197,14 +215,12 @@ class Splitting(BaseModel):
 
     def assign(self, rows: pl.DataFrame) -> pl.Series:
         "Return the split of each row."
-        if self.column is not None and self.column not in rows.columns:
-            columns = ", ".join(rows.columns)
-            raise DataError(f"expected a {self.by} column '{self.column}', got columns {columns}")
+        if self.column is not None:
+            _require_column(rows, self.column, self.by)
         if self.by == "time":
             return _splits_by_time(rows[self.column], self.ends)
-        edges = [int(edge * 2**64) for edge in itertools.accumulate(self.shares.values())]
         hashes = split_hash(rows, self.salt, self.column)
-        return _interval_names(hashes, edges[:-1], list(self.shares))
+        return _interval_names(hashes, _edges(self.shares), list(self.shares))
 
 # %% ../../nbs/2_data/09_splits.ipynb #377ce875
 def assign_splits(
@@ -218,10 +234,16 @@ def assign_splits(
     "Return the rows with their split, the same one for ever."
     by = "group" if group else "key"
     shares = shares or DEFAULT_SHARES
-    splitting = Splitting(salt=name, by=by, column=group or key, shares=shares)
-    return rows.with_columns(splitting.assign(rows))
+    rule = Splitting(salt=name, by=by, column=group or key, shares=shares)
+    return rows.with_columns(rule.assign(rows))
 
 # %% ../../nbs/2_data/09_splits.ipynb #a9ac63e6
+def _whole_second(seconds: float) -> datetime:
+    "Return the time so many seconds after 1970, without a fraction of a second."
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.replace(tzinfo=None, microsecond=0)
+
+
 def ends_by_shares(
     times: Profile,  # of the rows, with their time column
     column: str,  # that column
@@ -232,8 +254,7 @@ def ends_by_shares(
     *names, last = shares
     ends: dict[str, datetime | None] = {}
     for name, share in zip(names, itertools.accumulate(shares.values())):
-        moment = datetime.fromtimestamp(sketch.get_quantile(share), UTC)
-        ends[name] = moment.replace(tzinfo=None, microsecond=0)
+        ends[name] = _whole_second(sketch.get_quantile(share))
     return {**ends, last: None}
 
 # %% ../../nbs/2_data/09_splits.ipynb #385690a0
@@ -271,6 +292,13 @@ def _advice(field: str, splitting: Splitting) -> str:
     return "a row never changes its split. Ingest into a dataset of another name."
 
 
+def _as_stored(ends: Mapping[str, Any] | str | None) -> dict[str, datetime | None] | None:
+    "Return ends as a `Splitting` holds them; None if they follow from the shares."
+    if ends is None or ends == "shares":
+        return None
+    return Splitting(salt="", by="time", column="t", ends=dict(ends)).ends
+
+
 def require_same_splitting(
     splitting: Splitting,  # the dataset's
     name: str,  # of the dataset
@@ -280,11 +308,8 @@ def require_same_splitting(
     ends: Mapping[str, Any] | str | None,
 ) -> None:
     "Raise `DataError` if another rule is given than the dataset has."
-    if ends == "shares":
-        ends = None
-    if ends:
-        ends = Splitting(salt="", by="time", column="t", ends=dict(ends)).ends
-    for field, value in {"shares": shares, "column": group, "ends": ends}.items():
+    given = {"shares": shares, "column": group, "ends": _as_stored(ends)}
+    for field, value in given.items():
         if value is None or value == getattr(splitting, field):
             continue
         rule = splitting.model_dump(exclude_none=True)

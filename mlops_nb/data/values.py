@@ -58,19 +58,21 @@ def kind_of(
     return _KINDS.get(dtype.base_type())
 
 # %% ../../nbs/2_data/00_values.ipynb #08156c67
+_COMMON_KINDS = {
+    frozenset({"integer", "float"}): "float",
+    frozenset({"date", "datetime"}): "datetime",
+}
+
+
 def common_kind(
     first: str,  # a kind or "unknown"
     second: str,
 ) -> str:
     "Return the narrowest kind that holds the values of both kinds."
-    kinds = {first, second} - {"unknown"}
-    if not kinds:
-        return "unknown"
-    if len(kinds) == 1:
-        return kinds.pop()
-    if kinds == {"integer", "float"}:
-        return "float"
-    return "datetime" if kinds == {"date", "datetime"} else "string"
+    kinds = frozenset({first, second} - {"unknown"})
+    if len(kinds) < 2:
+        return next(iter(kinds), "unknown")
+    return _COMMON_KINDS.get(kinds, "string")
 
 # %% ../../nbs/2_data/00_values.ipynb #86b5b4a9
 class TypedColumn(BaseModel):
@@ -117,37 +119,55 @@ def _times(text: pl.Series, form: str) -> pl.Series:
     "Return text as times; null where it is not one or is finer than a microsecond."
     if "%.f" not in form:
         return _read_times(text, form)
-    has_fraction = text.drop_nulls().head(1).str.contains(r":\d\d\.\d").any()
-    fast_form = form.replace("%.f", ".%6f" if has_fraction else "")
-    times = _read_times(text, fast_form)
+    times = _read_times(text, _fast_form(text, form))
     unread = times.is_null() & text.is_not_null()
     if not unread.any():
         return times
-    rest = text.filter(unread)
-    too_fine = rest.str.contains(r"\.\d{6}\d*[1-9]")
-    return times.scatter(unread.arg_true(), _null_where(too_fine, _read_times(rest, form)))
+    return times.scatter(unread.arg_true(), _read_odd_times(text.filter(unread), form))
 
 
+def _fast_form(text: pl.Series, form: str) -> str:
+    "Return the format with six decimal places or none, as in the first value."
+    has_fraction = text.drop_nulls().head(1).str.contains(r":\d\d\.\d").any()
+    return form.replace("%.f", ".%6f" if has_fraction else "")
+
+
+def _read_odd_times(text: pl.Series, form: str) -> pl.Series:
+    "Return text with any number of decimal places as times; null beyond six of them."
+    too_fine = text.str.contains(r"\.\d{6}\d*[1-9]")
+    return _null_where(too_fine, _read_times(text, form))
+
+# %% ../../nbs/2_data/00_values.ipynb #a9b4ff82
 def _null_where(mask: pl.Series, values: pl.Series) -> pl.Series:
     "Return the values, with null where the mask is true."
     return values.zip_with(~mask, values.clear(len(values)))
 
 
+def _leap_seconds(text: pl.Series, form: str) -> pl.Series:
+    "Return which times have a 60th second."
+    if form.endswith("%S"):
+        return text.str.ends_with("60")
+    return text.str.contains(":60", literal=True)
+
+
 def _read_times(text: pl.Series, form: str) -> pl.Series:
     "Return text in one format as times. Those with an offset come in UTC."
     times = text.str.to_datetime(form, time_unit="us", strict=False)
-    if form.endswith("%S"):
-        leap_second = text.str.ends_with("60")
-    else:
-        leap_second = text.str.contains(":60", literal=True)
-    if leap_second.any():
-        times = _null_where(leap_second, times)
+    leap_seconds = _leap_seconds(text, form)
+    if leap_seconds.any():
+        times = _null_where(leap_seconds, times)
     return times.dt.replace_time_zone(None) if "%z" in form else times
 
 # %% ../../nbs/2_data/00_values.ipynb #5b1400a2
 _CODE = r"^[+-]?0\d|^\+\d+$"  # 007 and +49: a number would not be written like that
 NAN_PATTERN = r"(?i)^\s*[+-]?nan\s*$"
 EXACT_FLOAT_LIMIT = 2**53  # from here on a float does not hold every whole number
+
+
+def _cleaned(text: pl.Series, dtype: pl.DataType) -> pl.Series:
+    "Return text without spaces around it, and integers without a fraction of zeros."
+    text = text.str.strip_chars(" \t")
+    return text.str.replace(r"^(-?\d+)\.0*$", "$1") if dtype == pl.Int64 else text
 
 
 def parse_numbers(
@@ -157,9 +177,7 @@ def parse_numbers(
     "Return text as integers or floats; null where the number would not be written like it."
     values = text.cast(dtype, strict=False)
     if values.null_count() > text.null_count():
-        text = text.str.strip_chars(" \t")
-        if dtype == pl.Int64:
-            text = text.str.replace(r"^(-?\d+)\.0*$", "$1")
+        text = _cleaned(text, dtype)
         values = text.cast(dtype, strict=False)
     if dtype == pl.Float64:
         values = values.fill_nan(None)
@@ -198,11 +216,16 @@ def is_lost(
         return newly_null
     if old.dtype.is_float():
         return newly_null & ~old.is_nan().fill_null(False)
-    if old.dtype != pl.String:
-        return newly_null
-    may_be_nan = new.dtype.is_numeric() or new.dtype == pl.Null
-    missing = f"^$|{NAN_PATTERN}" if may_be_nan else "^$"
-    return newly_null & ~old.str.contains(missing).fill_null(False)
+    if old.dtype == pl.String:
+        return newly_null & ~_is_missing_text(old, new.dtype)
+    return newly_null
+
+
+def _is_missing_text(text: pl.Series, dtype: pl.DataType) -> pl.Series:
+    "Return which text means that there is no value of the type."
+    may_be_nan = dtype.is_numeric() or dtype == pl.Null
+    pattern = f"^$|{NAN_PATTERN}" if may_be_nan else "^$"
+    return text.str.contains(pattern).fill_null(False)
 
 # %% ../../nbs/2_data/00_values.ipynb #00175c29
 @dataclass(frozen=True)
@@ -239,6 +262,34 @@ def _with_point(text: pl.Expr) -> pl.Expr:
     plain = digits.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
     return pl.when(digits.str.contains(COMMA_PATTERN)).then(plain)
 
+# %% ../../nbs/2_data/00_values.ipynb #244f83e3
+def _parse_booleans(text: pl.Expr) -> pl.Expr:
+    "Return text as booleans; null where it is no word for one."
+    is_true = text.is_in(TRUE_WORDS)
+    return pl.when(is_true).then(True).when(text.is_in(FALSE_WORDS)).then(False)
+
+
+def _parse_number_column(name: str, dtype: pl.DataType, text_format: TextFormat) -> pl.Expr:
+    "Return a column of text as numbers."
+    text = column(name)
+    if _may_have_comma(name, text_format):
+        text = _with_point(text)
+    return text.map_batches(lambda part: parse_numbers(part, dtype), return_dtype=dtype)
+
+
+def _parse_time_column(name: str, dtype: pl.DataType, text_format: TextFormat) -> pl.Expr:
+    "Return a column of text as dates or times, in its own format or in those of ISO 8601."
+    form = (text_format.formats or {}).get(name)
+    forms = [form] if form else ISO_FORMATS
+    return pl.coalesce(parse_times(column(name), form, dtype) for form in forms)
+
+
+def _require_one_reading(name: str, text_format: TextFormat) -> None:
+    "Raise `DataError` if the values of a column can be read in two ways."
+    option = (text_format.unsure or {}).get(name)
+    if option is not None:
+        raise DataError(f"column '{name}' could be read in two ways: set {option}")
+
 # %% ../../nbs/2_data/00_values.ipynb #a8605965
 def parse_column(
     name: str,  # a column of text
@@ -246,22 +297,14 @@ def parse_column(
     text_format: TextFormat,
 ) -> pl.Expr:
     "Return the column's values; null where the text is no value of the type."
-    text = column(name)
     if dtype == pl.String:
-        return text
+        return column(name)
     if dtype == pl.Boolean:
-        is_true = text.is_in(TRUE_WORDS)
-        return pl.when(is_true).then(True).when(text.is_in(FALSE_WORDS)).then(False)
-    option = (text_format.unsure or {}).get(name)
-    if option is not None:
-        raise DataError(f"column '{name}' could be read in two ways: set {option}")
+        return _parse_booleans(column(name))
+    _require_one_reading(name, text_format)
     if dtype in (pl.Int64, pl.Float64):
-        if _may_have_comma(name, text_format):
-            text = _with_point(text)
-        return text.map_batches(lambda part: parse_numbers(part, dtype), return_dtype=dtype)
-    form = (text_format.formats or {}).get(name)
-    forms = [form] if form else ISO_FORMATS
-    return pl.coalesce(parse_times(text, form, dtype) for form in forms)
+        return _parse_number_column(name, dtype, text_format)
+    return _parse_time_column(name, dtype, text_format)
 
 # %% ../../nbs/2_data/00_values.ipynb #4bae04a5
 def _recast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
@@ -277,12 +320,17 @@ def _recast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
         return _recast_time(value, old, new)
     return _recast_number(value, old, new)
 
+# %% ../../nbs/2_data/00_values.ipynb #62821f39
+def _is_always_exact(old: pl.DataType, new: pl.DataType) -> bool:
+    "Return whether the new type holds every value of the old one."
+    fits_double = old in (pl.Boolean, pl.Float32, pl.Date) or not old.is_numeric()
+    return fits_double and not new.is_integer()
+
 
 def _recast_number(value: pl.Expr, old: pl.DataType, new: pl.DataType) -> pl.Expr:
     "Return numbers in another type; null where converting back gives another number."
     converted = value.cast(new, strict=False)
-    always_exact = old in (pl.Boolean, pl.Float32, pl.Date) or not old.is_numeric()
-    if always_exact and not new.is_integer():
+    if _is_always_exact(old, new):
         return converted
     same = converted.cast(old, strict=False) == value
     if old.is_decimal() and new.is_float():
@@ -350,13 +398,12 @@ def convert(
     strict: bool = True,  # raise `Unparsable` for a value that does not fit; else it becomes null
 ) -> pl.DataFrame:
     "Return the frame in the wanted types."
-    text_format = text_format or TextFormat({})
     schema = frame.schema
     changing = {c: t for c, t in wanted.items() if c in schema and schema[c] != t}
+    text_format = text_format or TextFormat({})
+    columns = [_convert_column(c, schema[c], t, text_format) for c, t in changing.items()]
     try:
-        converted = frame.with_columns(
-            _convert_column(c, schema[c], t, text_format).alias(c) for c, t in changing.items()
-        )
+        converted = frame.with_columns(c.alias(n) for c, n in zip(columns, changing, strict=True))
     except pl.exceptions.PolarsError as e:
         raise Unparsable(
             f"{name}: {schema} cannot be read as {changing}: {e}. Take the columns' own types"

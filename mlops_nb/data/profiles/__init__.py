@@ -9,6 +9,7 @@ __all__ = ['profile_files', 'profile_groups']
 from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -33,13 +34,17 @@ def _merge_into(profiles: dict[Hashable, Profile], key: Hashable, part: Profile)
 _GROUP = "\1group"  # a column that no file has
 
 
+def _partition(batch: pl.DataFrame, by: pl.Expr) -> dict[tuple, pl.DataFrame]:
+    "Return the rows of each group, by the value of the expression in a tuple."
+    grouped = batch.with_columns(by.alias(_GROUP))
+    return grouped.partition_by(_GROUP, as_dict=True, include_key=False)
+
+
 def _profile_groups(rows: pl.LazyFrame, by: pl.Expr) -> dict[Hashable, Profile]:
     "Profile each group of the rows of a file."
     profiles: dict[Hashable, Profile] = {}
     for batch in rows.collect_batches(chunk_size=PROFILE_BATCH_ROWS, maintain_order=True):
-        grouped = batch.with_columns(by.alias(_GROUP))
-        parts = grouped.partition_by(_GROUP, as_dict=True, include_key=False)
-        for (key,), part in parts.items():
+        for (key,), part in _partition(batch, by).items():
             _merge_into(profiles, key, profile(part, at=_group_time(key)))
     return profiles
 
@@ -53,23 +58,24 @@ def _profile_file(
     return {key: part.to_bytes() for key, part in profiles.items()}
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #19429d66
-def _collect(
-    files: Sequence[str],
-    refs: list,  # Ray's references to the tasks' results
-) -> dict[Hashable, Profile]:
-    "Merge the profiles of all files, group by group."
+def _result(file: str, ref: Any, refs: list) -> dict[Hashable, bytes]:
+    "Return what a file's task returned. If it failed, cancel the others and name the file."
     import ray
 
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as e:
+        for other in refs:
+            ray.cancel(other, force=True)
+        reason = str(getattr(e, "cause", None) or e).splitlines()[0]
+        raise ProfileError(f"{file} cannot be profiled: {reason}") from e
+
+
+def _collect(files: Sequence[str], refs: list) -> dict[Hashable, Profile]:
+    "Merge the profiles of all files, group by group."
     profiles: dict[Hashable, Profile] = {}
     for file, ref in zip(files, refs, strict=True):
-        try:
-            parts = ray.get(ref)
-        except ray.exceptions.RayError as e:
-            for other in refs:
-                ray.cancel(other, force=True)
-            reason = str(getattr(e, "cause", None) or e).splitlines()[0]
-            raise ProfileError(f"{file} cannot be profiled: {reason}") from e
-        for key, data in parts.items():
+        for key, data in _result(file, ref, refs).items():
             _merge_into(profiles, key, Profile.from_bytes(data))
     return profiles
 

@@ -39,6 +39,11 @@ def _lifted(
     return type(sketch).deserialize(header + level_starts.tobytes() + extrema + items.tobytes())
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #51d38b6f
+def _lift(total: int, k: int) -> int:
+    "Return the least h for which at most k of the values, every 2**h-th, are taken."
+    return max((total - 1).bit_length() - (k.bit_length() - 1), 0)
+
+
 def _values_at(ranks: np.ndarray, values: np.ndarray, ends: np.ndarray | None) -> np.ndarray:
     "Return the values of some ranks, as doubles."
     index = ranks if ends is None else np.searchsorted(ends, ranks, "right")
@@ -53,7 +58,7 @@ def fill_quantiles(
     "Return the sketch of sorted values."
     ends = None if counts is None else np.cumsum(counts)
     total = len(values) if ends is None else int(ends[-1])
-    lift = max((total - 1).bit_length() - (sketch.get_k().bit_length() - 1), 0)
+    lift = _lift(total, sketch.get_k())
     step = 1 << lift  # values that one item stands for
     rest = total - total % step  # rank of the first value that is added by itself
     sketch.update(_values_at(np.arange(step // 2, rest, step), values, ends))
@@ -64,9 +69,11 @@ def fill_quantiles(
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #fd286a8a
 def count_integers(
-    values: np.ndarray,  # int64, at least one
+    values: np.ndarray,  # int64
 ) -> tuple[np.ndarray, np.ndarray | None]:  # ascending values; their counts, or None: only sorted
     "Count integers of a narrow range, sort those of a wide one."
+    if not len(values):
+        return values, np.empty(0, np.int64)
     low = int(values.min())
     high = int(values.max())
     if high - low >= 4 * len(values):
@@ -158,6 +165,13 @@ def _has_identifiers(values: pl.Series) -> bool:
     return sample.approx_n_unique() > len(sample) / 2
 
 
+def _count_frequent(values: pl.Series, hashes: np.ndarray) -> pl.DataFrame:
+    "Count the strings of the most frequent hashes."
+    top_hashes, _ = most_frequent(np.sort(hashes))
+    may_be_frequent = pl.Series(hashes).is_in(pl.Series(top_hashes).implode())
+    return values.filter(may_be_frequent).value_counts(name="n")
+
+
 def count_strings(
     values: pl.Series,  # strings, categoricals or enums, no nulls
 ) -> tuple[pl.Series, pl.DataFrame]:  # strings for the cardinality; columns `value` and `n`
@@ -167,9 +181,7 @@ def count_strings(
         counted = values.value_counts(name="n").with_columns(pl.col("value").cast(pl.String))
         return counted["value"], counted
     updates, hashes = cardinality_updates(values)
-    top_hashes, _ = most_frequent(np.sort(hashes))
-    may_be_frequent = pl.Series(hashes).is_in(pl.Series(top_hashes).implode())
-    return values.filter(pl.Series(updates)), values.filter(may_be_frequent).value_counts(name="n")
+    return values.filter(pl.Series(updates)), _count_frequent(values, hashes)
 
 # %% ../../../nbs/2_data/01_profiles_bulk.ipynb #e0f4a6e3
 _MAX_CHARACTERS = 128  # of a value in the sketch; the rest is cut off
@@ -187,16 +199,22 @@ def _with_error(
     return type(sketch).deserialize(bytes(data))
 
 
+def _shortened(counted: pl.DataFrame) -> pl.DataFrame:
+    "Return the counts with long values cut off, and equal ones added."
+    longest = counted["value"].str.len_bytes().max() or 0
+    if longest <= _MAX_CHARACTERS:
+        return counted
+    start = pl.col("value").str.slice(0, _MAX_CHARACTERS)
+    return counted.group_by(start).agg(pl.col("n").sum())
+
+# %% ../../../nbs/2_data/01_profiles_bulk.ipynb #b18d2acd
 def fill_frequent(
     sketch: "frequent_strings_sketch",  # an empty one
     counted: pl.DataFrame,  # `value` (text) and `n`: all values, or the 769 most frequent
     total: int,  # number of all values
 ) -> "frequent_strings_sketch":
     "Return the sketch of counted values."
-    if (counted["value"].str.len_bytes().max() or 0) > _MAX_CHARACTERS:
-        start = pl.col("value").str.slice(0, _MAX_CHARACTERS)
-        counted = counted.group_by(start).agg(pl.col("n").sum())
-    top = counted.top_k(_ROOM + 1, by="n").sort("n", descending=True)
+    top = _shortened(counted).top_k(_ROOM + 1, by="n").sort("n", descending=True)
     for value, n in top[:_ROOM].iter_rows():
         sketch.update(value, n)
     return sketch if top.height <= _ROOM else _with_error(sketch, total, top["n"][-1])

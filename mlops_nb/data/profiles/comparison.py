@@ -37,18 +37,22 @@ def _kolmogorov(distance: float, size: int) -> float:
     return float(kolmogorov(x + 1 / (6 * np.sqrt(size)) + (x - 1) / (4 * size)))
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #7172a0f6
+def _next_row(paths: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    "Return the number of paths to each point of the next row; those outside have none."
+    row = np.zeros(len(paths))
+    if len(inside):
+        points = slice(inside[0], inside[-1] + 1)
+        row[points] = np.cumsum(paths[points])
+    return row
+
+
 def _paths_within(distance: float, n: int, m: int) -> tuple[float, float]:
     "Count the paths that stay within a distance: a factor, and the logarithm of a scale."
     from_other = np.arange(m + 1) / m
     paths = np.eye(1, m + 1)[0]
     log_scale = 0.0
     for share in np.arange(n + 1) / n:
-        inside = np.flatnonzero(np.abs(share - from_other) < distance - 1e-9)
-        if not len(inside):
-            return 0.0, 0.0
-        first, end = inside[0], inside[-1] + 1
-        row = np.zeros(m + 1)
-        row[first:end] = np.cumsum(paths[first:end])
+        row = _next_row(paths, np.flatnonzero(np.abs(share - from_other) < distance - 1e-9))
         if not row.any():
             return 0.0, 0.0
         paths = row / row.max()
@@ -79,6 +83,18 @@ def _quantile_points(sketches: Sequence) -> list[float]:
     return sorted(points)
 
 
+def _greatest_distance(sketches: Sequence) -> float:
+    "Return the greatest distance between two distribution functions."
+    points = _quantile_points(sketches)
+    first, second = (np.array(s.get_cdf(points, inclusive=True)) for s in sketches)
+    return float(np.abs(first - second).max())
+
+
+def _rank_error(sketches: Sequence) -> float:
+    "Return the sum of the rank errors of the sketches that estimate."
+    return sum(s.normalized_rank_error(False) for s in sketches if s.is_estimation_mode())
+
+
 def _smirnov_p(distance: float, n: int, m: int) -> float:
     "Return the p-value of a distance between samples of n and m values, n not the greater."
     size = round(n * m / (n + m))
@@ -94,12 +110,10 @@ def _smirnov(
 ) -> tuple[float, float]:  # greatest distance of the distribution functions; p-value
     "Compare numbers: the two-sample Kolmogorov–Smirnov test, from KLL sketches."
     sketches = [c.get_metric("distribution").kll.value for c in (target, reference)]
-    points = _quantile_points(sketches)
-    first, second = (np.array(s.get_cdf(points, inclusive=True)) for s in sketches)
-    distance = float(np.abs(first - second).max())
-    error = sum(s.normalized_rank_error(False) for s in sketches if s.is_estimation_mode())
-    sizes = sorted(s.get_n() for s in sketches)
-    return distance, _smirnov_p(max(distance - error, 0), *sizes)
+    distance = _greatest_distance(sketches)
+    certain = max(distance - _rank_error(sketches), 0)
+    n, m = sorted(sketch.get_n() for sketch in sketches)
+    return distance, _smirnov_p(certain, n, m)
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #2edd43a2
 MIN_EXPECTED_ROWS = 5  # of a category, in the smaller sample
@@ -122,23 +136,39 @@ def _with_rest(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.column_stack([kept, rest]) if rest.any() else kept
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #194825bd
-def _homogeneity(
+def _compared_counts(
     target: "ColumnProfileView", reference: "ColumnProfileView"
-) -> tuple[float, float]:  # total variation distance; p-value
-    "Compare categories: the two-sample chi-square test, from frequent values."
-    from scipy.special import chdtrc
-
+) -> tuple[np.ndarray, int]:  # counts, [2, categories]; the greatest error of a count
+    "Return the table of categories that is tested."
     target_counts, target_error = frequent_values(target)
     reference_counts, reference_error = frequent_values(reference)
     totals = np.array([value_count(target), value_count(reference)])
     counts = _with_rest(_contingency(target_counts, reference_counts), totals)
-    sizes = counts.sum(axis=1, keepdims=True)
-    expected = sizes * counts.sum(axis=0) / counts.sum()
-    shrink = 0.5 + target_error + reference_error
-    deviation = np.maximum(np.abs(counts - expected) - shrink, 0)
-    distance = float(np.abs(np.subtract(*(counts / sizes))).sum() / 2)
+    return counts, target_error + reference_error
+
+
+def _total_variation(counts: np.ndarray) -> float:
+    "Return the share of rows whose category would have to change."
+    target, reference = counts / counts.sum(axis=1, keepdims=True)
+    return float(np.abs(target - reference).sum() / 2)
+
+
+def _chi_square_p(counts: np.ndarray, error: int) -> float:
+    "Return the p-value of Pearson's test, with Yates' correction and the error of the counts."
+    from scipy.special import chdtrc
+
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    deviation = np.maximum(np.abs(counts - expected) - 0.5 - error, 0)
     freedom = max(counts.shape[1] - 1, 1)
-    return distance, float(chdtrc(freedom, (deviation**2 / expected).sum()))
+    return float(chdtrc(freedom, (deviation**2 / expected).sum()))
+
+
+def _homogeneity(
+    target: "ColumnProfileView", reference: "ColumnProfileView"
+) -> tuple[float, float]:  # total variation distance; p-value
+    "Compare categories: the two-sample chi-square test, from frequent values."
+    counts, error = _compared_counts(target, reference)
+    return _total_variation(counts), _chi_square_p(counts, error)
 
 # %% ../../../nbs/2_data/05_profiles_comparison.ipynb #97b7e84b
 def _problem(
@@ -285,8 +315,7 @@ class Drift:
 def _correct(rows: list[dict]) -> None:
     "Add the corrected p-value to each row that has a p-value."
     tested = [row for row in rows if "p_value" in row]
-    corrected = holm([row["p_value"] for row in tested])
-    for row, p in zip(tested, corrected, strict=True):
+    for row, p in zip(tested, holm([row["p_value"] for row in tested]), strict=True):
         row["corrected"] = float(p)
 
 
@@ -298,10 +327,15 @@ def _drift_table(rows: list[dict], significance: float) -> pl.DataFrame:
         drifted=is_significant & ~is_empty,
         problem=pl.when(is_significant & is_empty).then(_empty_side()).otherwise("problem"),
     )
+    return _by_evidence(table)
+
+
+def _by_evidence(table: pl.DataFrame) -> pl.DataFrame:
+    "Return the rows in order: problems first, then the strongest evidence."
     order = [pl.col("problem").is_null(), "corrected", "p_value", pl.col("distance").neg()]
     return table.sort(order, nulls_last=True, maintain_order=True)
 
-
+# %% ../../../nbs/2_data/05_profiles_comparison.ipynb #b7139943
 def drift(
     target: Profile,  # what is judged: a monitoring window, a new dataset
     reference: Profile,  # what it is compared with

@@ -37,15 +37,17 @@ def _categories(target: "ColumnProfileView", reference: "ColumnProfileView") -> 
 _EDGES = 25  # of the bins of a number
 
 
+def _middle(column: "ColumnProfileView") -> list[float]:
+    "Return the ends of the middle 99 % of a column, without infinite ones."
+    quantiles = column.get_metric("distribution").kll.value.get_quantiles([0.005, 0.995])
+    return [value for value in quantiles if np.isfinite(value)]
+
+
 def _bin_edges(target: "ColumnProfileView", reference: "ColumnProfileView") -> list[float]:
     "Return the edges of bins over the middle 99 % of both columns."
-    quantiles = []
-    for column in (target, reference):
-        sketch = column.get_metric("distribution").kll.value
-        quantiles += sketch.get_quantiles([0.005, 0.995])
-    finite = [value for value in quantiles if np.isfinite(value)]
-    low = min(finite, default=0)
-    high = max(finite, default=1)
+    ends = _middle(target) + _middle(reference)
+    low = min(ends, default=0)
+    high = max(ends, default=1)
     return np.linspace(low, high if high > low else low + 1, _EDGES).tolist()
 
 # %% ../../../nbs/2_data/03_profiles_pictures.ipynb #c18f2295
@@ -71,6 +73,15 @@ def _draw(axes: "Axes", target: list[float], reference: list[float] | None, colo
     axes.stairs(target, np.arange(len(target) + 1) - 0.5, color=color, linewidth=1.4)
 
 
+def _small_axes() -> "Axes":
+    "Return axes that fill a picture of the height of a table row."
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(2.4, 0.5), dpi=110).add_axes((0, 0.02, 1, 0.96))
+    axes.set_axis_off()
+    return axes
+
+
 def overlay_html(
     target: "ColumnProfileView",
     reference: "ColumnProfileView | None",  # None: draw the target alone
@@ -78,16 +89,12 @@ def overlay_html(
     color: str = BLUE,  # of the target
 ) -> str:
     "Return both distributions on top of each other, as an HTML image."
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.4, 0.5), dpi=110)
-    axes = figure.add_axes((0, 0.02, 1, 0.96))
+    axes = _small_axes()
     edges_of = _categories if kind == "categorical" else _bin_edges
     edges = edges_of(target, reference or target)
     grey = _bars(reference, kind, edges) if reference else None
     _draw(axes, _bars(target, kind, edges), grey, color)
-    axes.set_axis_off()
-    return templates.figure_html(figure, "distributions", small=True)
+    return templates.figure_html(axes.figure, "distributions", small=True)
 
 # %% ../../../nbs/2_data/03_profiles_pictures.ipynb #5ae1d0fe
 def distribution_html(

@@ -188,19 +188,24 @@ class Profile:
 PROFILE_BATCH_ROWS = 1_000_000  # of a lazy frame, in memory at a time
 
 
+def _named_profiles(frame: pl.DataFrame) -> dict[str, "ColumnProfileView"]:
+    "Return the profile of each column."
+    columns = sorted(frame.iter_columns(), key=lambda values: values.dtype != pl.String)
+    unnamed = [values.alias("values") for values in columns]  # a name may be read as a pattern
+    names = [values.name for values in columns]
+    return dict(zip(names, column_profiles(unnamed), strict=True))
+
+
 def _profile_frame(frame: pl.DataFrame, at: datetime | None) -> Profile:
     "Profile a frame in memory."
     disable_telemetry()
     from whylogs.core import DatasetProfileView
 
-    columns = sorted(frame.iter_columns(), key=lambda values: values.dtype != pl.String)
-    unnamed = [values.alias("values") for values in columns]  # a name may be read as a pattern
-    profiles = column_profiles(unnamed)
-    named = {values.name: p for values, p in zip(columns, profiles, strict=True)}
     now = datetime.now(UTC)
-    return Profile(
-        DatasetProfileView(columns=named, dataset_timestamp=at or now, creation_timestamp=now)
+    view = DatasetProfileView(
+        columns=_named_profiles(frame), dataset_timestamp=at or now, creation_timestamp=now
     )
+    return Profile(view)
 
 
 def _profile_batches(frame: pl.LazyFrame, at: datetime | None) -> Profile:

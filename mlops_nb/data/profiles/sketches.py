@@ -28,10 +28,12 @@ from mlops_nb.data.profiles.bulk import (
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
+    from whylogs.core.metrics.column_metrics import ColumnCountsMetric, TypeCountersMetric
     from whylogs.core.metrics.metrics import (
         CardinalityMetric,
         DistributionMetric,
         FrequentItemsMetric,
+        IntsMetric,
         Metric,
     )
 
@@ -90,9 +92,9 @@ def disable_telemetry() -> None:
     os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "True")
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #41020a09
-def _counts(kind: str, values: pl.Series, present: pl.Series) -> list["Metric"]:
-    "Return the exact metrics: rows, missing values, infinities, and values of each type."
-    from whylogs.core.metrics.column_metrics import ColumnCountsMetric, TypeCountersMetric
+def _counts(kind: str, values: pl.Series, present: pl.Series) -> "ColumnCountsMetric":
+    "Return the exact numbers of rows, missing values, NaN, infinities and true values."
+    from whylogs.core.metrics.column_metrics import ColumnCountsMetric
 
     counts = ColumnCountsMetric.zero()
     counts.n.set(len(values))
@@ -102,9 +104,16 @@ def _counts(kind: str, values: pl.Series, present: pl.Series) -> list["Metric"]:
         counts.inf.set(int(present.is_infinite().sum()))
     if kind == "boolean":
         counts.true.set(int(present.sum()))
+    return counts
+
+
+def _type_counts(kind: str, count: int) -> "TypeCountersMetric":
+    "Return the number of values of each type, where all are of one."
+    from whylogs.core.metrics.column_metrics import TypeCountersMetric
+
     types = TypeCountersMetric.zero()
-    getattr(types, kind).set(len(present))
-    return [counts, types]
+    getattr(types, kind).set(count)
+    return types
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #26c9d85a
 def _mean_and_m2(values: np.ndarray, counts: np.ndarray | None) -> tuple[float, float]:
@@ -167,6 +176,17 @@ def _frequent_items(counted: pl.DataFrame, total: int) -> "FrequentItemsMetric":
 _COUNTED = {"value": pl.String, "n": pl.Int64}  # columns of counted values
 
 
+def _extrema(values: np.ndarray) -> "IntsMetric":
+    "Return the smallest and greatest of ascending integers, as integers."
+    from whylogs.core.metrics.metrics import IntsMetric
+
+    metric = IntsMetric.zero()
+    if len(values):
+        metric.min.set(int(values[0]))
+        metric.max.set(int(values[-1]))
+    return metric
+
+
 def _floats(present: pl.Series) -> list["Metric"]:
     "Return the metrics of floats and times."
     values = np.ascontiguousarray(present.to_numpy())
@@ -175,34 +195,24 @@ def _floats(present: pl.Series) -> list["Metric"]:
 
 def _integers(present: pl.Series) -> list["Metric"]:
     "Return the metrics of integers, with their extrema as integers."
-    from whylogs.core.metrics.metrics import IntsMetric
-
-    values, counts = np.empty(0), None
-    counted = pl.DataFrame(schema=_COUNTED)
-    extrema = IntsMetric.zero()
-    if len(present):
-        values, counts = count_integers(present.to_numpy())
-        top, top_counts = most_frequent(values, counts)
-        counted = pl.DataFrame({"value": top, "n": top_counts}).cast({"value": pl.String})
-        extrema.min.set(int(values[0]))
-        extrema.max.set(int(values[-1]))
+    values, counts = count_integers(present.to_numpy())
+    top, top_counts = most_frequent(values, counts)
+    counted = pl.DataFrame({"value": top, "n": top_counts}).cast(_COUNTED)
     frequent = _frequent_items(counted, len(present))
-    return [_distribution(values, counts), extrema, _cardinality(values), frequent]
+    return [_distribution(values, counts), _extrema(values), _cardinality(values), frequent]
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #7e1928e7
 def _booleans(present: pl.Series) -> list["Metric"]:
     "Return the metrics of booleans: those of the integers 0 and 1, named False and True."
-    from whylogs.core.metrics.metrics import IntsMetric
-
     trues = int(present.sum())
-    tally = {False: len(present) - trues, True: trues}
-    tally = {value: n for value, n in tally.items() if n}
-    values = np.array(list(tally), np.int64)
-    counts = np.array(list(tally.values()), np.int64)
-    names = [str(value) for value in tally]
+    counts = np.array([len(present) - trues, trues])
+    values = np.flatnonzero(counts)
+    counts = counts[values]
+    names = [str(bool(value)) for value in values]
     counted = pl.DataFrame({"value": names, "n": counts}, schema=_COUNTED)
     frequent = _frequent_items(counted, len(present))
-    return [_distribution(values, counts), IntsMetric.zero(), _cardinality(values), frequent]
+    no_extrema = _extrema(np.empty(0))  # whylogs has none for booleans
+    return [_distribution(values, counts), no_extrema, _cardinality(values), frequent]
 
 
 def _strings(present: pl.Series) -> list["Metric"]:
@@ -231,7 +241,7 @@ def column_profile(
     if kind == "fractional":
         present = present.drop_nans()
     metrics = _METRICS.get(present.dtype.base_type(), _strings)(present)
-    exact = _counts(kind, plain, present)
+    exact = [_counts(kind, plain, present), _type_counts(kind, len(present))]
     return ColumnProfileView({metric.namespace: metric for metric in exact + metrics})
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #8ddfcf67
@@ -258,7 +268,7 @@ def column_profiles(
     with _warm_up_lock:
         _warm_up()
     if len(columns) < 2 or pl.thread_pool_size() == 1:
-        return [column_profile(values) for values in columns]
+        return list(map(column_profile, columns))
     return list(_thread_pool().map(column_profile, columns))
 
 # %% ../../../nbs/2_data/02_profiles_sketches.ipynb #efe0168e
@@ -313,6 +323,12 @@ def frequent_values(
 MAX_CATEGORIES = 20  # distinct integers up to which they are categories
 
 
+def _is_few(column: "ColumnProfileView") -> bool:
+    "Return whether a column has few distinct values, and many of each."
+    distinct = distinct_count(column)
+    return distinct <= MAX_CATEGORIES and value_count(column) >= 10 * distinct
+
+
 def column_kind(
     column: "ColumnProfileView",  # of a profile
     reference: "ColumnProfileView | None" = None,  # what it is compared with; default: nothing
@@ -324,6 +340,4 @@ def column_kind(
     if type_of(reference) != "number":
         return "categorical"
     have_counts = all(c.get_metric("frequent_items") is not None for c in (column, reference))
-    distinct = distinct_count(reference)
-    is_few = distinct <= MAX_CATEGORIES and value_count(reference) >= 10 * distinct
-    return "categorical" if have_counts and is_few else "numeric"
+    return "categorical" if have_counts and _is_few(reference) else "numeric"
