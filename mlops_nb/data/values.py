@@ -111,8 +111,12 @@ def parse_times(
     values = pl.when(values >= _FIRST_DAY).then(values)
     if dtype != pl.Date:
         return values.cast(dtype)
-    is_midnight = values == values.dt.truncate("1d")
-    return pl.when(is_midnight).then(values.cast(pl.Date))
+    return pl.when(_is_midnight(values)).then(values.cast(pl.Date))
+
+
+def _is_midnight(times: pl.Expr) -> pl.Expr:
+    "Return which times are the beginning of a day."
+    return times == times.dt.truncate("1d")
 
 # %% ../../nbs/2_data/00_values.ipynb #20d47ece
 def _times(text: pl.Series, form: str) -> pl.Series:
@@ -315,7 +319,7 @@ def _recast(name: str, old: pl.DataType, new: pl.DataType) -> pl.Expr:
     if new == pl.Boolean:
         return pl.when((value == 0) | (value == 1)).then(value.cast(pl.Boolean))
     if new == pl.Date:
-        return pl.when(value == value.dt.truncate("1d")).then(value.dt.date())
+        return pl.when(_is_midnight(value)).then(value.dt.date())
     if new == pl.Datetime and isinstance(old, pl.Datetime):
         return _recast_time(value, old, new)
     return _recast_number(value, old, new)
@@ -390,6 +394,13 @@ def unparsable_error(
     )
 
 # %% ../../nbs/2_data/00_values.ipynb #dda040d5
+def _changing(
+    schema: Mapping[str, pl.DataType], wanted: Mapping[str, pl.DataType]
+) -> dict[str, pl.DataType]:
+    "Return the wanted types of the columns that have another one."
+    return {c: t for c, t in wanted.items() if c in schema and schema[c] != t}
+
+
 def convert(
     frame: pl.DataFrame,  # as read from the source
     wanted: Mapping[str, pl.DataType],  # column → type; other columns stay
@@ -399,7 +410,7 @@ def convert(
 ) -> pl.DataFrame:
     "Return the frame in the wanted types."
     schema = frame.schema
-    changing = {c: t for c, t in wanted.items() if c in schema and schema[c] != t}
+    changing = _changing(schema, wanted)
     text_format = text_format or TextFormat({})
     columns = [_convert_column(c, schema[c], t, text_format) for c, t in changing.items()]
     try:

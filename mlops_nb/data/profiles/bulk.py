@@ -168,8 +168,8 @@ def _has_identifiers(values: pl.Series) -> bool:
 def _count_frequent(values: pl.Series, hashes: np.ndarray) -> pl.DataFrame:
     "Count the strings of the most frequent hashes."
     top_hashes, _ = most_frequent(np.sort(hashes))
-    may_be_frequent = pl.Series(hashes).is_in(pl.Series(top_hashes).implode())
-    return values.filter(may_be_frequent).value_counts(name="n")
+    is_frequent = pl.Series(hashes).is_in(pl.Series(top_hashes).implode())
+    return values.filter(is_frequent).value_counts(name="n")
 
 
 def count_strings(

@@ -77,8 +77,8 @@ def _quantile_points(sketches: Sequence) -> list[float]:
     "Return the values at which the distribution functions are compared, ascending."
     points = set()
     for sketch in sketches:
-        count = min(sketch.get_n(), _GRID)
-        ranks = (np.arange(count) + 0.5) / count
+        n = min(sketch.get_n(), _GRID)
+        ranks = (np.arange(n) + 0.5) / n
         points.update(sketch.get_quantiles(ranks.tolist()))
     return sorted(points)
 
