@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ...core import templates
-from .pictures import BLUE, overlay_html
+from .pictures import TARGET_COLOR, overlay_html
 from .profiling import Profile
 from .sketches import column_kind, frequent_values, type_of, value_count
 
@@ -299,7 +299,7 @@ class Drift:
         if row["kind"] is None:
             return ""
         pair = [p.view.get_column(column) for p in (self.target, self.reference)]
-        return overlay_html(*pair, row["kind"], _RED if row["drifted"] else BLUE)
+        return overlay_html(*pair, row["kind"], _RED if row["drifted"] else TARGET_COLOR)
 
     def _repr_html_(self) -> str:
         columns = self.table.head(_MAX_SHOWN).to_dicts()
