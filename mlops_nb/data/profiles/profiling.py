@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
@@ -107,6 +107,27 @@ def _load_view(data: bytes) -> "DatasetProfileView":
             f"starting {data[:8]!r}: was the file cut short?"
         ) from e
 
+
+@dataclass(frozen=True, repr=False)
+class _WhylogsFile:
+    "whylogs' view of a table, which can be saved and loaded."
+
+    view: "DatasetProfileView"  # what stock whylogs reads, merges and checks
+
+    def to_bytes(self) -> bytes:
+        "Return the content of a whylogs file."
+        return self.view.serialize()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        "Return the profile in a whylogs file. Raise `ProfileError` if it is none."
+        return cls(_load_view(data))
+
+    def write(self, path: str | Path) -> Path:
+        "Write the whylogs file and return its path."
+        Path(path).write_bytes(self.to_bytes())
+        return Path(path)
+
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #c5d02284
 def _merged_view(left: "DatasetProfileView", right: "DatasetProfileView") -> "DatasetProfileView":
     "Return the merged views. A variance that is too large for a float is infinite."
@@ -130,10 +151,8 @@ def _selected_view(view: "DatasetProfileView", names: Sequence[str]) -> "Dataset
 
 # %% ../../../nbs/2_data/04_profiles_profiling.ipynb #b584fa20
 @dataclass(frozen=True, repr=False)
-class Profile:
+class Profile(_WhylogsFile):
     "The metrics of every column of a table."
-
-    view: "DatasetProfileView"  # what stock whylogs reads, merges and checks
 
     @property
     def columns(self) -> list[str]:
@@ -163,20 +182,6 @@ class Profile:
         "Return a table with a row for each column, as in `_SUMMARY`."
         rows = [_summary_row(name, self.view.get_column(name)) for name in self.columns]
         return pl.DataFrame(rows, schema=_SUMMARY)
-
-    def to_bytes(self) -> bytes:
-        "Return the content of a whylogs file."
-        return self.view.serialize()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Profile":
-        "Return the profile in a whylogs file. Raise `ProfileError` if it is none."
-        return cls(_load_view(data))
-
-    def write(self, path: str | Path) -> Path:
-        "Write the whylogs file and return its path."
-        Path(path).write_bytes(self.to_bytes())
-        return Path(path)
 
     def __repr__(self) -> str:
         return f"Profile({self.rows:,} rows, {len(self.columns)} columns)"
