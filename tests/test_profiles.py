@@ -1,4 +1,4 @@
-"Profiles: agreement with stock whylogs, what drift says of samples small, odd and broken, and how often it errs."
+"Profiles agree with stock whylogs; drift of small, odd and broken samples, and its error rate."
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def why():
         yield whylogs
 
 
-# -- agreement with why.log ---------------------------------------------------------------------------------------
+# -- agreement with why.log ----------------------------------------------------------------------
 
 NULL = st.none()
 COLUMNS = {
@@ -79,29 +79,29 @@ def frames() -> st.SearchStrategy[pl.DataFrame]:
 def facts(view, column: str) -> dict:
     "What both must agree on, sketches by what they answer."
     metrics = {m.namespace: m for m in view.get_column(column).get_metrics()}
-    found = metrics["counts"].to_summary_dict() | metrics["types"].to_summary_dict()
-    found.pop("nan")  # pandas has no other null in a float column
+    answers = metrics["counts"].to_summary_dict() | metrics["types"].to_summary_dict()
+    answers.pop("nan")  # pandas has no other null in a float column
     if "distribution" in metrics:
-        found |= metrics["distribution"].to_summary_dict()
+        answers |= metrics["distribution"].to_summary_dict()
     if "cardinality" in metrics:
-        found["distinct"] = metrics["cardinality"].estimate
+        answers["distinct"] = metrics["cardinality"].estimate
     if "ints" in metrics:
-        found |= {f"int_{k}": v for k, v in metrics["ints"].to_summary_dict().items()}
+        answers |= {f"int_{k}": v for k, v in metrics["ints"].to_summary_dict().items()}
     if "frequent_items" in metrics:
-        found["items"] = sorted((i.value, i.est) for i in metrics["frequent_items"].strings)
-    return found
+        answers["items"] = sorted((i.value, i.est) for i in metrics["frequent_items"].strings)
+    return answers
 
 
 def same(ours: dict, theirs: dict) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        mine = ours[name]
+        our_value = ours[name]
         if isinstance(value, float):
             if name in ("mean", "stddev") and not np.isfinite(ours["max"] - ours["min"]):
                 continue  # both undefined
-            assert mine == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), name
+            assert our_value == pytest.approx(value, rel=1e-6, abs=1e-6, nan_ok=True), name
         else:
-            assert mine == value, name
+            assert our_value == value, name
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -118,14 +118,14 @@ def test_agrees_with_why_log(why, frame):
     for column in frame.columns:
         if frame[column].null_count() == frame.height:
             continue  # pandas forgets the type of a column of nulls
-        mine, other = facts(ours, column), facts(theirs, column)
+        our_facts = facts(ours, column)
+        their_facts = facts(theirs, column)
         if frame[column].dtype.is_temporal():  # of these why.log counts the types only
-            mine, other = (
-                {k: v for k, v in found.items() if k in KINDS} for found in (mine, other)
-            )
+            our_facts = {name: n for name, n in our_facts.items() if name in KINDS}
+            their_facts = {name: n for name, n in their_facts.items() if name in KINDS}
         if column == "money":
-            other.pop("items")  # frequent values of decimals, which are floats here
-        same(mine, other)
+            their_facts.pop("items")  # frequent values of decimals, which are floats here
+        same(our_facts, their_facts)
 
 
 def test_agrees_with_why_log_at_size(why):
@@ -207,10 +207,10 @@ def test_bulk_sketches_are_within_their_error_and_merge(why):
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 60_000), words=st.integers(1, 60_000), seed=st.integers(0, 2**32))
-def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would(rows, words, seed):
+def test_the_strings_that_change_a_sketch_leave_it_as_all_strings_would(rows, words, seed):
     from whylogs_sketching import hll_sketch
 
-    from mlops_nb.data.profiles.bulk import sketch_strings
+    from mlops_nb.data.profiles.bulk import cardinality_updates
 
     picked = np.random.default_rng(seed).integers(0, words, rows)
     values = pl.Series(
@@ -218,7 +218,7 @@ def test_the_strings_shown_to_the_sketch_of_different_ones_leave_it_as_all_would
     )
     every, some = hll_sketch(12), hll_sketch(12)
     every.update_str_list(values.to_list())
-    some.update_str_list(values.filter(pl.Series(sketch_strings(values)[0])).to_list())
+    some.update_str_list(values.filter(pl.Series(cardinality_updates(values)[0])).to_list())
     assert some.serialize_compact() == every.serialize_compact()
 
 
@@ -263,7 +263,7 @@ def test_a_hundred_parts_are_the_whole():
         assert abs((data <= spread.get_quantile(q)).mean() - q) < 0.0054
 
 
-# -- constraints --------------------------------------------------------------------------------------------------
+# -- constraints ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_wrong_rule_is_refused(telco):
             check_constraints(profile(telco), {"tenure": rules})
 
 
-# -- on Ray -------------------------------------------------------------------------------------------------------
+# -- on Ray --------------------------------------------------------------------------------------
 
 
 def test_files_and_windows_on_ray(workspace, telco, tmp_path):
@@ -320,7 +320,7 @@ def test_files_and_windows_on_ray(workspace, telco, tmp_path):
         profile_files([], settings=workspace)
 
 
-# -- every type of column -----------------------------------------------------------------------------------------
+# -- every type of column ------------------------------------------------------------------------
 
 ODD = {
     "tiny": pl.Series([1, None], dtype=pl.Int8),
@@ -368,13 +368,14 @@ TYPES = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_every_type(name):
-    found = Profile.from_bytes(profile(pl.DataFrame([ODD[name].alias(name)])).to_bytes())
-    row = found.summary().row(0, named=True)
+    odd = Profile.from_bytes(profile(pl.DataFrame([ODD[name].alias(name)])).to_bytes())
+    row = odd.summary().row(0, named=True)
     missing = ODD[name].is_null().sum() + (1 if name == "nan" else 0)
     assert (row["type"], row["rows"], row["missing"]) == (TYPES[name], 2, missing / 2)
     assert row["distinct"] == 2 - missing
-    assert drift(found, found).drifted == [] and drift(found, found).problems == {}
-    assert "<table>" in drift(found, found)._repr_html_() and "<table>" in found._repr_html_()
+    compared = drift(odd, odd)
+    assert compared.drifted == [] and compared.problems == {}
+    assert "<table>" in compared._repr_html_() and "<table>" in odd._repr_html_()
 
 
 def test_nested_values_are_their_json():
@@ -395,7 +396,7 @@ def test_empty_frames(frame):
 
 def test_lazy_frames_are_profiled_in_parts(telco, tmp_path, monkeypatch):
     telco.write_parquet(tmp_path / "t.parquet")
-    monkeypatch.setattr("mlops_nb.data.profiles.profiling.BATCH", 1000)
+    monkeypatch.setattr("mlops_nb.data.profiles.profiling.PROFILE_BATCH_ROWS", 1000)
     lazy, eager = profile(pl.scan_parquet(tmp_path / "t.parquet")), profile(telco)
     assert lazy.rows == eager.rows
     exact = ["column", "type", "rows", "missing", "min", "max"]
@@ -440,14 +441,15 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         from mlops_nb.data.profiles.constraints import check_constraints
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl
-        assert check_constraints(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
+        one_row = profile(pl.DataFrame({"a": [1]}))
+        assert check_constraints(one_row, {"a": {"between": (0, 1)}}).passed
         import numpy
         assert not hasattr(numpy, "unicode_")
         """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# -- drift --------------------------------------------------------------------------------------------------------
+# -- drift ---------------------------------------------------------------------------------------
 
 
 def dearer(frame: pl.DataFrame) -> pl.DataFrame:
@@ -534,9 +536,11 @@ def test_large_samples_have_the_p_values_of_the_exact_distribution(size):
 
 
 def test_an_unseen_category_is_drift_and_a_stray_one_is_not():
-    seen = profile(pl.DataFrame({"plan": ["a", "b"] * 1000}))
-    assert drift(profile(pl.DataFrame({"plan": ["a", "b", "new"] * 100})), seen).drifted == ["plan"]
-    assert drift(profile(pl.DataFrame({"plan": ["a", "b"] * 150 + ["new"]})), seen).drifted == []
+    reference = profile(pl.DataFrame({"plan": ["a", "b"] * 1000}))
+    frequent = profile(pl.DataFrame({"plan": ["a", "b", "new"] * 100}))
+    stray = profile(pl.DataFrame({"plan": ["a", "b"] * 150 + ["new"]}))
+    assert drift(frequent, reference).drifted == ["plan"]
+    assert drift(stray, reference).drifted == []
 
 
 def test_few_distinct_integers_are_categories_and_many_are_numbers():
@@ -561,15 +565,15 @@ def test_broken_columns_are_problems_not_drift(telco):
     broken = telco.drop("partner").with_columns(
         pl.col("tenure").cast(pl.String), churn=pl.lit(None, pl.String), extra=pl.lit(1)
     )
-    found = drift(profile(broken), profile(telco))
-    assert found.problems == {
+    result = drift(profile(broken), profile(telco))
+    assert result.problems == {
         "partner": "missing",
         "tenure": "string here, number in the reference",
         "churn": "no values",
         "extra": "not in the reference",
     }
-    assert found.drifted == []
-    untested = found.table.filter(pl.col("problem").is_not_null(), pl.col("p_value").is_null())
+    assert result.drifted == []
+    untested = result.table.filter(pl.col("problem").is_not_null(), pl.col("p_value").is_null())
     assert set(untested["column"]) == {
         "partner",
         "tenure",
@@ -610,8 +614,8 @@ def test_distances_of_small_samples_have_the_exact_chance(n, m):
 
 def test_integers_that_became_floats_are_still_compared(telco):
     as_floats = telco.with_columns(pl.col("tenure", "female").cast(pl.Float64))
-    found = drift(profile(as_floats), profile(telco))
-    assert found.problems == {} and found.drifted == []
+    result = drift(profile(as_floats), profile(telco))
+    assert result.problems == {} and result.drifted == []
 
 
 def test_times_are_tested_only_when_named():
@@ -626,9 +630,9 @@ def test_constant_and_infinite_columns():
     frame = pl.DataFrame(
         {"one": [1.0] * 50, "inf": [float("inf"), -1.0] * 25, "all": [float("-inf")] * 50}
     )
-    found = drift(profile(frame), profile(frame))
-    assert found.drifted == [] and found.table["distance"].to_list() == [0, 0, 0]
-    assert "<img" in found._repr_html_()
+    result = drift(profile(frame), profile(frame))
+    assert result.drifted == [] and result.table["distance"].to_list() == [0, 0, 0]
+    assert "<img" in result._repr_html_()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
@@ -661,7 +665,7 @@ def test_a_profile_shows_each_column_with_its_shape(telco):
     assert wide.count("<tr>") == 51 and "and 3 more" in wide
 
 
-# -- the table of profiles ----------------------------------------------------------------------------------------
+# -- the table of profiles -----------------------------------------------------------------------
 
 
 def test_the_profile_of_a_slice_is_stored_once(tmp_path):
@@ -669,14 +673,14 @@ def test_the_profile_of_a_slice_is_stored_once(tmp_path):
     few, many = (profile(pl.DataFrame({"a": range(n)})) for n in (3, 5))
     assert (
         store.load_profile("m", settings=workspace) is None
-        and store.stored(workspace).collect().is_empty()
+        and store.stored_profiles(workspace).collect().is_empty()
     )
     for one in (few, many):
         store.save_profile(one, "m", "1 monday", at=at, settings=workspace)
     store.save_profile(many, "m", "1 tuesday", settings=workspace)
-    rows = store.stored(workspace).select("subject", "split", "rows").collect().rows()
+    rows = store.stored_profiles(workspace).select("subject", "split", "rows").collect().rows()
     assert sorted(rows) == [("m", "1 monday", 3), ("m", "1 tuesday", 5)]
-    assert store.stored(workspace).filter(split="1 monday").collect()["at"].item() == at
+    assert store.stored_profiles(workspace).filter(split="1 monday").collect()["at"].item() == at
     assert store.load_profile("m", "1 monday", settings=workspace).rows == 3
     assert (
         store.load_profile("m", settings=workspace).rows == 5
@@ -686,6 +690,6 @@ def test_the_profile_of_a_slice_is_stored_once(tmp_path):
 
 def test_one_module_knows_the_table_of_profiles():
     library = Path(store.__file__).parents[2]
-    assert [f.name for f in library.rglob("*.py") if f'"{store.TABLE}"' in f.read_text()] == [
-        "store.py"
-    ]
+    assert [
+        f.name for f in library.rglob("*.py") if f'"{store.PROFILES_TABLE}"' in f.read_text()
+    ] == ["store.py"]

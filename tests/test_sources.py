@@ -630,7 +630,7 @@ def test_what_a_database_does_not_have(tmp_path, options, said):
 
 def test_a_query_may_not_name_columns_as_patterns(tmp_path):
     fill(tmp_path / "a.db", "CREATE TABLE t (a INTEGER)", "INSERT INTO t VALUES (1)")
-    said = r"the table or query has columns '\^a\$': polars takes a name between"
+    said = r"the table or query has columns '\^a\$': polars reads a name between"
     with pytest.raises(DataError, match=said):
         rows(only(tmp_path, "sqlite:///a.db", query='SELECT a AS "^a$" FROM t'))
 

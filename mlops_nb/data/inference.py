@@ -31,7 +31,14 @@ from mlops_nb.data.contracts import (
 )
 from .sources.dialects import FEW
 from .sources.partition import Part
-from .values import DTYPES, WORDS, convert, lost, unparsable, wider
+from mlops_nb.data.values import (
+    KIND_DTYPES,
+    DTYPE_WORDS,
+    convert,
+    is_lost,
+    unparsable_error,
+    common_kind,
+)
 
 # %% ../../nbs/2_data/17_inference.ipynb #0065f7dd
 def guessed(
@@ -75,7 +82,7 @@ def _columns(part: Part, contract: Contract) -> dict[str, pl.DataType]:
     wanted = {c: t for c in shared if _may_be(sample.schema[c], t := contract.dtypes[c])}
     typed = part.typed(sample.select(cs.by_name(*wanted)), wanted)
     for c, t in wanted.items():
-        odd, there = lost(sample[c], typed[c]).sum(), sample[c].count()
+        odd, there = is_lost(sample[c], typed[c]).sum(), sample[c].count()
         if odd * 2 < there or not there:
             schema[c] = t
     return schema
@@ -103,7 +110,9 @@ def _first_types(parts: Sequence[Part], contract: Contract) -> dict[str, str]:
     kinds = dict.fromkeys(contract.undecided, "unknown")
     for part in parts if kinds else ():
         schema = part.schema()
-        kinds = {c: wider(kind, kept_as(schema.get(c, pl.Null()))) for c, kind in kinds.items()}
+        kinds = {
+            c: common_kind(kind, kept_as(schema.get(c, pl.Null()))) for c, kind in kinds.items()
+        }
     return kinds
 
 # %% ../../nbs/2_data/17_inference.ipynb #86ffc2b0
@@ -148,10 +157,10 @@ def _odd(part: Part, values: pl.Series, kind: str) -> tuple[pl.Series, int]:
     if not spelled and kept_as(values.dtype) not in _INCLUDES.get(kind, {kind}) | {"unknown"}:
         return values, values.count()
     try:
-        typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
+        typed = part.typed(values.to_frame(), {values.name: KIND_DTYPES[kind]}).to_series()
     except DataError:
         return values, values.count()
-    gone = lost(values, typed)
+    gone = is_lost(values, typed)
     if spelled and kind == "integer":  # 3.0 speaks for a float
         gone = gone | values.str.contains(".", literal=True)
     return values.zip_with(gone, values.clear(len(values))), (typed.is_not_null() | gone).sum()
@@ -192,7 +201,7 @@ def _possible(contract: Contract, guess: bool) -> dict[str, tuple[str, ...]]:
 def _kept_by(one: Evidence, kind: str, name: str) -> bool:
     "Does a type lose none of a column's values? Raise `DataError` for times that it would cut."
     if one.odd and one.temporal and kind == "datetime":
-        raise unparsable(one.source, name, next(iter(one.words)), WORDS[pl.Datetime])
+        raise unparsable_error(one.source, name, next(iter(one.words)), DTYPE_WORDS[pl.Datetime])
     return not one.odd
 
 # %% ../../nbs/2_data/17_inference.ipynb #b60f4c5d

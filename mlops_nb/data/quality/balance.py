@@ -18,9 +18,9 @@ import polars as pl
 from ...core import lake
 from ...core.errors import DataError
 from ...core.templates import render
-from ..profiles.comparison import LEAST
+from ..profiles.comparison import MIN_EXPECTED_ROWS
 from ..profiles.profiling import Profile
-from ..profiles.sketches import FEW, distinct, frequent, type_of
+from ..profiles.sketches import MAX_CATEGORIES, distinct_count, frequent_values, type_of
 
 if TYPE_CHECKING:
     from whylogs.core import ColumnProfileView
@@ -35,12 +35,12 @@ def _named(column: str, dtype: pl.DataType, view: "ColumnProfileView | None", re
     values, kind, other = lake.column(column), view and type_of(view), pl.lit(OTHER)
     if kind is None:
         raise DataError(f"{column} has no values in {ref}'s first split: nothing to compare with")
-    many = dtype.is_float() or distinct(view) > FEW
+    many = dtype.is_float() or distinct_count(view) > MAX_CATEGORIES
     if kind == "time" or kind == "number" and many:
         return _bins(column, dtype, view)
     text = values.cast(pl.String)
     if kind != "boolean":
-        items = frequent(view)[0]
+        items = frequent_values(view)[0]
         kept = sorted(items, key=lambda v: (-items[v], v))[:_MOST]
         text = pl.when(text.is_in(kept)).then(text).otherwise(other)
     return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(text)
@@ -71,7 +71,7 @@ def pooled(
 ) -> np.ndarray:
     "The counts with rare categories together."
     counts = counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
-    enough = LEAST * counts.sum() / counts.sum(axis=1).min()
+    enough = MIN_EXPECTED_ROWS * counts.sum() / counts.sum(axis=1).min()
     kept = int((counts.sum(axis=0) >= enough).sum())
     rest = counts[:, kept:].sum(axis=1, keepdims=True)
     if kept and 0 < rest.sum() < enough:

@@ -25,8 +25,14 @@ import polars as pl
 from ...core.errors import DataError, Unparsable
 from ...core.masking import masked, scrubbed
 from .partition import Part, gathered
-from ..splits import added, digest_of, row_hashes
-from ..values import EXACT, convert, lost, numbers, refuse_patterns
+from ..splits import sum_hashes, table_digest, row_hashes
+from mlops_nb.data.values import (
+    EXACT_FLOAT_LIMIT,
+    convert,
+    is_lost,
+    parse_numbers,
+    require_plain_names,
+)
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #b266abf8
 def expanded(uri: str) -> str:
@@ -108,7 +114,7 @@ def frames(connection, sql: str, **options: str) -> Iterator[pl.DataFrame]:
                     f"columns of the same name ({', '.join(twice)}): give each its own "
                     "in a query=SELECT … AS …"
                 )
-            refuse_patterns(names, "the table or query")
+            require_plain_names(names, "the table or query")
             yield _plain(pl.DataFrame(reader.schema.empty_table()))
             for rows in reader:
                 yield _plain(pl.DataFrame(rows))
@@ -127,8 +133,8 @@ def _plain(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _as_floats(values: pl.Series) -> pl.Series:
     "PostgreSQL's numeric as floats, or an error where one would round whole numbers."
-    floats = numbers(values, pl.Float64())
-    if len(cut := values.filter(lost(values, floats))):
+    floats = parse_numbers(values, pl.Float64())
+    if len(cut := values.filter(is_lost(values, floats))):
         raise DataError(
             f"column {values.name} has the number {cut[0]}, which a float would round: "
             "cast the column in a query=SELECT … to bigint or to text"
@@ -213,11 +219,11 @@ class Digest:
 
     def add(self, frame: pl.DataFrame) -> "Digest":
         "Take in a batch."
-        self.rows, self.total = self.rows + frame.height, self.total + added(row_hashes(frame))
+        self.rows, self.total = self.rows + frame.height, self.total + sum_hashes(row_hashes(frame))
         return self
 
     def __str__(self) -> str:
-        return digest_of([], self.rows, self.total)
+        return table_digest([], self.rows, self.total)
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #4c0146c7
 @dataclass(frozen=True)
@@ -306,7 +312,7 @@ def _refuse_rounding(part: QueryPart) -> None:
 def _rounded(name: str) -> str:
     "SQL that says whether a column has fractions, and integers that are no floats."
     column = 's."' + name.replace('"', '""') + '"'
-    large = f"({column} > {EXACT} OR {column} < -{EXACT})"
+    large = f"({column} > {EXACT_FLOAT_LIMIT} OR {column} < -{EXACT_FLOAT_LIMIT})"
     return f"max(typeof({column}) = 'real') AND max(typeof({column}) = 'integer' AND {large})"
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #a19dca38

@@ -20,20 +20,20 @@ import polars as pl
 from ...core.errors import CutShort, DataError, NoRows
 from ...core.lake import column
 from mlops_nb.data.values import (
-    COMMA,
-    FALSE,
-    NAN,
-    TRUE,
-    Spelling,
-    lost,
-    moments,
-    numbers,
-    refuse_patterns,
+    COMMA_PATTERN,
+    FALSE_WORDS,
+    NAN_PATTERN,
+    TRUE_WORDS,
+    TextFormat,
+    is_lost,
+    parse_times,
+    parse_numbers,
+    require_plain_names,
 )
 
 # %% ../../../nbs/2_data/11_sources_dialects.ipynb #4c5a111c
 @dataclass(frozen=True)
-class Dialect(Spelling):
+class Dialect(TextFormat):
     "How a text file is written: its values, and the file around them."
 
     encoding: str = "utf-8"
@@ -146,7 +146,10 @@ def fitting_formats(values: pl.Series, said: str | None = None) -> list[str]:
     fits = [
         f
         for f in forms
-        if values.to_frame().select(moments(text, f, pl.Datetime("us"))).to_series().null_count()
+        if values.to_frame()
+        .select(parse_times(text, f, pl.Datetime("us")))
+        .to_series()
+        .null_count()
         == 0
     ]
     return [said] if said in fits else fits
@@ -162,7 +165,7 @@ def number(values: pl.Series) -> pl.DataType | None:
         return None
     point = values.str.contains(".", literal=True).any()
     for dtype in (pl.Float64(),) if point else (pl.Int64(), pl.Float64()):
-        if not lost(values, numbers(values, dtype)).any():
+        if not is_lost(values, parse_numbers(values, dtype)).any():
             return dtype
     return None
 
@@ -177,7 +180,7 @@ def commas(
     shaped = {
         c
         for c, v in columns.items()
-        if len(v) and v.str.contains(COMMA).all() and v.str.contains("[.,]").any()
+        if len(v) and v.str.contains(COMMA_PATTERN).all() and v.str.contains("[.,]").any()
     }
     if said:
         return shaped, set()
@@ -277,7 +280,7 @@ def _names(rows: list[list[str]], header: bool, mark: str, name: str) -> list[st
             f"{name} has columns without a name (number {', '.join(blank[:5])}): name them "
             f"in its first line{index}"
         )
-    refuse_patterns(names, name)
+    require_plain_names(names, name)
     if len(rows) == header:
         raise NoRows(f"{name} has a header and no rows: expected at least one row below it")
     return names
@@ -316,11 +319,11 @@ def _types(columns: dict[str, pl.Series], said: dict, mark: str) -> dict:
         schema[name] = pl.String()
         if name in comma:
             schema[name] = pl.Float64()
-        elif values.str.contains(NAN).all():
+        elif values.str.contains(NAN_PATTERN).all():
             schema[name] = pl.Null()
         elif name in doubtful:
             continue
-        elif values.is_in(TRUE + FALSE).all():
+        elif values.is_in(TRUE_WORDS + FALSE_WORDS).all():
             schema[name] = pl.Boolean()
         elif kind := number(values):
             schema[name] = kind
@@ -358,10 +361,10 @@ def almost(
     date_format: str | None = None,  # the setting of that name
 ) -> tuple[pl.DataType, dict[str, str]] | None:  # the type; the format of dates, by column
     "The type of all but a few values, or None if there is no such type."
-    if _few(~values.is_in(TRUE + FALSE)):
+    if _few(~values.is_in(TRUE_WORDS + FALSE_WORDS)):
         return pl.Boolean(), {}
     for dtype in (pl.Int64(), pl.Float64()):
-        odd = lost(values, numbers(values, dtype))
+        odd = is_lost(values, parse_numbers(values, dtype))
         if not _few(odd):
             continue
         whole = not values.filter(~odd).str.contains(".", literal=True).any()
@@ -385,7 +388,7 @@ def _almost_fitting(values: pl.Series, date_format: str | None = None) -> list[s
 
 def _almost_commas(values: pl.Series) -> bool:
     "Do all but a few values have decimal commas, or may have them, and some prove it?"
-    odd = ~values.str.contains(COMMA)
+    odd = ~values.str.contains(COMMA_PATTERN)
     return _few(odd) and values.filter(~odd).str.contains(_PROVES_COMMA).any()
 
 
@@ -395,5 +398,5 @@ def _few(odd: pl.Series) -> bool:
 
 def _not_of_form(values: pl.Series, form: str) -> pl.Series:
     "Which values are no dates or times of a format."
-    times = values.to_frame().select(moments(pl.col(values.name), form, pl.Datetime("us")))
-    return lost(values, times.to_series())
+    times = values.to_frame().select(parse_times(pl.col(values.name), form, pl.Datetime("us")))
+    return is_lost(values, times.to_series())

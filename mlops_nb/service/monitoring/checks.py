@@ -15,8 +15,8 @@ import polars as pl
 import polars.selectors as cs
 
 from ...data.profiles.profiling import Profile, profile
-from ...data.profiles.comparison import EMPTY, Drift, drift, holm
-from ...data.profiles.sketches import frequent, type_of, used
+from ...data.profiles.comparison import NO_VALUES, Drift, drift, holm
+from ...data.profiles.sketches import frequent_values, type_of, value_count
 from ...science import metrics
 from ...science.intervals import measured
 from ...science.metrics import LOWER
@@ -82,7 +82,7 @@ def missing(seen: pl.DataFrame, reference: Profile) -> list[dict]:
             seen.height,
         )
         m = int(column.get_metric("counts").n.value)
-        before = m - used(column)
+        before = m - value_count(column)
         p = fisher_exact([[k, n - k], [before, m - before]]).pvalue
         asked.append(
             question(
@@ -181,13 +181,13 @@ def unseen(seen: pl.DataFrame, reference: Profile) -> list[dict]:
     asked = []
     for name in seen.select(pl.col(pl.String)).columns:
         column = reference.view.get_column(name)
-        known, error = frequent(column) if column else ({}, 0)
+        known, error = frequent_values(column) if column else ({}, 0)
         if not known or error:
             continue  # too many to be listed
         values = seen[name].drop_nulls().str.slice(0, 128)
         new = values.filter(~values.is_in(list(known)))
         here = dict(values.value_counts(name="n").iter_rows())
-        p = newness(here, known, used(column))
+        p = newness(here, known, value_count(column))
         names = ", ".join(
             f"“{v}” {n}×" for v, n in new.value_counts(sort=True, name="n").head(3).iter_rows()
         )
@@ -209,7 +209,7 @@ def drifting(found: Drift) -> list[dict]:
     "Has the distribution changed, can it be compared at all? A question a column."
     asked = []
     for row in found.table.iter_rows(named=True):
-        problem = None if row["statistic"] == EMPTY else row["problem"]
+        problem = None if row["statistic"] == NO_VALUES else row["problem"]
         asked.append(
             question(
                 "schema",
@@ -220,7 +220,7 @@ def drifting(found: Drift) -> list[dict]:
                 fault=problem is not None,
             )
         )
-        if row["p_value"] is not None and row["statistic"] != EMPTY:
+        if row["p_value"] is not None and row["statistic"] != NO_VALUES:
             asked.append(
                 question(
                     "drift",
