@@ -27,13 +27,14 @@ from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
 from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.data.splits import content_digest
+from mlops_nb.data.validation import conform, enforce
 from mlops_nb.data.versions import quarantine
 from mlops_nb.science import features, signature
 
@@ -275,7 +276,7 @@ def test_nan_is_a_missing_value(ws, ending):
     needed = Contract(columns=columns, max_rejected=0.5)
     third = ingest("e", f"1.{ending}", contract=needed, settings=ws)
     reasons = quarantine("e", settings=ws).collect()["reason"]
-    assert third.facts["rejected"] == 10 and {*reasons} == {"x must be there"}
+    assert third.facts["rejected"] == 10 and {*reasons} == {"x must not be missing"}
 
 
 def test_infinity_is_refused_in_words(ws):
@@ -591,7 +592,7 @@ def test_a_failed_note_leaves_no_file(ws, monkeypatch):
     def fails(*_):
         raise DataError("the source changed")
 
-    monkeypatch.setattr(steps, "remarks", fails)
+    monkeypatch.setattr(steps, "text_column_notes", fails)
     with pytest.raises(DataError, match="the source changed"):
         ingest("d", put(ws, "d.csv", k=[1]), settings=ws)
     assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
@@ -1412,12 +1413,12 @@ def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypat
         max_rejected=0.2,
     )
     here = ingest("here", str(folder), contract=contract, settings=workspace)
-    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
+    monkeypatch.setattr("mlops_nb.data.batches.CLUSTER_BYTES", 0)
     there = ingest("here2", str(folder), contract=contract, settings=workspace)
     same = ("read", "accepted", "rejected", "rows")
     assert [there.facts[f] for f in same] == [here.facts[f] for f in same]
     assert rows_of(there) == rows_of(here)
-    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
+    monkeypatch.setattr("mlops_nb.data.batches.CLUSTER_BYTES", 0)
     (folder / "7.csv").write_text("k,w\n1,2\n")
     (folder / "8.csv").write_text("k,v\n9000,9000\n")
     with pytest.raises(DataError, match="new column w"):

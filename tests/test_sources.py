@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import DataError, Unparsable
-from mlops_nb.data.sources import Source, databases, files
+from mlops_nb.data.sources import Source, databases, storage
 
 
 def write(folder, name: str, content: str | bytes):
@@ -524,7 +524,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def test_a_bucket(s3):
     def put(key, body):
-        obstore.put(*files.store(f"{here}/{key}"), body)
+        obstore.put(*storage.bucket_and_key(f"{here}/{key}"), body)
 
     def origins(pattern):
         return [p.origin.removeprefix(f"{here}/") for p in Source(f"{here}/{pattern}").parts()]
@@ -715,7 +715,7 @@ def test_another_driver_by_its_name(tmp_path, monkeypatch):
     with closing(
         databases.connect_database("shop://me:$SHOP_PASSWORD@host", tmp_path)
     ) as connection:
-        assert pl.concat(databases.frames(connection, "SELECT id FROM t")).rows() == [(7,)]
+        assert pl.concat(databases.query_frames(connection, "SELECT id FROM t")).rows() == [(7,)]
 
 
 @pytest.fixture
@@ -865,8 +865,8 @@ def test_a_file_that_is_gone_from_the_table_means_all_of_it(tmp_path):
 
 def test_stamps_of_files_are_finer_than_their_clock(tmp_path):
     path = write(tmp_path, "a.csv", "a\n1\n")
-    assert files.file_state(str(path), files.stamp(str(path))) != files.file_state(
-        str(write(tmp_path, "a.csv", "a\n2\n")), files.stamp(str(path))
+    assert storage.file_state(str(path), storage.file_stamp(str(path))) != storage.file_state(
+        str(write(tmp_path, "a.csv", "a\n2\n")), storage.file_stamp(str(path))
     )
     assert datetime.now(UTC) >= only(tmp_path, "a.csv").modified
 

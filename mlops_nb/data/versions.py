@@ -25,8 +25,8 @@ from ..core.lake import DataFile
 from ..core.settings import Settings, load_settings
 from ..core.templates import render
 from .batches import QUARANTINE, source_of
-from .contracts import OWN, Contract
-from .inference import sentence
+from .contracts import SYSTEM_COLUMNS, Contract
+from .evidence import note_sentence
 from .profiles import store
 from .profiles.profiling import Profile, profile
 from .quality.balance import Balance, balance
@@ -104,7 +104,7 @@ class VersionFacts:
     @property
     def notes(self) -> list[str]:
         "What a reader should be told: which columns are text because of a few values."
-        return [sentence(note) for note in self.facts.get("notes", [])]
+        return [note_sentence(note) for note in self.facts.get("notes", [])]
 
     def _repr_html_(self) -> str:
         facts = self.facts
@@ -128,7 +128,7 @@ class VersionRows(VersionFacts):
         "The rows of this version."
         rows = lake.scan(self.table, version=self.version)
         if not origin:
-            rows = rows.drop(c for c in OWN if c != "_split")
+            rows = rows.drop(c for c in SYSTEM_COLUMNS if c != "_split")
         if split is None:
             return rows
         if split not in self.counts:

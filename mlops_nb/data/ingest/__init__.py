@@ -21,26 +21,18 @@ import polars as pl
 from ...core import lake
 from ...core.errors import DataError, NoRows, Unparsable
 from ...core.settings import Settings, load_settings
-from mlops_nb.data.batches import (
-    QUARANTINE,
-    Chunk,
-    Keys,
-    Plan,
-    Tally,
-    source_of,
-    without_doubles,
-    write_all,
-)
-from ..contracts import Contract, reason, with_roles
+from ..batches import QUARANTINE, Chunk, Plan, Tally, source_of, write_all
+from ..duplicates import KeyHashes, without_duplicate_keys
+from ..contracts import Contract, with_roles
+from ..validation import reason
 from mlops_nb.data.inference import (
-    agreed,
-    guessed,
-    observed_together,
-    remarks,
-    sentence,
+    agreed_contract,
+    guess_contract,
+    merge_summaries,
     tightened,
     widened_contract,
 )
+from ..evidence import text_column_notes, note_sentence
 from .upsert import Change, change
 from ..profiles.profiling import Profile
 from ..profiles.constraints import check_constraints
@@ -182,8 +174,8 @@ def _plan_ingest(
 def _contract(request: IngestRequest, parts: Sequence[Part]) -> Contract:
     "The contract in which the parts' columns have a place; a guess if there is none yet."
     if request.contract is None:
-        return guessed(parts, key=request.key, time=request.time)
-    return agreed(parts, with_roles(request.contract, request.key, request.time))
+        return guess_contract(parts, key=request.key, time=request.time)
+    return agreed_contract(parts, with_roles(request.contract, request.key, request.time))
 
 
 def _splitting(request: IngestRequest, parts: Sequence[Part], contract: Contract) -> Splitting:
@@ -221,12 +213,12 @@ def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chun
     chunks = []
     try:
         shown = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
-        with Keys() as keys, tqdm(**shown, leave=False, delay=3, disable=None) as bar:
+        with KeyHashes() as keys, tqdm(**shown, leave=False, delay=3, disable=None) as bar:
             for one in write_all(parts, plan, settings=settings):
                 keys.add(one.hashes)
                 chunks.append(replace(one, hashes=one.hashes[:0]))
                 bar.update(one.read)
-            return without_doubles(chunks, keys.twice(), plan)
+            return without_duplicate_keys(chunks, keys.repeated(), plan)
     except BaseException:
         _discard(chunks, plan)
         raise
@@ -246,9 +238,9 @@ def _discard(chunks: Sequence[Chunk], plan: Plan) -> None:
 # %% ../../../nbs/2_data/26_ingest.ipynb #e03b6014
 def _propose_contract(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
     "Return the plan with the contract that the first rows propose, and notes on their columns."
-    seen = observed_together([one.seen for one in chunks], plan.contract.columns)
+    seen = merge_summaries([one.summaries for one in chunks], plan.contract.columns)
     contract = tightened(plan.contract, seen)
-    notes = remarks(parts, contract, plan.notes)
+    notes = text_column_notes(parts, contract, plan.notes)
     return replace(plan, contract=contract, notes=tuple(notes), observe=False)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #57427bb4
@@ -261,7 +253,7 @@ def _check_together(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
 
 def _check_rejected(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise where too many rows break the contract."
-    read, refused = sum(c.read for c in chunks), sum(c.refused for c in chunks)
+    read, refused = sum(c.read for c in chunks), sum(c.rejected_rows for c in chunks)
     if refused <= plan.contract.max_rejected * read:
         return
     rules = sum((c.rules for c in chunks), Counter()).most_common(3)
@@ -324,7 +316,7 @@ def _facts(
     request: IngestRequest,
 ) -> dict:
     "What is known of the version that a change makes."
-    read, rejected = sum(c.read for c in effect.chunks), sum(c.refused for c in effect.chunks)
+    read, rejected = sum(c.read for c in effect.chunks), sum(c.rejected_rows for c in effect.chunks)
     rows, total, columns = effect.tally.rows, effect.tally.total, [*plan.contract.columns, "_split"]
     return {
         "source": str(request.source),
@@ -402,7 +394,7 @@ def finish(
     for table in (plan.table, plan.quarantine):
         _sweep(table)
     for note in plan.notes if request.contract is None else ():
-        warnings.warn(f"{plan.name}@{version}: {sentence(note)}", stacklevel=3)
+        warnings.warn(f"{plan.name}@{version}: {note_sentence(note)}", stacklevel=3)
     settings = request.settings
     return record_version(
         plan.name, version, facts, _merged(plan.name, facts, effect, settings), settings=settings
