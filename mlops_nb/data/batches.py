@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUARANTINE', 'BATCH_ROWS', 'CLUSTER_BYTES', 'source_of', 'Plan', 'Tally', 'Chunk', 'described', 'quarantined',
-           'Batch', 'write_batch', 'write_parts', 'write_all']
+           'RowBatch', 'write_batch', 'write_parts', 'write_all']
 
 # %% ../../nbs/2_data/18_batches.ipynb #062c0492
 from collections import Counter, deque
@@ -46,10 +46,13 @@ BATCH_ROWS = 250_000  # greatest number of rows in a batch; up to three batches 
 
 def source_of(part: Part) -> str:  # 16 hexadecimal digits of its content, "-", 8 of its location
     "Return what the column `_source` says of a part's rows."
-    content = part.state.get("digest")
-    if not content:
-        content = sha256(repr(sorted(part.state.items())).encode()).hexdigest()
-    return f"{content[:16]}-{sha256(part.origin.encode()).hexdigest()[:8]}"
+    content = part.state.get("digest") or _hex_digest(repr(sorted(part.state.items())))
+    return f"{content[:16]}-{_hex_digest(part.origin)[:8]}"
+
+
+def _hex_digest(text: str) -> str:
+    "Return the SHA-256 of a text."
+    return sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/2_data/18_batches.ipynb #b4ce823d
 @dataclass(frozen=True)
@@ -117,15 +120,15 @@ def _value_counts(values: pl.Series) -> Counter:
 class Chunk:
     "What is known of a batch that was written."
 
-    file: DataFile | None  # accepted rows, in the table's folder
-    rejected: list[DataFile]  # rejected rows, in the quarantine's folder
-    read: int  # rows
     tally: Tally  # of the accepted rows
-    rules: Counter  # rejected rows by the rules that they broke
     profile: bytes  # of the first split's rows
     rest: bytes  # of the other rows, if the contract has aggregates; else empty
-    hashes: np.ndarray  # of the keys, uint64
-    summaries: dict[str, ColumnSummary]  # for a proposal of a contract
+    read: int = 0  # rows
+    file: DataFile | None = None  # accepted rows, in the table's folder
+    rejected: list[DataFile] = field(default_factory=list)  # in the quarantine's folder
+    rules: Counter = field(default_factory=Counter)  # rejected rows by what they broke
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of the keys
+    summaries: dict[str, ColumnSummary] = field(default_factory=dict)  # for a proposal
     newest: datetime | None = None  # latest time of a row, if the contract limits the age
 
     @property
@@ -138,14 +141,15 @@ def described(
     plan: Plan,
 ) -> Chunk:
     "Return what is known of accepted rows, as a chunk without files."
-    data = pl.exclude(*SYSTEM_COLUMNS)
     is_first = pl.col("_split") == plan.first_split
-    first = profile(rows.filter(is_first).select(data)).to_bytes()
-    rest = b""
-    if plan.contract.aggregates:
-        rest = profile(rows.filter(~is_first).select(data)).to_bytes()
-    no_hashes = np.empty(0, np.uint64)
-    return Chunk(None, [], 0, Tally.of(rows), Counter(), first, rest, no_hashes, {})
+    first = _profile_bytes(rows.filter(is_first))
+    rest = _profile_bytes(rows.filter(~is_first)) if plan.contract.aggregates else b""
+    return Chunk(Tally.of(rows), first, rest)
+
+
+def _profile_bytes(rows: pl.DataFrame) -> bytes:
+    "Return the profile of stored rows, without their system columns."
+    return profile(rows.select(pl.exclude(*SYSTEM_COLUMNS))).to_bytes()
 
 # %% ../../nbs/2_data/18_batches.ipynb #8cdce5a5
 def quarantined(
@@ -186,15 +190,19 @@ def _convert_text(
     return typed.filter(~is_broken), rows.with_columns(broken).filter(is_broken)
 
 
+def _with_all_columns(rows: pl.DataFrame, dtypes: dict[str, pl.DataType]) -> pl.DataFrame:
+    "Return the rows with nulls in the columns that they do not have."
+    absent = [name for name in dtypes if name not in rows.columns]
+    return rows.with_columns(pl.lit(None, dtypes[name]).alias(name) for name in absent)
+
+
 def _judge_rows(
     rows: pl.DataFrame, part: Part, is_text: bool, plan: Plan
 ) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
     "Return accepted rows with their system columns but the split, and rows for the quarantine."
     contract = plan.contract
-    for name in contract.columns:
-        if name not in rows.columns:
-            dtype = pl.String() if is_text else contract.dtypes[name]
-            rows = rows.with_columns(pl.lit(None, dtype).alias(name))
+    dtypes = dict.fromkeys(contract.columns, pl.String()) if is_text else contract.dtypes
+    rows = _with_all_columns(rows, dtypes)
     mistyped = rows.clear()
     if is_text:
         rows, mistyped = _convert_text(rows, part, contract)
@@ -204,7 +212,7 @@ def _judge_rows(
     return good.with_columns(pl.lit(value).alias(name) for name, value in system.items()), rejected
 
 # %% ../../nbs/2_data/18_batches.ipynb #c8c329bb
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     "Some rows of a part."
 
     part: Part
@@ -212,7 +220,10 @@ class Batch(NamedTuple):
     is_text: bool  # as the source spells them; else in the contract's types
 
 
-def write_batch(batches: Sequence[Batch], plan: Plan) -> Chunk:
+def write_batch(
+    batches: Sequence[RowBatch],  # written together, as one file
+    plan: Plan,
+) -> Chunk:
     "Check, split, fingerprint and profile rows, and write them to files that no reader sees."
     judged = [_judge_rows(rows, part, is_text, plan) for part, rows, is_text in batches]
     good = pl.concat(accepted for accepted, _ in judged)
@@ -258,7 +269,7 @@ def _map_ahead(call: Callable, items: Iterable, workers: int = 2) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _collected(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+def _collected(batches: Iterable[RowBatch]) -> Iterator[list[RowBatch]]:
     "Yield lists of batches that have about `BATCH_ROWS` rows together."
     waiting = []
     rows = 0
@@ -273,12 +284,12 @@ def _collected(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
         yield waiting
 
 # %% ../../nbs/2_data/18_batches.ipynb #3547f179
-def _typed_or_text(part: Part, plan: Plan) -> Iterator[Batch]:
+def _typed_or_text(part: Part, plan: Plan) -> Iterator[RowBatch]:
     "Yield a part's rows typed; as text from the batch on in which a value is not of its type."
     passed = 0  # rows
     try:
         for rows in part.batches(plan.contract.read_types, rows=BATCH_ROWS):
-            yield Batch(part, rows, False)
+            yield RowBatch(part, rows, False)
             passed += rows.height
     except Unparsable as e:
         if plan.observe or e.column in plan.contract.undecided:
@@ -286,15 +297,18 @@ def _typed_or_text(part: Part, plan: Plan) -> Iterator[Batch]:
         yield from _text_after(part, passed)
 
 
-def _text_after(part: Part, passed: int) -> Iterator[Batch]:
+def _text_after(part: Part, passed: int) -> Iterator[RowBatch]:
     "Yield a part's rows as text, without the first ones."
     for rows in part.batches(text=True, rows=BATCH_ROWS):
         if passed < rows.height:
-            yield Batch(part, rows[passed:], True)
+            yield RowBatch(part, rows[passed:], True)
         passed = max(passed - rows.height, 0)
 
 
-def write_parts(parts: Sequence[Part], plan: Plan) -> Iterator[Chunk]:
+def write_parts(
+    parts: Sequence[Part],  # read one after the other
+    plan: Plan,
+) -> Iterator[Chunk]:
     "Write all rows of some parts. Yield what is known of each batch."
     batches = (batch for part in parts for batch in _typed_or_text(part, plan))
     yield from _map_ahead(lambda some: write_batch(some, plan), _collected(batches))
@@ -303,17 +317,23 @@ def write_parts(parts: Sequence[Part], plan: Plan) -> Iterator[Chunk]:
 CLUSTER_BYTES = 256 * 2**20  # bytes from which several parts are divided among nodes
 
 
-def write_all(parts: Sequence[Part], plan: Plan, *, settings: Settings) -> Iterator[Chunk]:
+def write_all(
+    parts: Sequence[Part],  # of one source
+    plan: Plan,
+    *,
+    settings: Settings,
+) -> Iterator[Chunk]:
     "Write parts here, or on the cluster if there are several and they are large."
-    if len(parts) < 2 or sum(part.size or 0 for part in parts) < CLUSTER_BYTES:
-        yield from write_parts(parts, plan)
+    size = sum(part.size or 0 for part in parts)
+    if len(parts) > 1 and size >= CLUSTER_BYTES:
+        yield from _write_on_cluster(parts, plan, settings)
     else:
-        cluster.connect(settings)
-        yield from _write_on_cluster(parts, plan)
+        yield from write_parts(parts, plan)
 
 
-def _write_on_cluster(parts: Sequence[Part], plan: Plan) -> Iterator[Chunk]:
+def _write_on_cluster(parts: Sequence[Part], plan: Plan, settings: Settings) -> Iterator[Chunk]:
     "Write parts in Ray tasks. Yield their chunks as the tasks end."
+    cluster.connect(settings)
     import ray
 
     task = ray.remote(lambda some: list(write_parts(some, plan)))

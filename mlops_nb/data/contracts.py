@@ -37,6 +37,14 @@ def contract_kind(
     return kind
 
 # %% ../../nbs/2_data/10_contracts.ipynb #c68f9a3f
+_LIMIT_PARSERS = {
+    "integer": int,
+    "float": float,
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+}  # kinds that have a range → how a limit is read
+
+
 class Column(TypedColumn):
     "What the values of one column must be."
 
@@ -62,15 +70,9 @@ class Column(TypedColumn):
         "Return a limit as a value of the column's kind, or None if there is no limit."
         if value is None:
             return None
-        if self.dtype == "date":
-            return date.fromisoformat(value)
-        if self.dtype == "datetime":
-            return datetime.fromisoformat(value)
-        if self.dtype == "integer":
-            return int(value)
-        if self.dtype == "float":
-            return float(value)
-        raise ValueError(f"a {self.dtype} column has no range")
+        if self.dtype not in _LIMIT_PARSERS:
+            raise ValueError(f"a {self.dtype} column has no range")
+        return _LIMIT_PARSERS[self.dtype](value)
 
 # %% ../../nbs/2_data/10_contracts.ipynb #7d88dd32
 SYSTEM_COLUMNS = {
@@ -142,10 +144,7 @@ class _ContractFields(BaseModel):
     def _check(self) -> Self:
         _check_names(self.columns)
         _check_references(self)
-        if self.fresh_hours is not None and self.moment is None:
-            raise DataError(
-                "fresh_hours needs `time`: a column of dates or times that says when a row was true"
-            )
+        _check_freshness(self)
         return self
 
     @property
@@ -158,18 +157,31 @@ class _ContractFields(BaseModel):
 # %% ../../nbs/2_data/10_contracts.ipynb #2f4e5c77
 def _check_references(contract: _ContractFields) -> None:
     "Raise `DataError` where a part of the contract names a column that it does not have."
-    key = [contract.key] if contract.key is not None else []
-    time = [contract.time] if contract.time is not None else []
-    references = {"key": key, "time": time, "aggregates": [*contract.aggregates]}
-    for name, rule in contract.rules.items():
-        references[f"rule '{name}'"] = rule_expression(rule).meta.root_names()
-    for role, columns in references.items():
+    for role, columns in _references(contract).items():
         for name in columns:
             if name not in contract.columns:
                 raise DataError(
                     f"the contract's {role} names column '{name}': expected one of "
                     f"{', '.join(contract.columns)}"
                 )
+
+
+def _references(contract: _ContractFields) -> dict[str, list[str]]:
+    "Return the columns that each part of a contract names."
+    key = [contract.key] if contract.key is not None else []
+    time = [contract.time] if contract.time is not None else []
+    references = {"key": key, "time": time, "aggregates": [*contract.aggregates]}
+    for name, rule in contract.rules.items():
+        references[f"rule '{name}'"] = rule_expression(rule).meta.root_names()
+    return references
+
+
+def _check_freshness(contract: _ContractFields) -> None:
+    "Raise `DataError` for a greatest age where no column says how old a row is."
+    if contract.fresh_hours is not None and contract.moment is None:
+        raise DataError(
+            "fresh_hours needs `time`: a column of dates or times that says when a row was true"
+        )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #ba878db3
 class Contract(_ContractFields):
@@ -198,11 +210,7 @@ class Contract(_ContractFields):
 
     def save(self, path: str | Path) -> Path:
         "Write the contract as YAML, to be read and edited. Return the path."
-        import yaml
-
-        fields = self.model_dump(exclude_defaults=True)
-        text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(_to_yaml(self), encoding="utf-8")
         return Path(path)
 
     @classmethod
@@ -214,6 +222,14 @@ class Contract(_ContractFields):
         return _contract_html(self)
 
 # %% ../../nbs/2_data/10_contracts.ipynb #26513030
+def _to_yaml(contract: Contract) -> str:
+    "Return what of a contract differs from the defaults, as YAML."
+    import yaml
+
+    fields = contract.model_dump(exclude_defaults=True)
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _from_yaml(path: Path, kind: type[Contract]) -> Contract:
     "Return the contract in a YAML file, or raise `DataError` with what is wrong in it."
     import yaml
@@ -352,5 +368,5 @@ def _evolved_column(column: Column | None, dtype: pl.DataType | None) -> Column:
         return Column(dtype=contract_kind(dtype), nullable=True)
     if dtype is None:
         return column.model_copy(update={"nullable": True})
-    both = wider(contract_kind(dtype), column.dtype)
-    return Column(dtype=both, nullable=column.nullable)
+    kind = wider(contract_kind(dtype), column.dtype)
+    return Column(dtype=kind, nullable=column.nullable)

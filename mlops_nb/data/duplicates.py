@@ -43,14 +43,19 @@ class KeyHashes:
         repeated = []
         for file in self._files:
             file.seek(0)
-            hashes = np.sort(np.fromfile(file, np.uint64))
-            equal_to_next = hashes[1:] == hashes[:-1]
-            repeated.append(np.unique(hashes[1:][equal_to_next]))
+            repeated.append(_repeated_values(np.fromfile(file, np.uint64)))
         return np.concatenate(repeated)
 
     def __exit__(self, *_) -> None:
         for file in self._files:
             file.close()
+
+
+def _repeated_values(values: np.ndarray) -> np.ndarray:
+    "Return the values that occur more than once, each once, in ascending order."
+    ordered = np.sort(values)
+    equal_to_next = ordered[1:] == ordered[:-1]
+    return np.unique(ordered[1:][equal_to_next])
 
 # %% ../../nbs/2_data/18a_duplicates.ipynb #a0fd467a
 def _rows_to_reject(

@@ -21,7 +21,7 @@ from .values import DTYPES, lost
 # %% ../../nbs/2_data/16a_evidence.ipynb #06a8a3ba
 _MAX_EXAMPLES = 5  # different odd values that are kept
 
-
+# %% ../../nbs/2_data/16a_evidence.ipynb #8584d351
 @dataclass
 class Evidence:
     "How many values of a column are not of a type, and where the first one is."
@@ -52,6 +52,9 @@ class Evidence:
             self.temporal = odd.dtype.is_temporal()
             self.json = part.dialect is not None and part.dialect.json
         self.odd += len(values)
+        self._add_examples(values)
+
+    def _add_examples(self, values: pl.Series) -> None:
         if len(self.examples) <= _MAX_EXAMPLES:
             some = values.unique(maintain_order=True).head(_MAX_EXAMPLES + 1)
             self.examples |= dict.fromkeys(some.cast(pl.String))
@@ -156,7 +159,7 @@ def _option_notes(parts: Sequence[Part], names: Sequence[str]) -> list[dict]:
     "Return notes on columns that an option would give a type."
     notes = []
     for part in parts:
-        unsure = (part.dialect.unsure or {}) if part.dialect is not None else {}
+        unsure = getattr(part.dialect, "unsure", None) or {}
         notes += [{"column": c, "option": o} for c, o in unsure.items() if c in names]
     return notes
 

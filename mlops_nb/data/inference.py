@@ -50,11 +50,10 @@ def guess_contract(
 def _with_exact_key(parts: Sequence[Part], contract: Contract) -> Contract:
     "Return the contract with a key of text where it would be read as floats."
     key = contract.key
-    if key is None or contract.columns[key].dtype != "float":
-        return contract
-    if any(part.dialect is None for part in parts):
-        return contract  # the source has floats, not text
-    return with_types(contract, {key: "string"})
+    from_text = all(part.dialect is not None for part in parts)
+    if key and from_text and contract.columns[key].dtype == "float":
+        return with_types(contract, {key: "string"})
+    return contract
 
 # %% ../../nbs/2_data/17_inference.ipynb #71e5d93b
 def _effective_schema(part: Part, contract: Contract) -> dict[str, pl.DataType]:
@@ -90,11 +89,15 @@ def agreed_contract(
     "Return the contract that the parts' columns fit; raise `DataError` where it may not evolve."
     contract = with_types(contract, _first_kinds(parts, contract))
     for part in parts:
-        schema = _effective_schema(part, contract)
-        if contract.on_change == "evolve":
-            contract = evolved(schema, contract)
-        else:
-            require_no_differences(schema_differences(schema, contract))
+        contract = _by_policy(_effective_schema(part, contract), contract)
+    return contract
+
+
+def _by_policy(schema: Mapping[str, pl.DataType], contract: Contract) -> Contract:
+    "Return the contract that a schema fits; raise `DataError` where it may not evolve."
+    if contract.on_change == "evolve":
+        return evolved(schema, contract)
+    require_no_differences(schema_differences(schema, contract))
     return contract
 
 
@@ -234,9 +237,8 @@ def merge_summaries(
     "Return what the values of each column have in common in all batches."
     merged = {name: ColumnSummary() for name in columns}
     for batch in batches:
-        merged = {
-            name: summary.merge(batch[name], _MAX_CATEGORIES) for name, summary in merged.items()
-        }
+        for name, summary in merged.items():
+            merged[name] = summary.merge(batch[name], _MAX_CATEGORIES)
     return merged
 
 # %% ../../nbs/2_data/17_inference.ipynb #d63bcb42

@@ -106,13 +106,13 @@ def apply_rules(
     return good, bad.rename(original)
 
 
-def _rule_name(verdict: str, contract: Contract, original: dict[str, str]) -> str:
+def _rule_name(verdict: str, contract: Contract, names: dict[str, str]) -> str:
     "Return the name of a rule: its own, or the column and what is asked of it."
     own = {f"rule_{i}": name for i, name in enumerate(contract.rules)}
     if verdict in own:
         return own[verdict]
     name, _, check = verdict.rpartition("|")
-    return f"{original[name]}|{check}"
+    return f"{names[name]}|{check}"
 
 # %% ../../nbs/2_data/10a_validation.ipynb #1c72b45b
 UNIQUE = "unique"  # name of the rule that each key has one row

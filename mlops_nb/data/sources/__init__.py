@@ -85,7 +85,7 @@ _OPTIONS = {
     "table": {"version": int},
 }  # kind of source → option → how its value is read
 
-
+# %% ../../../nbs/2_data/16_sources.ipynb #1e358152
 def split_options(
     uri: str,  # perhaps with options after #
     options: Mapping[str, Any],  # given beside it; these win
@@ -96,12 +96,17 @@ def split_options(
         more, mark, fragment = fragment.partition("#")
         location += "#" + more
     written = dict(pair.split("=", 1) for pair in fragment.split("&")) if mark else {}
-    known = {name for kind in _OPTIONS.values() for name in kind}
-    if written and not any(get_close_matches(name, known) for name in written):
+    if written and not any(map(_is_like_an_option, written)):
         return uri, dict(options)  # a name with a # in it
     return location, written | dict(options)
 
 
+def _is_like_an_option(name: str) -> bool:
+    "Return whether a name is that of an option, perhaps misspelt."
+    options = {option for kind in _OPTIONS.values() for option in kind}
+    return bool(get_close_matches(name, options))
+
+# %% ../../../nbs/2_data/16_sources.ipynb #8e027763
 def parse_options(
     options: Mapping[str, Any],
     kind: str,  # files, database or table
@@ -112,14 +117,20 @@ def parse_options(
     values = {}
     for name, text in options.items():
         if name not in parsers:
-            near = get_close_matches(name, parsers, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(parsers)}"
-            raise DataError(f"{masked(uri)}: '{name}' is no option of {kind}: {advice}")
+            raise DataError(f"{masked(uri)}: {_unknown_option(name, kind)}")
         try:
             values[name] = parsers[name](text)
         except ValueError as e:
             raise DataError(f"{masked(uri)}: {name}={text}: {e}") from e
     return values
+
+
+def _unknown_option(name: str, kind: str) -> str:
+    "Return what is wrong with an option that a kind of source does not have."
+    options = _OPTIONS[kind]
+    near = get_close_matches(name, options, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(options)}"
+    return f"'{name}' is no option of {kind}: {advice}"
 
 # %% ../../../nbs/2_data/16_sources.ipynb #4a2a6189
 _ENDINGS = (*TEXT_ENDINGS, *JSON_ENDINGS, *BINARY_READERS)
@@ -196,8 +207,8 @@ def _bucket_files(uri: str) -> list[str]:
         directly_below = re.compile(re.escape(f"{prefix}/" if prefix else "") + "[^/]+")
         chosen = [k for k in keys if directly_below.fullmatch(k) and file_format(k)[0]]
     if not chosen:
-        there = f"there is {', '.join(sorted(keys)[:5])}" if keys else f"nothing under '{prefix}'"
-        raise DataError(f"no data at {uri}: {there}; check the URI")
+        listed = f"there is {', '.join(sorted(keys)[:5])}" if keys else f"nothing under '{prefix}'"
+        raise DataError(f"no data at {uri}: {listed}; check the URI")
     bucket_uri = uri[: len(uri) - len(key)]
     return [bucket_uri + k for k in sorted(chosen)]
 
@@ -212,11 +223,13 @@ def _existing_key(bucket, key: str) -> list[str]:
         return []
 
 
+_WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}  # as regular expressions
+
+
 def _glob_regex(pattern: str) -> str:
     "Return a pattern of a file name as a regular expression."
-    wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    return "".join(wildcards.get(piece, re.escape(piece)) for piece in pieces)
+    return "".join(_WILDCARDS.get(piece, re.escape(piece)) for piece in pieces)
 
 # %% ../../../nbs/2_data/16_sources.ipynb #bf77969e
 def _file_parts(
@@ -328,18 +341,8 @@ class Source(_SourceUri):
             reason = masked(str(e)).splitlines()[0][:300]
             raise DataError(f"{self} cannot be looked at: {reason}") from e
 
-    def _parts(self, root: Path, known: dict[str, dict]) -> list[Part]:
-        kind = self.kind
-        options = parse_options(self._split_uri[1], kind, self.uri)
-        if kind == "database":
-            return database_parts(self.location, root, options, known)
-        if kind == "table":
-            return table_parts(self._table, _origin(self._table, root), options, known)
-        if is_remote(self.location):
-            files = _bucket_files(self.location)
-        else:
-            files = local_files(self.location, root)
-        return _file_parts(files, root, options, known)
+    def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
+        return _parts_of_kind(self, root, since)
 
     def facts(self) -> dict[str, str]:
         "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."
@@ -360,6 +363,19 @@ class Source(_SourceUri):
         return _source_html(self)
 
 # %% ../../../nbs/2_data/16_sources.ipynb #ec496500
+def _parts_of_kind(source: Source, root: Path, since: dict[str, dict]) -> list[Part]:
+    "Return the parts of files, a database or a table that are new."
+    location = source.location
+    kind = source.kind
+    options = parse_options(source._split_uri[1], kind, source.uri)
+    if kind == "database":
+        return database_parts(location, root, options, since)
+    if kind == "table":
+        return table_parts(source._table, _origin(source._table, root), options, since)
+    files = _bucket_files(location) if is_remote(location) else local_files(location, root)
+    return _file_parts(files, root, options, since)
+
+
 def _part_digest(part: Part) -> str:
     "Return what stands for the state of a part."
     return part.state["digest"] if isinstance(part, FilePart) else _short_digest(part.state)

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,23 @@ from ..splits import added, digest_of, row_hashes
 from ..values import EXACT, convert, lost, numbers, refuse_patterns
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #b266abf8
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
 def expand_variables(
     uri: str,  # with $NAME or ${NAME} for environment variables
 ) -> str:
     "Return a URI with the values of the variables that it names."
-
-    def value(name: str) -> str:
-        if name not in os.environ:
-            raise DataError(f"{masked(uri)} needs the environment variable {name}: it is not set")
-        return os.environ[name]
-
-    variable = re.compile(r"\$\{?(\w+)\}?")
     credentials, at, location = uri.rpartition("@")
-    credentials = variable.sub(lambda match: quote(value(match[1]), safe=""), credentials)
-    return credentials + at + variable.sub(lambda match: value(match[1]), location)
+    credentials = _VARIABLE.sub(lambda name: quote(_value(name[1], uri), safe=""), credentials)
+    return credentials + at + _VARIABLE.sub(lambda name: _value(name[1], uri), location)
+
+
+def _value(name: str, uri: str) -> str:
+    "Return the value of an environment variable that a URI names."
+    if name not in os.environ:
+        raise DataError(f"{masked(uri)} needs the environment variable {name}: it is not set")
+    return os.environ[name]
 
 
 def driver_message(
@@ -50,12 +54,17 @@ def driver_message(
     uri: str,  # that it was given, with the names of variables
 ) -> str:
     "Return the first line of a driver's message, without secrets."
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = lines[0] if lines else type(error).__name__
+    message = _first_line(error)
     try:
         return scrubbed(message, expand_variables(uri))
-    except DataError:  # a variable is not set, so its value is in no message
+    except DataError:
         return scrubbed(message, uri)
+
+
+def _first_line(error: BaseException) -> str:
+    "Return the first line of an error that is not blank, or the name of its class."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #4c1647dd
 def connect_database(
@@ -209,7 +218,7 @@ def from_clause(
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #0b4426fe
 def greatest_watermark(
-    connection,
+    connection,  # as `connect_database` returns it
     source: str,  # as `from_clause` returns it
     watermark: str,  # a column
     name: str,  # of the source, for errors
@@ -238,8 +247,7 @@ def sql_literal(
     if isinstance(value, int | float):
         return repr(value)
     text = value.isoformat() if hasattr(value, "isoformat") else str(value)
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"
+    return "'" + text.replace("'", "''") + "'"
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #02c022ab
 class RowSetDigest:
@@ -270,28 +278,29 @@ class QueryPart(Part):
     root: Path = Path(".")  # what a path in `uri` is relative to
     sql: str = ""
 
-    def _frames(self, sql: str, batch: int) -> Iterator[pl.DataFrame]:
-        is_sqlite = self.uri.startswith("sqlite")
-        options = {"adbc.sqlite.query.batch_rows": str(batch)} if is_sqlite else {}
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.uri.startswith("sqlite")
+
+    def _frames(self, sql: str, rows: int) -> Iterator[pl.DataFrame]:
+        options = {"adbc.sqlite.query.batch_rows": str(rows)} if self._is_sqlite else {}
         with closing(connect_database(self.uri, self.root)) as connection:
             yield from query_frames(connection, sql, **options)
 
     def scan(self) -> pl.LazyFrame:
         "Return its rows, which are read at once."
-        frames = [pl.DataFrame(schema=self.schema()), *self.batches()]
-        return pl.concat(frames, how="vertical_relaxed").lazy()
+        empty = pl.DataFrame(schema=self.schema())
+        return pl.concat([empty, *self.batches()], how="vertical_relaxed").lazy()
 
     def _is_empty(self) -> bool:
         return not any(map(len, self._frames(f"SELECT 1 FROM ({self.sql}) AS s LIMIT 1", 1)))
 
     def _schema(self) -> dict:
         head = pl.concat(self._frames(f"SELECT * FROM ({self.sql}) AS s LIMIT 1000", 1000))
-        if not self.uri.startswith("sqlite"):
-            return head.schema
-        return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in head}
+        return _types_of_values(head) if self._is_sqlite else head.schema
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        if self.uri.startswith("sqlite"):
+        if self._is_sqlite:
             _refuse_rounding(self)
         frames = rebatched(self._frames(self.sql, rows), rows)
         if "digest" in self.state:
@@ -302,6 +311,11 @@ class QueryPart(Part):
         return _query_error(self, e)
 
 # %% ../../../nbs/2_data/14_sources_databases.ipynb #4c0146c7
+def _types_of_values(rows: pl.DataFrame) -> dict[str, pl.DataType]:
+    "Return the types of columns, `Null` for those without values."
+    return {c.name: pl.Null() if c.null_count() == len(c) else c.dtype for c in rows}
+
+
 def _with_same_digest(part: QueryPart, frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     "Yield the frames; raise `DataError` at the end if they are not the rows of the part's digest."
     digest = RowSetDigest()
@@ -365,43 +379,41 @@ def database_parts(
         what = f"table={options['table']}"
     origin = f"{masked(uri)}#{what}"
     part = QueryPart(origin, {}, datetime.now(UTC), None, uri=uri, root=root)
-    known = since.get(origin, {})
+    last = since.get(origin, {})
     watermark = options.get("watermark")
     with part._explained(), closing(connect_database(uri, root)) as connection:
         source = from_clause(connection, uri, options)
         if watermark:
-            new = _rows_after(connection, part, source, watermark, known)
+            new = _rows_after(connection, part, source, watermark, last)
         else:
             new = _all_rows(connection, part, source)
-    return [] if new is None or new.state == known else [new]
+    return [] if new is None or new.state == last else [new]
 
-
+# %% ../../../nbs/2_data/14_sources_databases.ipynb #3bd22c75
 def _all_rows(connection, part: QueryPart, source: str) -> QueryPart:
     "Return a part of all rows, whose state is their digest."
     part = replace(part, sql=f"SELECT * FROM {source} AS t")
-    digest = RowSetDigest()
     with part._explained():
-        for frame in query_frames(connection, part.sql):
-            digest.add(frame)
+        digest = reduce(RowSetDigest.add, query_frames(connection, part.sql), RowSetDigest())
     return replace(part, state={"digest": str(digest)})
 
 
 def _rows_after(
-    connection, part: QueryPart, source: str, watermark: str, known: dict
+    connection, part: QueryPart, source: str, watermark: str, last: dict
 ) -> QueryPart | None:
-    "Return a part of the rows after the watermark that is known, or None if there are no rows."
+    "Return a part of the rows after the last state, or None if there are no rows at all."
     greatest = greatest_watermark(connection, source, watermark, part.origin)
     if greatest is None:
         return None
     text = greatest if isinstance(greatest, str) else sql_literal(greatest).strip("'")
     condition = f't."{watermark}" <= {sql_literal(greatest)}'
-    if known:
-        is_number = known.get("type") in ("int", "float")
-        last = known["watermark"] if is_number else sql_literal(known["watermark"])
-        condition = f't."{watermark}" > {last} AND {condition}'
+    if last:
+        is_number = last.get("type") in ("int", "float")
+        value = last["watermark"] if is_number else sql_literal(last["watermark"])
+        condition = f't."{watermark}" > {value} AND {condition}'
     return replace(
         part,
         sql=f"SELECT * FROM {source} AS t WHERE {condition}",
         state={"watermark": text, "type": type(greatest).__name__},
-        complete=not known,
+        complete=not last,
     )

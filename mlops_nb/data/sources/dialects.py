@@ -55,6 +55,12 @@ def detect_encoding(
     code = _BOMS.get(sample[:3]) or _BOMS.get(sample[:2]) or "utf-8"
     if setting:
         code = _known_encoding(setting)
+    _check_decodes(sample, code, name)
+    return code
+
+
+def _check_decodes(sample: bytes, code: str, name: str) -> None:
+    "Raise `DataError` if a sample is not text in an encoding."
     if b"\0" in sample and not code.startswith(("utf-16", "utf-32")):
         raise DataError(
             f"{name} has NUL bytes, so it is not text: check what it is, or set encoding=utf-16"
@@ -66,7 +72,6 @@ def detect_encoding(
             f"{name} is not {code} (byte {e.object[e.start]:#04x} at {e.start}): if it is text, "
             "set encoding=…, for instance encoding=latin-1 or encoding=cp1252"
         ) from e
-    return code
 
 
 def _known_encoding(setting: str) -> str:
@@ -183,15 +188,21 @@ def _columns(
     rows: list[list[str]], names: list[str], nulls: Iterable[str], name: str
 ) -> dict[str, pl.Series]:
     "Return the values of each column, without the missing ones."
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(names) and (row or len(names) > 1):
-            raise DataError(wrong_width(f"row {number:,} of {name}", len(row), len(names)))
+    _check_widths(rows, len(names), name)
     missing = {"", *nulls}
     columns = {}
     for i, column in enumerate(names):
         texts = [row[i] for row in rows if row and row[i] not in missing]
         columns[column] = pl.Series(column, texts, pl.String)
     return columns
+
+
+def _check_widths(rows: list[list[str]], expected: int, name: str) -> None:
+    "Raise `DataError` for the first row with too few or too many fields."
+    for number, row in enumerate(rows, 1):
+        is_blank = not row and expected == 1
+        if len(row) != expected and not is_blank:
+            raise DataError(wrong_width(f"row {number:,} of {name}", len(row), expected))
 
 
 def wrong_width(

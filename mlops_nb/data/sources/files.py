@@ -55,12 +55,17 @@ def _text_dialect(path: str, packing: str, name: str, options: dict) -> Dialect:
 def _sample(path: str, packing: str, size: int = SAMPLE_BYTES) -> tuple[bytes, bool]:
     "Return the beginning of a file, unpacked, and whether it is the whole file."
     if packing == ".zst":
-        most = size // SAMPLE_BYTES * SAMPLE_ROWS + 2
-        lines = scan_lines(path).head(most).collect()["line"]
-        return "\n".join(lines).encode(), len(lines) < most
+        return _sample_lines(path, size)
     with open_bytes(path, packing) as stream:
         sample = stream.read(size + 1)
     return sample[:size], len(sample) <= size
+
+
+def _sample_lines(path: str, size: int) -> tuple[bytes, bool]:
+    "Return the first lines of a file, and whether they are the whole file."
+    most = size // SAMPLE_BYTES * SAMPLE_ROWS + 2
+    lines = scan_lines(path).head(most).collect()["line"]
+    return "\n".join(lines).encode(), len(lines) < most
 
 
 def _json_lines_dialect(path: str, packing: str, name: str, setting: str | None) -> Dialect:
@@ -97,7 +102,7 @@ class FilePart(Part):
 
     def _schema(self) -> dict:
         if self.dialect is None:
-            return BINARY_READERS[file_format(self.path)[0]](self.path).collect_schema()
+            return _scan_binary(self.path).collect_schema()
         return self.dialect.schema
 
     def scan(self) -> pl.LazyFrame:
@@ -107,10 +112,9 @@ class FilePart(Part):
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         _require_unchanged(self)
         if self.dialect is None:
-            frames = _binary_batches(self, dtypes, rows)
+            yield from _binary_batches(self, dtypes, rows)
         else:
-            frames = _text_batches(self, dtypes, text, rows)
-        yield from frames
+            yield from _text_batches(self, dtypes, text, rows)
         _require_unchanged(self)
 
 # %% ../../../nbs/2_data/13_sources_files.ipynb #fa786913
@@ -124,24 +128,32 @@ def _lacks_rows(part: FilePart) -> bool:
 
 def _require_unchanged(part: FilePart) -> None:
     "Raise `DataError` if the file was written since it was listed."
-    try:
-        stamp = file_stamp(part.path)
-    except FileNotFoundError:
-        stamp = None
-    if stamp != part.stamp:
+    if _has_changed(part):
         raise DataError(
-            f"{part.origin} changed while it was being read: write it under another name and "
-            "rename it when it is whole, then ingest it again"
+            f"{part.origin} changed while it was being read: write it under another name, "
+            "rename it when it is whole, and ingest it again"
         )
 
+
+def _has_changed(part: FilePart) -> bool:
+    "Return whether the file was written or removed since it was listed."
+    try:
+        return file_stamp(part.path) != part.stamp
+    except FileNotFoundError:
+        return True
+
 # %% ../../../nbs/2_data/13_sources_files.ipynb #077be585
+def _scan_binary(path: str) -> pl.LazyFrame:
+    "Return the rows of a file that contains its schema."
+    return BINARY_READERS[file_format(path)[0]](path)
+
+
 def _scan_file(part: FilePart) -> pl.LazyFrame:
     "Return a file's rows, lazily where polars reads the file as it is."
-    ending, packing = file_format(part.path)
     dialect = part.dialect
     if dialect is None:
-        return BINARY_READERS[ending](part.path)
-    if not polars_reads(part.path, packing, dialect.encoding):
+        return _scan_binary(part.path)
+    if not polars_reads(part.path, file_format(part.path)[1], dialect.encoding):
         return pl.concat(part.batches()).lazy()
     types = dialect.read_types
     rows = scan_text(part.path, dialect, native_types(dialect.schema))
@@ -152,9 +164,9 @@ def _scan_file(part: FilePart) -> pl.LazyFrame:
 
 def _binary_batches(part: FilePart, dtypes: dict, rows: int) -> Iterator[pl.DataFrame]:
     "Yield the rows of a file that contains its schema."
-    scan = BINARY_READERS[file_format(part.path)[0]](part.path)
-    chunks = scan.collect_batches(chunk_size=rows_per_read(rows), maintain_order=True)
-    for frame in rebatched(chunks, rows):
+    size = rows_per_read(rows)
+    frames = _scan_binary(part.path).collect_batches(chunk_size=size, maintain_order=True)
+    for frame in rebatched(frames, rows):
         yield convert(frame, dtypes, part.origin)
 
 

@@ -33,7 +33,9 @@ def scan_objects(
     return pl.scan_ndjson(path if is_literal else glob.escape(path), **options)
 
 
-def native_types(wanted: Mapping[str, pl.DataType]) -> dict[str, pl.DataType]:
+def native_types(
+    wanted: Mapping[str, pl.DataType],  # of each column
+) -> dict[str, pl.DataType]:
     "Return the types in which polars reads the columns; what it reads as text is parsed later."
     return {
         name: dtype if dtype == pl.Boolean or dtype.is_nested() else pl.String()
@@ -77,8 +79,7 @@ def _refuse_half_pairs(lines: pl.Series, before: int, name: str) -> None:
         return
     suspicious = lines.str.replace_all(_PAIR, "").str.contains(_HALF_PAIR)
     for i in suspicious.arg_true():
-        half = _half_pair(lines[i])
-        if half:
+        if half := _half_pair(lines[i]):
             raise DataError(
                 f"line {before + i + 1:,} of {name} has {half}, half of a surrogate pair, "
                 "which is not a character: correct the value"
@@ -91,8 +92,8 @@ def _half_pair(line: str) -> str | None:
         json.dumps(json.loads(line), ensure_ascii=False).encode()
     except UnicodeEncodeError as e:
         return f"\\u{ord(e.object[e.start]):04x}"
-    except ValueError:  # the line is not JSON, which is reported elsewhere
-        return None
+    except ValueError:
+        pass  # not JSON, which is reported elsewhere
     return None
 
 # %% ../../../nbs/2_data/12b_sources_jsonlines.ipynb #02536bec
@@ -102,10 +103,8 @@ def _object_schema(path: str, name: str) -> dict[str, pl.DataType]:
     before = 0  # lines in the stretches so far
     for stretch in scan_lines(path).collect_batches(chunk_size=50_000, maintain_order=True):
         lines = stretch["line"]
-        columns = pl.concat(
-            [columns, pl.DataFrame(schema=_stretch_schema(lines, before, name))],
-            how="diagonal_relaxed",
-        )
+        empty = pl.DataFrame(schema=_stretch_schema(lines, before, name))
+        columns = pl.concat([columns, empty], how="diagonal_relaxed")
         before += len(lines)
     refuse_patterns(columns.columns, name)
     if not columns.width:
@@ -158,8 +157,5 @@ def _other_type(values: pl.Series) -> pl.DataType | None:
     "Return the type that all or nearly all texts have; None if they are text, or dates."
     if values.is_in(TRUE + FALSE).all():
         return pl.Boolean()
-    number = number_type(values)
-    if number is not None:
-        return number
     dtype, date_format = nearly_type(values) or (None, None)
-    return None if date_format else dtype
+    return number_type(values) or (None if date_format else dtype)

@@ -18,8 +18,8 @@ from ..values import convert
 
 # %% ../../../nbs/2_data/12_sources_partition.ipynb #e2bf65ee
 @dataclass(frozen=True)
-class Part:
-    "A unit of reading: a file, a query's rows, what a table gained."
+class _PartRecord:
+    "Where a part is and what is remembered of it; errors of reading name it."
 
     origin: str  # where it is, as records name it
     state: dict  # JSON-able: what to remember once it was ingested
@@ -28,6 +28,25 @@ class Part:
     complete: bool = True  # it holds all rows of its origin, not only new ones
 
     dialect = None  # how its text is written; None where it is not text
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with panics_as_errors():
+                yield
+        except DataError:
+            raise
+        except Exception as e:
+            raise self._error(e) from e
+
+    def _error(self, e: Exception) -> DataError:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        return DataError(f"{self.origin} cannot be read: {reason}")
+
+# %% ../../../nbs/2_data/12_sources_partition.ipynb #20b7f73b
+@dataclass(frozen=True)
+class Part(_PartRecord):
+    "A unit of reading: a file, a query's rows, what a table gained."
 
     def is_empty(self) -> bool:
         "Return whether it has no rows. That is not an error: a later part may have some."
@@ -56,20 +75,6 @@ class Part:
     def typed(self, frame: pl.DataFrame, dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:
         "Return a batch of text in these types: null where a value is not of its type."
         return convert(frame, dtypes, self.origin, self.dialect, strict=False)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            with panics_as_errors():
-                yield
-        except DataError:
-            raise
-        except Exception as e:
-            raise self._error(e) from e
-
-    def _error(self, e: Exception) -> DataError:
-        reason = (str(e) or type(e).__name__).splitlines()[0]
-        return DataError(f"{self.origin} cannot be read: {reason}")
 
 # %% ../../../nbs/2_data/12_sources_partition.ipynb #4defdd85
 def rebatched(

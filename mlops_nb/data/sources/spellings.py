@@ -56,10 +56,17 @@ def fitting_formats(
     date_format: str | None = None,  # the option of that name, which wins if it fits
 ) -> list[str]:
     "Return the formats that parse every value of a column."
-    forms = [date_format] if date_format else []
-    forms += date_formats(values[0])
-    fitting = [form for form in dict.fromkeys(forms) if not _parse_times(values, form).has_nulls()]
+    forms = _candidate_formats(values.head(1), date_format)
+    fitting = [form for form in forms if not _parse_times(values, form).has_nulls()]
     return [date_format] if date_format in fitting else fitting
+
+
+def _candidate_formats(texts: pl.Series, date_format: str | None) -> list[str]:
+    "Return the formats that some texts could have, that of the option first."
+    forms = [date_format] if date_format else []
+    for text in texts:
+        forms += date_formats(text)
+    return [*dict.fromkeys(forms)]
 
 
 def _parse_times(values: pl.Series, form: str) -> pl.Series:
@@ -149,12 +156,9 @@ def _are_few(odd: pl.Series) -> bool:
 # %% ../../../nbs/2_data/10b_sources_spellings.ipynb #82974687
 def _mostly_fitting(values: pl.Series, date_format: str | None = None) -> list[str]:
     "Return the formats that parse all but a few values; only that of the option, if it does."
-    forms = [date_format] if date_format else []
-    for text in values.filter(values.str.contains(r"^\d")).head(20):
-        forms += date_formats(text)
-    fitting = [
-        form for form in dict.fromkeys(forms) if _are_few(lost(values, _parse_times(values, form)))
-    ]
+    beginning = values.filter(values.str.contains(r"^\d")).head(20)
+    forms = _candidate_formats(beginning, date_format)
+    fitting = [form for form in forms if _are_few(lost(values, _parse_times(values, form)))]
     return [date_format] if date_format in fitting else fitting
 
 
@@ -174,7 +178,7 @@ class ColumnSpelling:
     nearly: pl.DataType | None = None  # the type of all but a few values
     option: str | None = None  # what decides between two readings
 
-
+# %% ../../../nbs/2_data/10b_sources_spellings.ipynb #71211b5a
 def column_spelling(
     values: pl.Series,  # the texts of a column, none missing
     *,
@@ -197,7 +201,7 @@ def column_spelling(
         return _between_formats(forms)
     return ColumnSpelling(_moment_type(forms[0]), form=forms[0])
 
-# %% ../../../nbs/2_data/10b_sources_spellings.ipynb #71211b5a
+# %% ../../../nbs/2_data/10b_sources_spellings.ipynb #36f126cf
 def _plain_type(values: pl.Series) -> pl.DataType | None:
     "Return the type of values that need no format: none at all, booleans, numbers; else None."
     if values.str.contains(NAN).all():
@@ -216,13 +220,12 @@ def _text_spelling(values: pl.Series, allow_comma: bool, date_format: str | None
     "Return text, and the type that all but a few of its values have."
     if allow_comma and _mostly_commas(values):
         return ColumnSpelling(nearly=pl.Float64(), comma=True)
-    nearly = nearly_type(values, date_format)
-    if nearly is not None:
+    if nearly := nearly_type(values, date_format):
         return ColumnSpelling(nearly=nearly[0], form=nearly[1])
     forms = _mostly_fitting(values)
     return _between_formats(forms) if forms else ColumnSpelling()
 
-
+# %% ../../../nbs/2_data/10b_sources_spellings.ipynb #a3feb282
 def column_types(
     columns: dict[str, pl.Series],  # the texts of each column, none missing
     options: dict[str, Any],  # decimal_comma, date_format

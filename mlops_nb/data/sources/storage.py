@@ -53,7 +53,9 @@ def file_format(
     return (ending, "") if ending in BINARY_READERS and not packing else ("", "")
 
 # %% ../../../nbs/2_data/12a_sources_storage.ipynb #9a2b696a
-def is_remote(path: str) -> bool:
+def is_remote(
+    path: str,  # local, or such as s3://bucket/key
+) -> bool:
     "Return whether a path is in a bucket."
     return "://" in path
 
@@ -110,19 +112,23 @@ _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zip": _open_
 _UNPACKERS = (*_OPENERS, ".zst")  # polars alone reads .zst
 
 
+def _open_raw(path: str) -> BinaryIO:
+    "Return a file as it is stored, opened."
+    if not is_remote(path):
+        return Path(path).open("rb")
+    import obstore
+
+    file = _BucketFile(obstore.open_reader(*bucket_and_key(path)))
+    return io.BufferedReader(file, 1 << 20)
+
+
 @contextmanager
 def open_bytes(
     path: str,
     packing: str,  # as in ".gz"; empty for none
 ) -> Iterator[BinaryIO]:
     "Yield the bytes of a file, unpacked, as a stream."
-    if is_remote(path):
-        import obstore
-
-        raw = io.BufferedReader(_BucketFile(obstore.open_reader(*bucket_and_key(path))), 1 << 20)
-    else:
-        raw = Path(path).open("rb")
-    with raw:
+    with _open_raw(path) as raw:
         if not packing:
             yield raw
             return
@@ -159,27 +165,38 @@ def readable_path(
         )
     with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
         plain = Path(folder) / "plain"
-        with open_bytes(path, packing) as stream, plain.open("wb") as target:
-            if code == "utf-8":
-                shutil.copyfileobj(stream, target, 1 << 20)
-            else:
-                recode = codecs.getreader(code)(stream), codecs.getwriter("utf-8")(target)
-                shutil.copyfileobj(*recode, 1 << 20)
+        _write_utf8(path, packing, code, plain)
         yield str(plain)
+
+
+def _write_utf8(path: str, packing: str, code: str, target: Path) -> None:
+    "Write a text file unpacked and in UTF-8."
+    with open_bytes(path, packing) as stream, target.open("wb") as file:
+        if code == "utf-8":
+            shutil.copyfileobj(stream, file, 1 << 20)
+        else:
+            shutil.copyfileobj(
+                codecs.getreader(code)(stream), codecs.getwriter("utf-8")(file), 1 << 20
+            )
 
 # %% ../../../nbs/2_data/12a_sources_storage.ipynb #841283d4
 def file_stamp(
-    path: str,
+    path: str,  # local, or in a bucket
 ) -> tuple:  # size in bytes, time in s since 1970, and what else changes with a write
     "Return what a write to the file would change, without reading it."
     if is_remote(path):
-        import obstore
-
-        head = obstore.head(*bucket_and_key(path))
-        return head["size"], head["last_modified"].timestamp(), head["e_tag"]
+        return _object_stamp(path)
     status = Path(path).stat()
-    precise = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return status.st_size, status.st_mtime, precise
+    details = status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    return status.st_size, status.st_mtime, details
+
+
+def _object_stamp(path: str) -> tuple:
+    "Return the stamp of an object in a bucket, whose ETag changes with a write."
+    import obstore
+
+    head = obstore.head(*bucket_and_key(path))
+    return head["size"], head["last_modified"].timestamp(), head["e_tag"]
 
 
 @lru_cache(4096)
@@ -196,5 +213,6 @@ def file_state(
     if is_remote(path):
         etag = stamp[2].strip('"')
         return f"etag:{etag}/{stamp[0]}"
-    is_young = time.time() - stamp[1] <= 2
-    return _sha256.__wrapped__(path, stamp) if is_young else _sha256(path, stamp)
+    if time.time() - stamp[1] > 2:
+        return _sha256(path, stamp)
+    return _sha256.__wrapped__(path, stamp)

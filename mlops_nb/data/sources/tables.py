@@ -30,13 +30,17 @@ def is_table(
     "Return whether there is a Delta table."
     if not is_remote(location):
         return any((Path(location) / "_delta_log").glob("*.json"))
+    return _has_objects(f"{location}/_delta_log")
+
+
+def _has_objects(location: str) -> bool:
+    "Return whether a bucket has any object below a location."
     import obstore
 
     bucket, key = bucket_and_key(location)
-    pages = obstore.list(bucket, prefix=f"{key}/_delta_log", chunk_size=1)
-    return any(len(page) for page in pages)
+    return any(len(page) for page in obstore.list(bucket, prefix=key, chunk_size=1))
 
-
+# %% ../../../nbs/2_data/15_sources_tables.ipynb #0e10f021
 def row_actions(
     location: str,  # of the table
     first: int,  # version
@@ -45,25 +49,29 @@ def row_actions(
     "Return what some versions did to the rows, or None if the log does not reach back so far."
     actions = []
     for version in range(first, last + 1):
-        try:
-            entry = _log_entry(location, version)
-        except FileNotFoundError:
+        entry = _log_entry(location, version)
+        if entry is None:
             return None
-        actions += [action for action in entry if _changes_rows(action)]
+        actions += filter(_changes_rows, entry)
     return actions
 
 
-def _log_entry(location: str, version: int) -> list[dict]:
-    "Return the actions of a version."
-    name = f"_delta_log/{version:020}.json"
-    if is_remote(location):
-        import obstore
-
-        bucket, key = bucket_and_key(location)
-        text = bytes(obstore.get(bucket, f"{key}/{name}").bytes()).decode()
-    else:
-        text = (Path(location) / name).read_text(encoding="utf-8")
+def _log_entry(location: str, version: int) -> list[dict] | None:
+    "Return the actions of a version, or None if its entry was removed."
+    try:
+        text = _read_text(f"{location}/_delta_log/{version:020}.json")
+    except FileNotFoundError:
+        return None
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _read_text(path: str) -> str:
+    "Return the text of a local file or of an object in a bucket."
+    if not is_remote(path):
+        return Path(path).read_text(encoding="utf-8")
+    import obstore
+
+    return bytes(obstore.get(*bucket_and_key(path)).bytes()).decode()
 
 
 def _changes_rows(action: dict) -> bool:
@@ -91,13 +99,15 @@ class TablePart(Part):
     def _schema(self) -> pl.Schema:
         return pl.Schema(lake.open_table(self.location, self.version).schema())
 
-    def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
+    def _frames(self, rows: int) -> Iterator[pl.DataFrame]:
         if self.since is not None and not self.added:
-            frames = _changed_rows(self)
-        else:
-            size = rows_per_read(rows)
-            frames = self.scan().collect_batches(chunk_size=size, maintain_order=True)
-        yield from (convert(frame, dtypes, self.origin) for frame in rebatched(frames, rows))
+            return _changed_rows(self)
+        return self.scan().collect_batches(chunk_size=rows, maintain_order=True)
+
+    def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
+        frames = self._frames(rows_per_read(rows))
+        for frame in rebatched(frames, rows):
+            yield convert(frame, dtypes, self.origin)
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #d4bbc4fb
 def _file_rows(part: TablePart, path: str, partition: str) -> pl.LazyFrame:
@@ -172,12 +182,10 @@ def _whole_table(location: str, origin: str, version: int) -> TablePart:
 
 def _commit_time(location: str, version: int) -> int | None:
     "Return when a version was made, in ms since 1970, or None if the log does not say."
-    try:
-        entry = _log_entry(location, version)
-    except FileNotFoundError:
-        return None
-    infos = [action["commitInfo"] for action in entry if "commitInfo" in action]
-    return infos[0].get("timestamp") if infos else None
+    for action in _log_entry(location, version) or []:
+        if "commitInfo" in action:
+            return action["commitInfo"].get("timestamp")
+    return None
 
 # %% ../../../nbs/2_data/15_sources_tables.ipynb #ba4fed68
 def _gained(
@@ -207,4 +215,5 @@ def _are_readable(files: list[dict], location: str) -> bool:
         return False
     if is_remote(location):
         return True
-    return all((Path(location) / unquote(file["path"])).exists() for file in files)
+    paths = [Path(location) / unquote(file["path"]) for file in files]
+    return all(path.exists() for path in paths)
