@@ -424,7 +424,7 @@ def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option)
 def test_one_word_does_not_hide_that_dates_could_be_read_in_two_ways(ws):
     version = ingested(ws, "d", text(ws, "d.csv", column(["05/01/2024"] * 50 + ["NA"])))
     assert version.notes == [
-        "column 'v' is text, for it could be read in two ways: set "
+        "column 'v' is text, because it could be read in two ways: set "
         "date_format=%d/%m/%Y or date_format=%m/%d/%Y"
     ]
 
@@ -479,7 +479,7 @@ def test_one_word_in_another_file_is_named_and_the_note_goes_on(ws):
 def test_a_column_that_could_be_read_in_two_ways_is_named(ws):
     version = ingested(ws, "d", text(ws, "d.csv", "id,due\n1,05/04/2024\n2,06/04/2024\n"))
     assert version.notes == [
-        "column 'due' is text, for it could be read in two ways: "
+        "column 'due' is text, because it could be read in two ways: "
         "set date_format=%d/%m/%Y or date_format=%m/%d/%Y"
     ]
 
@@ -1241,10 +1241,11 @@ INGEST = """
 import sys
 from mlops_nb.core.settings import load
 from mlops_nb.data import ingest, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.sources import Source
+from mlops_nb.data.validation import conform, enforce
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
