@@ -1,4 +1,4 @@
-"Names of folders, files, columns, datasets and models: kept as they are, or refused in a sentence that names them."
+"Names of folders, files, columns, datasets and models: kept, or refused by an error with the name."
 
 import codecs
 import gzip
@@ -364,9 +364,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, code):
     [
         (
             '{"id": 3, "x": NaN}',
-            "line 4 of d.jsonl is not JSON: NaN is no value in JSON, write null in its place",
+            "line 4 of d.jsonl is not JSON: NaN is not a value in JSON, write null in its place",
         ),
-        ('{"id": 3, "x": -Infinity}', "line 4 of d.jsonl is not JSON: -Infinity is no value"),
+        ('{"id": 3, "x": -Infinity}', "line 4 of d.jsonl is not JSON: -Infinity is not a value"),
         ('{"id": 3, "x": }', "line 4 of d.jsonl is not JSON: Expecting value at character 16"),
     ],
 )
@@ -436,7 +436,7 @@ def test_columns_keep_their_names(tmp_path, key):
     assert [json.loads(row)["*"] for row in aside["row"]] == [0.0]
 
 
-def test_a_value_that_is_not_of_its_type_is_set_aside_in_odd_columns(tmp_path):
+def test_a_value_that_is_not_of_its_type_is_quarantined_in_odd_columns(tmp_path):
     workspace = create(tmp_path)
     text = "".join(f"{n},{n},{n}\n" for n in range(50))
     (tmp_path / "1.csv").write_text("*,a b,z\n" + text)

@@ -9,7 +9,7 @@ __all__ = ['SYSTEM_COLUMNS', 'contract_kind', 'Column', 'rule_expression', 'Cont
 # %% ../../nbs/2_data/10_contracts.ipynb #66ed8dbc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime
 from io import StringIO
 from pathlib import Path
@@ -37,7 +37,7 @@ def contract_kind(
     return kind
 
 # %% ../../nbs/2_data/10_contracts.ipynb #c68f9a3f
-_LIMIT_PARSERS = {
+_LIMIT_PARSERS: dict[str, Callable[[Any], Any]] = {
     "integer": int,
     "float": float,
     "date": date.fromisoformat,

@@ -7,6 +7,7 @@ __all__ = ['UNIQUE', 'conform', 'apply_rules', 'duplicates_to_reject', 'enforce'
 
 # %% ../../nbs/2_data/10a_validation.ipynb #6e9a4eaa
 from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 import polars.selectors as cs
@@ -33,7 +34,7 @@ def conform(
     return convert(rows.select(cs.by_name(*contract.columns)), contract.dtypes, name)
 
 # %% ../../nbs/2_data/10a_validation.ipynb #158c7116
-def _schema_column(name: str, limits: Column, required: bool):
+def _schema_column(name: str, limits: Column, required: bool) -> Any:
     "Return a column of a contract as a column of a dataframely schema."
     import dataframely as dy
 
@@ -63,14 +64,14 @@ def _safe_names(names: Iterable[str]) -> dict[str, str]:
     return {name: "\1star" if name == "*" else name for name in names}
 
 
-def _row_rule(condition: pl.Expr):
+def _row_rule(condition: pl.Expr) -> Any:
     "Return a condition on a row as a rule of a dataframely schema."
     import dataframely as dy
 
     return dy.rule()(lambda cls: condition)
 
 
-def _schema(contract: Contract):
+def _schema(contract: Contract) -> Any:
     "Return a dataframely schema of the contract, without the uniqueness of its key."
     import dataframely as dy
 

@@ -69,7 +69,7 @@ def _first_line(error: BaseException) -> str:
 def connect_database(
     uri: str,  # sqlite:///PATH, postgresql://user:$PASSWORD@host/database, or of another driver
     root: Path = Path("."),  # what a path in it is relative to
-):
+) -> Any:
     "Return an ADBC connection; raise `DataError` if there is no driver or no database."
     scheme = uri.partition("://")[0]
     driver = _driver(scheme)
@@ -85,7 +85,7 @@ def connect_database(
         ) from None
 
 
-def _driver(scheme: str):
+def _driver(scheme: str) -> Any:
     "Return the ADBC driver's module for a scheme."
     name = {"postgres": "postgresql"}.get(scheme, re.sub(r"\W", "_", scheme))
     try:

@@ -56,6 +56,16 @@ class Part(_PartRecord):
     def _is_empty(self) -> bool:
         return self.scan().select(pl.len()).collect().item() == 0
 
+    def scan(self) -> pl.LazyFrame:
+        "Return its rows lazily, to look at."
+        raise NotImplementedError
+
+    def _schema(self) -> Mapping[str, pl.DataType]:
+        raise NotImplementedError
+
+    def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
+        raise NotImplementedError
+
     def schema(self) -> pl.Schema:
         "Return its columns and types, from its beginning or from its format."
         with self._explained():

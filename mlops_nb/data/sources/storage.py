@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -62,7 +62,7 @@ def is_remote(
 
 def bucket_and_key(
     uri: str,  # such as s3://bucket/key
-):
+) -> tuple[Any, str]:
     "Return an obstore store of the bucket, and the key."
     from obstore.store import from_url
 
@@ -74,7 +74,7 @@ def bucket_and_key(
 class _BucketFile(io.RawIOBase):
     "An object in a bucket as a file that can be read and sought."
 
-    def __init__(self, file):
+    def __init__(self, file: Any):
         self.file = file
         self.position = 0
 
