@@ -27,10 +27,11 @@ from mlops_nb.core.errors import (
 )
 from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data import versions
-from mlops_nb.data.contracts import Contract, conform, enforce
+from mlops_nb.data.contracts import Contract
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.splits import assign_splits, content_digest
+from mlops_nb.data.validation import conform, enforce
 
 
 def test_environment_overrides_the_file(tmp_path, monkeypatch):

@@ -27,13 +27,14 @@ from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
 from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.inference import infer
 from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.data.splits import content_digest
+from mlops_nb.data.validation import conform, enforce
 from mlops_nb.data.versions import quarantine
 from mlops_nb.science import features, signature
 
@@ -275,7 +276,7 @@ def test_nan_is_a_missing_value(ws, ending):
     needed = Contract(columns=columns, max_rejected=0.5)
     third = ingest("e", f"1.{ending}", contract=needed, settings=ws)
     reasons = quarantine("e", settings=ws).collect()["reason"]
-    assert third.facts["rejected"] == 10 and {*reasons} == {"x must be there"}
+    assert third.facts["rejected"] == 10 and {*reasons} == {"x must not be missing"}
 
 
 def test_infinity_is_refused_in_words(ws):
@@ -423,7 +424,7 @@ def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option)
 def test_one_word_does_not_hide_that_dates_could_be_read_in_two_ways(ws):
     version = ingested(ws, "d", text(ws, "d.csv", column(["05/01/2024"] * 50 + ["NA"])))
     assert version.notes == [
-        "column 'v' is text, for it could be read in two ways: set "
+        "column 'v' is text, because it could be read in two ways: set "
         "date_format=%d/%m/%Y or date_format=%m/%d/%Y"
     ]
 
@@ -478,7 +479,7 @@ def test_one_word_in_another_file_is_named_and_the_note_goes_on(ws):
 def test_a_column_that_could_be_read_in_two_ways_is_named(ws):
     version = ingested(ws, "d", text(ws, "d.csv", "id,due\n1,05/04/2024\n2,06/04/2024\n"))
     assert version.notes == [
-        "column 'due' is text, for it could be read in two ways: "
+        "column 'due' is text, because it could be read in two ways: "
         "set date_format=%d/%m/%Y or date_format=%m/%d/%Y"
     ]
 
@@ -591,7 +592,7 @@ def test_a_failed_note_leaves_no_file(ws, monkeypatch):
     def fails(*_):
         raise DataError("the source changed")
 
-    monkeypatch.setattr(steps, "remarks", fails)
+    monkeypatch.setattr(steps, "text_column_notes", fails)
     with pytest.raises(DataError, match="the source changed"):
         ingest("d", put(ws, "d.csv", k=[1]), settings=ws)
     assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
@@ -1240,10 +1241,8 @@ INGEST = """
 import sys
 from mlops_nb.core.settings import load_settings
 from mlops_nb.data import ingest, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
-from mlops_nb.data.inference import infer
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
@@ -1412,12 +1411,12 @@ def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypat
         max_rejected=0.2,
     )
     here = ingest("here", str(folder), contract=contract, settings=workspace)
-    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
+    monkeypatch.setattr("mlops_nb.data.batches.CLUSTER_BYTES", 0)
     there = ingest("here2", str(folder), contract=contract, settings=workspace)
     same = ("read", "accepted", "rejected", "rows")
     assert [there.facts[f] for f in same] == [here.facts[f] for f in same]
     assert rows_of(there) == rows_of(here)
-    monkeypatch.setattr("mlops_nb.data.batches.SPREAD", 0)
+    monkeypatch.setattr("mlops_nb.data.batches.CLUSTER_BYTES", 0)
     (folder / "7.csv").write_text("k,w\n1,2\n")
     (folder / "8.csv").write_text("k,v\n9000,9000\n")
     with pytest.raises(DataError, match="new column w"):

@@ -1,4 +1,4 @@
-"Names of folders, files, columns, datasets and models: kept as they are, or refused in a sentence that names them."
+"Names of folders, files, columns, datasets and models: kept, or refused by an error with the name."
 
 import codecs
 import gzip
@@ -24,8 +24,8 @@ from mlops_nb.data.contracts import Contract
 from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.ingest.resplitting import resplit
 from mlops_nb.data.sources import Source, files
-from mlops_nb.data.sources.databases import connect_database, frames
-from mlops_nb.data.sources.files import store
+from mlops_nb.data.sources.databases import connect_database, query_frames
+from mlops_nb.data.sources.storage import bucket_and_key
 from mlops_nb.models import registry
 from mlops_nb.science import objective
 from mlops_nb.science.signature import Signature
@@ -217,7 +217,9 @@ def test_a_file_is_itself_whatever_its_name(tmp_path, ending, name):
 def test_an_object_in_a_bucket_is_itself_whatever_its_name(s3, tmp_path, ending, name):
     for n, stem in enumerate(("s1", "sx", name)):
         WRITERS[ending](pl.DataFrame({"id": [n]}), tmp_path / "one")
-        obstore.put(*store(f"{s3.address}/in/{stem}{ending}"), (tmp_path / "one").read_bytes())
+        obstore.put(
+            *bucket_and_key(f"{s3.address}/in/{stem}{ending}"), (tmp_path / "one").read_bytes()
+        )
     (part,) = Source(f"{s3.address}/in/{name}{ending}").parts()
     assert pl.concat(part.batches())["id"].to_list() == part.scan().collect()["id"].to_list() == [2]
 
@@ -362,9 +364,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, code):
     [
         (
             '{"id": 3, "x": NaN}',
-            "line 4 of d.jsonl is not JSON: NaN is no value in JSON, write null in its place",
+            "line 4 of d.jsonl is not JSON: NaN is not a value in JSON, write null in its place",
         ),
-        ('{"id": 3, "x": -Infinity}', "line 4 of d.jsonl is not JSON: -Infinity is no value"),
+        ('{"id": 3, "x": -Infinity}', "line 4 of d.jsonl is not JSON: -Infinity is not a value"),
         ('{"id": 3, "x": }', "line 4 of d.jsonl is not JSON: Expecting value at character 16"),
     ],
 )
@@ -434,7 +436,7 @@ def test_columns_keep_their_names(tmp_path, key):
     assert [json.loads(row)["*"] for row in aside["row"]] == [0.0]
 
 
-def test_a_value_that_is_not_of_its_type_is_set_aside_in_odd_columns(tmp_path):
+def test_a_value_that_is_not_of_its_type_is_quarantined_in_odd_columns(tmp_path):
     workspace = create(tmp_path)
     text = "".join(f"{n},{n},{n}\n" for n in range(50))
     (tmp_path / "1.csv").write_text("*,a b,z\n" + text)
@@ -495,7 +497,7 @@ def test_a_query_names_its_columns_once(tmp_path):
         connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1)")
     with closing(connect_database("sqlite:///shop.db", tmp_path)) as database:
         with pytest.raises(DataError, match=r"columns of the same name \(a\): give each its own"):
-            list(frames(database, "SELECT a, a FROM t"))
+            list(query_frames(database, "SELECT a, a FROM t"))
 
 
 def test_a_model_takes_odd_columns(tmp_path):

@@ -28,7 +28,7 @@ from mlops_nb.core.errors import (
 )
 from mlops_nb.core.masking import SecretUri, Tokens, Webhook, masked, masked_all, scrubbed
 from mlops_nb.core.settings import create, load_settings
-from mlops_nb.data.contracts import expression
+from mlops_nb.data.contracts import rule_expression
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.flow import triggers
@@ -483,7 +483,7 @@ def test_a_panic_is_an_error_of_data(monkeypatch, tmp_path):
         Source("a.csv", tmp_path).parts()
     monkeypatch.setattr(pl, "sql_expr", panic)
     with pytest.raises(DataError, match="out of bounds"):
-        expression("a > 1")
+        rule_expression("a > 1")
 
 
 def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):

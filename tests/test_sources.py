@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlops_nb.core.errors import DataError, Unparsable
-from mlops_nb.data.sources import Source, databases, files
+from mlops_nb.data.sources import Source, databases, storage
 
 
 def write(folder, name: str, content: str | bytes):
@@ -400,7 +400,7 @@ def frames(draw) -> pl.DataFrame:
 )
 @given(frame=frames(), size=st.integers(1, 25))
 def test_what_was_written_is_read(tmp_path, frame, size):
-    "Through text and typed formats, in batches of any size; and text made values is what was read as values."
+    "Through text and typed formats, in batches of any size; text that is converted equals values."
     frame.write_csv(tmp_path / "a.csv", quote_style="always" if len(frame) % 2 else "non_numeric")
     frame.write_parquet(tmp_path / "a.parquet")
     frame.write_ndjson(tmp_path / "a.ndjson")
@@ -524,7 +524,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def test_a_bucket(s3):
     def put(key, body):
-        obstore.put(*files.store(f"{here}/{key}"), body)
+        obstore.put(*storage.bucket_and_key(f"{here}/{key}"), body)
 
     def origins(pattern):
         return [p.origin.removeprefix(f"{here}/") for p in Source(f"{here}/{pattern}").parts()]
@@ -705,7 +705,8 @@ def test_another_driver_by_its_name(tmp_path, monkeypatch):
         tmp_path,
         "adbc_driver_shop/dbapi.py",
         "from adbc_driver_sqlite import dbapi\ndef connect(uri):\n"
-        f"    assert uri == 'shop://me:secret@host'\n    return dbapi.connect('file:{tmp_path}/shop.db')\n",
+        "    assert uri == 'shop://me:secret@host'\n"
+        f"    return dbapi.connect('file:{tmp_path}/shop.db')\n",
     )
     fill(tmp_path / "shop.db", "CREATE TABLE t (id INTEGER)", "INSERT INTO t VALUES (7)")
     monkeypatch.syspath_prepend(tmp_path)
@@ -715,7 +716,7 @@ def test_another_driver_by_its_name(tmp_path, monkeypatch):
     with closing(
         databases.connect_database("shop://me:$SHOP_PASSWORD@host", tmp_path)
     ) as connection:
-        assert pl.concat(databases.frames(connection, "SELECT id FROM t")).rows() == [(7,)]
+        assert pl.concat(databases.query_frames(connection, "SELECT id FROM t")).rows() == [(7,)]
 
 
 @pytest.fixture
@@ -738,10 +739,12 @@ def shop(postgres, monkeypatch):
 
 def test_postgresql(shop, postgres):
     shop(
-        "CREATE TABLE orders (id bigint, amount numeric(10, 2), at timestamptz, day date, ok boolean, doc jsonb, raw bytea)"
+        "CREATE TABLE orders (id bigint, amount numeric(10, 2), at timestamptz, day date, "
+        "ok boolean, doc jsonb, raw bytea)"
     )
     shop(
-        "INSERT INTO orders VALUES (1, 4.25, '2024-05-01 10:00+02', '2024-05-01', true, '{\"a\": 1}', '\\x00')"
+        "INSERT INTO orders VALUES (1, 4.25, '2024-05-01 10:00+02', '2024-05-01', true, "
+        "'{\"a\": 1}', '\\x00')"
     )
     address = "postgresql://tester:$SHOP_PASSWORD@" + postgres.rpartition("@")[2]
     for said in ("#table=orders", "#table=orders&watermark=at", "#table=orders&watermark=amount"):
@@ -819,13 +822,15 @@ def test_a_password_is_never_shown(shop, postgres, monkeypatch):
 
 def test_a_connection_that_drops_while_it_reads(shop, postgres):
     shop(
-        "CREATE TABLE orders AS SELECT i AS id, repeat('x', 200) AS text FROM generate_series(1, 400000) AS i"
+        "CREATE TABLE orders AS SELECT i AS id, repeat('x', 200) AS text "
+        "FROM generate_series(1, 400000) AS i"
     )
     (part,) = Source(postgres + "#table=orders&watermark=id").parts()
     reading = part.batches(rows=1000)
     next(reading)
     shop(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%FROM%orders%' AND pid <> pg_backend_pid()"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE query LIKE '%FROM%orders%' AND pid <> pg_backend_pid()"
     )
     with pytest.raises(DataError, match="cannot be read.*Nothing of it counts"):
         list(reading)
@@ -865,8 +870,8 @@ def test_a_file_that_is_gone_from_the_table_means_all_of_it(tmp_path):
 
 def test_stamps_of_files_are_finer_than_their_clock(tmp_path):
     path = write(tmp_path, "a.csv", "a\n1\n")
-    assert files.file_state(str(path), files.stamp(str(path))) != files.file_state(
-        str(write(tmp_path, "a.csv", "a\n2\n")), files.stamp(str(path))
+    assert storage.file_state(str(path), storage.file_stamp(str(path))) != storage.file_state(
+        str(write(tmp_path, "a.csv", "a\n2\n")), storage.file_stamp(str(path))
     )
     assert datetime.now(UTC) >= only(tmp_path, "a.csv").modified
 

@@ -20,8 +20,8 @@ import polars as pl
 from ...core import lake
 from ...core.errors import TriggerError
 from ...core.settings import Settings, TriggerSection
-from ...data.sources import matching
-from ...data.sources.databases import connect_database, frames, said_by
+from ...data.sources import matching_paths
+from ...data.sources.databases import connect_database, query_frames, driver_message
 from ...service import monitoring
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #17671a78
@@ -39,7 +39,7 @@ def _files(
 ) -> Sight | None:
     "The files that match a pattern and have settled."
     found = []
-    for path in sorted(map(str, matching(section.files, settings.root))):
+    for path in sorted(map(str, matching_paths(section.files, settings.root))):
         try:
             facts = Path(path).stat()
         except FileNotFoundError:
@@ -88,7 +88,7 @@ def _database(
         with closing(connect_database(uri, settings.root)) as connection:
             mark = next(
                 rows
-                for rows in frames(
+                for rows in query_frames(
                     connection, f'SELECT max(t."{section.watermark}") FROM {source} AS t'
                 )
                 if rows.height
@@ -96,7 +96,7 @@ def _database(
     except Exception as e:
         raise TriggerError(
             f"the watermark {section.watermark} of {section.query} cannot be read from the database: "
-            f"{said_by(e, uri)}. Check database, query and watermark in "
+            f"{driver_message(e, uri)}. Check database, query and watermark in "
             "settings.ini"
         ) from None
     return (
