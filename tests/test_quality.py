@@ -26,8 +26,8 @@ def settings(tmp_path):
 def parts(request, monkeypatch):
     "Everything in memory, or a few rows at a time."
     if request.param == "in parts":
-        monkeypatch.setattr(spill, "BATCH", 70)
-        monkeypatch.setattr(spill, "AT_ONCE", 90)
+        monkeypatch.setattr(spill, "BATCH_ROWS", 70)
+        monkeypatch.setattr(spill, "HASHES_IN_MEMORY", 90)
 
 
 def given(settings, name: str, rows: pl.DataFrame, **options) -> DatasetVersion:
@@ -80,8 +80,8 @@ def test_leakage_is_what_brute_force_finds(settings, parts):
 def test_what_leaks_is_said_and_shown(settings, parts):
     rows = pl.concat([table(200), table(200).with_columns(id=pl.col("id") + 200)])
     found = given(settings, "t", rows, key="id").leakage()
-    assert not found.passed and "stand in train too" in found.problems[0]
-    assert found.examples.height == 2 * leakage.EXAMPLES
+    assert not found.passed and "repeat a row of train" in found.problems[0]
+    assert found.examples.height == 2 * leakage._EXAMPLES
     assert all(
         n == 2
         for n in found.examples.group_by("a", "b", "g", "at").agg(pl.col("_split").n_unique())[
@@ -128,7 +128,7 @@ def test_time_is_a_problem_only_where_the_split_is_by_time(settings, parts):
 def test_another_time_than_the_splits_can_be_out_of_order(settings):
     rows = table(300).with_columns(seen=pl.col("at").reverse())
     found = given(settings, "t", rows, key="id", time="at", ends="shares").leakage(time="seen")
-    assert [p for p in found.problems if "have a later seen than the first of test" in p]
+    assert [p for p in found.problems if "have a later seen than the first row of test" in p]
 
 
 def test_a_column_that_is_not_there_is_named(settings):
