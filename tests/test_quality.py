@@ -236,7 +236,7 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
         and found.changed > 40
     )
     assert found.table["number"].sum() == second.facts["rows"] and found.rows == (500, 520)
-    assert found.examples["row"].n_unique() == differences.SHOWN
+    assert found.examples["row"].n_unique() == differences._SHOWN_ROWS
     before = {str(r["id"]): r for r in first.scan().collect().iter_rows(named=True)}
     after = {str(r["id"]): r for r in second.scan().collect().iter_rows(named=True)}
     said = lambda v: None if v is None else str(v)
@@ -310,9 +310,9 @@ def test_only_files_that_differ_are_read(settings, monkeypatch):
         given(settings, "t", table(500), key="id"),
         given(settings, "t", table(510)[500:], key="id"),
     )
-    read, marked = [], differences._marked
+    read, marked = [], differences._key_and_content
     monkeypatch.setattr(
-        differences, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key)
+        differences, "_key_and_content", lambda rows, key: read.append(rows.height) or marked(rows, key)
     )
     assert first.diff(second).added == 10 and sum(read) == 10
 
