@@ -29,7 +29,7 @@ from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
-from mlops_nb.data.ingest import ingest, read_source
+from mlops_nb.data.ingest import ingest, plan, read_source
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
@@ -1238,16 +1238,14 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 
 INGEST = """
 import sys
-from mlops_nb.core.settings import load
-from mlops_nb.data import ingest, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
-from mlops_nb.data.inference import infer
+from mlops_nb.core.settings import load_settings
+
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
-for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load(sys.argv[1]))
+for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load_settings(sys.argv[1]))
 print("done", flush=True)
 """
 
@@ -1321,19 +1319,22 @@ def test_two_writers_at_once_are_both_in(ws, round_):
 
 
 STEPS = [
-    "committed",
-    "taken",
-    "change",
-    "_facts",
-    "_set_aside",
-    "_merged",
-    "record",
-]  # of an ingest, from its commit on
+    (plan, "ingested_parts"),
+    (steps, "committed"),
+    (steps, "ingested_parts"),
+    (steps, "plan_change"),
+    (steps, "_facts"),
+    (steps, "_commit_quarantine"),
+    (steps, "_merged_profile"),
+    (steps, "record_version"),
+]  # of an ingest, most of them from its commit on
 
 
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("step", STEPS)
-def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypatch, step, there):
+@pytest.mark.parametrize(("module", "step"), STEPS)
+def test_another_ingest_between_any_two_steps_of_one_loses_nothing(
+    ws, monkeypatch, module, step, there
+):
     contract = Contract(
         columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
         key="k",
@@ -1343,7 +1344,7 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
         put(ws, f"{i}.csv", **rows_for(start, 1000))
     if there:
         ingest("d", "0.csv", contract=contract, settings=ws)
-    real, cut_in = getattr(steps, step), []
+    real, cut_in = getattr(module, step), []
 
     def before_and_after(*args, **kwargs):
         if not cut_in:
@@ -1357,7 +1358,7 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
                 return result
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(steps, step, before_and_after)
+    monkeypatch.setattr(module, step, before_and_after)
     ingest("d", "2.csv", contract=contract, settings=ws)
     version = versions.dataset("d", settings=ws)
     table = version.scan().collect()
@@ -1375,8 +1376,8 @@ def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws
     from mlops_nb.data import versions
 
     with monkeypatch.context() as killed:  # after their commits
-        killed.setattr(steps, "record", lambda *args: None)
-        killed.setattr(steps, "newest", lambda *args: None)
+        killed.setattr(steps, "record_version", lambda *args, **named: None)
+        killed.setattr(steps, "newest_version", lambda *args, **named: None)
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
@@ -1390,8 +1391,8 @@ def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_
     ws, monkeypatch
 ):
     with monkeypatch.context() as killed:
-        killed.setattr(steps, "record", lambda *args: None)
-        killed.setattr(steps, "newest", lambda *args: None)
+        killed.setattr(steps, "record_version", lambda *args, **named: None)
+        killed.setattr(steps, "newest_version", lambda *args, **named: None)
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     last = ingest("d", put(ws, "2.csv", **rows_for(10, 5)), settings=ws)
