@@ -1239,7 +1239,6 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 INGEST = """
 import sys
 from mlops_nb.core.settings import load_settings
-
 from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
@@ -1319,7 +1318,6 @@ def test_two_writers_at_once_are_both_in(ws, round_):
 
 
 STEPS = [
-    (plan, "ingested_parts"),
     (steps, "committed"),
     (steps, "ingested_parts"),
     (steps, "plan_change"),
@@ -1327,11 +1325,13 @@ STEPS = [
     (steps, "_commit_quarantine"),
     (steps, "_merged_profile"),
     (steps, "record_version"),
-]  # of an ingest, most of them from its commit on
+]  # of an ingest, from its commit on
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize(("module", "step"), STEPS)
+@pytest.mark.parametrize(
+    ("module", "step", "there"),
+    [(*step, there) for step in STEPS for there in (False, True)] + [(plan, "ingested_parts", True)],
+)
 def test_another_ingest_between_any_two_steps_of_one_loses_nothing(
     ws, monkeypatch, module, step, there
 ):

@@ -38,12 +38,12 @@ from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, pages
-from mlops_nb.models import approvals, bundle, registry, roles
-from mlops_nb.models.bundle import Bundle, code_hash, seal
+from mlops_nb.models import approvals, bundle, origin, registry, roles
+from mlops_nb.models.bundle import Bundle, code_hash
+from mlops_nb.models.sealing import seal
 from mlops_nb.models.registry import (
     approval,
     approve,
-    approve_by_rule,
     register,
     reject,
     resolve,
@@ -214,11 +214,11 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path):
     git("add", "a.py")
     git("commit", "-m", "a")
     assert (
-        registry.git_commit(tmp_path)["dirty"] is False
-        and len(registry.git_commit(tmp_path)["commit"]) == 40
+        origin.git_commit(tmp_path)["dirty"] is False
+        and len(origin.git_commit(tmp_path)["commit"]) == 40
     )
     (tmp_path / "a.py").write_text("2")
-    assert registry.git_commit(tmp_path)["dirty"] is True
+    assert origin.git_commit(tmp_path)["dirty"] is True
 
 
 def test_a_bundle_holds_everything(place):
@@ -837,18 +837,17 @@ def test_a_decision_needs_a_version_and_a_person(place):
     with pytest.raises(ApprovalError, match="name of the person"):
         approve("m/1", settings=settings, by=" ")
     with pytest.raises(ApprovalError, match="name of the person"):
-        approve("m/1", settings=settings, by="rule")
+        approve("m/1", settings=settings, by="rule", despite="the rule has no reasons")
     with pytest.raises(ApprovalError, match="name of the person"):
         approve("m/1", settings=settings, by=" Rule ")
-    id_ = approve("model:m/1", "checked", settings=settings, by="ann")
+    decided = approve("model:m/1", note="checked", settings=settings, by="ann")
     newest = approval("m/1", settings=settings)
-    assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (
-        id_,
-        "approved",
-        "ann",
-        "checked",
-    )
-    assert newest["details"]["user"] == events.user(), (
+    assert newest == decided
+    assert (newest.kind, newest.by, newest.note) == ("approved", "ann", "checked")
+    event = events.newest(settings.events, "approved", "m/1")
+    assert (event["id"], event["details"]["note"]) == (newest.id, "checked")
+    assert "<h4>m/1 approved</h4>" in newest._repr_html_()
+    assert newest.user == events.user(), (
         "what the operating system says, beside what the person says"
     )
 
@@ -890,16 +889,16 @@ def test_a_rejection_is_final(place):
     place.register(report_uri=report)
     accepted(settings, "m/1")
     assert approval("m/1", settings=settings) is None
-    reject("m/1", "too old", settings=settings, by="bob")
+    reject("m/1", note="too old", settings=settings, by="bob")
     final = r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, register a new version"
     for decide in (
-        lambda: approve_by_rule("m/1", settings=settings),
+        lambda: approve("m/1", settings=settings),
         lambda: approve("m/1", settings=settings, by="ann"),
         lambda: approve("m/1", despite="I know better", settings=settings, by="ann"),
     ):
         with pytest.raises(ApprovalError, match=final):
             decide()
-    assert approval("m/1", settings=settings)["kind"] == "rejected"
+    assert approval("m/1", settings=settings).kind == "rejected"
     assert place.register(report_uri=report).ref == "m/2", "the same model under a new number"
     assert place.register(report_uri=report).ref == "m/2"
     accepted(settings, "m/2")
@@ -907,15 +906,15 @@ def test_a_rejection_is_final(place):
         ApprovalError,
         match="m/2 is the same model as m/1, which was rejected by bob: only a person",
     ):
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
     assert place.register(report_uri=report, notebooks=[]).ref == "m/3", (
         "another bundle of the same model"
     )
     accepted(settings, "m/3")
     with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"):
-        approve_by_rule("m/3", settings=settings)
-    approve("m/2", "a slip of the mouse", settings=settings, by="bob")
-    assert approval("m/2", settings=settings)["kind"] == "approved"
+        approve("m/3", settings=settings)
+    approve("m/2", note="a slip of the mouse", settings=settings, by="bob")
+    assert approval("m/2", settings=settings).kind == "approved"
 
 
 @pytest.mark.parametrize("seed", ["5", "6"])
@@ -931,16 +930,16 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
         if n == 1:
             reject("m/1", settings=settings, by="bob")
     if seed == "6":  # another model
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
         return
     with pytest.raises(
         ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob"
     ):
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
 
 
 @pytest.mark.parametrize(
-    "decide", [approve_by_rule, lambda ref, settings: approve(ref, settings=settings, by="ann")]
+    "decide", [approve, partial(approve, by="ann")]
 )
 def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
     place, monkeypatch, decide
@@ -976,12 +975,12 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
     monkeypatch.setattr(approvals, "decision", rejected_meanwhile)
     with pytest.raises(EventConflict, match="rejected meanwhile by bob"):
         approve("m/1", settings=settings, by="carol")
-    assert approval("m/1", settings=settings)["kind"] == "rejected"
+    assert approval("m/1", settings=settings).kind == "rejected"
 
 
 def test_a_report_of_another_candidate_registers_nothing(place):
     report = report_of(place, ("roc_auc", True))
-    run = registry.run_of(report)
+    run = origin.run_of(report)
     tracking.mlflow_client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
     with pytest.raises(
         RegistryError,
@@ -1016,7 +1015,7 @@ def test_the_rule_approves_only_what_was_tested_and_passed(place, checks, trial,
     if trial is not None:
         accepted(settings, "m/1", **trial)
     with pytest.raises(ApprovalError, match=says):
-        approve_by_rule("m/1", settings=settings)
+        approve("m/1", settings=settings)
     assert approval("m/1", settings=settings) is None
 
 
@@ -1024,10 +1023,10 @@ def test_the_rule_approves_once_what_passed(place):
     settings = place.settings
     place.register(report_uri=report_of(place, ("roc_auc", True)))
     trial = accepted(settings, "m/1")
-    first = approve_by_rule("m/1", settings=settings)
-    assert approve_by_rule("m/1", settings=settings) == first
+    first = approve("m/1", settings=settings)
+    assert approve("m/1", settings=settings) == first
     decision = approval("m/1", settings=settings)
-    assert (decision["by"], decision["details"]["acceptance"]) == ("rule", trial)
+    assert (decision.by, decision.acceptance) == ("rule", trial)
 
 
 @pytest.mark.parametrize(
@@ -1051,7 +1050,7 @@ def test_who_approves_is_what_the_registered_objective_says_or_stricter(
         ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`"
     )
     with says if waits else nullcontext():
-        approve_by_rule("m/1", settings=settings)
+        approve("m/1", settings=settings)
 
 
 def test_an_objective_without_a_policy_reads_as_the_rule():
@@ -1068,8 +1067,8 @@ def test_a_person_must_say_why_to_approve_what_failed(place):
     ):
         approve("m/1", settings=settings, by="ann")
     approve("m/1", despite="only for the pilot", settings=settings, by="ann")
-    details = approval("m/1", settings=settings)["details"]
-    assert details["despite"] == "only for the pilot" and len(details["failed"]) == 2
+    decision = approval("m/1", settings=settings)
+    assert decision.despite == "only for the pilot" and len(decision.failed) == 2
 
 
 def test_the_verdict_is_read_from_the_report(place):
@@ -1152,18 +1151,18 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
 
 def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
     "One reads the event, another machine decides and mirrors, and the first one writes what it had read."
-    settings, real = place.settings, roles._mirror
+    settings, real = place.settings, roles._set_aliases
     for dataset in ("m@3", "m@4"):
         place.register(dataset=dataset)
     deployed(settings, champion="1")
 
     def overtaken(client, name, wanted):
-        monkeypatch.setattr(roles, "_mirror", real)
+        monkeypatch.setattr(roles, "_set_aliases", real)
         deployed(settings, champion="2")
         real(client, name, {"champion": "2"})
         real(client, name, wanted)
 
-    monkeypatch.setattr(roles, "_mirror", overtaken)
+    monkeypatch.setattr(roles, "_set_aliases", overtaken)
     roles.mirror("m", settings=settings)
     assert aliases(settings, "m") == {"champion": "2"}
 
