@@ -204,7 +204,8 @@ def test_without_approval_nothing_is_deployed(shop):
 def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop, monkeypatch):
     version = registry.resolve("churn/2", settings=shop)
     approval = registry.approval("churn/2", settings=shop)
-    monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: replace(approval, by="rule"))
+    by_rule = replace(approval, by="rule")
+    monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: by_rule)
     assert deployment.approved(version, settings=shop) == approval.id
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):

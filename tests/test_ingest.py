@@ -1330,7 +1330,8 @@ STEPS = [
 
 @pytest.mark.parametrize(
     ("module", "step", "there"),
-    [(*step, there) for step in STEPS for there in (False, True)] + [(plan, "ingested_parts", True)],
+    [(*step, there) for step in STEPS for there in (False, True)]
+    + [(plan, "ingested_parts", True)],
 )
 def test_another_ingest_between_any_two_steps_of_one_loses_nothing(
     ws, monkeypatch, module, step, there

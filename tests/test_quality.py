@@ -312,7 +312,9 @@ def test_only_files_that_differ_are_read(settings, monkeypatch):
     )
     read, marked = [], differences._key_and_content
     monkeypatch.setattr(
-        differences, "_key_and_content", lambda rows, key: read.append(rows.height) or marked(rows, key)
+        differences,
+        "_key_and_content",
+        lambda rows, key: read.append(rows.height) or marked(rows, key),
     )
     assert first.diff(second).added == 10 and sum(read) == 10
 

@@ -40,7 +40,6 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, bundle, origin, registry, roles
 from mlops_nb.models.bundle import Bundle, code_hash
-from mlops_nb.models.sealing import seal
 from mlops_nb.models.registry import (
     approval,
     approve,
@@ -50,6 +49,7 @@ from mlops_nb.models.registry import (
     set_alias,
     versions,
 )
+from mlops_nb.models.sealing import seal
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
@@ -938,9 +938,7 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
         approve("m/2", settings=settings)
 
 
-@pytest.mark.parametrize(
-    "decide", [approve, partial(approve, by="ann")]
-)
+@pytest.mark.parametrize("decide", [approve, partial(approve, by="ann")])
 def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
     place, monkeypatch, decide
 ):
