@@ -37,6 +37,7 @@ from .splits import Splitting
 
 if TYPE_CHECKING:
     from mlflow.data.dataset import Dataset
+    from mlflow.entities import DatasetInput
 
 # %% ../../nbs/2_data/23_versions.ipynb #4be701e3
 QUARANTINE_SUFFIX = "__quarantine"  # of the table with a dataset's quarantined rows
@@ -61,10 +62,16 @@ def dataset_name(
 
 def _is_valid_name(name: str) -> bool:
     "Return whether a new dataset may have this name."
-    marks = ("Mn", "Mc")  # Unicode categories: accents and vowel signs beside a letter
-    allowed = all(c.isalnum() or c in "_-" or unicodedata.category(c) in marks for c in name)
-    short = len(name) <= _MAX_NAME_LENGTH
-    return name[:1].isalnum() and allowed and short and not name.endswith(QUARANTINE_SUFFIX)
+    if len(name) > _MAX_NAME_LENGTH or name.endswith(QUARANTINE_SUFFIX):
+        return False
+    return name[:1].isalnum() and all(map(_is_allowed, name))
+
+
+def _is_allowed(character: str) -> bool:
+    "Return whether a character may be in a name: letter, digit, _, -, or an accent on its own."
+    if character.isalnum() or character in "_-":
+        return True
+    return unicodedata.category(character) in ("Mn", "Mc")  # accents and vowel signs
 
 
 def _is_older_name(name: str, settings: Settings) -> bool:
@@ -169,11 +176,13 @@ class VersionRows(VersionSplits):
 
     def scan_new(self, other: "VersionRows") -> pl.LazyFrame:
         "Return the rows of files that another version of this dataset does not have."
-        other_files = lake.table_files(self.table, version=other.version)
-        shared = {file.path for file in other_files}
-        files = lake.table_files(self.table, version=self.version)
-        paths = [lake.file_uri(self.table, file.path) for file in files if file.path not in shared]
-        return lake.file_rows(paths) if paths else self.scan().clear()
+        shared = set(other.paths())
+        new = [lake.file_uri(self.table, path) for path in self.paths() if path not in shared]
+        return lake.file_rows(new) if new else self.scan().clear()
+
+    def paths(self) -> list[str]:
+        "Return the paths of its files, relative to the table."
+        return [file.path for file in lake.table_files(self.table, version=self.version)]
 
 # %% ../../nbs/2_data/23_versions.ipynb #08dfbd3b
 class VersionProfile(VersionRows):
@@ -289,16 +298,22 @@ def log_input(
     if run_id is None:
         return None
     client = tracking.mlflow_client(version.settings)
-    from mlflow.entities import DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    tags = [InputTag("mlflow.data.context", context), InputTag("mlops_nb.version", version.ref)]
-    used = DatasetInput(_mlflow_dataset(version)._to_mlflow_entity(), tags)
     try:
-        client.log_inputs(run_id, datasets=[used])
+        client.log_inputs(run_id, datasets=[_mlflow_input(version, context)])
     except MlflowException as e:
         raise TrackingError(f"{version.ref} cannot be logged with run {run_id}: {e}") from e
     return run_id
+
+
+def _mlflow_input(version: VersionFacts, context: str) -> "DatasetInput":
+    "Return MLflow's entry of a version that a run used."
+    from mlflow.entities import DatasetInput, InputTag
+
+    tags = {"mlflow.data.context": context, "mlops_nb.version": version.ref}
+    entity = _mlflow_dataset(version)._to_mlflow_entity()
+    return DatasetInput(entity, [InputTag(name, value) for name, value in tags.items()])
 
 # %% ../../nbs/2_data/23_versions.ipynb #4f100995
 class DatasetVersion(VersionQuality):
@@ -349,12 +364,7 @@ def dataset(
     "Return the dataset version that a reference names."
     settings = settings or load_settings()
     ref = unicodedata.normalize("NFC", ref)
-    match = re.fullmatch(r"(?:dataset:)?([^@/:]+)(?:@(\d+))?", ref)
-    if not match:
-        raise DataError(
-            f"'{ref}' is not a dataset reference: expected NAME or NAME@VERSION, as in churn@3"
-        )
-    name, number = match.groups()
+    name, number = _name_and_number(ref)
     versions = recorded(name, settings=settings)
     matching = versions.filter(pl.col("subject") == f"{name}@{number}") if number else versions
     if matching.is_empty():
@@ -364,6 +374,16 @@ def dataset(
     event = matching.row(-1, named=True)
     facts = json.loads(event["details"]) | {"by": event["by"]}
     return DatasetVersion(name, int(event["subject"].split("@")[1]), facts, settings)
+
+
+def _name_and_number(ref: str) -> tuple[str, str | None]:
+    "Return the name and the version in a reference; no version stands for the newest one."
+    match = re.fullmatch(r"(?:dataset:)?([^@/:]+)(?:@(\d+))?", ref)
+    if match:
+        return match[1], match[2]
+    raise DataError(
+        f"'{ref}' is not a dataset reference: expected NAME or NAME@VERSION, as in churn@3"
+    )
 
 # %% ../../nbs/2_data/23_versions.ipynb #bccedad8
 def commit_version(
@@ -448,9 +468,7 @@ def ingested_parts(
     str, dict
 ]:  # where the part is → its `state`, and `source`: what its rows' `_source` says
     "Return the parts of sources that were ingested, each in its newest state."
-    rows = recorded(name, settings=settings).select("subject", "details").iter_rows()
-    facts_by_version = {int(ref.rpartition("@")[2]): json.loads(text) for ref, text in rows}
-    facts_by_version |= dict(committed(settings.table(name)))  # perhaps not recorded yet
+    facts_by_version = _facts_by_version(name, settings)
     empty = events.list_events(settings.events, name, _READ_EMPTY)
     parts: dict[str, dict] = {}
     for version in sorted(facts_by_version):
@@ -459,6 +477,13 @@ def ingested_parts(
             if event["details"]["version"] == version:
                 parts |= event["details"]["parts"]
     return parts
+
+
+def _facts_by_version(name: str, settings: Settings) -> dict[int, dict]:
+    "Return the facts of all versions of a dataset, also of those without an event yet."
+    rows = recorded(name, settings=settings).select("subject", "details").iter_rows()
+    facts = {int(ref.rpartition("@")[2]): json.loads(text) for ref, text in rows}
+    return facts | dict(committed(settings.table(name)))
 
 # %% ../../nbs/2_data/23_versions.ipynb #a2c18736
 def quarantine(

@@ -160,6 +160,17 @@ def _without_superseded(
     return replace(chunk, file=_rewrite(kept, plan, change), **facts)
 
 # %% ../../../nbs/2_data/24_ingest_upsert.ipynb #cdee3a8d
+def _removed_rows(
+    old: Sequence[DataFile], chunks: Sequence[Chunk], plan: Plan, sources: Collection[str]
+) -> _RowNumbers:
+    "Return the rows of the table and of the chunks that will not be in the table."
+    numbers = _rows_of_sources(old, sources, plan)
+    new = [chunk.file for chunk in chunks if chunk.file]
+    for path, rows in _superseded_rows(old, new, plan, sources).items():
+        numbers.setdefault(path, []).extend(rows)
+    return numbers
+
+# %% ../../../nbs/2_data/24_ingest_upsert.ipynb #f67c468b
 def plan_change(
     old: Sequence[DataFile],  # the table's files
     before: Tally,  # of its rows
@@ -170,10 +181,7 @@ def plan_change(
     same_schema: bool = True,  # whether the table has today's columns and types
 ) -> TableChange:
     "Return what an ingest does to a table; files that lose rows are written again."
-    numbers = _rows_of_sources(old, sources, plan)
-    new = [chunk.file for chunk in chunks if chunk.file]
-    for path, rows in _superseded_rows(old, new, plan, sources).items():
-        numbers.setdefault(path, []).extend(rows)
+    numbers = _removed_rows(old, chunks, plan, sources)
     change = TableChange(tally=before if same_schema else Tally())
     for file in old:
         if file.path in numbers or not same_schema:

@@ -44,10 +44,14 @@ def _category(
         return _bin(column, dtype, view)
     text = lake.column(column).cast(pl.String)
     if kind != "boolean":
-        rows = frequent(view)[0]
-        most_frequent = sorted(rows, key=lambda value: (-rows[value], value))[:_MAX_CATEGORIES]
-        text = pl.when(text.is_in(most_frequent)).then(text).otherwise(pl.lit(OTHER))
+        text = pl.when(text.is_in(_most_frequent(view))).then(text).otherwise(pl.lit(OTHER))
     return _or_missing(lake.column(column), text)
+
+
+def _most_frequent(view: "ColumnProfileView") -> list[str]:
+    "Return the categories that are counted separately, the most frequent one first."
+    rows = frequent(view)[0]
+    return sorted(rows, key=lambda value: (-rows[value], value))[:_MAX_CATEGORIES]
 
 
 def _or_missing(values: pl.Expr, category: pl.Expr) -> pl.Expr:
@@ -57,14 +61,18 @@ def _or_missing(values: pl.Expr, category: pl.Expr) -> pl.Expr:
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #96c928b9
 def _bin(column: str, dtype: pl.DataType, view: "ColumnProfileView") -> pl.Expr:
     "Return the expression of each row's bin between the deciles of the training split."
-    sketch = view.get_metric("distribution").kll.value
-    deciles = (np.arange(1, 10) / 10).tolist()
-    edges = sorted(set(sketch.get_quantiles(deciles)))
+    edges = _deciles(view)
     names = _bin_names([_edge_text(edge, dtype) for edge in edges])
     values = _numeric(column, dtype)
     number = pl.sum_horizontal((values >= edge).cast(pl.Int32) for edge in edges)
     name = number.replace_strict(list(range(len(names))), names, return_dtype=pl.String)
     return _or_missing(values, name)
+
+
+def _deciles(view: "ColumnProfileView") -> list[float]:
+    "Return the different deciles of a profiled column, in ascending order."
+    sketch = view.get_metric("distribution").kll.value
+    return sorted(set(sketch.get_quantiles((np.arange(1, 10) / 10).tolist())))
 
 
 def _numeric(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -110,18 +118,24 @@ def homogeneity(
     "Return the test of whether all splits have the same distribution over the categories."
     from scipy.stats import chi2
 
-    splits, categories = counts.shape
-    freedom = (splits - 1) * (categories - 1)
+    freedom = (counts.shape[0] - 1) * (counts.shape[1] - 1)
     if freedom == 0:
         return 1.0, 0.0, 0
-    rows = counts.sum()
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / rows
-    deviation = np.abs(counts - expected)
-    corrected = np.maximum(deviation - 0.5, 0)
-    p_value = float(chi2.sf((corrected**2 / expected).sum(), freedom))
-    phi_squared = (deviation**2 / expected).sum() / rows
-    cramers_v = float(np.sqrt(phi_squared / min(splits - 1, categories - 1)))
-    return p_value, cramers_v, freedom
+    p_value = float(chi2.sf(_chi_squared(counts, correction=0.5), freedom))
+    return p_value, _cramers_v(counts), freedom
+
+
+def _chi_squared(counts: np.ndarray, correction: float = 0) -> float:
+    "Return the squared deviations from what is expected, each made smaller by the correction."
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    deviation = np.maximum(np.abs(counts - expected) - correction, 0)
+    return (deviation**2 / expected).sum()
+
+
+def _cramers_v(counts: np.ndarray) -> float:
+    "Return the size of the differences between the splits, from 0 to 1."
+    phi_squared = _chi_squared(counts) / counts.sum()
+    return float(np.sqrt(phi_squared / (min(counts.shape) - 1)))
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #e13d721d
 def _share_bars(table: pl.DataFrame, splits: Sequence[str], values: Sequence[str]) -> "Figure":

@@ -88,6 +88,12 @@ def _compare_by_content(old: pl.LazyFrame, new: pl.LazyFrame) -> tuple[int, int,
 _SHOWN_ROWS = 20  # changed rows that are shown
 
 
+def _spill_rows(spill: Spill, table: str, rows: pl.LazyFrame, key: str | None) -> None:
+    "Add the hashes of all rows to a table of a spill."
+    for batch in batches(rows):
+        spill.add(table, _key_and_content(batch, key))
+
+
 def _compare_rows(
     old: pl.LazyFrame, new: pl.LazyFrame, key: str | None
 ) -> tuple[int, int, int, pl.Series]:
@@ -96,9 +102,8 @@ def _compare_rows(
     counts = np.zeros(3, int)
     examples = pl.Series(dtype=pl.UInt64)
     with Spill(content=pl.UInt64) as spill:
-        for name, rows in {"old": old, "new": new}.items():
-            for batch in batches(rows):
-                spill.add(name, _key_and_content(batch, key))
+        _spill_rows(spill, "old", old, key)
+        _spill_rows(spill, "new", new, key)
         for old_range, new_range in spill.ranges("old", "new"):
             added, removed, changed = compare(old_range, new_range)
             counts += added, removed, len(changed)
@@ -126,16 +131,17 @@ def _changed_values(
     after = _rows_with_keys(new, key, hashes)
     rows = before.join(after, on=lake.column(key), suffix="\0new").sort(lake.column(key))
     parts = [pl.DataFrame(schema=dict.fromkeys(("row", "column", "before", "after"), pl.String))]
-    for name in before.columns:
-        if name == key:
-            continue
-        value = lake.column(name)
-        new_value = lake.column(f"{name}\0new")
-        facts = {"row": lake.column(key), "column": pl.lit(name), "before": value}
-        facts["after"] = new_value
-        differ = rows.filter(value.ne_missing(new_value))
-        parts.append(differ.select(**{k: v.cast(pl.String) for k, v in facts.items()}))
+    parts += [_changes_of_column(rows, key, name) for name in before.columns if name != key]
     return pl.concat(parts).sort("row", maintain_order=True)
+
+
+def _changes_of_column(rows: pl.DataFrame, key: str, name: str) -> pl.DataFrame:
+    "Return the rows in which the values of one column differ: row, column, before, after."
+    before = lake.column(name)
+    after = lake.column(f"{name}\0new")
+    facts = {"row": lake.column(key), "column": pl.lit(name), "before": before, "after": after}
+    differ = rows.filter(before.ne_missing(after))
+    return differ.select(value.cast(pl.String).alias(what) for what, value in facts.items())
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #ef761758
 def _flattened(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -177,8 +183,10 @@ class Diff:
     def table(self) -> pl.DataFrame:
         "The number of rows that were kept, added, removed and changed."
         kept = self.rows[0] - self.removed - self.changed
-        numbers = [kept, self.added, self.removed, self.changed]
-        return pl.DataFrame({"rows": ["kept", "added", "removed", "changed"], "number": numbers})
+        names = ["kept", "added", "removed", "changed"]
+        return pl.DataFrame(
+            {"rows": names, "number": [kept, self.added, self.removed, self.changed]}
+        )
 
     @property
     def same(self) -> bool:

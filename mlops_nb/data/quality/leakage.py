@@ -54,11 +54,9 @@ class Leakage:
     def raise_if_failed(self) -> None:
         "Raise `DataError` with all problems if a check failed."
         if self.problems:
-            raise DataError(
-                f"{self.ref} leaks between its splits: {'; '.join(self.problems)}. Remove the "
-                "duplicates from the source, or ingest it under another name with `group=` or "
-                "`ends=`"
-            )
+            advice = "Remove duplicates, or ingest under another name with `group=` or `ends=`"
+            problems = "; ".join(self.problems)
+            raise DataError(f"{self.ref} leaks between its splits: {problems}. {advice}")
 
     def __repr__(self) -> str:
         return f"Leakage({self.ref}: {'; '.join(self.problems) or 'none found'})"
@@ -90,12 +88,22 @@ def _range_overlap(hashes: pl.LazyFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 
 def _overlaps(spill: Spill, check: str, order: Sequence[str]) -> pl.DataFrame:
     "Return for each pair of splits: values in both, rows of the later one, examples of hashes."
-    schema = {"against": pl.String, "split": pl.String}
-    pairs = pl.DataFrame(list(combinations(order, 2)), schema=schema, orient="row")
+    pairs = _split_pairs(order)
     no_hashes = pl.lit([], pl.List(pl.UInt64))
     parts = [pairs.with_columns(values=pl.lit(0), rows=pl.lit(0), examples=no_hashes)]
     for (hashes,) in spill.ranges(check):
         parts.append(_range_overlap(hashes, pairs))
+    return _sum_by_pair(parts)
+
+
+def _split_pairs(order: Sequence[str]) -> pl.DataFrame:
+    "Return each pair of splits once, the later one to be checked against the earlier one."
+    schema = {"against": pl.String, "split": pl.String}
+    return pl.DataFrame(list(combinations(order, 2)), schema=schema, orient="row")
+
+
+def _sum_by_pair(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    "Add up what pairs of splits have in common in several ranges."
     counts = pl.col("values", "rows").cast(pl.Int64)
     whole = pl.concat(part.select("against", "split", "examples", counts) for part in parts)
     examples = pl.col("examples").explode().drop_nulls().head(_EXAMPLES)
@@ -112,9 +120,7 @@ def _find_overlaps(
     table = []
     examples = []
     with Spill(split=pl.String, rows=pl.Int64) as spill:
-        for batch in batches(rows):
-            for check, columns in checks.items():
-                spill.add(check, _hash_counts(batch, columns))
+        _spill_hashes(spill, rows, checks)
         for check, columns in checks.items():
             overlaps = _overlaps(spill, check, order)
             if check == "rows":
@@ -122,6 +128,13 @@ def _find_overlaps(
             facts = {"check": check, "column": _compared_columns(check, columns, "key" in checks)}
             table += [facts | row for row in overlaps.drop("examples").iter_rows(named=True)]
     return table, examples[:_EXAMPLES]
+
+
+def _spill_hashes(spill: Spill, rows: pl.LazyFrame, checks: Mapping[str, Sequence[str]]) -> None:
+    "Add the hashes of all checks to a spill, in one pass over the rows."
+    for batch in batches(rows):
+        for check, columns in checks.items():
+            spill.add(check, _hash_counts(batch, columns))
 
 
 def _compared_columns(check: str, columns: Sequence[str], has_key: bool) -> str:
@@ -137,16 +150,23 @@ def _example_rows(
     "Return one row of each split for each of these hashes."
     if not hashes:
         return pl.DataFrame()
-    wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
     matches = pl.DataFrame()
     for batch in batches(rows):
-        row_hash = pl.Series("\1hash", row_hashes(batch.select(cs.by_name(*columns))))
-        new = batch.with_columns(row_hash).filter(pl.col("\1hash").is_in(wanted))
+        new = _rows_with_hashes(batch, columns, hashes)
         matches = pl.concat([matches, new]) if matches.width else new
         matches = matches.unique(["\1hash", "_split"], keep="first", maintain_order=True)
         if matches.height >= 2 * len(hashes):
             break
     return matches.sort("\1hash", "_split").drop("\1hash")
+
+# %% ../../../nbs/2_data/20_quality_leakage.ipynb #7e42a91a
+def _rows_with_hashes(
+    batch: pl.DataFrame, columns: Sequence[str], hashes: Sequence[int]
+) -> pl.DataFrame:
+    "Return the rows that have one of these hashes, with the hash."
+    row_hash = pl.Series("\1hash", row_hashes(batch.select(cs.by_name(*columns))))
+    wanted = pl.Series(hashes, dtype=pl.UInt64).implode()
+    return batch.with_columns(row_hash).filter(pl.col("\1hash").is_in(wanted))
 
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #73e27b03
 def _time_ranges(rows: pl.LazyFrame, time: str, order: Sequence[str]) -> pl.DataFrame:
@@ -198,8 +218,7 @@ def leakage(
 ) -> Leakage:
     "Return what the splits of a version have in common, and which of it is a problem."
     columns = [name for name in rows.collect_schema() if name not in ("_split", key)]
-    checks = {"rows": columns, "key": [key] if key else [], "group": [group] if group else []}
-    checks = {check: compared for check, compared in checks.items() if compared}
+    checks = _checks(columns, key, group)
     table, examples = _find_overlaps(rows, checks, list(counts))
     ranges = pl.DataFrame()
     if time:
@@ -211,3 +230,13 @@ def leakage(
         row["problem"] = _problem(row, total, by_time, tolerated)
     shown = _example_rows(rows, columns, examples)
     return Leakage(ref, pl.DataFrame(table, schema=_SCHEMA), shown, ranges)
+
+
+def _checks(columns: list[str], key: str | None, group: str | None) -> dict[str, list[str]]:
+    "Return the checks that are possible, each with the columns that it compares."
+    checks = {"rows": columns} if columns else {}
+    if key:
+        checks["key"] = [key]
+    if group:
+        checks["group"] = [group]
+    return checks

@@ -37,22 +37,28 @@ class Spill:
 
     def add(self, table: str, batch: pl.DataFrame) -> None:
         "Write a batch of a table to disk, sorted by its hashes."
-        files = self._files.setdefault(table, [])
-        path = Path(self._folder.name) / f"{table}-{len(files)}.parquet"
-        batch = batch.select(pl.col(name).cast(dtype) for name, dtype in self.schema.items())
-        batch.sort("hash").write_parquet(path, row_group_size=2**16)
-        files.append(path)
+        rows = batch.select(pl.col(name).cast(dtype) for name, dtype in self.schema.items())
+        rows.sort("hash").write_parquet(self._new_file(table), row_group_size=2**16)
         self.rows += batch.height
+
+    def _new_file(self, table: str) -> Path:
+        "Return the path of a table's next file."
+        files = self._files.setdefault(table, [])
+        files.append(Path(self._folder.name) / f"{table}-{len(files)}.parquet")
+        return files[-1]
 
     def ranges(self, *tables: str) -> Iterator[tuple[pl.LazyFrame, ...]]:
         "Yield the rows of some tables, one range of hashes after the other, in ascending order."
-        number = max(1, -(-self.rows // HASHES_IN_MEMORY))  # rounded up
-        edges = [i * 2**64 // number for i in range(number + 1)]
-        for low, high in pairwise(edges):
+        for low, high in pairwise(self._edges()):
             in_range = pl.col("hash").is_between(
                 pl.lit(low, pl.UInt64), pl.lit(high - 1, pl.UInt64)
             )
             yield tuple(self._scan(table).filter(in_range) for table in tables)
+
+    def _edges(self) -> list[int]:
+        "Return the edges of ranges that have few enough hashes for memory."
+        number = max(1, -(-self.rows // HASHES_IN_MEMORY))  # rounded up
+        return [i * 2**64 // number for i in range(number + 1)]
 
     def _scan(self, table: str) -> pl.LazyFrame:
         "Return all rows of a table; a table that nothing was added to is empty."
