@@ -54,10 +54,13 @@ class Approval:
         return self.kind == "rejected"
 
     def _repr_html_(self) -> str:
-        facts = {"by": self.by, "at": f"{self.at:%Y-%m-%d %H:%M} UTC", "note": self.note}
-        facts |= {"despite": self.despite, "failed": self.failed}
-        shown = [(name, value) for name, value in facts.items() if value]
+        shown = [(name, value) for name, value in self._facts().items() if value]
         return render("facts.html", title=f"{self.ref} {self.kind}", facts=shown)
+
+    def _facts(self) -> dict[str, Any]:
+        "Return what a reader is shown."
+        facts = {"by": self.by, "at": f"{self.at:%Y-%m-%d %H:%M} UTC", "note": self.note}
+        return facts | {"despite": self.despite, "failed": self.failed}
 
 # %% ../../nbs/4_models/02_approvals.ipynb #00b1532f
 _DECISIONS = ("approved", "rejected")
@@ -124,10 +127,13 @@ def check_text(
     check: Mapping[str, Any],  # of a test report or of acceptance tests, of any release
 ) -> str:
     "Return a check in words: its name, what was expected, and what it got."
-    values = {}
-    for name, keys in _CHECK_KEYS.items():
-        values[name] = next((check[key] for key in keys if key in check), "?")
-    return f"{values['name']}: expected {values['expected']}, got {values['got']}"
+    name, expected, got = (_first_value(check, keys) for keys in _CHECK_KEYS.values())
+    return f"{name}: expected {expected}, got {got}"
+
+
+def _first_value(check: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    "Return the value of the first key that a check has, or a question mark."
+    return next((check[key] for key in keys if key in check), "?")
 
 # %% ../../nbs/4_models/02_approvals.ipynb #1eaf9c7b
 def failed_checks(
@@ -238,10 +244,8 @@ def _objection(ref: str, bundle: Bundle, accepted: dict | None, settings: Settin
     if failed := _failures(bundle.report, accepted):
         return _failed_text(ref, failed)
     if not report_passed(bundle.report):
-        return (
-            f"the test report of {ref} has no checks: the rule does not approve it. "
-            f"Test it, or {command}"
-        )
+        no_checks = f"the test report of {ref} has no checks: the rule does not approve it"
+        return f"{no_checks}. Test it, or {command}"
     if accepted is None:
         return f"{ref} has no acceptance tests: stage it and run `accept({ref!r}, …)`, or {command}"
     return None
@@ -249,11 +253,10 @@ def _objection(ref: str, bundle: Bundle, accepted: dict | None, settings: Settin
 
 def _failed_text(ref: str, failed: list[str]) -> str:
     "Return what to do with a version that failed something."
-    return (
-        f"{ref} failed: {'; '.join(failed)}. What serves now goes on serving. A person can deploy "
-        f"it all the same: `mlops-nb approve {ref} --by NAME --despite REASON`, then "
-        f"`mlops-nb deploy {ref}`"
-    )
+    reasons = "; ".join(failed)
+    commands = f"`mlops-nb approve {ref} --by NAME --despite REASON`, then `mlops-nb deploy {ref}`"
+    advice = f"A person can deploy it all the same: {commands}"
+    return f"{ref} failed: {reasons}. What serves now goes on serving. {advice}"
 
 # %% ../../nbs/4_models/02_approvals.ipynb #690df9ae
 def record_rule_approval(

@@ -140,8 +140,11 @@ def registered_digest(
 
 def known_digests() -> set[str]:
     "Return the digests in the environment, or else those registered in the current workspace."
-    if digests := _environment_digests():
-        return digests
+    return _environment_digests() or _workspace_digests()
+
+
+def _workspace_digests() -> set[str]:
+    "Return the digests that were registered in the current workspace; none outside of one."
     try:
         log = workspace().events
     except SettingsError:
@@ -249,17 +252,18 @@ def require_trusted(
     if bundle.trusted:
         return
     advice = "set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event"
-    if digests := known_digests():
-        expected = " or ".join(sorted(digests)[:5])
-        raise BundleError(
-            f"bundle {bundle.path} has digest {bundle.digest}, expected {expected}: "
-            f"fetch it again, or {advice}"
-        )
-    raise BundleError(
-        f"bundle {bundle.path} has code of its own ({', '.join(own[:5])}), and "
-        "nothing says which digest it must have: load it in its workspace, "
-        f"or {advice}"
-    )
+    problem = _digest_problem(bundle, sorted(known_digests()), own)
+    raise BundleError(f"bundle {bundle.path} has {problem}, or {advice}")
+
+
+def _digest_problem(bundle: BundleCode, digests: Sequence[str], own: Sequence[str]) -> str:
+    "Return why the digest of a bundle is not a known one, and what to do."
+    if digests:
+        expected = " or ".join(digests[:5])
+        return f"digest {bundle.digest}, expected {expected}: fetch it again"
+    names = ", ".join(own[:5])
+    unknown = "nothing says which digest it must have"
+    return f"code of its own ({names}), and {unknown}: load it in its workspace"
 
 # %% ../../nbs/4_models/00a_bundle.ipynb #9eea0a80
 def library_digest(
@@ -271,8 +275,8 @@ def library_digest(
 
 def _library_sources(contents: Mapping[str, bytes]) -> dict[str, bytes]:
     "Return the sources in a bundle's library, by name relative to the library."
-    names = [name for name in contents if re.fullmatch(r"library/.+/.+\.py", name)]
-    names.sort(key=PurePosixPath)
+    names = (name for name in contents if re.fullmatch(r"library/.+/.+\.py", name))
+    names = sorted(names, key=PurePosixPath)
     return {name.removeprefix("library/"): contents[name] for name in names}
 
 
@@ -362,14 +366,19 @@ def _provide_library(folder: Path | None, bundle: BundleCode, package: str) -> N
     if package not in sys.modules:
         library.use(folder, package)
         return
-    parents = Path(next(iter(sys.modules[package].__path__))).parents
-    imported_from = parents[package.count(".")]
+    imported_from = _imported_from(package)
     if not _has_sources(imported_from, _library_sources(bundle.contents)):
         raise BundleError(
             f"bundle {bundle.path} needs its own version of package '{package}', but "
             f"another is imported here from {imported_from}: load it in a process that has "
             f"not imported '{package}' yet"
         )
+
+
+def _imported_from(package: str) -> Path:
+    "Return the folder that an imported package lies in."
+    folder = Path(next(iter(sys.modules[package].__path__)))
+    return folder.parents[package.count(".")]
 
 
 def _has_sources(folder: Path, sources: Mapping[str, bytes]) -> bool:

@@ -72,11 +72,11 @@ class ModelVersion:
         "Return its files, which must have the digest in its `registered` event."
         settings = settings or workspace()
         digest = registered_digest(self.ref, settings=settings)
-        folder = tracking.fetch(self.source, settings=settings)
-        return Bundle(folder, digest=digest, settings=settings)
+        path = tracking.fetch(self.source, settings=settings)
+        return Bundle(path, digest=digest, settings=settings)
 
     def _repr_html_(self) -> str:
-        facts = {"aliases": ", ".join(self.aliases), "run": self.run_id, **self.tags}
+        facts = {"aliases": self.aliases, "run": self.run_id, **self.tags}
         shown = [(name, value) for name, value in facts.items() if value]
         return render("facts.html", title=self.ref, facts=shown)
 
@@ -382,16 +382,22 @@ def champion_scores(
             f"champion = {champion}: expected {objective.name}@champion, for the "
             "gate compares with the version in production"
         )
-    number = roles.serving(objective.name, settings=settings).get("champion")
-    if number is None:
+    bundle = _champion_bundle(objective.name, settings)
+    if bundle is None:
         return None
-    version = resolve(f"{objective.name}/{number}", settings=settings)
-    bundle = version.bundle(settings)
     try:
         return bundle.probability(frame, objective.positive)
     except OutdatedBundle as e:
         warnings.warn(f"the champion is not compared with: {e}", stacklevel=2)
         return None
+
+
+def _champion_bundle(name: str, settings: Settings) -> Bundle | None:
+    "Return the files of the version in production, or None if there is none."
+    number = roles.serving(name, settings=settings).get("champion")
+    if number is None:
+        return None
+    return resolve(f"{name}/{number}", settings=settings).bundle(settings)
 
 # %% ../../nbs/4_models/03_registry.ipynb #98388244
 def approve(
@@ -447,14 +453,17 @@ def set_alias(
     "Point an alias to a version. Return the version as it is now."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
-    if alias in ROLES:
-        raise RegistryError(
-            f"{alias} is a role at an endpoint: `mlops-nb deploy {version.ref}` gives "
-            "it, `mlops-nb rollback` takes it back"
-        )
+    _require_free(alias, version.ref)
     client = tracking.mlflow_client(settings)
     if not remove:
         client.set_registered_model_alias(version.name, alias, version.version)
     elif alias in version.aliases:
         client.delete_registered_model_alias(version.name, alias)
     return resolve(version.ref, settings=settings)
+
+
+def _require_free(alias: str, ref: str) -> None:
+    "Raise `RegistryError` if an alias is a role, which only a deployment gives."
+    if alias in ROLES:
+        commands = f"`mlops-nb deploy {ref}` gives it, `mlops-nb rollback` takes it back"
+        raise RegistryError(f"{alias} is a role at an endpoint: {commands}")

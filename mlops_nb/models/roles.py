@@ -83,8 +83,8 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
     "Return the version of each role that a model's aliases in MLflow name."
     aliases = {}
     for model in client.search_registered_models(f"name = '{name}'"):
-        aliases |= {role: str(number) for role, number in model.aliases.items() if role in ROLES}
-    return aliases
+        aliases |= model.aliases
+    return {role: str(aliases[role]) for role in ROLES if role in aliases}
 
 # %% ../../nbs/4_models/01_roles.ipynb #22bffa35
 def _mark(name: str, settings: Settings) -> Path:

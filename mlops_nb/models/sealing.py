@@ -68,12 +68,11 @@ def seal(
     folder: str | Path,  # its files complete
 ) -> str:  # 64 hexadecimal digits
     "Write the manifest of a folder. Return the folder's digest."
-    files = _sealed_files(Path(folder))
-    entries = {name: _entry(_read(path)) for name, path in files.items()}
-    digest = _folder_digest(entries)
-    manifest = json.dumps({"digest": digest, "files": entries}, indent=1)
-    (Path(folder) / _MANIFEST).write_text(manifest)
-    return digest
+    folder = Path(folder)
+    entries = {name: _entry(_read(path)) for name, path in _sealed_files(folder).items()}
+    manifest = {"digest": _folder_digest(entries), "files": entries}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return manifest["digest"]
 
 # %% ../../nbs/4_models/00_sealing.ipynb #e18480b5
 def _read_manifest(folder: Path) -> dict:
@@ -151,10 +150,14 @@ class Sealed:
             entries[name] = _entry(data)
             if not name.startswith(_FOR_PEOPLE):
                 contents[name] = data
+        self._require_same(entries)
+        return contents
+
+    def _require_same(self, entries: Mapping[str, dict]) -> None:
+        "Raise `BundleError` if the files are not those in the manifest."
         if problems := _problems(entries, self.manifest, self.expected):
             reasons = "; ".join(problems[:5])
             raise BundleError(f"bundle {self.path} was altered: {reasons}; fetch it again")
-        return contents
 
     def verify(self) -> Self:
         "Read all files again. Raise `BundleError` if one was changed, added or removed."

@@ -120,16 +120,22 @@ def _write_unique(parts: Sequence[Part], plan: Plan, settings: Settings) -> list
 
 def _discard_uncommitted(chunks: Sequence[Chunk], plan: Plan) -> None:
     "Remove the files of an ingest that are part of no version of a table."
-    used = set()
-    for version, facts in committed(plan.table):
-        if facts["ingest"] == plan.ingest:
-            used |= {file.path for file in lake.table_files(plan.table, version=version)}
-    if lake.table_exists(plan.quarantine):
-        used |= {file.path for file in lake.table_files(plan.quarantine)}
+    used = _used_paths(plan)
     accepted = [chunk.file for chunk in chunks if chunk.file]
     rejected = [file for chunk in chunks for file in chunk.rejected]
     lake.discard(plan.table, [file for file in accepted if file.path not in used])
     lake.discard(plan.quarantine, [file for file in rejected if file.path not in used])
+
+
+def _used_paths(plan: Plan) -> set[str]:
+    "Return the files of the version that an ingest made, if it did, and of the quarantine."
+    files = []
+    for version, facts in committed(plan.table):
+        if facts["ingest"] == plan.ingest:
+            files += lake.table_files(plan.table, version=version)
+    if lake.table_exists(plan.quarantine):
+        files += lake.table_files(plan.quarantine)
+    return {file.path for file in files}
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #1034b51e
 def _propose_contract(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
@@ -244,14 +250,18 @@ def _merged_profile(
     if not change.chunks or change.replaced:
         return None
     profiles = [Profile.from_bytes(chunk.profile) for chunk in change.chunks]
-    parent = facts["parent"]
-    if parent is None:
+    if facts["parent"] is None:
         return reduce(Profile.merge, profiles)
-    parent_facts = dict(committed(settings.table(name)))[parent]  # its event may not be there yet
-    before = DatasetVersion(name, parent, parent_facts, settings)
+    before = _committed_version(name, facts["parent"], settings)
     if before.contract.dtypes != Contract(**facts["contract"]).dtypes:
         return None
     return reduce(Profile.merge, [before.profile(), *profiles])
+
+
+def _committed_version(name: str, number: int, settings: Settings) -> DatasetVersion:
+    "Return a version from the facts in its commit; its event may not be there yet."
+    facts = dict(committed(settings.table(name)))[number]
+    return DatasetVersion(name, number, facts, settings)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #d8779186
 _STRAY_HOURS = 24  # age from which files of ingests without a version are removed, h
@@ -261,14 +271,19 @@ def _remove_stray_files(table: str) -> None:
     "Remove old files of ingests that never committed."
     if not lake.table_exists(table):
         return
+    for ingest_id, files in _old_files(table).items():
+        if lake.done(table, ingest_id) is None:
+            lake.discard(table, files)
+
+
+def _old_files(table: str) -> dict[str, list[lake.DataFile]]:
+    "Return the files in a table's folder that are old enough to be removed, by ingest."
     limit = datetime.now(UTC) - timedelta(hours=_STRAY_HOURS)
-    old_paths: dict[str, list[str]] = {}  # by ingest
+    files: dict[str, list[lake.DataFile]] = {}
     for path, written_at in lake.written(table).items():
         if written_at < limit:
-            old_paths.setdefault(path.partition("-")[0], []).append(path)
-    for ingest_id, paths in old_paths.items():
-        if lake.done(table, ingest_id) is None:
-            lake.discard(table, [lake.DataFile(path, 0, 0) for path in paths])
+            files.setdefault(path.partition("-")[0], []).append(lake.DataFile(path, 0, 0))
+    return files
 
 
 def _finish(

@@ -24,13 +24,17 @@ def _check_rejected(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     rejected = sum(chunk.refused for chunk in chunks)
     if rejected <= plan.contract.max_rejected * read:
         return
-    rules = sum((chunk.rules for chunk in chunks), Counter()).most_common(3)
-    reasons = "; ".join(f"{reason(rule, plan.contract)} ({rows} rows)" for rule, rows in rules)
     raise DataError(
         f"{rejected} of {read} rows of {source} break the contract, more than the "
-        f"{plan.contract.max_rejected:.0%} it allows: {reasons}. "
+        f"{plan.contract.max_rejected:.0%} it allows: {_frequent_reasons(chunks, plan)}. "
         "Mend the source, or edit the contract. Nothing was written."
     )
+
+
+def _frequent_reasons(chunks: Sequence[Chunk], plan: Plan) -> str:
+    "Return the three rules that most rows broke, in words."
+    rules = sum((chunk.rules for chunk in chunks), Counter()).most_common(3)
+    return "; ".join(f"{reason(rule, plan.contract)} ({rows} rows)" for rule, rows in rules)
 
 # %% ../../../nbs/2_data/25b_ingest_checks.ipynb #eb14a18f
 def _check_age(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
@@ -53,9 +57,7 @@ def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise `DataError` if the profile of all rows is not as the contract says."
     if not plan.contract.aggregates or not chunks:
         return
-    profiles = [Profile.from_bytes(p) for chunk in chunks for p in (chunk.profile, chunk.rest)]
-    whole = reduce(Profile.merge, profiles)
-    failed = check_constraints(whole, plan.contract.aggregates).failed
+    failed = check_constraints(_whole_profile(chunks), plan.contract.aggregates).failed
     if failed.is_empty():
         return
     rows = failed.iter_rows(named=True)
@@ -63,6 +65,12 @@ def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     raise DataError(
         f"the rows of {source} as a whole break the contract: {broken}. Nothing was written."
     )
+
+
+def _whole_profile(chunks: Sequence[Chunk]) -> Profile:
+    "Return the profile of all rows, of the first split and the others."
+    profiles = [Profile.from_bytes(p) for chunk in chunks for p in (chunk.profile, chunk.rest)]
+    return reduce(Profile.merge, profiles)
 
 # %% ../../../nbs/2_data/25b_ingest_checks.ipynb #244a1c76
 def check_all_rows(

@@ -83,9 +83,9 @@ def unread_parts(
 def _no_rows_error(source: Source, parts: Sequence[Part]) -> DataError:
     "Return the error about a source that has no rows at the first ingest."
     try:
-        parts[0].schema()  # a text file says in which way it is empty
+        parts[0].schema()
     except NoRows as e:
-        return e
+        return e  # a text file says in which way it is empty
     except (DataError, IndexError):
         pass
     return DataError(f"{source} has no rows: expected at least one")
