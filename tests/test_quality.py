@@ -1,4 +1,4 @@
-"Leakage, balance and differences of dataset versions against what brute force finds, in small batches; MLflow's record; long chains of versions."
+"Leakage, balance and differences against brute force, in small batches; MLflow's record."
 
 from collections import Counter
 

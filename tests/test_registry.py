@@ -1,4 +1,4 @@
-"What the registry lessons leave out: repeated and broken registrations, altered bundles, libraries, MLflow's own loaders."
+"Repeated and broken registrations, altered bundles, libraries, MLflow's own loaders."
 
 import json
 import os
@@ -67,7 +67,9 @@ ROWS = pl.DataFrame(
         "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)],
     }
 )
-FEATURES = "import polars as pl\ndef features(frame): return frame.with_columns(z=pl.col('x') * {factor})\n"
+FEATURES = """import polars as pl
+def features(frame): return frame.with_columns(z=pl.col('x') * {factor})
+"""
 
 
 class Place:
@@ -294,7 +296,7 @@ def test_the_same_library_is_shared_another_is_refused(place):
 
 
 def test_a_library_is_what_the_pipeline_needs(place):
-    "An edit of what another notebook exports, such as the monitor's, makes no other library; one of a feature does."
+    "An edit of a feature makes another library; an edit of an unrelated module does not."
     (place.settings.root / "wspkg/monitor.py").write_text("RULE = 1\n")
     first = place.register()
     assert not any("monitor" in name for name in first.bundle(place.settings).manifest["files"])
@@ -320,7 +322,7 @@ def test_a_pipeline_without_functions_has_no_library(place):
     )
 
 
-# -- the framework beside it ---------------------------------------------------------------------------------------
+# -- the framework beside it -----------------------------------------------------------------------
 
 OTHER = {"version": "9.9", "digest": "0123456789abcdef"}
 
@@ -353,10 +355,10 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
         served.traffic.champion.signature.frame(ROWS.select("x", "c").to_dicts())
     )
     event = deployed(place.settings, champion="1")
-    monkeypatch.setattr(applications, "health", lambda *a: answer | {"event": event})
+    monkeypatch.setattr(applications, "health", lambda *_, **__: answer | {"event": event})
     note = (
-        f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is served by "
-        "mlops_nb 9.9 (01234567)"
+        f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is "
+        "served by mlops_nb 9.9 (01234567)"
     )
     now = pages.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
@@ -367,7 +369,7 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
     assert f"framework of m  {note}" in capsys.readouterr().out
 
 
-# -- bundles of an earlier release -----------------------------------------------------------------------------------
+# -- bundles of an earlier release -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -401,8 +403,8 @@ def whole(place):
 
 
 REFUSED = (
-    "was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its library is the "
-    "whole framework of that time. Train the model and register it again"
+    "was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its "
+    "library is the whole framework of that time. Train the model and register it again"
 )
 
 
@@ -449,7 +451,7 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
         events.record(place.settings.events, "registered", "n/1", by="ann", bundle=digest)
     started = []
 
-    def realize(settings, model):
+    def realize(model, *, settings):
         if model == "n":
             applications.run_application(
                 model, Desired({"1": 100}, {"1": str(whole)}), settings=settings
@@ -484,7 +486,8 @@ def test_a_process_of_its_own_uses_the_bundles_library_and_never_mlflow(place, t
 import json, pathlib, sys, polars as pl
 from mlops_nb.models.bundle import Bundle
 b = Bundle({str(built.path)!r})
-p = b.pipeline.predict_proba(b.signature.conform(pl.read_parquet({str(tmp_path / "rows.parquet")!r})))[:, 1]
+rows = pl.read_parquet({str(tmp_path / "rows.parquet")!r})
+p = b.pipeline.predict_proba(b.signature.conform(rows))[:, 1]
 import wspkg
 mode = pathlib.Path(wspkg.__file__).parents[1].stat().st_mode & 0o777
 print(json.dumps([wspkg.__file__, mode, "mlflow" in sys.modules, p.tolist()]))
@@ -517,14 +520,14 @@ def test_mlflow_loads_a_version_by_itself(place, monkeypatch):
         model.predict(ROWS.select("c").to_pandas())
 
 
-# -- bundles that somebody changed --------------------------------------------------------------------------------
+# -- bundles that somebody changed -----------------------------------------------------------------
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef features(frame): return frame\n"
 
 
 @pytest.fixture
 def attacked(place, tmp_path):
-    "A registered version whose files were replaced by those of a bundle with a package of its own, and sealed again."
+    "A registered version whose files were replaced by another bundle's, and sealed again."
     version = place.register()
     digest, path = version.tags["bundle"], version.bundle(place.settings).path
     mark = tmp_path / "evil code ran"
@@ -884,13 +887,16 @@ def report_of(place, *checks, objective=None):
 
 
 def test_a_rejection_is_final(place):
-    "Neither the rule nor a person approves the version again; registering it again gives one that a person may approve."
+    "Nobody approves the version again. The same model, registered again, needs a person."
     settings, report = place.settings, report_of(place, ("roc_auc", True))
     place.register(report_uri=report)
     accepted(settings, "m/1")
     assert approval("m/1", settings=settings) is None
     reject("m/1", note="too old", settings=settings, by="bob")
-    final = r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, register a new version"
+    final = (
+        r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, "
+        "register a new version"
+    )
     for decide in (
         lambda: approve("m/1", settings=settings),
         lambda: approve("m/1", settings=settings, by="ann"),
@@ -1007,9 +1013,9 @@ def test_a_report_of_another_candidate_registers_nothing(place):
     ],
 )
 def test_the_rule_approves_only_what_was_tested_and_passed(place, checks, trial, says):
-    "The report's own word `passed` counts for nothing, and nor do acceptance tests of another bundle."
+    "What the report says under `passed` does not count, nor do tests of another bundle."
     settings = place.settings
-    place.register(report_uri=report_of(place, *checks))
+    place.register(report_uri=report_of(place, *checks), despite="to see what the rule does")
     if trial is not None:
         accepted(settings, "m/1", **trial)
     with pytest.raises(ApprovalError, match=says):
@@ -1058,7 +1064,13 @@ def test_an_objective_without_a_policy_reads_as_the_rule():
 
 def test_a_person_must_say_why_to_approve_what_failed(place):
     settings = place.settings
-    place.register(report_uri=report_of(place, ("roc_auc", True), ("gap", False)))
+    report = report_of(place, ("roc_auc", True), ("gap", False))
+    with pytest.raises(RegistryError, match="failed its test.*gap: expected at least 0.8, got 0.7"):
+        place.register(report_uri=report)
+    assert versions("m", settings=settings) == []
+    place.register(report_uri=report, despite="to compare the pilot with it")
+    event = events.newest(settings.events, "registered", "m/1")["details"]
+    assert (event["passed"], event["despite"]) == (False, "to compare the pilot with it")
     accepted(settings, "m/1", passed=False)
     with pytest.raises(
         ApprovalError, match="test report, gap: .*; acceptance, latency: .*--despite REASON"
@@ -1148,7 +1160,7 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
 
 
 def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
-    "One reads the event, another machine decides and mirrors, and the first one writes what it had read."
+    "Another machine decides and mirrors between the reading and the writing of this one."
     settings, real = place.settings, roles._set_aliases
     for dataset in ("m@3", "m@4"):
         place.register(dataset=dataset)
