@@ -194,12 +194,17 @@ def _require_person(by: str) -> None:
 def _earlier_approval(ref: str, settings: Settings) -> Approval | None:
     "Return the approval of a version, or None. Raise `ApprovalError` if it was rejected."
     before = decision(ref, settings=settings)
-    if before is None or not before.rejected:
-        return before
-    note = f" ({before.note})" if before.note else ""
-    raise ApprovalError(
-        f"{ref} was rejected by {before.by}{note}, and a rejection is final. To go on, "
-        "register a new version: change the data, the features or the search and "
+    if before and before.rejected:
+        raise _rejected_error(before)
+    return before
+
+
+def _rejected_error(rejection: Approval) -> ApprovalError:
+    "Return the error about a version that was rejected."
+    note = f" ({rejection.note})" if rejection.note else ""
+    return ApprovalError(
+        f"{rejection.ref} was rejected by {rejection.by}{note}, and a rejection is final. "
+        "To go on, register a new version: change the data, the features or the search and "
         "`mlops-nb run`; or `mlops-nb run --from register --force` for the same "
         "model, which only a person can approve then"
     )
@@ -241,9 +246,14 @@ def _objection(ref: str, bundle: Bundle, accepted: dict | None, settings: Settin
             f"{ref} is the same model as {before.ref}, which was rejected by {before.by}: "
             f"only a person can approve it, {command}"
         )
-    if failed := _failures(bundle.report, accepted):
+    return _test_objection(ref, bundle.report, accepted, command)
+
+
+def _test_objection(ref: str, report: Mapping, accepted: dict | None, command: str) -> str | None:
+    "Return why the tests of a version are not enough for the rule, or None if they are."
+    if failed := _failures(report, accepted):
         return _failed_text(ref, failed)
-    if not report_passed(bundle.report):
+    if not report_passed(report):
         no_checks = f"the test report of {ref} has no checks: the rule does not approve it"
         return f"{no_checks}. Test it, or {command}"
     if accepted is None:

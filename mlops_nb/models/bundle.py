@@ -75,9 +75,7 @@ def fill(
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.skops", "signature.json", "candidate.json"):
         _copy(candidate / name, folder / name)
-    _copy(report / "report.json", folder / "report.json")
-    if (report / "report.html").exists():
-        _copy(report / "report.html", folder / "report.html")
+    _copy_report(report, folder)
     for notebook in notebooks:
         _copy(notebook, folder / "notebooks" / notebook.name)
     for name, module in (sources or {}).items():
@@ -85,10 +83,21 @@ def fill(
     (folder / "profile.bin").write_bytes(profile)
     (folder / "objective.json").write_text(objective.model_dump_json(indent=1))
     (folder / "requirements.txt").write_text(requirements)
-    hashes = {notebook.name: code_hash(notebook) for notebook in notebooks}
-    whole = {**lineage, "notebooks": hashes}
-    (folder / "lineage.json").write_text(json.dumps(whole, indent=1, sort_keys=True, default=str))
+    (folder / "lineage.json").write_text(_lineage_text(lineage, notebooks))
     return folder
+
+
+def _copy_report(report: Path, folder: Path) -> None:
+    "Copy a test report into a bundle, with its HTML if there is any."
+    _copy(report / "report.json", folder / "report.json")
+    if (report / "report.html").exists():
+        _copy(report / "report.html", folder / "report.html")
+
+
+def _lineage_text(lineage: Mapping[str, Any], notebooks: Sequence[Path]) -> str:
+    "Return the lineage with the hashes of the notebooks, as JSON."
+    hashes = {notebook.name: code_hash(notebook) for notebook in notebooks}
+    return json.dumps({**lineage, "notebooks": hashes}, indent=1, sort_keys=True, default=str)
 
 # %% ../../nbs/4_models/00a_bundle.ipynb #8a75bd64
 def pins(
@@ -244,6 +253,9 @@ class BundleCode(BundleFacts):
         return _sources_digest(_library_sources(self.contents))
 
 # %% ../../nbs/4_models/00a_bundle.ipynb #085f53ae
+_DIGEST_ADVICE = "set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event"
+
+
 def require_trusted(
     bundle: BundleCode,
     own: Sequence[str],  # what is code of its own, dotted names
@@ -251,9 +263,8 @@ def require_trusted(
     "Raise `BundleError` if the bundle's digest is not a known one."
     if bundle.trusted:
         return
-    advice = "set MLOPS_NB_BUNDLE_DIGEST to the digest of its `registered` event"
     problem = _digest_problem(bundle, sorted(known_digests()), own)
-    raise BundleError(f"bundle {bundle.path} has {problem}, or {advice}")
+    raise BundleError(f"bundle {bundle.path} has {problem}, or {_DIGEST_ADVICE}")
 
 
 def _digest_problem(bundle: BundleCode, digests: Sequence[str], own: Sequence[str]) -> str:

@@ -59,11 +59,9 @@ def model_lineage(
 ) -> dict[str, Any]:
     "Return what `lineage.json` of a bundle has, without the notebooks."
     run = tracking.mlflow_client(settings).get_run(run_of(candidate_uri))
-    ingested = events.newest(settings.events, "ingested", dataset)
-    facts = ingested["details"] if ingested else {}
     package = settings.workspace.package
     return {
-        "dataset": {"ref": dataset, "digest": facts.get("digest"), "source": facts.get("source")},
+        "dataset": _dataset_facts(dataset, settings),
         "runs": {"candidate": run.info.run_id, "report": run_of(report_uri)},
         "candidate": candidate_uri,
         "report": report_uri,
@@ -76,6 +74,13 @@ def model_lineage(
         "package": package,
         "framework": library.framework(package),
     }
+
+
+def _dataset_facts(ref: str, settings: Settings) -> dict[str, Any]:
+    "Return reference, digest and source of a dataset version."
+    event = events.newest(settings.events, "ingested", ref)
+    facts = event["details"] if event else {}
+    return {"ref": ref, "digest": facts.get("digest"), "source": facts.get("source")}
 
 # %% ../../nbs/4_models/02a_origin.ipynb #7f35c9f8
 def require_passed(

@@ -49,6 +49,7 @@ from ..science.signature import Signature
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
     from mlops_nb.data.profiles.profiling import Profile
 
 # %% ../../nbs/4_models/03_registry.ipynb #0bd4d973
@@ -121,9 +122,9 @@ _MLFLOW_TYPES = {
 }
 
 
-def _write_mlmodel(folder: Path, lineage: Mapping[str, Any]) -> None:
-    "Write the `MLmodel` file of a bundle that is not sealed yet. The same bundle gets the same."
-    from mlflow.models import Model, ModelSignature
+def _mlflow_signature(folder: Path) -> "ModelSignature":
+    "Return the signature of a bundle as MLflow describes it."
+    from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
     signature = Signature.model_validate_json((folder / "signature.json").read_text())
@@ -131,10 +132,16 @@ def _write_mlmodel(folder: Path, lineage: Mapping[str, Any]) -> None:
         ColSpec(_MLFLOW_TYPES[column.dtype], column.name, required=not column.nullable)
         for column in signature.columns
     ]
-    outputs = [ColSpec("string", "prediction")]
+    return ModelSignature(Schema(inputs), Schema([ColSpec("string", "prediction")]))
+
+
+def _write_mlmodel(folder: Path, lineage: Mapping[str, Any]) -> None:
+    "Write the `MLmodel` file of a bundle that is not sealed yet. The same bundle gets the same."
+    from mlflow.models import Model
+
     run = lineage["runs"]["candidate"]
     model = Model(run_id=run, model_uuid=run, utc_time_created=lineage["at"])
-    model.signature = ModelSignature(Schema(inputs), Schema(outputs))
+    model.signature = _mlflow_signature(folder)
     loader = {"loader_module": "mlops_nb.models.registry", "python_version": lineage["python"]}
     model.add_flavor("python_function", **loader)
     model.save(str(folder / "MLmodel"))
@@ -217,20 +224,25 @@ def _stored_version(name: str, bundle: Bundle, settings: Settings) -> ModelVersi
 def _create_version(name: str, bundle: Bundle, settings: Settings) -> ModelVersion:
     "Store a bundle with its candidate's run, and make it a version."
     client = tracking.mlflow_client(settings)
-    lineage = bundle.lineage
-    run = lineage["runs"]["candidate"]
+    run = bundle.lineage["runs"]["candidate"]
     path = f"bundles/{bundle.digest[:12]}"
     client.log_artifacts(run, str(bundle.path), path)
-    tags = {
+    _create_model(client, name)
+    uri = f"runs:/{run}/{path}"
+    record = client.create_model_version(name, uri, run_id=run, tags=_tags(bundle))
+    return _version(record, {})
+
+
+def _tags(bundle: Bundle) -> dict[str, str]:
+    "Return what MLflow shows beside a version."
+    lineage = bundle.lineage
+    return {
         "bundle": bundle.digest,
         "dataset": lineage["dataset"]["ref"],
         "commit": lineage["git"]["commit"] or "",
         "library": bundle.library_digest,
         "candidate": bundle.candidate["name"],
     }
-    _create_model(client, name)
-    record = client.create_model_version(name, f"runs:/{run}/{path}", run_id=run, tags=tags)
-    return _version(record, {})
 
 
 def _create_model(client: "MlflowClient", name: str) -> None:
@@ -265,24 +277,34 @@ def _announce(
     "Record the `registered` event of a version, once: what it is and what it was made from."
     source = tracking.fetch(version.source, settings=settings)
     bundle = Bundle(source, digest=version.tags["bundle"], settings=settings)  # no event yet
-    copied = ("dataset", "runs", "candidate", "report", "git", "framework", "parameters")
-    details = {name: lineage[name] for name in copied} | {
-        "model": version.ref,
-        "bundle": version.tags["bundle"],
-        "run": version.run_id,
-        "library": version.tags["library"],
-        "estimator": version.tags["candidate"],
-        "labels": list(bundle.labels),
-        "notebooks": bundle.lineage["notebooks"],
-        "metrics": bundle.report.get("metrics", {}),
-        "passed": approvals.report_passed(bundle.report),
-    }
+    details = _version_facts(version) | _bundle_facts(bundle)
+    details |= {name: lineage[name] for name in _COPIED_LINEAGE}
     if despite:
         details["despite"] = despite
     try:
         events.record(settings.events, "registered", version.ref, by=by, after=None, **details)
     except EventConflict:
         pass  # recorded before
+
+
+_COPIED_LINEAGE = ("dataset", "runs", "candidate", "report", "git", "framework", "parameters")
+
+
+def _version_facts(version: ModelVersion) -> dict[str, Any]:
+    "Return what the `registered` event says about a version."
+    tags = version.tags
+    facts = {"bundle": tags["bundle"], "library": tags["library"], "estimator": tags["candidate"]}
+    return facts | {"model": version.ref, "run": version.run_id}
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    "Return what the `registered` event says about a bundle's contents."
+    return {
+        "labels": list(bundle.labels),
+        "notebooks": bundle.lineage["notebooks"],
+        "metrics": bundle.report.get("metrics", {}),
+        "passed": approvals.report_passed(bundle.report),
+    }
 
 # %% ../../nbs/4_models/03_registry.ipynb #5a787f0f
 def _require_names(name: str, candidate_uri: str) -> None:
@@ -293,6 +315,13 @@ def _require_names(name: str, candidate_uri: str) -> None:
         raise RegistryError(str(e)) from e
     if not run_of(candidate_uri):
         raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
+
+
+def _require_report(folder: Path, objective: Objective, uri: str, despite: str) -> None:
+    "Raise `RegistryError` if a test report failed, or judges by another objective."
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    require_same_objective(report, objective, uri)
+    require_passed(report, uri, despite=despite)
 
 # %% ../../nbs/4_models/03_registry.ipynb #945308b0
 def register(
@@ -314,10 +343,8 @@ def register(
     _require_names(name, candidate_uri)
     candidate = tracking.fetch(candidate_uri, settings=settings)
     report = tracking.fetch(report_uri, settings=settings)
-    checked = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    require_same_objective(checked, objective, report_uri)
+    _require_report(report, objective, report_uri, despite)
     require_same_candidate(report_uri, candidate_uri, settings=settings)
-    require_passed(checked, report_uri, despite=despite)
     load_pipeline(candidate / "model.skops", package=settings.workspace.package)
     lineage = model_lineage(candidate_uri, report_uri, dataset, settings=settings)
     if profile is None:

@@ -75,6 +75,12 @@ def seal(
     return manifest["digest"]
 
 # %% ../../nbs/4_models/00_sealing.ipynb #e18480b5
+def _require_manifest(folder: Path) -> None:
+    "Raise `BundleError` if a folder has no manifest."
+    if not (folder / _MANIFEST).is_file():
+        raise BundleError(f"{folder} is no bundle: expected a folder with {_MANIFEST}")
+
+
 def _read_manifest(folder: Path) -> dict:
     "Return the manifest of a folder. Raise `BundleError` if it is not one."
     try:
@@ -127,8 +133,7 @@ class Sealed:
         self.path = Path(path)
         self.expected = digest
         self.settings = settings
-        if not (self.path / _MANIFEST).is_file():
-            raise BundleError(f"{path} is no bundle: expected a folder with {_MANIFEST}")
+        _require_manifest(self.path)
 
     @cached_property
     def manifest(self) -> dict:

@@ -237,10 +237,15 @@ def _planned_change(
     if not earlier:
         return plan_change([], Tally(), chunks, plan, sources=sources)
     facts = earlier[0][1]
-    tally = Tally(Counter(facts["counts"]), int(facts["sum"]))
     same_schema = Contract(**facts["contract"]).dtypes == plan.contract.dtypes
     files = lake.table_files(plan.table, version=at)
-    return plan_change(files, tally, chunks, plan, sources=sources, same_schema=same_schema)
+    options = {"sources": sources, "same_schema": same_schema}
+    return plan_change(files, _tally(facts), chunks, plan, **options)
+
+
+def _tally(facts: Mapping[str, Any]) -> Tally:
+    "Return the tally of a version's rows from its facts."
+    return Tally(Counter(facts["counts"]), int(facts["sum"]))
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #7f91635d
 def _merged_profile(

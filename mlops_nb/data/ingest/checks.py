@@ -8,7 +8,6 @@ __all__ = ['check_all_rows']
 # %% ../../../nbs/2_data/25b_ingest_checks.ipynb #e9e11b97
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import reduce
 
 from ...core.errors import DataError
@@ -39,18 +38,16 @@ def _frequent_reasons(chunks: Sequence[Chunk], plan: Plan) -> str:
 # %% ../../../nbs/2_data/25b_ingest_checks.ipynb #eb14a18f
 def _check_age(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise `DataError` if the newest row is older than the contract allows."
-    contract = plan.contract
     newest = max((chunk.newest for chunk in chunks if chunk.newest), default=None)
-    if contract.fresh_hours is None or newest is None:
+    allowed = plan.contract.fresh_hours
+    if allowed is None or newest is None:
         return
-    age = plan.at.replace(tzinfo=None) - newest
-    if age <= timedelta(hours=contract.fresh_hours):
-        return
-    hours = age.total_seconds() / 3600
-    raise DataError(
-        f"the newest {contract.time} of {source} is {newest}, {hours:.1f} h ago: the contract "
-        f"allows {contract.fresh_hours:g} h. Is it late? Nothing was written."
-    )
+    hours = (plan.at.replace(tzinfo=None) - newest).total_seconds() / 3600
+    if hours > allowed:
+        raise DataError(
+            f"the newest {plan.contract.time} of {source} is {newest}, {hours:.1f} h ago: the "
+            f"contract allows {allowed:g} h. Is it late? Nothing was written."
+        )
 
 # %% ../../../nbs/2_data/25b_ingest_checks.ipynb #2c11f074
 def _check_aggregates(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:

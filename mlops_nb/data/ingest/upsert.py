@@ -46,16 +46,25 @@ def _same_key_pairs(
     "Return where the old and the new row of each common key are, and whether the new one counts."
     contract = plan.contract
     columns = {"key": contract.key, "time": contract.time or "_modified", "_source": "_source"}
-    in_part = pl.lit(True)
-    if parts > 1:
-        in_part = plh.col("key").cast(pl.String).nchash.xxh3_64() % parts == part
+    in_part = _key_in_part(part, parts)
     old_rows = _row_columns(plan.table, old, **columns).filter(in_part)
     new_rows = _row_columns(plan.table, new, **columns).filter(in_part)
+    pairs = old_rows.join(new_rows, on="key", suffix="_new")
+    return pairs.select("_file", "_row", "_file_new", "_row_new", "_source", newer=_is_newer())
+
+
+def _key_in_part(part: int, parts: int) -> pl.Expr:
+    "Return the expression of whether a row's key belongs to one of several parts."
+    if parts == 1:
+        return pl.lit(True)
+    return plh.col("key").cast(pl.String).nchash.xxh3_64() % parts == part
+
+
+def _is_newer() -> pl.Expr:
+    "Return the expression of whether the new row of a pair counts."
     same_time = pl.col("time_new") == pl.col("time")
     greater_source = pl.col("_source_new") > pl.col("_source")
-    newer = (pl.col("time_new") > pl.col("time")) | (same_time & greater_source)
-    pairs = old_rows.join(new_rows, on="key", suffix="_new")
-    return pairs.select("_file", "_row", "_file_new", "_row_new", "_source", newer=newer)
+    return (pl.col("time_new") > pl.col("time")) | (same_time & greater_source)
 
 
 def _superseded_rows(

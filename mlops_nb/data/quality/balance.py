@@ -203,15 +203,19 @@ class Balance:
 def _share_table(rows: pl.LazyFrame, category: pl.Expr, splits: Sequence[str]) -> pl.DataFrame:
     "Return value, split, rows and share, with every value in every split."
     counts = rows.group_by(split="_split", value=category).agg(rows=pl.len())
-    counts = counts.collect(engine="streaming")
-    all_splits = pl.DataFrame({"split": splits})
-    grid = counts.select(pl.col("value").unique()).join(all_splits, how="cross")
-    table = grid.join(counts, on=["value", "split"], how="left")
-    table = table.with_columns(pl.col("rows").fill_null(0).cast(pl.Int64))
+    table = _with_empty_values(counts.collect(engine="streaming"), splits)
     share = pl.col("rows") / pl.col("rows").sum().over("split")
     comes_last = pl.col("value").is_in([MISSING, OTHER])
     order = [comes_last, pl.col("value"), pl.col("split").cast(pl.Enum(splits))]
     return table.with_columns(share=share).sort(order)
+
+
+def _with_empty_values(counts: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
+    "Return the counts with a row for every value in every split, 0 if it has none."
+    all_splits = pl.DataFrame({"split": splits})
+    grid = counts.select(pl.col("value").unique()).join(all_splits, how="cross")
+    table = grid.join(counts, on=["value", "split"], how="left")
+    return table.with_columns(pl.col("rows").fill_null(0).cast(pl.Int64))
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #c561d0e6
 def balance(
