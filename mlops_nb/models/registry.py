@@ -73,8 +73,9 @@ class ModelVersion:
         "Return its files, which must have the digest in its `registered` event."
         settings = settings or workspace()
         digest = registered_digest(self.ref, settings=settings)
-        path = tracking.fetch(self.source, settings=settings)
-        return Bundle(path, digest=digest, settings=settings)
+        return Bundle(
+            tracking.fetch(self.source, settings=settings), digest=digest, settings=settings
+        )
 
     def _repr_html_(self) -> str:
         facts = {"aliases": self.aliases, "run": self.run_id, **self.tags}
@@ -440,8 +441,7 @@ def approve(
     version = resolve(ref, settings=settings)
     bundle = version.bundle(settings)
     if by == RULE and not despite:
-        facts = {"note": note} if note else {}
-        return approvals.record_rule_approval(version.ref, bundle, settings=settings, **facts)
+        return approvals.record_rule_approval(version.ref, bundle, note=note, settings=settings)
     facts = {"by": by, "note": note, "despite": despite}
     return approvals.record_approval(version.ref, bundle, settings=settings, **facts)
 

@@ -68,11 +68,14 @@ def read_source(
     parts = [part for part in origin.parts() if not part.is_empty()]
     if not parts:
         raise DataError(f"{origin} has no rows: expected at least one")
-    frames = []
-    for part in parts:
-        schema = part.schema()
-        frames += [_without_empty_types(rows, schema) for rows in part.batches()]
-    return pl.concat(frames, how="vertical_relaxed")
+    return pl.concat(map(_part_rows, parts), how="vertical_relaxed")
+
+
+def _part_rows(part: Part) -> pl.DataFrame:
+    "Return all rows of a part."
+    schema = part.schema()
+    batches = (_without_empty_types(rows, schema) for rows in part.batches())
+    return pl.concat(batches, how="vertical_relaxed")
 
 
 def _without_empty_types(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
@@ -222,7 +225,7 @@ def _commit_rows(
         raise
     return version, facts, change
 
-
+# %% ../../../nbs/2_data/26_ingest.ipynb #0e466386
 def _planned_change(
     chunks: Sequence[Chunk],
     plan: Plan,

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+import polars as pl
+
 from ...core import events, lake
 from ...core.errors import DataError
 from ...core.settings import Settings, load_settings
@@ -37,11 +39,17 @@ def _moved_splitting(
             "only splits by time have ends that can move"
         )
     if ends == "shares":
-        times = profile(version.scan().select(lake.column(splitting.column)))
-        ends = ends_by_shares(times, splitting.column, splitting.shares)
+        ends = _ends_by_shares(version)
     moved = Splitting(**splitting.model_dump() | {"ends": dict(ends)})
     _require_later_ends(splitting, moved)
     return moved
+
+
+def _ends_by_shares(version: DatasetVersion) -> Mapping[str, Any]:
+    "Return the ends that give each split its share of the version's rows."
+    splitting = version.splitting
+    times = profile(version.scan().select(lake.column(splitting.column)))
+    return ends_by_shares(times, splitting.column, splitting.shares)
 
 
 def _require_later_ends(before: Splitting, after: Splitting) -> None:
@@ -65,8 +73,7 @@ def _write_divided(
     tally = Tally()
     try:
         for file in lake.table_files(version.table, version=version.version):
-            rows = lake.file_rows(lake.file_uri(version.table, file.path)).collect()
-            rows = rows.with_columns(splitting.assign(rows))
+            rows = _divided_rows(lake.file_uri(version.table, file.path), splitting)
             path = f"{ingest}-{uuid4().hex}.parquet"
             written.append(lake.write_file(version.table, rows, path))
             tally = tally.plus(Tally.of(rows))
@@ -74,6 +81,12 @@ def _write_divided(
         lake.discard(version.table, written)
         raise
     return written, tally
+
+
+def _divided_rows(uri: str, splitting: Splitting) -> pl.DataFrame:
+    "Return the rows of a file with their new splits."
+    rows = lake.file_rows(uri).collect()
+    return rows.with_columns(splitting.assign(rows))
 
 # %% ../../../nbs/2_data/25_ingest_resplitting.ipynb #09d62e2b
 def _new_facts(

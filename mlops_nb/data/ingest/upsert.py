@@ -67,6 +67,11 @@ def _is_newer() -> pl.Expr:
     return (pl.col("time_new") > pl.col("time")) | (same_time & greater_source)
 
 
+def _number_of_parts(files: Sequence[DataFile]) -> int:
+    "Return in how many parts the keys of files are joined."
+    return -(-sum(file.rows for file in files) // _KEYS_IN_MEMORY)  # rounded up
+
+# %% ../../../nbs/2_data/24_ingest_upsert.ipynb #b60ef17b
 def _superseded_rows(
     old: Sequence[DataFile],  # of the table
     new: Sequence[DataFile],  # of the ingest
@@ -77,7 +82,7 @@ def _superseded_rows(
     numbers: _RowNumbers = {}
     if plan.contract.key is None or not old or not new:
         return numbers
-    parts = -(-sum(file.rows for file in new) // _KEYS_IN_MEMORY)  # rounded up
+    parts = _number_of_parts(new)
     stays = ~pl.col("_source").is_in(list(sources))
     for part in range(parts):
         pairs = _same_key_pairs(old, new, plan, part, parts).filter(stays)
