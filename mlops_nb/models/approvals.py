@@ -226,10 +226,9 @@ def record_approval(
     failed = _failures(report, acceptance(ref, bundle.digest, settings=settings))
     _earlier_approval(ref, settings)
     if failed and not despite:
-        raise ApprovalError(
-            f"{ref} failed: {'; '.join(failed)}. To approve it all the same, say why: "
-            f"`mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…"
-        )
+        command = f"`mlops-nb approve {ref} --by {by} --despite REASON`, or despite=…"
+        reasons = "; ".join(failed)
+        raise ApprovalError(f"{ref} failed: {reasons}. To approve it all the same: {command}")
     facts = {"by": by, "note": note, "after": newest}
     if failed:
         facts |= {"despite": despite, "failed": failed}

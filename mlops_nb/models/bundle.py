@@ -45,8 +45,13 @@ def code_hash(
         cells = json.loads(notebook.read_text())["cells"]
     except (ValueError, KeyError, TypeError):
         return hashlib.sha256(notebook.read_bytes()).hexdigest()
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+    return hashlib.sha256(_code(cells)).hexdigest()
+
+
+def _code(cells: Sequence[Mapping]) -> bytes:
+    "Return the code of a notebook's code cells."
+    sources = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return "\0".join(sources).encode()
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -308,9 +313,9 @@ def _write_sources(sources: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def _temporary_folder() -> Path:
-    "Return a new private folder that is removed when this process ends."
+    "Return a new private folder. This process removes it when it ends; a forked child does not."
     folder = Path(tempfile.mkdtemp(prefix="mlops_nb-library-"))
-    owner = os.getpid()  # a forked child does not remove it
+    owner = os.getpid()
     atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
     return folder
 

@@ -79,7 +79,7 @@ class ModelVersion:
 
     def _repr_html_(self) -> str:
         facts = {"aliases": self.aliases, "run": self.run_id, **self.tags}
-        shown = [(name, value) for name, value in facts.items() if value]
+        shown = [fact for fact in facts.items() if fact[1]]
         return render("facts.html", title=self.ref, facts=shown)
 
 

@@ -70,6 +70,11 @@ def seal(
     "Write the manifest of a folder. Return the folder's digest."
     folder = Path(folder)
     entries = {name: _entry(_read(path)) for name, path in _sealed_files(folder).items()}
+    return _write_manifest(folder, entries)
+
+
+def _write_manifest(folder: Path, entries: Mapping[str, dict]) -> str:
+    "Write a manifest with these entries. Return the folder's digest."
     manifest = {"digest": _folder_digest(entries), "files": entries}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     return manifest["digest"]

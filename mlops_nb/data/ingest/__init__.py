@@ -301,10 +301,15 @@ def _finish(
     for table in (plan.table, plan.quarantine):
         _remove_stray_files(table)
     if request.contract is None:
-        for note in plan.notes:
-            warnings.warn(f"{plan.name}@{version}: {sentence(note)}", stacklevel=3)
+        _warn_of_text_columns(f"{plan.name}@{version}", plan)
     merged = _merged_profile(plan.name, facts, change, request.settings)
     return record_version(plan.name, version, facts, merged, settings=request.settings)
+
+
+def _warn_of_text_columns(ref: str, plan: Plan) -> None:
+    "Warn of columns that are text because of a few values."
+    for note in plan.notes:
+        warnings.warn(f"{ref}: {sentence(note)}", stacklevel=5)
 
 # %% ../../../nbs/2_data/26_ingest.ipynb #e03b6014
 def _ingest(request: IngestRequest) -> DatasetVersion:

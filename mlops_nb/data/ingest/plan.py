@@ -81,11 +81,11 @@ def unread_parts(
 
 
 def _no_rows_error(source: Source, parts: Sequence[Part]) -> DataError:
-    "Return the error about a source that has no rows at the first ingest."
+    "Return the error about a source without rows; a text file says in which way it is empty."
     try:
         parts[0].schema()
     except NoRows as e:
-        return e  # a text file says in which way it is empty
+        return e
     except (DataError, IndexError):
         pass
     return DataError(f"{source} has no rows: expected at least one")

@@ -76,13 +76,19 @@ def _compare_by_key(old: pl.LazyFrame, new: pl.LazyFrame) -> tuple[int, int, pl.
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #45f2463d
 def _compare_by_content(old: pl.LazyFrame, new: pl.LazyFrame) -> tuple[int, int, pl.Series]:
     "Return the rows added, the rows removed, and an empty series: no row counts as changed."
-    count = pl.len().cast(pl.Int64)
-    counts = [rows.group_by("hash").agg(count=count) for rows in (old, new)]
-    rows = counts[0].join(counts[1], on="hash", how="full", coalesce=True, suffix="_new").collect()
-    more = rows["count_new"].fill_null(0) - rows["count"].fill_null(0)
+    more = _more_often(old, new)
     added = int(more.clip(0).sum())
     removed = -int(more.clip(upper_bound=0).sum())
-    return added, removed, rows["hash"].clear()
+    return added, removed, pl.Series(dtype=pl.UInt64)
+
+
+def _more_often(old: pl.LazyFrame, new: pl.LazyFrame) -> pl.Series:
+    "Return for each row how many times more often it occurs in the new version."
+    count = pl.len().cast(pl.Int64)
+    before = old.group_by("hash").agg(count=count)
+    after = new.group_by("hash").agg(count=count)
+    rows = before.join(after, on="hash", how="full", coalesce=True, suffix="_new").collect()
+    return rows["count_new"].fill_null(0) - rows["count"].fill_null(0)
 
 # %% ../../../nbs/2_data/22_quality_differences.ipynb #57c48ca9
 _SHOWN_ROWS = 20  # changed rows that are shown

@@ -31,6 +31,9 @@ _SCHEMA = {
     "problem": pl.String,  # null: this check passed
 }
 
+
+_LEAKAGE_ADVICE = "Remove duplicates, or ingest under another name with `group=` or `ends=`"
+
 # %% ../../../nbs/2_data/20_quality_leakage.ipynb #7dae51c3
 @dataclass(frozen=True, repr=False)
 class Leakage:
@@ -54,9 +57,8 @@ class Leakage:
     def raise_if_failed(self) -> None:
         "Raise `DataError` with all problems if a check failed."
         if self.problems:
-            advice = "Remove duplicates, or ingest under another name with `group=` or `ends=`"
             problems = "; ".join(self.problems)
-            raise DataError(f"{self.ref} leaks between its splits: {problems}. {advice}")
+            raise DataError(f"{self.ref} leaks between its splits: {problems}. {_LEAKAGE_ADVICE}")
 
     def __repr__(self) -> str:
         return f"Leakage({self.ref}: {'; '.join(self.problems) or 'none found'})"

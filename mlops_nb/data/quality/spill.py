@@ -37,7 +37,7 @@ class Spill:
 
     def add(self, table: str, batch: pl.DataFrame) -> None:
         "Write a batch of a table to disk, sorted by its hashes."
-        rows = batch.select(pl.col(name).cast(dtype) for name, dtype in self.schema.items())
+        rows = batch.select(*self.schema).cast(self.schema)
         rows.sort("hash").write_parquet(self._new_file(table), row_group_size=2**16)
         self.rows += batch.height
 
