@@ -94,10 +94,10 @@ def _demand_still_wanted(
     decisions = (
         approvals.decision(f"{model}/{version}", settings=settings) for version in sorted(served)
     )
-    if rejection := next((d for d in decisions if d and d["kind"] == "rejected"), None):
+    if rejection := next((d for d in decisions if d and d.rejected), None):
         raise DeploymentError(
-            f"{model} is unchanged: {rejection['subject']} was rejected by "
-            f"{rejection['by']}, and a rejection is final"
+            f"{model} is unchanged: {rejection.ref} was rejected by "
+            f"{rejection.by}, and a rejection is final"
         )
 
 
@@ -121,23 +121,23 @@ def approved(version: registry.ModelVersion, *, settings: Settings) -> str:
             f"{version.ref} has no approval: approve it first, {command} or "
             f"registry.approve({version.ref!r}, by=…)"
         )
-    if decision["kind"] == "rejected":
+    if decision.rejected:
         raise DeploymentError(
-            f"{version.ref} was rejected by {decision['by']}, and a rejection is "
+            f"{version.ref} was rejected by {decision.by}, and a rejection is "
             "final: approve and deploy another version"
         )
     approver = approvals.policy(bundle.objective, settings=settings)
-    if decision["by"] == approvals.RULE != approver:
+    if decision.by == approvals.RULE != approver:
         raise DeploymentError(
             f"{version.ref} was approved by the rule, but a person has to decide: {command}"
         )
     trial = approvals.acceptance(version.ref, bundle.digest, settings=settings)
-    if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision["at"]:
+    if trial and trial["kind"] == "failed_acceptance" and trial["at"] > decision.at:
         raise DeploymentError(
-            f"{version.ref} failed acceptance tests after {decision['by']} "
+            f"{version.ref} failed acceptance tests after {decision.by} "
             f"approved it: test it again, or {command[:-1]} --despite REASON`"
         )
-    return decision["id"]
+    return decision.id
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #495babc4
 def promote(
@@ -302,11 +302,11 @@ def _earlier(event: dict, settings: Settings) -> dict | None:
     return rows[0] | {"details": orjson.loads(rows[0]["details"])} if rows else None
 
 
-def _rejection(model: str, details: dict, settings: Settings) -> dict | None:
+def _rejection(model: str, details: dict, settings: Settings) -> approvals.Approval | None:
     "Return the rejection of a version that this state serves, or None if there is none."
     served = (*details["versions"], *details.get("shadow", ()))
     decisions = (approvals.decision(f"{model}/{version}", settings=settings) for version in served)
-    return next((d for d in decisions if d and d["kind"] == "rejected"), None)
+    return next((d for d in decisions if d and d.rejected), None)
 
 
 def _demand_none_rejected(model: str, past: dict, settings: Settings) -> None:
@@ -318,14 +318,14 @@ def _demand_none_rejected(model: str, past: dict, settings: Settings) -> None:
     while before and _rejection(model, before["details"], settings):
         before = _earlier(before, settings)
     champion = before and roles.role_versions(before["details"]).get("champion")
-    ref, note = f"{model}/{champion}", rejection["details"].get("note")
+    ref, note = f"{model}/{champion}", rejection.note
     offer = (
         f"Before it {ref} was served: `mlops-nb deploy {ref}`"
         if champion
         else "No version was served before it: promote another one"
     )
     raise DeploymentError(
-        f"{rejection['subject']} was served before, but {rejection['by']} "
+        f"{rejection.ref} was served before, but {rejection.by} "
         f"rejected it since{': ' + note if note else ''}. {offer}"
     )
 
