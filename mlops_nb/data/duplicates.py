@@ -75,11 +75,11 @@ def _candidates(index: int, chunk: Chunk, repeated: np.ndarray, plan: Plan) -> l
     "Return the rows of a chunk with a repeated hash as one frame, or an empty list."
     key = plan.contract.key
     path = lake.file_uri(plan.table, chunk.file.path)
-    keys = lake.file_rows(path).select(lake.column(key)).collect()
+    keys = lake.scan_files(path).select(lake.column(key)).collect()
     numbers = np.flatnonzero(np.isin(split_hash(keys, plan.splitting.salt, key), repeated))
     if not len(numbers):
         return []
-    rows = lake.file_rows(path).collect()[numbers]
+    rows = lake.scan_files(path).collect()[numbers]
     content = row_hashes(rows.select(cs.by_name(*plan.contract.columns)))
     frame = rows.select(
         lake.column(key).alias("_key"),
@@ -102,14 +102,14 @@ def without_duplicate_keys(
         return result
     for index, rows in _rows_to_reject(chunks, repeated, plan).items():
         result[index] = _without_rows(chunks[index], rows["row"], plan)
-        lake.discard(plan.table, [chunks[index].file])
+        lake.delete_data_files(plan.table, [chunks[index].file])
     return result
 
 
 def _without_rows(chunk: Chunk, numbers: pl.Series, plan: Plan) -> Chunk:
     "Return a chunk whose rows of these numbers are written to the quarantine."
     rule = f"{plan.contract.key}|{UNIQUE}"
-    rows = lake.file_rows(lake.file_uri(plan.table, chunk.file.path)).collect()
+    rows = lake.scan_files(lake.file_uri(plan.table, chunk.file.path)).collect()
     is_rejected = pl.int_range(rows.height, eager=True).is_in(numbers.implode())
     kept = rows.filter(~is_rejected)
     rejected = rows.filter(is_rejected).with_columns(_rules=pl.lit([rule]))

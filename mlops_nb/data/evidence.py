@@ -16,7 +16,7 @@ from ..core.errors import DataError
 from .contracts import Contract, contract_kind
 from .sources.partition import Part
 from .sources.spellings import MAX_ODD_SHARE
-from .values import DTYPES, lost
+from .values import KIND_DTYPES, is_lost
 
 # %% ../../nbs/2_data/16a_evidence.ipynb #06a8a3ba
 _MAX_EXAMPLES = 5  # different odd values that are kept
@@ -70,10 +70,10 @@ def _odd_values(part: Part, values: pl.Series, kind: str) -> tuple[pl.Series, in
     if not is_text and contract_kind(values.dtype) not in allowed:
         return values, values.count()
     try:
-        typed = part.typed(values.to_frame(), {values.name: DTYPES[kind]}).to_series()
+        typed = part.typed(values.to_frame(), {values.name: KIND_DTYPES[kind]}).to_series()
     except DataError:
         return values, values.count()
-    odd = lost(values, typed)
+    odd = is_lost(values, typed)
     if is_text and kind == "integer":
         odd = odd | values.str.contains(".", literal=True)
     present = (typed.is_not_null() | odd).sum()

@@ -21,7 +21,7 @@ from mlops_nb.data.contracts import (
     schema_differences,
 )
 from .splits import row_hashes
-from .values import convert, without_nan
+from .values import convert, nan_to_null
 
 # %% ../../nbs/2_data/10a_validation.ipynb #479e8ece
 def conform(
@@ -90,7 +90,7 @@ def apply_rules(
     contract: Contract,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:  # accepted rows; rejected rows with a list `_rules`
     "Divide rows by the rules that concern one row at a time."
-    rows = without_nan(rows)
+    rows = nan_to_null(rows)
     safe = _safe_names(rows.columns)
     original = {safe_name: name for name, safe_name in safe.items()}
     good, failure = _schema(contract).filter(rows.rename(safe))

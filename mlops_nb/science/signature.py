@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from ..core.errors import InputError, PanicError, panics_as_errors
 from ..core.delta import is_pattern
 from ..core.templates import render
-from ..data.values import EXACT, Kind, TypedColumn, kind_of
+from ..data.values import EXACT_FLOAT_LIMIT, Kind, TypedColumn, kind_of
 
 # %% ../../nbs/3_science/07_signature.ipynb #d87f5f78
 LONGEST_NAME = 100  # characters of a name that may be a misspelt column
@@ -79,12 +79,12 @@ _PARSERS = {
 # %% ../../nbs/3_science/07_signature.ipynb #ab1cc29e
 def whole(value) -> bool:
     "Return whether a value is a float that stands for exactly one integer, such as 3.0."
-    return type(value) is float and value.is_integer() and abs(value) < EXACT
+    return type(value) is float and value.is_integer() and abs(value) < EXACT_FLOAT_LIMIT
 
 
 def rounded(value) -> bool:
     "Return whether a value is an integer that no float holds."
-    if type(value) is not int or -EXACT <= value <= EXACT:
+    if type(value) is not int or -EXACT_FLOAT_LIMIT <= value <= EXACT_FLOAT_LIMIT:
         return False
     try:
         return int(float(value)) != value
@@ -340,7 +340,7 @@ def widened_column(
     cast = values.cast(dtype, strict=False)
     changed = cast.cast(values.dtype, strict=False).ne_missing(values)
     if values.dtype.is_float():
-        changed |= (values.abs() >= EXACT).fill_null(False)
+        changed |= (values.abs() >= EXACT_FLOAT_LIMIT).fill_null(False)
     if not changed.any():
         return cast
     row = changed.arg_true()[0]
@@ -372,7 +372,10 @@ def _column(values: pl.Series, most: int) -> InputColumn:
 
 # %% ../../nbs/3_science/07_signature.ipynb #3df5af8a
 PLAIN = {"integer": {int}, "float": {float, int}, "boolean": {bool}, "string": {str}}  # as they are
-_SURE = {"integer": 2**63 - 1, "float": EXACT}  # the largest number that each kind surely holds
+_SURE = {
+    "integer": 2**63 - 1,
+    "float": EXACT_FLOAT_LIMIT,
+}  # the largest number that each kind surely holds
 
 
 def _in_range(cells: tuple, most: int) -> bool:

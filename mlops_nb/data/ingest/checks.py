@@ -12,7 +12,7 @@ from functools import reduce
 
 from ...core.errors import DataError
 from ..batches import Chunk, Plan
-from ..contracts import reason
+from ..validation import reason
 from ..profiles.constraints import check_constraints
 from ..profiles.profiling import Profile
 

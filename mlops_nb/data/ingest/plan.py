@@ -18,7 +18,7 @@ from ...core.errors import DataError, NoRows
 from ...core.settings import Settings
 from ..batches import Plan, source_of
 from ..contracts import Contract, with_roles
-from ..inference import agreed, guessed
+from ..inference import agreed_contract, guess_contract
 from ..sources import Source
 from ..sources.partition import Part
 from ..splits import Splitting, new_splitting
@@ -145,8 +145,8 @@ def _ingest_id(
 def _planned_contract(request: IngestRequest, parts: Sequence[Part]) -> Contract:
     "Return a contract that has all columns of the parts; a guess if there is none yet."
     if request.contract is None:
-        return guessed(parts, key=request.key, time=request.time)
-    return agreed(parts, with_roles(request.contract, request.key, request.time))
+        return guess_contract(parts, key=request.key, time=request.time)
+    return agreed_contract(parts, with_roles(request.contract, request.key, request.time))
 
 
 def _planned_splitting(

@@ -9,47 +9,82 @@ __all__ = ['profile_files', 'profile_groups']
 from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from ...core import cluster, lake
 from ...core.errors import ProfileError
 from ...core.settings import Settings
-from .profiling import BATCH, Profile, profile
+from .profiling import PROFILE_BATCH_ROWS, Profile, profile
 
 # %% ../../../nbs/2_data/08_profiles.ipynb #4b026b3b
-def _read_file(file: str, options: dict | None) -> pl.LazyFrame:
-    "A file's rows, not read yet."
-    return lake.scan_files(file, storage_options=options)
-
-# %% ../../../nbs/2_data/08_profiles.ipynb #ea40850e
-def _moment(key: object) -> datetime | None:
-    "The beginning of a window, if that is what the key of a group says; in UTC where it names no zone."
+def _group_time(key: object) -> datetime | None:
+    "Return the time that a group is about, or None if its key is no time."
     if not isinstance(key, datetime):
         return None
     return key if key.tzinfo else key.replace(tzinfo=UTC)
 
-# %% ../../../nbs/2_data/08_profiles.ipynb #19429d66
-def _of_file(
-    file: str, by: pl.Expr | None, at: datetime | None, options: dict | None
-) -> dict[Hashable, bytes]:
-    "Profiles of a file by group, as bytes; one group named None if there is nothing to group by."
-    if by is None:
-        return {None: profile(_read_file(file, options), at=at).to_bytes()}
-    found: dict[Hashable, Profile] = {}
-    for batch in _read_file(file, options).collect_batches(chunk_size=BATCH, maintain_order=True):
-        marked = batch.with_columns(by.alias("\1group"))
-        groups = marked.partition_by("\1group", as_dict=True, include_key=False)
-        for (key,), rows in groups.items():
-            part = profile(rows, at=at or _moment(key))
-            found[key] = found[key].merge(part) if key in found else part
-    return {key: part.to_bytes() for key, part in found.items()}
 
-# %% ../../../nbs/2_data/08_profiles.ipynb #74ebe64c
+def _merge_into(profiles: dict[Hashable, Profile], key: Hashable, part: Profile) -> None:
+    "Merge a profile into the one of its group."
+    profiles[key] = profiles[key].merge(part) if key in profiles else part
+
+# %% ../../../nbs/2_data/08_profiles.ipynb #30eedda7
+_GROUP = "\1group"  # a column that no file has
+
+
+def _partition(batch: pl.DataFrame, by: pl.Expr) -> dict[tuple, pl.DataFrame]:
+    "Return the rows of each group, by the value of the expression in a tuple."
+    grouped = batch.with_columns(by.alias(_GROUP))
+    return grouped.partition_by(_GROUP, as_dict=True, include_key=False)
+
+
+def _profile_groups(rows: pl.LazyFrame, by: pl.Expr) -> dict[Hashable, Profile]:
+    "Profile each group of the rows of a file."
+    profiles: dict[Hashable, Profile] = {}
+    for batch in rows.collect_batches(chunk_size=PROFILE_BATCH_ROWS, maintain_order=True):
+        for (key,), part in _partition(batch, by).items():
+            _merge_into(profiles, key, profile(part, at=_group_time(key)))
+    return profiles
+
+
+def _profile_file(
+    file: str, by: pl.Expr | None, at: datetime | None, storage_options: dict | None
+) -> dict[Hashable, bytes]:
+    "Profile a file, by group if there is something to group by, and return whylogs files."
+    rows = lake.scan_files(file, storage_options=storage_options)
+    profiles = {None: profile(rows, at=at)} if by is None else _profile_groups(rows, by)
+    return {key: part.to_bytes() for key, part in profiles.items()}
+
+# %% ../../../nbs/2_data/08_profiles.ipynb #19429d66
+def _result(file: str, ref: Any, refs: list) -> dict[Hashable, bytes]:
+    "Return what a file's task returned. If it failed, cancel the others and name the file."
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayError as e:
+        for other in refs:
+            ray.cancel(other, force=True)
+        reason = str(getattr(e, "cause", None) or e).splitlines()[0]
+        raise ProfileError(f"{file} cannot be profiled: {reason}") from e
+
+
+def _collect(files: Sequence[str], refs: list) -> dict[Hashable, Profile]:
+    "Merge the profiles of all files, group by group."
+    profiles: dict[Hashable, Profile] = {}
+    for file, ref in zip(files, refs, strict=True):
+        for key, data in _result(file, ref, refs).items():
+            _merge_into(profiles, key, Profile.from_bytes(data))
+    return profiles
+
+
 def _on_ray(
-    task: Callable[[str], dict], files: Sequence[str], settings: Settings | None
-) -> dict[Hashable, "Profile"]:
-    "Run the task for each file on the cluster, and merge what comes back group by group."
+    task: Callable[[str], dict], paths: Sequence[str | Path], settings: Settings | None
+) -> dict[Hashable, Profile]:
+    "Run the task for each file on the cluster, and merge the results group by group."
+    files = [str(path) for path in paths]
     if not files:
         raise ProfileError(
             "expected at least one file to profile, got none: does the pattern match any?"
@@ -57,43 +92,30 @@ def _on_ray(
     cluster.connect(settings)
     import ray
 
-    one = ray.remote(task).options(num_cpus=1, runtime_env=cluster.ONE_CPU)
-    running = [one.remote(file) for file in files]
-    found: dict[Hashable, Profile] = {}
-    for file, parts in zip(files, running, strict=True):
-        try:
-            parts = ray.get(parts)
-        except ray.exceptions.RayError as e:
-            for other in running:
-                ray.cancel(other, force=True)
-            why = str(getattr(e, "cause", None) or e).splitlines()[0]
-            raise ProfileError(f"{file} cannot be profiled: {why}") from e
-        for key, data in parts.items():
-            part = Profile.from_bytes(data)
-            found[key] = found[key].merge(part) if key in found else part
-    return found
+    remote = ray.remote(task).options(num_cpus=1, runtime_env=cluster.ONE_CPU)
+    return _collect(files, [remote.remote(file) for file in files])
 
-# %% ../../../nbs/2_data/08_profiles.ipynb #a4f165f3
+# %% ../../../nbs/2_data/08_profiles.ipynb #74ebe64c
 def profile_files(
-    files: Sequence[str | Path],  # Parquet files, paths or addresses that every node can read
+    files: Sequence[str | Path],  # Parquet files: paths or URIs that every node can read
     *,
-    at: datetime | None = None,  # the time the data is about; default: now
-    storage_options: dict | None = None,  # for addresses, as polars takes them
+    at: datetime | None = None,  # the time that the data is about; default: now
+    storage_options: dict | None = None,  # for URIs, as polars takes them
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> Profile:
-    "The profile of all files together, made on Ray."
-    task = lambda file: _of_file(file, None, at, storage_options)
-    return _on_ray(task, [str(f) for f in files], settings)[None]
+    "Return the profile of all files together, made on Ray."
+    task = lambda file: _profile_file(file, None, at, storage_options)
+    return _on_ray(task, files, settings)[None]
 
-# %% ../../../nbs/2_data/08_profiles.ipynb #4a411ba4
+# %% ../../../nbs/2_data/08_profiles.ipynb #a4f165f3
 def profile_groups(
-    files: Sequence[str | Path],  # Parquet files, paths or addresses that every node can read
+    files: Sequence[str | Path],  # Parquet files: paths or URIs that every node can read
     by: str | pl.Expr,  # a column, or an expression such as a window
     *,
-    storage_options: dict | None = None,  # for addresses, as polars takes them
+    storage_options: dict | None = None,  # for URIs, as polars takes them
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> dict[Hashable, Profile]:  # by value of the expression
-    "The profile of each group of rows in all files together, made on Ray."
-    by = lake.column(by) if isinstance(by, str) else by
-    task = lambda file: _of_file(file, by, None, storage_options)
-    return _on_ray(task, [str(f) for f in files], settings)
+    "Return the profile of each group of rows in all files together, made on Ray."
+    expression = lake.column(by) if isinstance(by, str) else by
+    task = lambda file: _profile_file(file, expression, None, storage_options)
+    return _on_ray(task, files, settings)

@@ -18,7 +18,7 @@ from ...core.errors import DataError, NoRows
 from .dialects import SAMPLE_ROWS, Dialect
 from .spellings import fitting_formats, nearly_type, number_type
 from .storage import is_remote
-from ..values import FALSE, TRUE, refuse_patterns
+from ..values import FALSE_WORDS, TRUE_WORDS, require_plain_names
 
 # %% ../../../nbs/2_data/12b_sources_jsonlines.ipynb #2fafd3ee
 scan_lines = partial(pl.scan_lines, glob=False)
@@ -106,7 +106,7 @@ def _object_schema(path: str, name: str) -> dict[str, pl.DataType]:
         empty = pl.DataFrame(schema=_stretch_schema(lines, before, name))
         columns = pl.concat([columns, empty], how="diagonal_relaxed")
         before += len(lines)
-    refuse_patterns(columns.columns, name)
+    require_plain_names(columns.columns, name)
     if not columns.width:
         raise NoRows(f"{name} has no rows: expected a JSON object a line")
     return {
@@ -155,7 +155,7 @@ def _first_texts(path: str, schema: Mapping[str, pl.DataType]) -> dict[str, pl.S
 
 def _other_type(values: pl.Series) -> pl.DataType | None:
     "Return the type that all or nearly all texts have; None if they are text, or dates."
-    if values.is_in(TRUE + FALSE).all():
+    if values.is_in(TRUE_WORDS + FALSE_WORDS).all():
         return pl.Boolean()
     dtype, date_format = nearly_type(values) or (None, None)
     return number_type(values) or (None if date_format else dtype)

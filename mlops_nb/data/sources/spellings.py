@@ -13,7 +13,15 @@ from typing import Any
 import polars as pl
 
 from ...core.lake import column
-from ..values import COMMA, FALSE, NAN, TRUE, lost, moments, numbers
+from mlops_nb.data.values import (
+    COMMA_PATTERN,
+    FALSE_WORDS,
+    NAN_PATTERN,
+    TRUE_WORDS,
+    is_lost,
+    parse_times,
+    parse_numbers,
+)
 
 # %% ../../../nbs/2_data/10b_sources_spellings.ipynb #1686fdfb
 _MOMENT = re.compile(
@@ -71,7 +79,9 @@ def _candidate_formats(texts: pl.Series, date_format: str | None) -> list[str]:
 def _parse_times(values: pl.Series, form: str) -> pl.Series:
     "Return texts as times; null where one is not of the format."
     return (
-        values.to_frame().select(moments(column(values.name), form, pl.Datetime("us"))).to_series()
+        values.to_frame()
+        .select(parse_times(column(values.name), form, pl.Datetime("us")))
+        .to_series()
     )
 
 
@@ -88,7 +98,7 @@ def number_type(
         return None
     has_point = values.str.contains(".", literal=True).any()
     for dtype in [pl.Float64()] if has_point else [pl.Int64(), pl.Float64()]:
-        if not lost(values, numbers(values, dtype)).any():
+        if not is_lost(values, parse_numbers(values, dtype)).any():
             return dtype
     return None
 
@@ -117,7 +127,7 @@ def _decimal_comma_columns(
 
 def _may_have_commas(values: pl.Series) -> bool:
     "Return whether all values could be numbers such as 1.234,56, and one has a comma or a point."
-    if not len(values) or not values.str.contains(COMMA).all():
+    if not len(values) or not values.str.contains(COMMA_PATTERN).all():
         return False
     return values.str.contains("[.,]").any()
 
@@ -135,10 +145,10 @@ def nearly_type(
     date_format: str | None = None,  # the option of that name
 ) -> tuple[pl.DataType, str | None] | None:  # the type, and the format of dates and times
     "Return the type of all but a few values, or None if there is no such type."
-    if _are_few(~values.is_in(TRUE + FALSE)):
+    if _are_few(~values.is_in(TRUE_WORDS + FALSE_WORDS)):
         return pl.Boolean(), None
     for dtype in (pl.Int64(), pl.Float64()):
-        odd = lost(values, numbers(values, dtype))
+        odd = is_lost(values, parse_numbers(values, dtype))
         has_point = values.filter(~odd).str.contains(".", literal=True).any()
         if not _are_few(odd) or (dtype == pl.Int64 and has_point):
             continue
@@ -157,13 +167,13 @@ def _mostly_fitting(values: pl.Series, date_format: str | None = None) -> list[s
     "Return the formats that parse all but a few values; only that of the option, if it does."
     beginning = values.filter(values.str.contains(r"^\d")).head(20)
     forms = _candidate_formats(beginning, date_format)
-    fitting = [form for form in forms if _are_few(lost(values, _parse_times(values, form)))]
+    fitting = [form for form in forms if _are_few(is_lost(values, _parse_times(values, form)))]
     return [date_format] if date_format in fitting else fitting
 
 
 def _mostly_commas(values: pl.Series) -> bool:
     "Return whether all but a few values may have decimal commas, and one proves it."
-    odd = ~values.str.contains(COMMA)
+    odd = ~values.str.contains(COMMA_PATTERN)
     return _are_few(odd) and values.filter(~odd).str.contains(_PROVES_COMMA).any()
 
 # %% ../../../nbs/2_data/10b_sources_spellings.ipynb #905d1657
@@ -203,9 +213,9 @@ def _column_spelling(
 # %% ../../../nbs/2_data/10b_sources_spellings.ipynb #36f126cf
 def _plain_type(values: pl.Series) -> pl.DataType | None:
     "Return the type of values that need no format: none at all, booleans, numbers; else None."
-    if values.str.contains(NAN).all():
+    if values.str.contains(NAN_PATTERN).all():
         return pl.Null()
-    if values.is_in(TRUE + FALSE).all():
+    if values.is_in(TRUE_WORDS + FALSE_WORDS).all():
         return pl.Boolean()
     return number_type(values)
 

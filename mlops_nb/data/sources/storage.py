@@ -34,7 +34,7 @@ TEXT_ENDINGS = {".csv": {}, ".tsv": {"separator": "\t"}, ".txt": {}}  # and opti
 JSON_ENDINGS = {".ndjson", ".jsonl"}
 _scan_ipc = partial(pl.scan_ipc, glob=False)
 BINARY_READERS = {
-    ".parquet": lake.file_rows,
+    ".parquet": lake.scan_files,
     ".arrow": _scan_ipc,
     ".ipc": _scan_ipc,
     ".feather": _scan_ipc,

@@ -14,7 +14,7 @@ import polars as pl
 from ...core.errors import DataError
 from .dialects import Dialect, wrong_width
 from .jsonlines import native_types, scan_lines, scan_objects
-from ..values import WORDS, convert, unparsable
+from ..values import DTYPE_WORDS, convert, unparsable_error
 
 # %% ../../../nbs/2_data/12c_sources_text.ipynb #aca387d1
 def scan_text(
@@ -151,7 +151,7 @@ def _text_error(
         )
     if match := _NOT_PARSED.search(message):
         value, dtype, column = match.groups()
-        return unparsable(name, column, value, _TYPE_NAMES.get(dtype, dtype))
+        return unparsable_error(name, column, value, _TYPE_NAMES.get(dtype, dtype))
     if "utf-8" in message.lower():
         return DataError(f"{name} is not UTF-8 throughout: set encoding=…, for instance latin-1")
     if match := _NOT_CAST.search(message):
@@ -180,4 +180,4 @@ def _json_value_error(
             column = holders[0]
             break
     expected = wanted.get(column, pl.String()).base_type()
-    return unparsable(name, column, value, WORDS.get(expected, dtype))
+    return unparsable_error(name, column, value, DTYPE_WORDS.get(expected, dtype))
