@@ -70,7 +70,7 @@ def failed_checks(
 ) -> list[str]:  # each in words
     "Return the checks that a test report did not pass."
     return [
-        f"{check['name']}: expected {check['expected']}, got {check['came']}"
+        f"{check['name']}: expected {check['expected']}, got {check.get('got', check.get('came'))}"
         for check in report.get("checks", [])
         if not check["passed"]
     ]

@@ -28,7 +28,7 @@ import polars as pl
 from ..core import events, library
 from ..core.errors import BundleError, OutdatedBundle, SettingsError
 from ..core.settings import Settings, load_settings as workspace
-from ..science.labels import meant, respelled
+from ..science.labels import matching_label, respelled
 from ..science.objective import Objective
 from ..science.pipeline import load_pipeline, types_in_file
 from ..science.signature import Signature
@@ -379,7 +379,7 @@ class Bundle(Code):
         label,  # one of the model's, in any spelling
     ) -> np.ndarray:
         "Return the probability of a label, a row each."
-        column = meant(label, self.labels)
+        column = matching_label(label, self.labels)
         if column is None:
             labels = " and ".join(self.labels)
             raise BundleError(

@@ -18,8 +18,8 @@ from ...data.profiles.profiling import Profile, profile
 from ...data.profiles.comparison import EMPTY, Drift, drift, holm
 from ...data.profiles.sketches import frequent, type_of, used
 from ...science import metrics
-from ...science.intervals import measured
-from ...science.metrics import LOWER
+from ...science.intervals import measure_prediction
+from ...science.metrics import LOWER_IS_BETTER
 from ...science.objective import Objective
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #e696a376
@@ -264,9 +264,9 @@ def performance(
     y = labelled["label"].to_numpy()
     if expected is None or min(y.sum(), len(y) - y.sum()) < _LABELS:
         return []
-    now = measured(y, labelled["prediction"].to_numpy()).interval(name)
+    now = measure_prediction(y, labelled["prediction"].to_numpy()).interval(name)
     upper, lower = expected, now.model_dump()
-    if name in LOWER:
+    if name in LOWER_IS_BETTER:
         upper, lower = lower, upper
     error = np.hypot(upper["value"] - upper["low"], lower["high"] - lower["value"]) / 1.96
     lost = (upper["value"] - lower["value"]) / max(error, 1e-9)  # in standard errors

@@ -20,7 +20,7 @@ import orjson
 from ...core.errors import Refused, panics_as_errors
 from ...core.settings import Serve
 from ...core.templates import render
-from ...science.labels import meant
+from ...science.labels import matching_label
 from ...science.signature import Signature, cut
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #1067cde0
@@ -136,7 +136,7 @@ def read_labels(
 
 def _label(row: int, value, labels: Sequence[str]) -> str:
     "Return the model's label that a reported value means; refuse any other value."
-    if (label := meant(value, labels)) is not None:
+    if (label := matching_label(value, labels)) is not None:
         return label
     sent, expected = orjson.dumps(value).decode()[:60], " or ".join(labels)
     raise Refused(
