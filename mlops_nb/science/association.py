@@ -42,11 +42,16 @@ def _clustered_p_value(labels: np.ndarray, values: np.ndarray, groups: object) -
     from scipy.stats import t
 
     area, influence = influence_on_auc(labels, values)
-    error = np.sqrt((np.bincount(group_numbers(groups), influence) ** 2).sum())
+    error = _clustered_error(influence, group_numbers(groups))
     if error == 0:
         return 1.0
     freedom = max(1, rarer_class_size(labels, groups) - 1)
     return float(2 * t.sf(abs(area - 0.5) / error, freedom))
+
+
+def _clustered_error(influence: np.ndarray, groups: np.ndarray | None) -> float:
+    "Return the standard error of a value, from the influences of rows in groups."
+    return np.sqrt((np.bincount(groups, influence) ** 2).sum())
 
 # %% ../../nbs/3_science/01_association.ipynb #8c655e9c
 def _counts(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,10 +64,10 @@ def _counts(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _chi_square(rows: np.ndarray, positives: np.ndarray) -> np.ndarray:
     "Return Pearson's chi-square of two classes by categories; of each table in `positives`."
-    total = rows.sum()
+    n = rows.sum()
     ones = positives.sum(axis=-1)
     squares = (positives.astype(float) ** 2 / rows).sum(axis=-1)
-    return (squares - ones**2 / total) * total**2 / (ones * (total - ones))
+    return (squares - ones**2 / n) * n**2 / (ones * (n - ones))
 
 # %% ../../nbs/3_science/01_association.ipynb #a7c8d9c7
 _MOST_DRAWN = 500  # categories; of more, no tables are drawn
@@ -91,19 +96,19 @@ def _all_positive(rows: int, ones: int) -> np.ndarray:
 
 def _own_moment(rows: np.ndarray, chances: np.ndarray) -> float:
     "Return the sum over categories of the mean of a⁴ / r², a being a category's positives."
+    p1, p2, p3, p4 = chances
     pairs = rows * (rows - 1)
     triples = pairs * (rows - 2)
-    fourth = triples * (rows - 3) * chances[3] + 6 * triples * chances[2]
-    fourth = fourth + 7 * pairs * chances[1] + rows * chances[0]
+    fourth = triples * (rows - 3) * p4 + 6 * triples * p3 + 7 * pairs * p2 + rows * p1
     return (fourth / rows**2).sum()
 
 
 def _cross_moment(rows: np.ndarray, chances: np.ndarray) -> float:
     "Return the sum over pairs of categories of the mean of a²b² / rs."
-    count = len(rows)
-    spare = rows.sum() - count
+    k = len(rows)
+    spare = rows.sum() - k
     both = (spare**2 - ((rows - 1) ** 2).sum()) * chances[3]
-    return both + 2 * (count - 1) * spare * chances[2] + count * (count - 1) * chances[1]
+    return both + 2 * (k - 1) * spare * chances[2] + k * (k - 1) * chances[1]
 
 
 def _moments(rows: np.ndarray, ones: int) -> tuple[float, float]:
@@ -207,8 +212,7 @@ def _error_of_square(
         squares = positives * influence[1] ** 2 + (rows - positives) * influence[0] ** 2
         return np.sqrt(squares.sum()) / len(labels)
     category = np.unique(values, return_inverse=True)[1]
-    sums = np.bincount(groups, influence[labels, category])
-    return np.sqrt((sums**2).sum()) / len(labels)
+    return _clustered_error(influence[labels, category], groups) / len(labels)
 
 # %% ../../nbs/3_science/01_association.ipynb #4a2906c0
 def cramers_v(

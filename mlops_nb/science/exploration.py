@@ -18,9 +18,9 @@ from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .association import cramers_v
 from .folds import row_groups, training_rows
-from .intervals import Interval, group_numbers, share_of_hits
+from .intervals import Interval, group_numbers, groups_of, share_of_hits
 from .labels import spelling
-from .metrics import BLUE, draw_intervals, segments
+from .metrics import BLUE, draw_intervals, segments, without_formula
 from .objective import Objective, binary_labels, input_columns, split_rows
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ def _group_rates(
     rows = []
     for name in _in_order(names, values):
         members = (names == name).to_numpy()
-        share = share_of_hits(labels[members] == 1, None if numbers is None else numbers[members])
-        counts = {"group": name, "rows": int(members.sum()), "share": share.value}
-        rows.append(counts | {"low": share.low, "high": share.high})
+        share = share_of_hits(labels[members] == 1, groups_of(members, numbers))
+        rows.append({"group": name, "rows": int(members.sum())} | share.as_columns("share"))
     return pl.DataFrame(rows)
 
 
@@ -81,10 +80,6 @@ def _column_row(values: pl.Series, labels: np.ndarray, groups: pl.Series | None)
     }
 
 # %% ../../nbs/3_science/06_exploration.ipynb #f71026ed
-_ALL_ROWS = "#8a8f98"  # the colour of the line that stands for all rows
-_NEGATIVE = "#d5d9de"  # the colour of negative rows
-
-
 @dataclass(frozen=True)
 class Exploration:
     "What the training split shows of the target and of each column."
@@ -114,23 +109,29 @@ class Exploration:
         from matplotlib.figure import Figure
 
         fig = Figure(figsize=(10, 0.9), layout="constrained")
-        ax = fig.subplots()
-        ax.barh(0, self.positives, color=BLUE)
-        ax.barh(0, self.rows - self.positives, left=self.positives, color=_NEGATIVE)
-        ax.set_yticks([])
-        label = f"rows; blue: {self.objective.target} = {spelling(self.objective.positive)}"
-        ax.set_xlabel(label.replace("$", r"\$"))
+        _draw_target(fig.subplots(), self)
         return fig
 
     def _repr_html_(self) -> str:
         target = figure_html(self.target_figure(), "How many rows are positive")
         alt = "Share of positive rows by groups of the first columns"
-        return render(
-            "exploration.html",
-            exploration=self,
-            target=target,
-            columns=figure_html(self.figure(), alt),
-        )
+        columns = figure_html(self.figure(), alt)
+        return render("exploration.html", exploration=self, target=target, columns=columns)
+
+# %% ../../nbs/3_science/06_exploration.ipynb #ef591466
+_ALL_ROWS = "#8a8f98"  # the colour of the line that stands for all rows
+_NEGATIVE = "#d5d9de"  # the colour of negative rows
+
+
+def _draw_target(ax: "Axes", exploration: Exploration) -> None:
+    "Draw how many rows are positive, as one bar."
+    positives = exploration.positives
+    objective = exploration.objective
+    ax.barh(0, positives, color=BLUE)
+    ax.barh(0, exploration.rows - positives, left=positives, color=_NEGATIVE)
+    ax.set_yticks([])
+    label = f"rows; blue: {objective.target} = {spelling(objective.positive)}"
+    ax.set_xlabel(without_formula(label))
 
 
 def _draw_column(ax: "Axes", name: str, table: pl.DataFrame, overall: float) -> None:
@@ -138,7 +139,7 @@ def _draw_column(ax: "Axes", name: str, table: pl.DataFrame, overall: float) -> 
     names = [f"{group} ({rows:,})" for group, rows in table.select("group", "rows").rows()]
     draw_intervals(ax, names, table, "share")
     ax.axvline(overall, color=_ALL_ROWS, lw=1, ls="--")
-    ax.set_title(name.replace("$", r"\$"), loc="left")
+    ax.set_title(without_formula(name), loc="left")
 
 # %% ../../nbs/3_science/06_exploration.ipynb #4e9cbe96
 def explore(
@@ -163,6 +164,7 @@ def explore(
 
 def _ranked(rows: list[dict]) -> pl.DataFrame:
     "Return the columns by the strength of their association, with corrected p-values."
-    corrected = pl.Series("corrected", holm([row["p_value"] for row in rows]), dtype=pl.Float64)
-    table = pl.DataFrame(rows).with_columns(corrected)
+    table = pl.DataFrame(rows)
+    p = holm(table["p_value"].to_list())
+    table = table.with_columns(corrected=pl.Series(p))
     return table.sort(["effect", "column"], descending=[True, False])

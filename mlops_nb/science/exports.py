@@ -33,9 +33,8 @@ def import_function(
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as e:
-        raise TrainingError(
-            f"feature function {name} cannot be imported ({e}); is its notebook exported?"
-        ) from e
+        problem = f"cannot be imported ({e}); is its notebook exported?"
+        raise TrainingError(f"feature function {name} {problem}") from e
 
 
 def dotted_name(
@@ -98,11 +97,21 @@ def _exporting_modules(function: Callable, package: str) -> list[str]:
 
 def _package_files(package: str) -> Iterator[tuple[str, Path]]:
     "Yield each module of a package with its file; nothing if there is no such package."
-    spec = importlib.util.find_spec(package) if package else None
-    for folder in (spec and spec.submodule_search_locations) or ():
+    for folder in _package_folders(package):
         for file in sorted(Path(folder).rglob("*.py")):
-            parts = file.relative_to(folder).with_suffix("").parts
-            yield ".".join([package, *parts]).removesuffix(".__init__"), file
+            yield _module_name(package, file.relative_to(folder)), file
+
+
+def _package_folders(package: str) -> list[str]:
+    "Return the folders of a package, or nothing if there is no such package."
+    spec = importlib.util.find_spec(package) if package else None
+    return list((spec and spec.submodule_search_locations) or ())
+
+
+def _module_name(package: str, file: Path) -> str:
+    "Return the name of a module from its file within the package."
+    parts = file.with_suffix("").parts
+    return ".".join([package, *parts]).removesuffix(".__init__")
 
 # %% ../../nbs/3_science/08a_exports.ipynb #397efd5f
 def _syntax_tree(function: FunctionType | CodeType, package: str = "") -> ast.Module:
@@ -116,21 +125,25 @@ def _syntax_tree(function: FunctionType | CodeType, package: str = "") -> ast.Mo
     return tree
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MODULE = re.compile(r"(?<=<)(class ')?[\w.]+\.(?=\w+[ '])")  # in `<class 'module.Name'>`
+
+
 def _spelled(value: Any) -> str:
     "Return a value as text: without addresses and modules, sets in order."
     if isinstance(value, set | frozenset):
         return f"set {sorted(map(repr, value))}"
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return re.sub(r"(?<=<)(class ')?[\w.]+\.(?=\w+[ '])", r"\1", text)
+    return _MODULE.sub(r"\1", _ADDRESS.sub("", repr(value)))
 
 # %% ../../nbs/3_science/08a_exports.ipynb #65bb4ff6
 def _comparable_code(code: CodeType) -> tuple:
     "Return what code does, as a value that equals that of the same code elsewhere."
-    constants = [
-        _comparable_code(constant) if isinstance(constant, CodeType) else _spelled(constant)
-        for constant in code.co_consts
-    ]
+    constants = [_comparable_constant(constant) for constant in code.co_consts]
     return code.co_code, code.co_names, code.co_varnames, constants
+
+
+def _comparable_constant(value: Any) -> tuple | str:
+    return _comparable_code(value) if isinstance(value, CodeType) else _spelled(value)
 
 
 def _all_code(code: CodeType) -> Iterator[CodeType]:
@@ -152,16 +165,18 @@ def _code_in_file(function: FunctionType) -> list[CodeType]:
 # %% ../../nbs/3_science/08a_exports.ipynb #426d4602
 def _global_names(function: FunctionType) -> set[str]:
     "Return the global names that a function uses, also in inner functions and decorators."
-    decorators = getattr(_syntax_tree(function).body[0], "decorator_list", [])
-    names = {
-        node.id
-        for decorator in decorators
-        for node in ast.walk(decorator)
-        if isinstance(node, ast.Name)
-    }
-    for code in _all_code(function.__code__):
-        names |= _loaded_names(code)
-    return names
+    used = [_loaded_names(code) for code in _all_code(function.__code__)]
+    return set().union(*used, *map(_names_in, _decorators(function)))
+
+
+def _decorators(function: FunctionType) -> list[ast.expr]:
+    "Return the decorators in a function's source."
+    return getattr(_syntax_tree(function).body[0], "decorator_list", [])
+
+
+def _names_in(tree: ast.AST) -> set[str]:
+    "Return the names in a piece of source."
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def _loaded_names(code: CodeType) -> set[str]:
@@ -221,18 +236,18 @@ def _is_same_class(ours: type, theirs: Any, above: tuple) -> bool:
         return False
     members = _members(ours)
     others = _members(theirs)
-    if members.keys() != others.keys():
-        return False
-    return all(is_same(value, others[name], (*above, ours)) for name, value in members.items())
+    same_names = members.keys() == others.keys()
+    return same_names and all(is_same(members[n], others[n], (*above, ours)) for n in members)
+
+
+_HIDDEN = ("__module__", "__dict__", "__weakref__")  # what Python adds to a class
 
 
 def _members(kind: type) -> dict[str, Any]:
     "Return what was written in a class, by name, and its bases."
-    hidden = ("__module__", "__dict__", "__weakref__")
-    written = {name: value for name, value in vars(kind).items() if name not in hidden}
-    plain = {name: _unbound(value) for name, value in written.items()}
-    kept = {name: value for name, value in plain.items() if not _is_generated(value)}
-    return {"bases": kind.__bases__} | kept
+    plain = {name: _unbound(value) for name, value in vars(kind).items() if name not in _HIDDEN}
+    written = {name: value for name, value in plain.items() if not _is_generated(value)}
+    return {"bases": kind.__bases__} | written
 
 
 def _unbound(value: Any) -> Any:

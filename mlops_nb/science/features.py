@@ -28,19 +28,20 @@ def feature_columns(
         with panics_as_errors():
             return features(signature.frame([])).schema
     except Exception as e:
-        raise TrainingError(
-            f"feature function {features.__qualname__} fails on a frame without rows: "
-            f"{type(e).__name__}: {e}; it should work row by row"
-        ) from e
+        problem = f"fails on a frame without rows: {type(e).__name__}: {e}"
+        raise TrainingError(f"feature function {features.__qualname__} {problem}") from e
 
 
 def numbers_and_strings(
     schema: pl.Schema,  # of the features
 ) -> tuple[list[str], list[str]]:
     "Return the columns that reach the estimator: numbers and booleans, and strings."
-    kinds = {name: kind_of(dtype) for name, dtype in schema.items()}
-    numbers = [name for name, kind in kinds.items() if kind in ("integer", "float", "boolean")]
-    return numbers, [name for name, kind in kinds.items() if kind == "string"]
+    numbers = ("integer", "float", "boolean")
+    return _of_kinds(schema, *numbers), _of_kinds(schema, "string")
+
+
+def _of_kinds(schema: pl.Schema, *kinds: str) -> list[str]:
+    return [name for name, dtype in schema.items() if kind_of(dtype) in kinds]
 
 # %% ../../nbs/3_science/08_features.ipynb #75469793
 _MOST_ROWS = 50_000  # of the whole frame
@@ -73,7 +74,7 @@ def check_row_by_row(
                 features, f"{where} is {expected!r} in the whole frame, but {got!r} in {way}"
             )
 
-
+# %% ../../nbs/3_science/08_features.ipynb #bd94f517
 def _ways(sample: np.ndarray, rng: np.random.Generator) -> Iterator[_Way]:
     "Yield the ways in which a sample of rows goes through a function."
     yield "a sample of rows", np.sort(sample)
@@ -138,14 +139,20 @@ def _first_difference(
     actual: pl.DataFrame,  # of the same shape and dtypes
 ) -> tuple[str, int, object, object] | None:
     "Return column, row and both values of the first difference, or None; skip nested columns."
-    for name, dtype in expected.schema.items():
-        if kind_of(dtype) is None:
-            continue
-        differs = ~_equal(expected[name], actual[name])
-        if differs.any():
-            row = differs.arg_true()[0]
-            return name, row, expected[name][row], actual[name][row]
+    for name in _flat_columns(expected):
+        ours, theirs = expected[name], actual[name]
+        row = _first_row(~_equal(ours, theirs))
+        if row is not None:
+            return name, row, ours[row], theirs[row]
     return None
+
+
+def _flat_columns(frame: pl.DataFrame) -> list[str]:
+    return [name for name, dtype in frame.schema.items() if kind_of(dtype)]
+
+
+def _first_row(chosen: pl.Series) -> int | None:
+    return chosen.arg_true()[0] if chosen.any() else None
 
 
 def _equal(a: pl.Series, b: pl.Series) -> pl.Series:
@@ -174,12 +181,11 @@ def without_unused(
     "Return the signature without the columns that the pipeline does not use."
     numbers, strings = numbers_and_strings(feature_columns(features, signature))
     reached = {*numbers, *strings}
+    kept = {*reached, *keep}
     rows = frame[_sample(frame, seed)] if frame.height else frame
     unused = {}
     for column in signature.columns:
-        if column.name in reached or column.name in keep:
-            continue
-        if features and _needs(features, rows, column.name, reached):
+        if column.name in kept or _needs(features, rows, column.name, reached):
             continue
         rows = rows.drop(column.name)
         unused[column.name] = unused_reason(column.dtype in ("date", "datetime"))
@@ -192,17 +198,28 @@ def unused_reason(
     "Return why a column is not used, as reports and documentation say it."
     return DATE_REASON if is_date else LEFT_OUT_REASON
 
-
-def _needs(features: Callable, rows: pl.DataFrame, name: str, reached: set[str]) -> bool:
+# %% ../../nbs/3_science/08_features.ipynb #8bd9824d
+def _needs(features: Callable | None, rows: pl.DataFrame, name: str, reached: set[str]) -> bool:
     "Return whether a function fails, or gives other features, without a column."
+    if features is None:
+        return False
+    others = _features_without(features, rows, name)
+    if others is None or not reached <= set(others.columns):
+        return True
+    return _differ(features(rows), others, sorted(reached))
+
+
+def _features_without(features: Callable, rows: pl.DataFrame, name: str) -> pl.DataFrame | None:
+    "Return what a function makes of rows without a column, or None if it fails."
     try:
         with panics_as_errors():
-            others = features(rows.drop(name))
+            return features(rows.drop(name))
     except Exception:
-        return True
-    if not reached <= set(others.columns):
-        return True
-    names = sorted(reached)
-    expected = features(rows).select(names)
-    actual = others.select(names)
+        return None
+
+
+def _differ(expected: pl.DataFrame, actual: pl.DataFrame, names: list[str]) -> bool:
+    "Return whether two frames differ in some of their columns."
+    expected = expected.select(names)
+    actual = actual.select(names)
     return expected.schema != actual.schema or _first_difference(expected, actual) is not None

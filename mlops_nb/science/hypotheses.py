@@ -22,6 +22,7 @@ from ..data.versions import DatasetVersion
 from .association import cramers_v, rank_biserial
 from .folds import row_groups, training_rows
 from .intervals import Interval
+from .metrics import without_formula
 from mlops_nb.science.objective import (
     Expression,
     Objective,
@@ -60,10 +61,11 @@ def _comparable_values(values: pl.Series) -> pl.Series:
 
 def _require_order(hypothesis: Hypothesis, values: pl.Series) -> None:
     "Raise `ObjectiveError` if a hypothesis expects more or less of categories."
-    if hypothesis.expect != "differs" and not _is_numeric(values.dtype):
+    expect = hypothesis.expect
+    if expect != "differs" and not _is_numeric(values.dtype):
         raise ObjectiveError(
-            f"{hypothesis.name!r} expects {hypothesis.expect!r} of categories, which have no "
-            "order. Name the category that you mean: column=pl.col(…) == …"
+            f"{hypothesis.name!r} expects {expect!r} of categories, which have no order. "
+            "Name the one that you mean: column=pl.col(…) == …"
         )
 
 # %% ../../nbs/3_science/05a_hypotheses.ipynb #3ed500e3
@@ -90,29 +92,26 @@ def _test(
     _require_order(hypothesis, column)
     values = _comparable_values(column)
     present = values.is_not_null()
-    if groups is not None and len(groups) == len(present):
-        groups = groups.filter(present)
-    else:
-        groups = None  # an aggregate has other rows than the split
     kept = values.filter(present)
-    effect, p = _effect(labels[present.to_numpy()], kept, groups, alpha)
-    return _row(hypothesis, kept, effect, p)
+    effect, p = _effect(labels[present.to_numpy()], kept, _filtered(groups, present), alpha)
+    measured = {"rows": len(kept), **effect.as_columns("effect")}
+    kind = "rank-biserial r" if kept.dtype.is_numeric() else "Cramér's V"
+    return _stated(hypothesis) | {"measure": kind} | measured | _tested(hypothesis, p)
 
 
-def _row(hypothesis: Hypothesis, values: pl.Series, effect: Interval, p: float) -> dict:
-    "Return a row of the table of verdicts."
-    return {
-        "hypothesis": hypothesis.name,
-        "statement": hypothesis.statement,
-        "expected": hypothesis.expect,
-        "measure": "rank-biserial r" if values.dtype.is_numeric() else "Cramér's V",
-        "rows": len(values),
-        "effect": effect.value,
-        "low": effect.low,
-        "high": effect.high,
-        "min_effect": hypothesis.min_effect,
-        "p_value": p,
-    }
+def _filtered(groups: pl.Series | None, present: pl.Series) -> pl.Series | None:
+    "Return the groups of the rows with a value; None for an aggregate, which has other rows."
+    if groups is None or len(groups) != len(present):
+        return None
+    return groups.filter(present)
+
+
+def _stated(h: Hypothesis) -> dict:
+    return {"hypothesis": h.name, "statement": h.statement, "expected": h.expect}
+
+
+def _tested(h: Hypothesis, p: float) -> dict:
+    return {"min_effect": h.min_effect, "p_value": p}
 
 # %% ../../nbs/3_science/05a_hypotheses.ipynb #37b1905d
 def _in_expected_direction(row: dict) -> tuple[float, float]:
@@ -157,7 +156,7 @@ class Verdicts:
         for height, row in enumerate(reversed(self.table.to_dicts())):
             _draw_verdict(ax, height, row)
         ax.axvline(0, color="#999999", lw=0.8)
-        names = [name.replace("$", r"\$") for name in reversed(self.table["hypothesis"])]
+        names = [without_formula(name) for name in reversed(self.table["hypothesis"])]
         ax.set_yticks(range(len(names)), names)
         ax.set_xlabel("effect (the marker points where it was expected; grey: too small to matter)")
         return fig
@@ -198,7 +197,8 @@ def check_hypotheses(
 
 def _require_distinct(hypotheses: Sequence[Hypothesis]) -> None:
     "Raise `ObjectiveError` if there are no hypotheses, or two of the same name."
-    if not hypotheses:
+    names = [h.name for h in hypotheses]
+    if not names:
         raise ObjectiveError("expected at least one hypothesis, got none")
-    if len({h.name for h in hypotheses}) < len(hypotheses):
-        raise ObjectiveError("expected a name of its own for each hypothesis, got the same name")
+    if len(set(names)) < len(names):
+        raise ObjectiveError("two hypotheses have the same name")

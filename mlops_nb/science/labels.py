@@ -55,14 +55,20 @@ def matching_label(
     labels: Sequence[str],  # of a model
 ) -> str | None:
     "Return the label that a value stands for, or None if there is none or more than one."
+    text = _spelling_or_none(value)
+    if text is None or text in labels:
+        return text
+    wanted = respelled(text)
+    matches = [m for m in labels if respelled(m) == wanted]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _spelling_or_none(value) -> str | None:
+    "Return the canonical spelling of a label, or None if a value is not a label."
     try:
-        text = spelling(value)
+        return spelling(value)
     except LabelError:
         return None
-    if text in labels:
-        return text
-    matches = [label for label in labels if respelled(label) == respelled(text)]
-    return matches[0] if len(matches) == 1 else None
 
 # %% ../../nbs/3_science/03_labels.ipynb #0cefeac2
 _LONGEST_NUMBER = 400  # digits before or after the point; 1e999999999 would have far too many
@@ -78,19 +84,27 @@ def respelled(
         number = Decimal(text)
     except InvalidOperation:
         return text
-    short = number.is_finite() and abs(number.adjusted()) < _LONGEST_NUMBER
-    return spelling(number) if short else text
+    return spelling(number) if _is_short(number) else text
+
+
+def _is_short(number: Decimal) -> bool:
+    return number.is_finite() and abs(number.adjusted()) < _LONGEST_NUMBER
 
 # %% ../../nbs/3_science/03_labels.ipynb #b5e1485a
 def values_by_label(
     target: pl.Series,  # a column of labels
 ) -> dict[str, list]:
     "Return the distinct values of each label, sorted by label. Missing values and NaN have none."
-    target = target.fill_nan(None) if target.dtype.is_float() else target
     values: dict[str, list] = {}
-    for value in target.drop_nulls().unique():
+    for value in _present(target).unique():
         values.setdefault(spelling(value), []).append(value)
     return dict(sorted(values.items()))
+
+
+def _present(values: pl.Series) -> pl.Series:
+    "Return a column without missing values and NaN."
+    values = values.fill_nan(None) if values.dtype.is_float() else values
+    return values.drop_nulls()
 
 
 def as_ones(
@@ -98,6 +112,6 @@ def as_ones(
     labels: tuple[str, str],  # of a model: the negative and the positive one
 ) -> pl.Series:
     "Return 1 for the positive label, 0 for the negative one, and null for anything else."
-    numbers = {label: number for number, label in enumerate(labels)}
-    ones = {text: numbers.get(matching_label(text, labels)) for text in reported.unique()}
-    return pl.Series(reported.name, [ones[text] for text in reported], dtype=pl.Int64)
+    numbers = {None: None, labels[0]: 0, labels[1]: 1}
+    ones = {text: numbers[matching_label(text, labels)] for text in reported.unique()}
+    return pl.Series(reported.name, map(ones.get, reported), dtype=pl.Int64)

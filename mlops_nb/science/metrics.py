@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAPS', 'LOWER_IS_BETTER', 'BLUE', 'paired_gain', 'calibration_bins', 'calibration_error', 'gains', 'segments',
-           'fairness', 'gaps', 'worst_segments', 'draw_intervals']
+           'fairness', 'gaps', 'worst_segments', 'without_formula', 'draw_intervals']
 
 # %% ../../nbs/3_science/04_metrics.ipynb #97b29dab
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,7 @@ from mlops_nb.science.intervals import (
     auc,
     effective_rows,
     group_numbers,
+    groups_of,
     log_losses,
     mean_loss,
     share_of_hits,
@@ -46,11 +47,11 @@ def paired_gain(
 _ROWS_PER_BIN = 50  # the least number of rows that a bin should have
 
 
-def _bin_numbers(probability: np.ndarray, bins: int) -> np.ndarray:
+def _bin_numbers(scores: np.ndarray, bins: int) -> np.ndarray:
     "Return the bin of each row. Rows of equal probability share the bin of their middle."
-    _, value, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    _, value, counts = np.unique(scores, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - counts / 2
-    return (middle / len(probability) * bins).astype(int)[value]
+    return (middle / len(scores) * bins).astype(int)[value]
 
 
 def calibration_bins(
@@ -63,30 +64,18 @@ def calibration_bins(
     "Return the share of positives that was predicted and observed, by bins of probability."
     number = _bin_numbers(probability, max(2, min(bins, len(labels) // _ROWS_PER_BIN)))
     numbers = group_numbers(groups)
-    rows = [
-        _bin_row(labels[part], probability[part], _chosen(numbers, part))
-        for part in (number == each for each in np.unique(number))
-    ]
+    parts = [number == chosen for chosen in np.unique(number)]
+    rows = [_bin_row(labels[p], probability[p], groups_of(p, numbers)) for p in parts]
     return pl.DataFrame(rows)
-
-
-def _chosen(groups: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    "Return the groups of some rows."
-    return None if groups is None else groups[rows]
 
 
 def _bin_row(labels: np.ndarray, probability: np.ndarray, groups: np.ndarray | None) -> dict:
     "Return what the table says of one bin."
     hits = labels == 1
     observed = share_of_hits(hits, groups)
-    return {
-        "rows": len(hits),
-        "effective": float(effective_rows(hits, groups)),
-        "predicted": float(probability.mean()),
-        "observed": observed.value,
-        "low": observed.low,
-        "high": observed.high,
-    }
+    counts = {"rows": len(hits), "effective": float(effective_rows(hits, groups))}
+    predicted = {"predicted": float(probability.mean())}
+    return counts | predicted | observed.as_columns("observed")
 
 # %% ../../nbs/3_science/04_metrics.ipynb #c1c80f1d
 def calibration_error(
@@ -160,7 +149,7 @@ def fairness(
     rows = []
     for column, group, members in _members(protected):
         scores = probability[members]
-        measures = _measures(labels[members], scores, threshold, _chosen(numbers, members))
+        measures = _measures(labels[members], scores, threshold, groups_of(members, numbers))
         rows += [{"column": column, "group": group} | measure for measure in measures]
     return pl.DataFrame(rows)
 
@@ -181,7 +170,7 @@ def _measures(
     rates = {"selection_rate": np.ones(len(labels), bool), "tpr": labels == 1, "fpr": labels == 0}
     for measure, counted in rates.items():
         if counted.any():
-            rate = share_of_hits(picked[counted], _chosen(groups, counted))
+            rate = share_of_hits(picked[counted], groups_of(counted, groups))
             yield _measure_row(measure, int(counted.sum()), rate)
     rarer = int(min(labels.sum(), (1 - labels).sum()))
     if rarer:
@@ -249,12 +238,19 @@ def _loss_bounds(
     losses: np.ndarray, members: Iterable[np.ndarray], groups: np.ndarray | None
 ) -> list[pl.Series]:
     "Return the columns `low` and `high` of the mean loss of each segment."
-    intervals = [mean_loss(losses[rows], _chosen(groups, rows)) for rows in members]
-    bounds = {"low": [i.low for i in intervals], "high": [i.high for i in intervals]}
-    return [pl.Series(name, values, dtype=pl.Float64) for name, values in bounds.items()]
+    intervals = [mean_loss(losses[rows], groups_of(rows, groups)) for rows in members]
+    low = pl.Series("low", [i.low for i in intervals], dtype=pl.Float64)
+    return [low, pl.Series("high", [i.high for i in intervals], dtype=pl.Float64)]
 
 # %% ../../nbs/3_science/04_metrics.ipynb #7d5fab38
 BLUE = "#1f5fa8"  # the colour of values in every picture
+
+
+def without_formula(
+    text: str,  # that came from data
+) -> str:
+    "Return a text that matplotlib draws as it is, also with dollar signs in it."
+    return text.replace("$", r"\$")
 
 
 def draw_intervals(
@@ -267,5 +263,5 @@ def draw_intervals(
     height = np.arange(len(table))[::-1]
     ax.hlines(height, table["low"], table["high"], color=BLUE, lw=3, alpha=0.4)
     ax.plot(table[value], height, "o", color=BLUE)
-    ax.set_yticks(height, [name.replace("$", r"\$") for name in names])
+    ax.set_yticks(height, [without_formula(name) for name in names])
     ax.set_ylim(-0.6, len(table) - 0.4)

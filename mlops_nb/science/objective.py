@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORERS', 'Expression', 'Costs', 'model_name', 'Objective', 'split_rows', 'binary_labels', 'input_columns',
-           'evaluate_expression', 'Rule', 'quick_predictions', 'Warrant']
+           'evaluate_expression', 'Rule', 'quick_predictions', 'Warrant', 'is_probability']
 
 # %% ../../nbs/3_science/05_objective.ipynb #c9387905
 import io
@@ -37,6 +37,7 @@ SCORERS = {
     "log_loss": "neg_log_loss",
 }
 _BOUNDED = (*METRICS, "calibration_error", *GAPS)  # the scores that `accept` may bound
+_MODEL_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 # %% ../../nbs/3_science/05_objective.ipynb #4d822346
 class Costs(BaseModel, frozen=True, extra="forbid"):
@@ -55,16 +56,16 @@ def model_name(
     name: str,  # as `Objective.name` or `register` is given it
 ) -> str:
     "Return a model's name, or raise `ObjectiveError` if it cannot be part of a web address."
-    if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
+    if _MODEL_NAME.fullmatch(name):
         return name
     raise ObjectiveError(
         f"'{name[:100]}' cannot name a model: expected at most 100 ASCII letters, "
-        "digits, _ and -, no - first, for it becomes part of web addresses"
+        "digits, _ and -, no - first"
     )
 
 # %% ../../nbs/3_science/05_objective.ipynb #608e77f9
-class Objective(BaseModel, frozen=True, extra="forbid"):
-    "What is asked of the data, and what an answer must achieve."
+class _ObjectiveFields(BaseModel, frozen=True, extra="forbid"):
+    "The fields of an objective, and whether they agree."
 
     name: str  # of the model it leads to
     question: str  # what the business asks, in its own words
@@ -99,6 +100,10 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
         if set(self.accept) & set(GAPS) and not self.protected:
             raise ValueError("a bound on a gap needs `protected` columns, got none")
         return self
+
+# %% ../../nbs/3_science/05_objective.ipynb #cd4f90fe
+class Objective(_ObjectiveFields, frozen=True, extra="forbid"):
+    "What is asked of the data, and what an answer must achieve."
 
     @property
     def decision_threshold(self) -> float:
@@ -162,17 +167,17 @@ def binary_labels(
 
 def _require_no_missing(target: pl.Series) -> None:
     "Raise `ObjectiveError` if a row has no label."
-    missing = target.null_count()
+    rows = target.null_count()
     if target.dtype.is_float():
-        missing += target.is_nan().sum()
-    if missing:
-        raise ObjectiveError(f"{missing} rows have no {target.name!r}; drop or label them")
+        rows += target.is_nan().sum()
+    if rows:
+        raise ObjectiveError(f"{rows} rows have no {target.name!r}; drop or label them")
 
 
 def _label_error(target: pl.Series, objective: Objective, labels: list[str]) -> ObjectiveError:
     "Return the error for a target without two labels, or without the positive one."
-    known = spelling(objective.positive) in labels
-    problem = "and another label" if known else "among its labels"
+    is_label = spelling(objective.positive) in labels
+    problem = "and another label" if is_label else "among its labels"
     listed = ", ".join([*labels[:10], "…"] if len(labels) > 10 else labels)
     return ObjectiveError(
         f"target {target.name!r} needs {objective.positive!r} {problem}, got [{listed}] "
@@ -191,13 +196,11 @@ def input_columns(
 # %% ../../nbs/3_science/05_objective.ipynb #e840b728
 def _as_text(expression: object) -> object:
     "Return an expression as Polars' JSON, and a text unchanged; refuse Python functions."
-    is_expression = isinstance(expression, pl.Expr)
-    text = expression.meta.serialize(format="json") if is_expression else expression
-    if "AnonymousFunction" in str(text):
-        raise ValueError(
-            "expected an expression of Polars' own functions, got one with a Python function inside"
-        )
-    return text
+    if isinstance(expression, pl.Expr):
+        expression = expression.meta.serialize(format="json")
+    if "AnonymousFunction" in str(expression):
+        raise ValueError("expected Polars' own functions, got a Python function in an expression")
+    return expression
 
 
 # A column's name, or an expression as Polars' JSON.
@@ -211,13 +214,17 @@ def evaluate_expression(
     "Return the values of an expression on a frame."
     formula: Any = expression
     try:
-        if expression.startswith("{"):
-            formula = pl.Expr.deserialize(io.StringIO(expression), format="json")
-        else:
-            formula = cs.by_name(expression)
+        formula = _formula(expression)
         return frame.select(formula).to_series()
     except pl.exceptions.PolarsError as e:
         raise ObjectiveError(f"{formula} does not fit the table: {e}") from e
+
+
+def _formula(expression: str) -> pl.Expr:
+    "Return what Polars evaluates: an expression, or the column of this name."
+    if expression.startswith("{"):
+        return pl.Expr.deserialize(io.StringIO(expression), format="json")
+    return cs.by_name(expression)
 
 # %% ../../nbs/3_science/05_objective.ipynb #726d054b
 class Rule(BaseModel, frozen=True, extra="forbid"):
@@ -275,12 +282,14 @@ def _quick_model():
     )
 
 
+_TEXTS = cs.string() | cs.categorical() | cs.enum()
+_NUMBERS = cs.numeric() | cs.boolean() | cs.temporal()
+
+
 def _as_numbers(inputs: pl.DataFrame) -> np.ndarray:
     "Return the columns as floats: texts by their rank, times as numbers, nested ones left out."
-    texts = cs.string() | cs.categorical() | cs.enum()
-    numbers = (cs.numeric() | cs.boolean() | cs.temporal()).to_physical()
-    table = inputs.select(texts.cast(pl.String).rank("dense"), numbers)
-    return table.cast(pl.Float64).to_numpy()
+    ranks = _TEXTS.cast(pl.String).rank("dense")
+    return inputs.select(ranks, _NUMBERS.to_physical()).cast(pl.Float64).to_numpy()
 
 # %% ../../nbs/3_science/05_objective.ipynb #8f11a2ff
 @dataclass(frozen=True)
@@ -301,12 +310,10 @@ class Warrant:
     @property
     def reason(self) -> str:
         "Return the result in a sentence."
+        metric = self.objective.metric
+        gained = f"The quick model gains {self.gain} in {metric} over the rule “{self.rule.name}”"
         sure = "surely" if self.warranted else "not surely"
-        return (
-            f"The quick model gains {self.gain} in {self.objective.metric} over the rule "
-            f"“{self.rule.name}”; that is {sure} more than {self.min_gain:g}, "
-            "the least worth its upkeep."
-        )
+        return f"{gained}; that is {sure} more than {self.min_gain:g}, the least worth its upkeep."
 
     def figure(self) -> "Figure":
         "Draw the score of the rule and of the quick model."
@@ -358,12 +365,19 @@ def _warrant(
 # %% ../../nbs/3_science/05_objective.ipynb #423e2858
 def _require_probabilities(scores: np.ndarray, rule: Rule, objective: Objective) -> None:
     "Raise `ObjectiveError` if the metric needs probabilities and the rule gives other scores."
-    if objective.metric not in LOWER_IS_BETTER or ((0 <= scores) & (scores <= 1)).all():
+    if objective.metric not in LOWER_IS_BETTER or is_probability(scores):
         return
     raise ObjectiveError(
         f"{objective.metric} judges probabilities: expected scores from 0 to 1, got "
         f"{scores.min():g} to {scores.max():g} by rule {rule.name!r}. Scale it, or choose roc_auc"
     )
+
+
+def is_probability(
+    scores: np.ndarray,  # any numbers
+) -> bool:
+    "Return whether all scores lie between 0 and 1."
+    return bool(((0 <= scores) & (scores <= 1)).all())
 
 
 def _require_rows(labels: np.ndarray, folds: int) -> None:

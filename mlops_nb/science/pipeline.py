@@ -101,16 +101,15 @@ def _preprocessing(numbers: list[str], strings: list[str]):
     scaled = make_pipeline(impute, StandardScaler())
     return ColumnTransformer([("numbers", scaled, numbers), ("strings", encode, strings)])
 
-
+# %% ../../nbs/3_science/09_pipeline.ipynb #2eb9e6aa
 def _estimator(candidate: Candidate, params: dict[str, Any], seed: int) -> Any:
     "Return a copy of a candidate's estimator with these parameters, seeded if it has no seed."
     from sklearn.base import clone
 
-    estimator = clone(candidate.estimator)
-    given = estimator.get_params()
-    if "random_state" in given and given["random_state"] is None:
-        estimator.set_params(random_state=seed)
-    return estimator.set_params(**params)
+    model = clone(candidate.estimator)
+    if model.get_params().get("random_state", seed) is None:
+        model.set_params(random_state=seed)
+    return model.set_params(**params)
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #5e1f20c7
 @dataclass(frozen=True)
@@ -137,10 +136,9 @@ class Fitted:
 
     def save(self, settings: Settings | None = None) -> str:
         "Save it with the open MLflow run, or a new one. Return its URI, runs:/ID/candidate."
-        settings = settings or load_settings()
         with tempfile.TemporaryDirectory() as folder:
             save_candidate(self, folder)
-            return tracking.log_folder(Path(folder), "candidate", settings=settings)
+            return tracking.log_folder(folder, "candidate", settings=settings)
 
     def _repr_html_(self) -> str:
         return render("candidate.html", fitted=self)
@@ -148,12 +146,12 @@ class Fitted:
 # %% ../../nbs/3_science/09_pipeline.ipynb #678178a4
 def _label_pair(target: pl.Series, positive) -> tuple[str, str]:
     "Return the negative and the positive label of a target of two, in their canonical spelling."
-    others = sorted(set(values_by_label(target)) - {spelling(positive)})
+    label = spelling(positive)
+    others = sorted(set(values_by_label(target)) - {label})
     if len(others) != 1:
-        raise TrainingError(
-            f"target '{target.name}': expected {positive!r} and one other label, got {others[:5]}"
-        )
-    return others[0], spelling(positive)
+        expected = f"expected {positive!r} and one other label, got {others[:5]}"
+        raise TrainingError(f"target '{target.name}': {expected}")
+    return others[0], label
 
 
 def make_signature(
@@ -207,26 +205,33 @@ def is_allowed(
     Allowed are types that scikit-learn defines, NumPy's scalars and dtypes, what the workspace's
     package defines, and of the framework what `OWN_TYPES` lists.
     """
-    module, _, attribute = name.rpartition(".")
-    root = module.split(".")[0]
     if name in OWN_TYPES:
         return True
-    if root in ("sklearn", "numpy"):
-        return _is_library_type(module, attribute, root)
-    return package != FRAMEWORK and within(module, package)
+    if within(name, "sklearn") or within(name, "numpy"):
+        return _is_library_type(name)
+    return package != FRAMEWORK and within(name.rpartition(".")[0], package)
 
 
-def _is_library_type(module: str, attribute: str, root: str) -> bool:
+_NUMPY_TYPES = (np.generic, np.dtype)  # scalars and dtypes
+
+
+def _is_library_type(name: str) -> bool:
     "Return whether a name is a type that scikit-learn defines, or one of NumPy's values."
-    try:
-        member = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        return False
+    member = _member(name)
     if not isinstance(member, type):
         return False
-    if root == "numpy":
-        return issubclass(member, (np.generic, np.dtype))
-    return member.__module__.split(".")[0] == "sklearn"
+    if within(name, "numpy"):
+        return issubclass(member, _NUMPY_TYPES)
+    return within(member.__module__, "sklearn")
+
+
+def _member(name: str) -> Any:
+    "Return what a dotted name of a library stands for, or None if there is no such thing."
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 # %% ../../nbs/3_science/09_pipeline.ipynb #c94c9f6c
 def types_in_file(
@@ -256,8 +261,9 @@ def load_pipeline(
     refused = [name for name in names if not is_allowed(name, package)]
     if refused:
         raise TrainingError(
-            f"{_file_name(file)} names {', '.join(refused)}: expected types of scikit-learn, NumPy, "
-            f"or members of package '{package}'; move what the pipeline uses there and train again"
+            f"{_file_name(file)} names {', '.join(refused)}: expected types of scikit-learn, "
+            f"NumPy, or members of package '{package}'; move what the pipeline uses there and "
+            "train again"
         )
     if isinstance(file, bytes):
         return skops.io.loads(file, trusted=names)

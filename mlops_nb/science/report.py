@@ -72,8 +72,8 @@ class ReportTables(BaseModel, frozen=True):
         return cls.model_validate(data)
 
 # %% ../../nbs/3_science/10a_report.ipynb #e9b926aa
-class Report(ReportTables, frozen=True):
-    "A model on the test split: the gate's checks, and what a person should know before approving."
+class _ReportFields(ReportTables, frozen=True):
+    "The numbers of a report."
 
     objective: Objective
     rows: int
@@ -90,10 +90,19 @@ class Report(ReportTables, frozen=True):
     resamples: int = 0  # of the bootstrap, in reports of earlier releases
     fewest: int | None = None  # independent rows (or groups) of the rarer class
 
+# %% ../../nbs/3_science/10a_report.ipynb #3f6a746c
+class Report(_ReportFields, frozen=True):
+    "A model on the test split: the gate's checks, and what a person should know before approving."
+
+    @property
+    def failed(self) -> list[str]:
+        "Return the names of the checks that do not hold."
+        return [check.name for check in self.checks if not check.passed]
+
     @property
     def passed(self) -> bool:
         "Return whether there are checks and all of them hold."
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        return bool(self.checks) and not self.failed
 
     @property
     def few(self) -> bool:
@@ -110,6 +119,11 @@ class Report(ReportTables, frozen=True):
     def picked(self) -> int:
         "Return the number of rows at or above the threshold."
         return self.confusion["tp"] + self.confusion["fp"]
+
+    @property
+    def recall(self) -> float:
+        "Return the share of the positives that are picked out."
+        return self.metrics["recall"].value
 
     def save(self, settings: Settings | None = None) -> str:
         "Save it with the open MLflow run, or a new one. Return its URI, runs:/ID/report."
@@ -132,7 +146,7 @@ def save_report(
     return folder
 
 # %% ../../nbs/3_science/10a_report.ipynb #07386ea6
-def story(report: Report) -> list[str]:
+def story(report: Report) -> list[str]:  # the verdict first
     "Return what the numbers of a report mean, in sentences."
     sentences = [_verdict_sentence(report), _rows_sentence(report), _decision_sentence(report)]
     if report.few:
@@ -143,10 +157,10 @@ def story(report: Report) -> list[str]:
 
 
 def _verdict_sentence(report: Report) -> str:
-    failed = [check.name for check in report.checks if not check.passed]
-    if failed:
-        return f"{len(failed)} of {len(report.checks)} checks fail: {', '.join(failed)}."
-    return f"All {len(report.checks)} checks hold."
+    total = len(report.checks)
+    if report.failed:
+        return f"{len(report.failed)} of {total} checks fail: {', '.join(report.failed)}."
+    return f"All {total} checks hold."
 
 
 def _rows_sentence(report: Report) -> str:
@@ -160,10 +174,9 @@ def _rows_sentence(report: Report) -> str:
 
 def _decision_sentence(report: Report) -> str:
     precision = report.metrics["precision"].value
-    recall = report.metrics["recall"].value
     return (
         f"From probability {report.threshold:g} on it picks out {report.picked:,} rows, "
-        f"{precision:.0%} of them correctly, and finds {recall:.0%} of all positives."
+        f"{precision:.0%} of them correctly, and finds {report.recall:.0%} of all positives."
     )
 
 # %% ../../nbs/3_science/10a_report.ipynb #feb4d1bd
@@ -209,10 +222,9 @@ def _draw_calibration(ax: "Axes", report: Report) -> None:
 def _draw_gains(ax: "Axes", report: Report) -> None:
     share = [0, *report.gains["share"]]
     captured = [0, *report.gains["captured"]]
-    recall = report.metrics["recall"].value
     ax.plot([0, 1], [0, 1], color=_GREY, lw=1, ls="--", label="at random")
     ax.plot(share, captured, "o-", color=BLUE, label="by the model")
-    ax.plot(report.picked / report.rows, recall, "D", color=_RED, label="at the threshold")
+    ax.plot(report.picked / report.rows, report.recall, "D", color=_RED, label="at the threshold")
     ax.set(xlabel="share of rows, most probable first", ylabel="share of positives found")
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.legend(frameon=False, loc="lower right")

@@ -50,9 +50,9 @@ def trial_folds(
     splitting: Splitting | None = None,  # how the dataset was divided; default: by key
 ) -> _Folds:
     "Return the folds of the training split that every trial is judged on."
-    labels = binary_labels(frame, objective)
+    ones = binary_labels(frame, objective)
     try:
-        return make_folds(frame, labels, objective.key, folds, splitting=splitting, seed=seed)
+        return make_folds(frame, ones, objective.key, folds, splitting=splitting, seed=seed)
     except FoldError as e:
         raise TrainingError(str(e)) from e
 
@@ -84,9 +84,9 @@ def _score(fitted: Fitted, frame: pl.DataFrame, objective: Objective) -> float:
     "Return the objective's metric on some rows. Greater is better."
     from sklearn.metrics import get_scorer
 
+    score = get_scorer(objective.scoring)
     inputs = fitted.signature.conform(frame)
-    scorer = get_scorer(objective.scoring)
-    return float(scorer(fitted.pipeline, inputs, binary_labels(frame, objective)))
+    return float(score(fitted.pipeline, inputs, binary_labels(frame, objective)))
 
 # %% ../../nbs/3_science/10_search.ipynb #4d071eed
 def _run_trial(config: dict, *, candidates: dict[str, Candidate], **shared) -> None:
@@ -106,9 +106,9 @@ def _run_trial(config: dict, *, candidates: dict[str, Candidate], **shared) -> N
 def _suggest(trial, spaces: dict[str, dict], held: dict[str, dict]) -> dict[str, Any]:
     "Draw a candidate, then its parameters. Return the values that are held."
     name = trial.suggest_categorical("candidate", list(spaces))
-    for parameter, distribution in spaces[name].items():
-        _draw(trial, f"{name}/{parameter}", distribution)
-    return {f"{name}/{parameter}": value for parameter, value in held[name].items()}
+    for parameter, domain in _prefixed(name, "/", spaces[name]).items():
+        _draw(trial, parameter, domain)
+    return _prefixed(name, "/", held[name])
 
 
 def _draw(trial, name: str, distribution) -> None:
@@ -129,7 +129,7 @@ def _optuna(candidates: Sequence[Candidate], seed: int):
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     spaces = {c.name: _distributions(c) for c in candidates}
-    held = {c.name: _held(c) for c in candidates}
+    held = {c.name: _parameters(c, drawn=False) for c in candidates}
     return OptunaSearch(
         partial(_suggest, spaces=spaces, held=held),
         metric="score",
@@ -142,17 +142,21 @@ def _optuna(candidates: Sequence[Candidate], seed: int):
 def _distributions(candidate: Candidate) -> dict:
     "Return the space of a candidate as Optuna's distributions."
     from ray.tune.search.optuna import OptunaSearch
-    from ray.tune.search.sample import Domain
 
-    domains = {name: d for name, d in candidate.space.items() if isinstance(d, Domain)}
+    domains = _parameters(candidate, drawn=True)
     return OptunaSearch.convert_search_space(domains) if domains else {}
 
 
-def _held(candidate: Candidate) -> dict:
-    "Return the parameters of a candidate that have one value."
+def _parameters(candidate: Candidate, *, drawn: bool) -> dict:
+    "Return the parameters of a candidate that Tune draws, or those that have one value."
+    return {name: v for name, v in candidate.space.items() if _is_domain(v) == drawn}
+
+
+def _is_domain(value: Any) -> bool:
+    "Return whether Tune draws a value."
     from ray.tune.search.sample import Domain
 
-    return {name: v for name, v in candidate.space.items() if not isinstance(v, Domain)}
+    return isinstance(value, Domain)
 
 # %% ../../nbs/3_science/10_search.ipynb #e94c602e
 def _progress(trials: int):
@@ -220,8 +224,8 @@ def _require_cpu(settings: Settings | None) -> None:
     largest = max(cpus, default=0)
     if largest < 1:
         raise TrainingError(
-            f"no trial can ever be placed: expected a node with 1 CPU, the largest has {largest:g}; "
-            "raise [cluster] num_cpus in settings.ini, or add a node"
+            "no trial can ever be placed: expected a node with 1 CPU, the largest has "
+            f"{largest:g}; raise [cluster] num_cpus in settings.ini, or add a node"
         )
 
 # %% ../../nbs/3_science/10_search.ipynb #6ca3c974
@@ -290,7 +294,7 @@ class Search:
         alt = f"{self.metric} of {len(self.trials)} trials, by candidate"
         return render("search.html", trials=figure_html(self.figure(), alt), best=self.best)
 
-
+# %% ../../nbs/3_science/10_search.ipynb #f10e6b7d
 def _finished(trials: pl.DataFrame, folds: int) -> pl.DataFrame:
     "Return the trials that were scored on every fold, best first."
     whole = pl.col("scores").list.len() == folds
@@ -359,9 +363,14 @@ def _log(result: Search, settings: Settings) -> None:
 def _logged_params(result: Search) -> dict[str, Any]:
     "Return what MLflow's page of a run says of a search."
     best = result.best
-    common = {"candidate": best.name, "metric": result.metric, "folds": result.folds}
-    common |= {"seed": best.seed, "features": best.features}
-    return common | {f"{best.name}.{name}": value for name, value in best.params.items()}
+    search = {"metric": result.metric, "folds": result.folds}
+    model = {"candidate": best.name, "seed": best.seed, "features": best.features}
+    return search | model | _prefixed(best.name, ".", best.params)
+
+
+def _prefixed(candidate: str, mark: str, params: dict[str, Any]) -> dict[str, Any]:
+    "Return parameters under names that begin with their candidate's."
+    return {f"{candidate}{mark}{name}": value for name, value in params.items()}
 
 # %% ../../nbs/3_science/10_search.ipynb #ada6c3bc
 def search(
@@ -403,8 +412,8 @@ def _require_trials(candidates: Sequence[Candidate], trials: int) -> None:
     names = [c.name for c in candidates]
     if not 0 < len(candidates) == len(set(names)) <= trials:
         raise TrainingError(
-            f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, names "
-            f"that differ, and a trial for each, got {names}"
+            f"{len(candidates)} candidates, trials={trials}: expected one candidate or more, "
+            f"names that differ, and a trial for each, got {names}"
         )
 
 
@@ -412,10 +421,10 @@ def _training_split(
     data: pl.DataFrame | pl.LazyFrame | DatasetVersion, splitting: Splitting | None
 ) -> tuple[pl.DataFrame, Splitting | None]:
     "Return the rows to learn from, and how they were divided."
-    frame, splitting = training_rows(data, splitting)
-    if "_split" in frame.lazy().collect_schema():
-        return split_rows(frame, "train"), splitting
-    return frame.lazy().collect(), splitting
+    rows, splitting = training_rows(data, splitting)
+    if "_split" in rows.lazy().collect_schema():
+        return split_rows(rows, "train"), splitting
+    return rows.lazy().collect(), splitting
 
 
 def _trainable(candidates: Sequence[Candidate], shared: dict[str, Any]) -> Callable:

@@ -143,11 +143,11 @@ class _Reader:
         "Return rows as a frame, or raise `InputError` with the first thing that is wrong."
         try:
             with panics_as_errors():
-                if self._fit(rows):
-                    return self._frame(rows)
+                if _fit(self, rows):
+                    return _typed_frame(self, rows)
                 exact = _with_integers(rows, self.integers)
-                if self._fit(exact):
-                    return self._frame(exact)
+                if _fit(self, exact):
+                    return _typed_frame(self, exact)
         except _UNREADABLE:
             pass
         raise _first_error(self, rows)
@@ -159,21 +159,23 @@ class _Reader:
         except KeyError:
             return list(zip(*map(self.pick, [self.blank | row for row in rows])))
 
-    def _fit(self, rows: list[dict]) -> bool:
-        "Return whether every name is known and every cell of a type that its column takes."
-        cells = self.cells(rows)
-        types = [set(map(type, c)) for c in cells]
-        fit = all(present <= accepted for present, accepted in zip(types, self.types))
-        if not fit or not set().union(*rows) <= self.allowed:
-            return False
-        return not any(int in types[i] and any(map(_is_rounded, cells[i])) for i in self.floats)
+# %% ../../nbs/3_science/07_signature.ipynb #7aaf24ed
+def _fit(reader: _Reader, rows: list[dict]) -> bool:
+    "Return whether every name is known and every cell of a type that its column takes."
+    cells = reader.cells(rows)
+    types = [set(map(type, c)) for c in cells]
+    fit = all(present <= accepted for present, accepted in zip(types, reader.types))
+    if not fit or not set().union(*rows) <= reader.allowed:
+        return False
+    return not any(int in types[i] and any(map(_is_rounded, cells[i])) for i in reader.floats)
 
-    def _frame(self, rows: list[dict]) -> pl.DataFrame:
-        "Return a frame of rows that fit."
-        frame = pl.from_dicts(rows, schema=self.raw)
-        if not self.times:
-            return frame
-        return frame.with_columns(_parse_times(frame[c.name], c.dtype) for c in self.times)
+
+def _typed_frame(reader: _Reader, rows: list[dict]) -> pl.DataFrame:
+    "Return a frame of rows that fit."
+    frame = pl.from_dicts(rows, schema=reader.raw)
+    if not reader.times:
+        return frame
+    return frame.with_columns(_parse_times(frame[c.name], c.dtype) for c in reader.times)
 
 # %% ../../nbs/3_science/07_signature.ipynb #850ef98d
 _UNREADABLE = (
@@ -206,13 +208,18 @@ def _with_integers(rows: list[dict], names: list[str]) -> list[dict]:
 def _parse_times(texts: pl.Series, kind: Kind) -> pl.Series:
     "Return ISO 8601 texts as times: all at once in the usual form, one by one in other forms."
     try:
-        if kind == "date":
-            return texts.str.to_date("%Y-%m-%d")
-        times = texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us")
-        return times.dt.replace_time_zone("UTC")
+        return _parse_usual(texts, kind)
     except pl.exceptions.PolarsError:
         parsed = [None if text is None else _PARSERS[kind](text) for text in texts]
         return pl.Series(texts.name, parsed, dtype=_DTYPES[kind])
+
+
+def _parse_usual(texts: pl.Series, kind: Kind) -> pl.Series:
+    "Return texts as times if all of them are in the usual form."
+    if kind == "date":
+        return texts.str.to_date("%Y-%m-%d")
+    times = texts.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us")
+    return times.dt.replace_time_zone("UTC")
 
 # %% ../../nbs/3_science/07_signature.ipynb #4788d74b
 _LONGEST_NAME = 100  # characters of a name that may be a misspelt column
@@ -226,15 +233,21 @@ def cut(
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
+_NESTED = {dict: "object", list: "array"}
+
+
 def _brief(value) -> str:
     "Return a value as an error repeats it; of what is nested or long only what it is."
-    if isinstance(value, dict | list) and (len(value) > 5 or any(map(_has_length, value))):
-        return f"an {'object' if isinstance(value, dict) else 'array'} of {len(value)}"
+    if _is_long(value):
+        return f"an {_NESTED[type(value)]} of {len(value)}"
     return cut(json.dumps(cut(value) if isinstance(value, str) else value, default=str))
 
 
-def _has_length(value) -> bool:
-    return isinstance(value, dict | list | str)
+def _is_long(value) -> bool:
+    "Return whether a value is an object or an array with more than a few numbers in it."
+    if not isinstance(value, dict | list):
+        return False
+    return len(value) > 5 or any(isinstance(part, dict | list | str) for part in value)
 
 # %% ../../nbs/3_science/07_signature.ipynb #27c35a6f
 def _first_error(reader: _Reader, rows: list[dict]) -> InputError:
@@ -255,43 +268,35 @@ def _got(column: InputColumn, row: dict) -> str:
     if column.name not in row:
         return "no value"
     value = row[column.name]
-    if column.dtype == "integer" and type(value) is float and value.is_integer():
-        reason = "a float too large to stand for one integer: send it without a decimal point"
-        return f"{_brief(value)}, {reason}"
-    if column.dtype == "float" and _is_rounded(value):
-        return f"{_brief(value)}, an integer that no float holds"
-    return _brief(value)
+    return _brief(value) + _refusal(column.dtype, value)
+
+
+def _refusal(kind: Kind, value) -> str:
+    "Return why a value is refused if one cannot see it, or nothing."
+    if kind == "integer" and type(value) is float and value.is_integer():
+        return ", a float too large to stand for one integer: send it without a decimal point"
+    if kind == "float" and _is_rounded(value):
+        return ", an integer that no float holds"
+    return ""
 
 
 def _unknown_column(row: int, name: str, reader: _Reader) -> InputError:
     "Return the error for a name that the signature does not have."
-    near = []
-    if len(name) <= _LONGEST_NAME:
-        near = get_close_matches(name, reader.names, n=1)
+    near = get_close_matches(name, reader.names, n=1) if len(name) <= _LONGEST_NAME else []
     expected = f"'{near[0]}'" if near else f"only {cut(', '.join(reader.names), 600)}"
     return InputError(row, cut(name), expected, "an unknown column")
 
 # %% ../../nbs/3_science/07_signature.ipynb #67d15dad
-class Signature(BaseModel):
-    "A model's input contract."
+_HEADS = ("name", "dtype", "nullable", "categories")  # of the table that shows a signature
+
+
+class _Columns(BaseModel):
+    "What a signature says."
 
     model_config = ConfigDict(frozen=True)
     columns: tuple[InputColumn, ...]
     ignored: tuple[str, ...] = ()  # names that may come with a row, and are dropped
     unused: dict[str, str] = {}  # those of them that the pipeline does not use, with the reason
-
-    @classmethod
-    def of(
-        cls,
-        frame: pl.DataFrame,  # the training split
-        *,
-        ignored: tuple[str, ...] = (),  # columns that the model must not see: key, target
-        categories: int = 100,  # most distinct strings that a column may list
-    ) -> "Signature":
-        "Return the contract that a training split implies."
-        hidden = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        columns = [_input_column(s, categories) for s in _visible(frame, hidden)]
-        return cls(columns=tuple(columns), ignored=tuple(sorted(hidden)))
 
     @cached_property
     def digest(self) -> str:
@@ -307,6 +312,27 @@ class Signature(BaseModel):
         "Return the columns and dtypes that the pipeline is fitted on and fed with."
         return pl.Schema({c.name: _DTYPES[c.dtype] for c in self.columns})
 
+    def _repr_html_(self) -> str:
+        rows = [[getattr(c, head) for head in _HEADS] for c in self.columns]
+        return render("signature.html", heads=_HEADS, rows=rows, unused=self.unused)
+
+# %% ../../nbs/3_science/07_signature.ipynb #e3d844e5
+class Signature(_Columns):
+    "A model's input contract."
+
+    @classmethod
+    def of(
+        cls,
+        frame: pl.DataFrame,  # the training split
+        *,
+        ignored: tuple[str, ...] = (),  # columns that the model must not see: key, target
+        categories: int = 100,  # most distinct strings that a column may list
+    ) -> "Signature":
+        "Return the contract that a training split implies."
+        hidden = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
+        columns = tuple(_input_column(s, categories) for s in _visible(frame, hidden))
+        return cls(columns=columns, ignored=tuple(sorted(hidden)))
+
     def frame(self, rows: list[dict]) -> pl.DataFrame:
         "Return JSON rows as a frame of `schema()`, or raise `InputError` with row and column."
         return self._reader.read(rows) if rows else pl.DataFrame(schema=self.schema())
@@ -320,11 +346,6 @@ class Signature(BaseModel):
         columns = tuple(c for c in self.columns if c.name not in unused)
         ignored = tuple(sorted({*self.ignored, *unused}))
         return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
-
-    def _repr_html_(self) -> str:
-        heads = ["name", *(head for head in InputColumn.model_fields if head != "name")]
-        rows = [[getattr(c, head) for head in heads] for c in self.columns]
-        return render("signature.html", heads=heads, rows=rows, unused=self.unused)
 
 # %% ../../nbs/3_science/07_signature.ipynb #3b70b61f
 def _visible(frame: pl.DataFrame, hidden: set[str]) -> pl.DataFrame:
