@@ -140,10 +140,9 @@ def _first_difference(
 ) -> tuple[str, int, object, object] | None:
     "Return column, row and both values of the first difference, or None; skip nested columns."
     for name in _flat_columns(expected):
-        ours, theirs = expected[name], actual[name]
-        row = _first_row(~_equal(ours, theirs))
+        row = _differing_row(expected[name], actual[name])
         if row is not None:
-            return name, row, ours[row], theirs[row]
+            return name, row, expected[name][row], actual[name][row]
     return None
 
 
@@ -151,8 +150,9 @@ def _flat_columns(frame: pl.DataFrame) -> list[str]:
     return [name for name, dtype in frame.schema.items() if kind_of(dtype)]
 
 
-def _first_row(chosen: pl.Series) -> int | None:
-    return chosen.arg_true()[0] if chosen.any() else None
+def _differing_row(a: pl.Series, b: pl.Series) -> int | None:
+    differs = ~_equal(a, b)
+    return differs.arg_true()[0] if differs.any() else None
 
 
 def _equal(a: pl.Series, b: pl.Series) -> pl.Series:

@@ -417,8 +417,12 @@ def _small_sample_variance(first: Measurement, second: Measurement, metric: str)
     "Return the variance that a few rows more might add to a difference."
     if metric in first.decisions:
         return _half_a_row(first, metric) + _half_a_row(second, metric)
-    fewest = first.fewest()
-    return (0.25 / fewest) ** 2 if metric == "roc_auc" and fewest < _FEW_FOR_AUC else 0.0
+    return _quarter_of_a_row(first.fewest()) if metric == "roc_auc" else 0.0
+
+
+def _quarter_of_a_row(rows: int) -> float:
+    "Return the variance that a quarter of a row adds to the difference of two AUCs."
+    return (0.25 / rows) ** 2 if rows < _FEW_FOR_AUC else 0.0
 
 
 def _half_a_row(measurement: Measurement, metric: str) -> float:

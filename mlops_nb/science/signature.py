@@ -329,9 +329,9 @@ class Signature(_Columns):
         categories: int = 100,  # most distinct strings that a column may list
     ) -> "Signature":
         "Return the contract that a training split implies."
-        hidden = {*ignored, *(c for c in frame.columns if c.startswith("_"))}
-        columns = tuple(_input_column(s, categories) for s in _visible(frame, hidden))
-        return cls(columns=columns, ignored=tuple(sorted(hidden)))
+        hidden = {*ignored, *filter(_is_bookkeeping, frame.columns)}
+        columns = (_input_column(s, categories) for s in _visible(frame, hidden))
+        return cls(columns=tuple(columns), ignored=tuple(sorted(hidden)))
 
     def frame(self, rows: list[dict]) -> pl.DataFrame:
         "Return JSON rows as a frame of `schema()`, or raise `InputError` with row and column."
@@ -348,6 +348,10 @@ class Signature(_Columns):
         return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
 
 # %% ../../nbs/3_science/07_signature.ipynb #3b70b61f
+def _is_bookkeeping(name: str) -> bool:
+    return name.startswith("_")
+
+
 def _visible(frame: pl.DataFrame, hidden: set[str]) -> pl.DataFrame:
     "Return the columns that a model sees; raise if one has a name that Polars takes for a pattern."
     for name in filter(is_pattern, frame.columns):
