@@ -604,7 +604,7 @@ def test_without_the_cell_default_exp_the_package_is_searched(package):
 def test_a_kernel_by_hand_finds_the_exported_function(package):
     "As in JupyterLab: a kernel that knows nothing of the notebook's file."
     (package / "wspkg/made.py").write_text(EXPORTED)
-    ask = f"from {dotted_name.__module__} import dotted\ndotted(features, 'wspkg')"
+    ask = f"from {dotted_name.__module__} import dotted_name\ndotted_name(features, 'wspkg')"
     cells = [f"import sys\nsys.path.insert(0, {str(package)!r})", *CELLS, ask]
     nb = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     NotebookClient(nb, kernel_name="python3", timeout=120).execute()

@@ -97,10 +97,10 @@ def _all_positive(rows: int, ones: int) -> np.ndarray:
 def _own_moment(rows: np.ndarray, chances: np.ndarray) -> float:
     "Return the sum over categories of the mean of a⁴ / r², a being a category's positives."
     p1, p2, p3, p4 = chances
-    pairs = rows * (rows - 1)
-    triples = pairs * (rows - 2)
-    fourth = triples * (rows - 3) * p4 + 6 * triples * p3 + 7 * pairs * p2 + rows * p1
-    return (fourth / rows**2).sum()
+    two = rows * (rows - 1)
+    three = two * (rows - 2)
+    sums = three * (rows - 3) * p4 + 6 * three * p3 + 7 * two * p2 + rows * p1
+    return (sums / rows**2).sum()
 
 
 def _cross_moment(rows: np.ndarray, chances: np.ndarray) -> float:

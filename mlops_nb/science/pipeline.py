@@ -208,14 +208,15 @@ def is_allowed(
     if name in OWN_TYPES:
         return True
     if within(name, "sklearn") or within(name, "numpy"):
-        return _is_safe_type(name)
-    return package != FRAMEWORK and within(name.rpartition(".")[0], package)
+        return _is_type(name)
+    module, _, _ = name.rpartition(".")
+    return package != FRAMEWORK and within(module, package)
 
 
 _NUMPY_TYPES = (np.generic, np.dtype)  # scalars and dtypes
 
 
-def _is_safe_type(name: str) -> bool:
+def _is_type(name: str) -> bool:
     "Return whether a name is a type that scikit-learn defines, or one of NumPy's values."
     member = _member(name)
     if not isinstance(member, type):
