@@ -507,6 +507,21 @@ def test_rows_of_one_group_do_not_count_as_independent_when_exploring():
     assert width(repeated) == pytest.approx(width(alone), rel=0.1)
 
 
+def test_every_rate_of_an_exploration_has_an_interval():
+    strong = lambda rng, y: np.where(rng.random(len(y)) < 0.2, None, 1.0 * y)
+    frame = table(400, strong=strong, weak=lambda rng, y: rng.normal(size=len(y)))
+    exploration = explore(frame, objective)
+    rate = exploration.rate
+    assert rate.low < rate.value == exploration.positives / 400 < rate.high
+    for column in exploration.table.to_dicts():
+        assert column["low"] <= column["effect"] <= column["high"]
+        assert column["missing_low"] <= column["missing"] < column["missing_high"]
+    html = exploration._repr_html_()
+    assert f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})" in html
+    strongest = exploration.table.row(0, named=True)
+    assert "{effect:.2f} ({low:.2f} to {high:.2f})".format(**strongest) in html
+
+
 def test_exploring_says_what_is_missing():
     with pytest.raises(ObjectiveError, match="_split"):
         explore(table(50).drop("_split"), objective)
