@@ -1,4 +1,4 @@
-"Evaluation: what it refuses, gates that hold and fail where they must, a report that survives its file."
+"Evaluation: what it refuses, gates that hold and fail, a report that survives its file."
 
 import json
 import re

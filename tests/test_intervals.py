@@ -1,4 +1,4 @@
-"Intervals: values as scikit-learn has them, influences that are derivatives, and coverage where the truth is known."
+"Intervals: values are scikit-learn's, influences are derivatives, coverage is what is claimed."
 
 import importlib.util
 import time
@@ -229,7 +229,7 @@ def test_100_000_rows_take_no_resampling():
 
 
 def wrong(kind, per_key, effect=0.1, draws=DRAWS):
-    "How often an interval lies beyond the true effect, and how often no effect has a p-value below 0.05."
+    "How often an interval misses the true effect, and how often no effect has a p-value < 0.05."
     rng, beyond, false = np.random.default_rng(2), [], []
     shares = np.array([0.4, 0.3, 0.2, 0.1])
     for _ in range(draws):

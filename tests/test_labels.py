@@ -1,4 +1,4 @@
-"Labels have one spelling from the target to the monitor: booleans, integers, floats, strings, dates."
+"Labels have one spelling from the target to the monitor: booleans, numbers, strings, dates."
 
 import asyncio
 from datetime import date, datetime

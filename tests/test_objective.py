@@ -131,7 +131,8 @@ def test_labels_refuse(values, says):
         (
             [True, False],
             1,
-            "target 'y' needs 1 among its labels, got [false, true] (Boolean). Set the objective's `positive`",
+            "target 'y' needs 1 among its labels, got [false, true] (Boolean). "
+            "Set the objective's `positive`",
         ),
         ([0, 1], True, "needs True among its labels, got [0, 1] (Int64)"),
         ([0, 1], "yes", "needs 'yes' among its labels, got [0, 1] (Int64)"),
@@ -248,7 +249,7 @@ def test_an_effect_at_the_boundary_is_called_wrongly_no_more_often_than_alpha(ki
 
 @pytest.mark.parametrize("column", ["x", "k"])
 def test_repeated_rows_of_a_key_support_nothing(column):
-    "Noise, eight rows a key: each key's rows are alike in everything. Without keys about half were significant."
+    "Noise, eight equal rows a key. Without groups about half were significant."
     wrong = 0
     for seed in range(60):
         frame = table(
@@ -508,9 +509,13 @@ def test_rows_of_one_group_do_not_count_as_independent_when_exploring():
 
 
 def test_every_rate_of_an_exploration_has_an_interval():
-    strong = lambda rng, y: np.where(rng.random(len(y)) < 0.2, None, 1.0 * y)
-    frame = table(400, strong=strong, weak=lambda rng, y: rng.normal(size=len(y)))
-    exploration = explore(frame, objective)
+    frame = table(
+        400,
+        strong=lambda rng, y: y + 0.5 * rng.normal(size=len(y)),
+        weak=lambda rng, y: rng.normal(size=len(y)),
+    )
+    present = pl.when(pl.col("id") % 5 > 0).then("strong")
+    exploration = explore(frame.with_columns(strong=present), objective)
     rate = exploration.rate
     assert rate.low < rate.value == exploration.positives / 400 < rate.high
     for column in exploration.table.to_dicts():

@@ -1,4 +1,4 @@
-"What the lessons on signature, features, pipeline, folds and search leave out: any row, leaks, refusals, a search on Ray."
+"Signature, features, pipeline, folds and search: any row, leaks, refusals, a search on Ray."
 
 import hashlib
 import json
@@ -189,7 +189,8 @@ def test_a_whole_number_written_as_a_float_is_an_integer(value, number):
         ({"i": float("nan")}, "column 'i'"),
         (
             {"f": 2**53 + 1},
-            "column 'f': expected a number or null, came 9007199254740993, an integer that no float holds",
+            "column 'f': expected a number or null, came 9007199254740993, "
+            "an integer that no float holds",
         ),
         ({"f": 10**400}, "an integer that no float holds"),
         ({"b": 1.0}, "column 'b': expected true or false, came 1.0"),
@@ -232,7 +233,8 @@ def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
     [
         (
             {"n": [1.0, 2.5]},
-            "row 1, column 'n': expected an integer of 64 bits or null, came dtype Float64 with 2.5",
+            "row 1, column 'n': expected an integer of 64 bits or null, "
+            "came dtype Float64 with 2.5",
         ),
         ({"n": [1.0, 2.0**53]}, "row 1, column 'n'"),
         ({"n": [1.0, float("inf")]}, "row 1, column 'n'"),
@@ -376,7 +378,8 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "wspkg/__init__.py").write_text("")
     (tmp_path / "wspkg/features.py").write_text(
         "import polars as pl\n"
-        "def doubled(frame): return frame.with_columns(double=pl.col('x') * 2, text=pl.col('c') + '!')\n"
+        "def doubled(frame):\n"
+        "    return frame.with_columns(double=pl.col('x') * 2, text=pl.col('c') + '!')\n"
         "def broken(frame): return frame.with_columns(z=pl.col('nope'))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -509,13 +512,15 @@ def by(factor):
         ("half = by(2)\n@half\ndef features(frame): return frame", "by(2)", "by(4)"),
         ("double = lambda x: x * 2\ndef features(frame): return double(frame)", "x * 2", "x * 3"),
         (
-            "class C:\n    def go(self, x): return x * 2\ndef features(frame): return C().go(frame)",
+            "class C:\n    def go(self, x): return x * 2\n"
+            "def features(frame): return C().go(frame)",
             "x * 2",
             "x * 3",
         ),
         ("class C:\n    factor = 2\ndef features(frame): return frame * C.factor", "= 2", "= 3"),
         (
-            "def g(x, n): return x * n\nh = functools.partial(g, n=2)\ndef features(frame): return h(frame)",
+            "def g(x, n): return x * n\nh = functools.partial(g, n=2)\n"
+            "def features(frame): return h(frame)",
             "n=2",
             "n=3",
         ),
@@ -558,7 +563,8 @@ def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
     [
         ("features = lambda frame: frame", "<lambda>, which has no name of its own"),
         (
-            "def outer():\n    def features(frame): return frame\n    return features\nfeatures = outer()",
+            "def outer():\n    def features(frame): return frame\n"
+            "    return features\nfeatures = outer()",
             "outer.<locals>.features, which has no name",
         ),
         (
@@ -907,7 +913,10 @@ def test_folds_that_cannot_be_say_why(splitting, frame, says):
 def test_fewer_groups_than_folds_are_refused_in_words():
     frame = table().with_columns(shop=pl.int_range(pl.len()) % 2)
     by_shop = Splitting(salt="s", by="group", column="shop")
-    says = "folds=3: expected at least 3 different values \\(whose rows stay together\\) in 'shop', got 2. Use fewer folds"
+    says = (
+        "folds=3: expected at least 3 different values \\(whose rows stay together\\) in 'shop', "
+        "got 2. Use fewer folds"
+    )
     with pytest.raises(TrainingError, match=says):
         trial_folds(frame, OBJECTIVE, 3, splitting=by_shop)
     assert len(trial_folds(frame, OBJECTIVE, 2, splitting=by_shop)) == 2
@@ -948,7 +957,7 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
 
 
 def test_scores_learn_nothing_from_the_fold_they_score():
-    "A model that can only know the key's row by heart scores as chance; leaked preprocessing would show."
+    "A model of noise scores as chance; leaked preprocessing would show."
     frame = (
         table()
         .with_columns(noise=pl.Series(np.random.default_rng(1).normal(size=300)))
