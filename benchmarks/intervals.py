@@ -14,8 +14,8 @@ import numpy as np
 from harness import Result, options, report
 from populations import Population, categories, correlated
 
-from mlops_nb.science.association import associated, ranked
-from mlops_nb.science.intervals import FEW, METRICS, auc, measured
+from mlops_nb.science.association import cramers_v, rank_biserial
+from mlops_nb.science.intervals import METRICS, MIN_ROWS_PER_CLASS, auc, measure_prediction
 
 DRAWS, QUICK = 2000, 200
 
@@ -40,11 +40,13 @@ def coverage(population: Population, draws: int) -> dict[str, float]:
         labels, p, q, keys = population.draw(rng)
         if not 1 < labels.sum() < population.rows - 1:
             continue
-        first, second = (measured(labels, v, population.threshold, keys=keys) for v in (p, q))
+        first, second = (
+            measure_prediction(labels, v, population.threshold, groups=keys) for v in (p, q)
+        )
         for metric in METRICS:
             value, gain, lead = (
                 first.interval(metric),
-                first.against(second, metric),
+                first.difference(second, metric),
                 true[metric] - other[metric],
             )
             covered[metric].append(value.low <= true[metric] <= value.high)
@@ -72,7 +74,9 @@ def verdicts(kind: str, per_key: int, draws: int) -> dict[str, float]:
                 labels, values, keys = correlated(rng, 300, true, per_key=per_key)
             else:
                 labels, values, keys = categories(rng, 300, true, shares, per_key=per_key)
-            found, p = (ranked if kind == "numbers" else associated)(labels, values, keys=keys)
+            found, p = (rank_biserial if kind == "numbers" else cramers_v)(
+                labels, values, groups=keys
+            )
             if true:
                 wrong.append(not found.low < true <= found.high)
             else:
@@ -115,7 +119,7 @@ def simulate(
         errors = [pool.submit(verdicts, kind, keys, max(QUICK, draws // 4)) for kind, keys in tests]
         edge = pool.submit(areas, draws)
         for population, rate in zip(populations, rates, strict=True):
-            group = few if population.rows * population.prevalence < FEW else many
+            group = few if population.rows * population.prevalence < MIN_ROWS_PER_CLASS else many
             for name, value in rate.result().items():
                 if not name.startswith("gate"):
                     group.setdefault(name, []).append(value)

@@ -20,7 +20,6 @@ __all__ = [
     "Rule",
     "explore",
     "check_hypotheses",
-    "warranted",
     "Candidate",
     "search",
     "load_candidate",
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
     from mlops_nb.models.registry import champion_scores, register, tested
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
-    from mlops_nb.science.objective import Costs, Hypothesis, Objective, Rule, warranted
-    from mlops_nb.science.objective import check_hypotheses
+    from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
+    from mlops_nb.science.objective import Costs, Objective, Rule
     from mlops_nb.science.pipeline import Candidate
     from mlops_nb.science.pipeline import load_candidate
     from mlops_nb.science.search import search
@@ -69,11 +68,10 @@ _HOMES = {
     "dataset": "data.versions:dataset",
     "ingest": "data.ingest:ingest",
     "Costs": "science.objective:Costs",
-    "Hypothesis": "science.objective:Hypothesis",
+    "Hypothesis": "science.hypotheses:Hypothesis",
     "Objective": "science.objective:Objective",
     "Rule": "science.objective:Rule",
-    "check_hypotheses": "science.objective:check_hypotheses",
-    "warranted": "science.objective:warranted",
+    "check_hypotheses": "science.hypotheses:check_hypotheses",
     "Candidate": "science.pipeline:Candidate",
     "search": "science.search:search",
     "explore": "science.exploration:explore",

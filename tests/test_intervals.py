@@ -1,4 +1,4 @@
-"Intervals: values as scikit-learn has them, influences that are derivatives, and coverage where the truth is known."
+"Intervals: values are scikit-learn's, influences are derivatives, coverage is what is claimed."
 
 import importlib.util
 import time
@@ -57,7 +57,7 @@ def scikit(y, p, threshold, w):
 @settings(max_examples=150, deadline=None)
 def test_metrics_are_scikit_learns_with_ties(rows, at):
     y, p, _ = (np.array(v) for v in zip(*rows, strict=True))
-    result = iv.measured(y, p / 6, at / 6)
+    result = iv.measure_prediction(y, p / 6, at / 6)
     assert list(result.values) == list(iv.METRICS)
     assert result.values == pytest.approx(scikit(y, p / 6, at / 6, np.ones(len(y))))
     for metric in iv.METRICS:
@@ -70,7 +70,7 @@ def test_metrics_are_scikit_learns_with_ties(rows, at):
 def test_the_influence_of_a_row_is_what_its_weight_changes():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, 300), rng.integers(1, 8, 300) / 8
-    result, step = iv.measured(y, p, 0.4), 1e-6
+    result, step = iv.measure_prediction(y, p, 0.4), 1e-6
     for row in range(0, 300, 37):
         weights = np.ones(300)
         weights[row] += step
@@ -102,7 +102,7 @@ def test_auc_has_delongs_variance(rows):
     ("hits", "n", "low", "high"), [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (5, 10, 0.2366, 0.7634)]
 )
 def test_the_interval_of_a_share_is_wilsons(hits, n, low, high):
-    interval = iv.share(hits, n)
+    interval = iv.wilson_interval(hits, n)
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
 
 
@@ -118,9 +118,11 @@ def covered(population, draws=DRAWS, seed=1):
         y, p, q, keys = population.draw(rng)
         if not 1 < y.sum() < len(y) - 1:
             continue
-        first, second = (iv.measured(y, v, population.threshold, keys=keys) for v in (p, q))
+        first, second = (
+            iv.measure_prediction(y, v, population.threshold, groups=keys) for v in (p, q)
+        )
         for metric in iv.METRICS:
-            value, gain = first.interval(metric), first.against(second, metric)
+            value, gain = first.interval(metric), first.difference(second, metric)
             hits.setdefault(metric, []).append(value.low <= true[metric] <= value.high)
             hits.setdefault(f"gain in {metric}", []).append(
                 gain.low <= true[metric] - other[metric] <= gain.high
@@ -158,7 +160,7 @@ def test_a_perfect_ranking_is_not_sure_to_stay_perfect(n):
     y = np.repeat([0, 1], n)
     for interval in (iv.auc(y, np.arange(2 * n)), iv.auc(1 - y, np.arange(2 * n))):
         assert interval.value in (0, 1) and 0.01 / n < interval.high - interval.low < 4 / n
-    perfect = iv.measured(y, y.astype(float))
+    perfect = iv.measure_prediction(y, y.astype(float))
     for metric in iv.METRICS:
         assert perfect.interval(metric).high > perfect.interval(metric).low, metric
 
@@ -166,7 +168,7 @@ def test_a_perfect_ranking_is_not_sure_to_stay_perfect(n):
 @pytest.mark.parametrize("constant", [0.0, 0.3, 0.5, 1.0])
 def test_a_constant_prediction_has_intervals_of_some_width(constant):
     y = (np.arange(300) % 3 == 0).astype(int)
-    result = iv.measured(y, np.full(300, constant))
+    result = iv.measure_prediction(y, np.full(300, constant))
     for metric in iv.METRICS:
         interval = result.interval(metric)
         assert (
@@ -178,36 +180,37 @@ def test_a_constant_prediction_has_intervals_of_some_width(constant):
 def test_repeated_rows_of_a_key_make_no_interval_narrower():
     rng, twice = np.random.default_rng(0), np.repeat(np.arange(400), 8)
     y, p = (rng.random(400) < 0.3).astype(int), rng.random(400)
-    once, again = iv.measured(y, p), iv.measured(y[twice], p[twice], keys=twice)
+    once, again = (
+        iv.measure_prediction(y, p),
+        iv.measure_prediction(y[twice], p[twice], groups=twice),
+    )
     for metric in iv.METRICS:
         a, b = once.interval(metric), again.interval(metric)
         assert (b.high - b.low) / (a.high - a.low) == pytest.approx(1, abs=0.02), metric
         c, d = (
-            x.against(other, metric)
+            x.difference(other, metric)
             for x, other in (
-                (once, iv.measured(y, 1 - p)),
-                (again, iv.measured(y[twice], 1 - p[twice], keys=twice)),
+                (once, iv.measure_prediction(y, 1 - p)),
+                (again, iv.measure_prediction(y[twice], 1 - p[twice], groups=twice)),
             )
         )
         assert (d.high - d.low) / (c.high - c.low) == pytest.approx(1, abs=0.03), metric
-    assert iv.fewest(y[twice], twice) == iv.fewest(y) == y.sum()
+    assert iv.rarer_class_size(y[twice], twice) == iv.rarer_class_size(y) == y.sum()
 
 
 def test_a_missing_key_is_nobody_elses():
-    assert iv.codes([None, None, "a"]) is None and iv.codes(["a", None, "a", None]).tolist() == [
-        0,
-        1,
-        0,
-        2,
-    ]
+    assert iv.group_numbers([None, None, "a"]) is None and iv.group_numbers(
+        ["a", None, "a", None]
+    ).tolist() == [0, 1, 0, 2]
 
 
 def test_the_same_prediction_gains_nothing_for_sure():
     rng = np.random.default_rng(1)
     y, p = rng.integers(0, 2, 600), rng.random(600)
-    first, same = iv.measured(y, p), iv.measured(y, p.copy())
+    first, same = iv.measure_prediction(y, p), iv.measure_prediction(y, p.copy())
     assert all(
-        first.against(same, metric) == iv.Interval(value=0, low=0, high=0) for metric in iv.METRICS
+        first.difference(same, metric) == iv.Interval(value=0, low=0, high=0)
+        for metric in iv.METRICS
     )
 
 
@@ -215,15 +218,18 @@ def test_100_000_rows_take_no_resampling():
     rng = np.random.default_rng(0)
     y, p, start = (rng.random(100_000) < 0.1).astype(int), rng.random(100_000), time.process_time()
     first, second = (
-        iv.measured(y, p, keys=rng.integers(0, 30_000, 100_000)),
-        iv.measured(y, rng.random(100_000)),
+        iv.measure_prediction(y, p, groups=rng.integers(0, 30_000, 100_000)),
+        iv.measure_prediction(y, rng.random(100_000)),
     )
-    intervals = [first.interval(metric) for metric in iv.METRICS], second.against(second, "brier")
+    intervals = (
+        [first.interval(metric) for metric in iv.METRICS],
+        second.difference(second, "brier"),
+    )
     assert intervals and time.process_time() - start < 10  # 0.3 s alone; a bootstrap took minutes
 
 
 def wrong(kind, per_key, effect=0.1, draws=DRAWS):
-    "How often an interval lies beyond the true effect, and how often no effect has a p-value below 0.05."
+    "How often an interval misses the true effect, and how often no effect has a p-value < 0.05."
     rng, beyond, false = np.random.default_rng(2), [], []
     shares = np.array([0.4, 0.3, 0.2, 0.1])
     for _ in range(draws):
@@ -232,9 +238,9 @@ def wrong(kind, per_key, effect=0.1, draws=DRAWS):
                 y, x, keys = populations.correlated(rng, 300, true, per_key=per_key)
             else:
                 y, x, keys = populations.categories(rng, 300, true, shares, per_key=per_key)
-            interval, p = (association.ranked if kind == "numbers" else association.associated)(
-                y, x, keys=keys
-            )
+            interval, p = (
+                association.rank_biserial if kind == "numbers" else association.cramers_v
+            )(y, x, groups=keys)
             if true:
                 beyond.append(not interval.low <= true <= interval.high)
             else:
@@ -252,7 +258,7 @@ def test_effects_and_p_values_are_wrong_no_more_often_than_alpha(kind, per_key):
 def test_many_categories_have_the_moments_and_the_tail_of_the_permutation():
     rng = np.random.default_rng(0)
     rows, ones = rng.integers(1, 6, 700), 600
-    drawn = association._statistic(
+    drawn = association._chi_square(
         rows, rng.multivariate_hypergeometric(rows, ones, 3000, method="marginals")
     )
     mean, variance = association._moments(rows, ones)
@@ -260,8 +266,10 @@ def test_many_categories_have_the_moments_and_the_tail_of_the_permutation():
         drawn.var(), rel=0.15
     )
     positives = rng.multivariate_hypergeometric(rows, ones)
-    p = association._independence(rows, positives, float(association._statistic(rows, positives)))
-    assert p == pytest.approx((drawn >= association._statistic(rows, positives)).mean(), abs=0.05)
+    p = association._independence_p_value(
+        rows, positives, float(association._chi_square(rows, positives))
+    )
+    assert p == pytest.approx((drawn >= association._chi_square(rows, positives)).mean(), abs=0.05)
 
 
 @pytest.mark.parametrize("rare", [1, 2, 300, 900, 1_000_000])
@@ -272,7 +280,7 @@ def test_a_million_rows_with_rare_categories_take_seconds(rare):
         np.arange(1_000_000) < rare, np.arange(1_000_000), -1 - np.arange(1_000_000) % 3
     )
     start = time.process_time()
-    effect, p = association.associated(y, values)
+    effect, p = association.cramers_v(y, values)
     assert (
         time.process_time() - start < 20 and p > 0.001 and effect.low == 0
     )  # seconds alone; by permutation hours
@@ -285,4 +293,4 @@ def test_two_rare_categories_are_tested_by_fisher():
         np.repeat([0, 1], [40, 8]),
         np.r_[np.zeros(39, int), 1, np.ones(3, int), np.zeros(5, int)],
     )
-    assert association.associated(y, x)[1] == pytest.approx(fisher_exact([[39, 1], [5, 3]]).pvalue)
+    assert association.cramers_v(y, x)[1] == pytest.approx(fisher_exact([[39, 1], [5, 3]]).pvalue)

@@ -1,4 +1,4 @@
-"Labels have one spelling from the target to the monitor: booleans, integers, floats, strings, dates."
+"Labels have one spelling from the target to the monitor: booleans, numbers, strings, dates."
 
 import asyncio
 from datetime import date, datetime
@@ -17,7 +17,7 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
 from mlops_nb.models.bundle import Bundle, fill
 from mlops_nb.models.sealing import seal
-from mlops_nb.science.labels import as_ones, labels_of, meant, respelled, spelling
+from mlops_nb.science.labels import as_ones, matching_label, respelled, spelling, values_by_label
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit, save_candidate
 from mlops_nb.service import monitoring
@@ -64,14 +64,17 @@ def test_a_label_has_one_spelling(value, text):
 def test_every_way_of_writing_a_label_means_it(value):
     labels = [spelling(value), "another"]
     assert (
-        meant(value, labels) == labels[0] == meant(str(value), labels) == meant(labels[0], labels)
+        matching_label(value, labels)
+        == labels[0]
+        == matching_label(str(value), labels)
+        == matching_label(labels[0], labels)
     )
     assert respelled(str(value)) == labels[0]
 
 
 @given(st.text(max_size=8), st.lists(st.text(max_size=8), max_size=3))
 def test_text_means_a_label_of_its_own_spelling_first(text, others):
-    assert meant(text, [*others, text]) == text
+    assert matching_label(text, [*others, text]) == text
 
 
 @pytest.mark.parametrize(
@@ -90,12 +93,15 @@ def test_text_means_a_label_of_its_own_spelling_first(text, others):
     ],
 )
 def test_what_is_none_of_the_labels_means_none(value, labels):
-    assert meant(value, labels) is None
+    assert matching_label(value, labels) is None
 
 
 def test_a_column_has_the_labels_of_its_values():
-    assert labels_of(pl.Series([0.0, -0.0, None, float("nan"), 2.5])) == {"0": [0.0], "2.5": [2.5]}
-    assert labels_of(pl.Series(["b", "a"], dtype=pl.Categorical)) == {"a": ["a"], "b": ["b"]}
+    assert values_by_label(pl.Series([0.0, -0.0, None, float("nan"), 2.5])) == {
+        "0": [0.0],
+        "2.5": [2.5],
+    }
+    assert values_by_label(pl.Series(["b", "a"], dtype=pl.Categorical)) == {"a": ["a"], "b": ["b"]}
     assert as_ones(pl.Series("l", ["True", "0", "false", None]), ("false", "true")).to_list() == [
         1,
         None,

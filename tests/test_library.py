@@ -17,7 +17,7 @@ import mlops_nb
 from mlops_nb.core import cluster, library
 from mlops_nb.core.errors import SettingsError
 from mlops_nb.core.settings import create
-from mlops_nb.science.pipeline import TYPES, allowed
+from mlops_nb.science.pipeline import OWN_TYPES, is_allowed
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,12 +188,12 @@ def test_the_frameworks_digest_is_without_the_workflows_package(fake_framework, 
     ],
 )
 def test_a_model_file_names_the_package_and_listed_types_only(name, package, may):
-    assert allowed(name, package) is may
+    assert is_allowed(name, package) is may
 
 
 def test_every_type_of_the_framework_that_a_model_file_may_name_is_a_type():
-    for name in TYPES:
-        assert allowed(name, "") and isinstance(resolve_name(name), type)
+    for name in OWN_TYPES:
+        assert is_allowed(name, "") and isinstance(resolve_name(name), type)
 
 
 # Where processes import it from

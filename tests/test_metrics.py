@@ -17,11 +17,13 @@ def test_a_small_test_set_is_not_blamed_for_its_noise(n):
     rng, found = np.random.default_rng(0), []
     for _ in range(100):
         p = rng.beta(1, 3, n)
-        found.append(m.calibration_error(m.calibration((rng.random(n) < p).astype(int), p)))
+        found.append(m.calibration_error(m.calibration_bins((rng.random(n) < p).astype(int), p)))
     assert np.median(found) < 0.02  # plain root mean square: 0.07 on 300 rows
     p = rng.beta(1, 3, n)
     assert (
-        m.calibration_error(m.calibration((rng.random(n) < p).astype(int), np.clip(p + 0.15, 0, 1)))
+        m.calibration_error(
+            m.calibration_bins((rng.random(n) < p).astype(int), np.clip(p + 0.15, 0, 1))
+        )
         > 0.08
     )
 
@@ -29,7 +31,7 @@ def test_a_small_test_set_is_not_blamed_for_its_noise(n):
 @pytest.mark.parametrize("share", [0.3, 0.05])
 def test_rows_of_equal_probability_are_one_bin_whatever_their_order(share):
     y = (np.arange(1000) < 1000 * share).astype(int)  # sorted by label
-    table = m.calibration(y, np.full(1000, share))
+    table = m.calibration_bins(y, np.full(1000, share))
     assert table["rows"].to_list() == [1000] and m.calibration_error(table) == 0  # was 0.46 for 0.3
     p = np.repeat([0.1, 0.3, 0.8], [300, 400, 300])
     y = np.concatenate([np.arange(300) < 30, np.arange(400) < 120, np.arange(300) < 240]).astype(
@@ -37,11 +39,11 @@ def test_rows_of_equal_probability_are_one_bin_whatever_their_order(share):
     )
     shuffled = np.random.default_rng(0).permutation(1000)
     assert (
-        m.calibration_error(m.calibration(y, p))
-        == m.calibration_error(m.calibration(y[shuffled], p[shuffled]))
+        m.calibration_error(m.calibration_bins(y, p))
+        == m.calibration_error(m.calibration_bins(y[shuffled], p[shuffled]))
         == 0
     )
-    assert m.calibration(y, p).equals(m.calibration(y[shuffled], p[shuffled]))
+    assert m.calibration_bins(y, p).equals(m.calibration_bins(y[shuffled], p[shuffled]))
 
 
 def test_rows_of_one_key_are_not_taken_for_noise_free():
@@ -50,7 +52,7 @@ def test_rows_of_one_key_are_not_taken_for_noise_free():
     for _ in range(60):
         p = rng.beta(1, 3, 100)
         y = (rng.random(100) < p).astype(int)
-        errors.append(m.calibration_error(m.calibration(y[eight], p[eight], keys=eight)))
+        errors.append(m.calibration_error(m.calibration_bins(y[eight], p[eight], groups=eight)))
     assert np.median(errors) < 0.05  # without keys 0.12
 
 
@@ -109,10 +111,13 @@ def test_repeated_rows_make_no_group_surer():
     rng, eight = np.random.default_rng(0), np.repeat(np.arange(200), 8)
     y, p, group = rng.integers(0, 2, 200), rng.random(200), pl.DataFrame({"g": ["a", "b"] * 100})
     once = m.fairness(group, y, p, 0.5)
-    again = m.fairness(group[eight], y[eight], p[eight], 0.5, keys=eight)
+    again = m.fairness(group[eight], y[eight], p[eight], 0.5, groups=eight)
     widths = [(t["high"] - t["low"]).to_numpy() for t in (once, again)]
     assert widths[1] / widths[0] == pytest.approx(np.ones(8), abs=0.05)
-    losses = [m.errors(group, y, p), m.errors(group[eight], y[eight], p[eight], keys=eight)]
+    losses = [
+        m.worst_segments(group, y, p),
+        m.worst_segments(group[eight], y[eight], p[eight], groups=eight),
+    ]
     widths = [(t["high"] - t["low"]).to_numpy() for t in losses]
     assert widths[1] / widths[0] == pytest.approx(np.ones(2), abs=0.05)
 
@@ -124,7 +129,7 @@ def test_errors_find_the_planted_segment():
     )
     y = rng.integers(0, 2, 400)
     p = np.where((frame["place"] == "north").to_numpy(), 0.2 + 0.6 * (1 - y), 0.2 + 0.6 * y)
-    found = m.errors(frame, y, p)
+    found = m.worst_segments(frame, y, p)
     assert found.row(0)[:2] == ("place", "north") and found["log_loss"][0] > 1.5
     assert "list" not in found["column"]
 
@@ -132,7 +137,7 @@ def test_errors_find_the_planted_segment():
 def test_a_picture_is_the_same_each_time_and_escaped():
     def draw():
         fig = Figure(figsize=(3, 2), layout="constrained")
-        m.dots(
+        m.draw_intervals(
             fig.subplots(),
             ["$a$b_$", "cost in $"],
             pl.DataFrame({"low": [0, 1], "v": [1, 2], "high": [2, 3]}),

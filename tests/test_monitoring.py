@@ -20,7 +20,7 @@ from mlops_nb.core.errors import EventConflict
 from mlops_nb.core.masking import Webhook
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import Profile, profile
-from mlops_nb.science.intervals import auc, measured
+from mlops_nb.science.intervals import auc, measure_prediction
 from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
@@ -284,7 +284,7 @@ def test_performance_is_judged_only_with_labels_of_both_classes():
 
 @pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "brier", "log_loss"])
 def test_worse_is_worse_in_every_metric(metric):
-    expected = measured(TRUTH, THOUGHT).interval(metric)
+    expected = measure_prediction(TRUTH, THOUGHT).interval(metric)
     report = REPORT | {"metrics": {metric: expected.model_dump()}}
     frame = people(800, 5)
     assert ("performance", metric) not in alarms(judged(frame, report=report, metric=metric))
@@ -301,7 +301,7 @@ def test_a_model_that_is_no_worse_is_called_worse_by_luck_only(metric):
     for seed in range(120):
         test, now = people(1000, 1000 + seed), people(300, 5000 + seed)
         truth = [(f["y"] == "Yes").to_numpy().astype(int) for f in (test, now)]
-        expected = measured(truth[0], test["prediction"].to_numpy()).interval(metric)
+        expected = measure_prediction(truth[0], test["prediction"].to_numpy()).interval(metric)
         labelled = now.with_columns(label=pl.Series(truth[1]))
         (question,) = checks.performance(
             labelled,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlops_nb.core.errors import ObjectiveError
+from mlops_nb.science import hypotheses as h
 from mlops_nb.science import objective as o
 from mlops_nb.science.exploration import explore
 
@@ -28,8 +29,8 @@ def table(n=2000, seed=0, **columns):
 
 
 def verdict(frame, **hypothesis):
-    return o.check_hypotheses(
-        frame, [o.Hypothesis(name="h", statement="s", **hypothesis)], objective
+    return h.check_hypotheses(
+        frame, [h.Hypothesis(name="h", statement="s", **hypothesis)], objective
     ).table.row(0, named=True)
 
 
@@ -95,14 +96,16 @@ def test_scorers_are_scikit_learns(scorer):
     ],
 )
 def test_labels(values, positive, ones):
-    found = o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
+    found = o.binary_labels(
+        pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive})
+    )
     assert found.tolist() == ones
 
 
 def test_labels_of_categories():
     frame = pl.DataFrame({"y": pl.Series(["yes", "no"], dtype=pl.Categorical)})
-    assert o.labels(frame, objective).tolist() == [1, 0]
-    assert o.labels(frame.cast(pl.Enum(["no", "yes"])), objective).tolist() == [1, 0]
+    assert o.binary_labels(frame, objective).tolist() == [1, 0]
+    assert o.binary_labels(frame.cast(pl.Enum(["no", "yes"])), objective).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -111,15 +114,15 @@ def test_labels_of_categories():
         (["yes", None], "1 rows have no 'y'"),
         (["no", "no"], "needs 'yes'"),
         (["yes", "yes"], "another label"),
-        ([0, 1], "came \\["),
+        ([0, 1], "got \\["),
         ([], "needs"),
     ],
 )
 def test_labels_refuse(values, says):
     with pytest.raises(ObjectiveError, match=says):
-        o.labels(pl.DataFrame({"y": values}), objective)
+        o.binary_labels(pl.DataFrame({"y": values}), objective)
     with pytest.raises(ObjectiveError, match="expected the target"):
-        o.labels(pl.DataFrame({"x": values}), objective)
+        o.binary_labels(pl.DataFrame({"x": values}), objective)
 
 
 @pytest.mark.parametrize(
@@ -128,18 +131,19 @@ def test_labels_refuse(values, says):
         (
             [True, False],
             1,
-            "target 'y' needs 1 among its labels; came [false, true] (Boolean). Set the objective's `positive`",
+            "target 'y' needs 1 among its labels, got [false, true] (Boolean). "
+            "Set the objective's `positive`",
         ),
-        ([0, 1], True, "needs True among its labels; came [0, 1] (Int64)"),
-        ([0, 1], "yes", "needs 'yes' among its labels; came [0, 1] (Int64)"),
-        ([0.5, 1.0], "yes", "came [0.5, 1] (Float64)"),
-        (["no", "yes"], 1, "came [no, yes] (String)"),
+        ([0, 1], True, "needs True among its labels, got [0, 1] (Int64)"),
+        ([0, 1], "yes", "needs 'yes' among its labels, got [0, 1] (Int64)"),
+        ([0.5, 1.0], "yes", "got [0.5, 1] (Float64)"),
+        (["no", "yes"], 1, "got [no, yes] (String)"),
         ([1.0, float("nan")], 1, "1 rows have no 'y'"),
     ],
 )
 def test_a_positive_that_is_no_label_is_refused_in_words(values, positive, says):
     with pytest.raises(ObjectiveError, match=re.escape(says)):
-        o.labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
+        o.binary_labels(pl.DataFrame({"y": values}), o.Objective(**BASE | {"positive": positive}))
 
 
 def test_split_needs_its_column_and_rows():
@@ -171,12 +175,12 @@ def test_an_expression_that_does_not_fit_says_so():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=100, deadline=None)
 def test_holm(p):
-    found, order = o.holm(p), np.argsort(p)
+    found, order = h.holm(p), np.argsort(p)
     assert ((found >= p) & (found <= 1)).all() and found.min() == pytest.approx(
         min(1, len(p) * min(p))
     )
     assert (np.diff(found[order]) >= 0).all()
-    assert o.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert h.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_an_effect_at_the_boundary_is_called_wrongly_no_more_often_than_alpha(ki
 
 @pytest.mark.parametrize("column", ["x", "k"])
 def test_repeated_rows_of_a_key_support_nothing(column):
-    "Noise, eight rows a key: each key's rows are alike in everything. Without keys about half were significant."
+    "Noise, eight equal rows a key. Without groups about half were significant."
     wrong = 0
     for seed in range(60):
         frame = table(
@@ -325,10 +329,10 @@ def test_luck_supports_nothing():
             200, seed=seed, **{f"x{i}": lambda r, y: r.normal(size=len(y)) for i in range(10)}
         )
         beliefs = [
-            o.Hypothesis(name=f"x{i}", statement="", column=f"x{i}", min_effect=0.01)
+            h.Hypothesis(name=f"x{i}", statement="", column=f"x{i}", min_effect=0.01)
             for i in range(10)
         ]
-        found = o.check_hypotheses(frame, beliefs, objective)
+        found = h.check_hypotheses(frame, beliefs, objective)
         wrong += "supported" in found.table["verdict"]
     assert wrong <= 6  # 2 expected; uncorrected about 16
 
@@ -340,17 +344,17 @@ def test_only_the_training_split_is_read():
 
 
 def test_hypotheses_need_names_of_their_own():
-    h = o.Hypothesis(name="h", statement="s", column="x")
+    belief = h.Hypothesis(name="h", statement="s", column="x")
     with pytest.raises(ObjectiveError, match="same name"):
-        o.check_hypotheses(table(50), [h, h], objective)
+        h.check_hypotheses(table(50), [belief, belief], objective)
     with pytest.raises(ObjectiveError, match="at least one"):
-        o.check_hypotheses(table(50), [], objective)
+        h.check_hypotheses(table(50), [], objective)
 
 
 def test_verdicts_show_what_came_from_people_escaped():
-    found = o.check_hypotheses(
+    found = h.check_hypotheses(
         table(100, x=lambda r, y: r.normal(size=len(y))),
-        [o.Hypothesis(name="<b>$x_$", statement="<script>", column="x")],
+        [h.Hypothesis(name="<b>$x_$", statement="<script>", column="x")],
         objective,
     )
     assert "<script>" not in found._repr_html_() and "&lt;script&gt;" in found._repr_html_()
@@ -380,14 +384,14 @@ def test_warranted_only_by_a_gain_that_is_sure():
         o.Rule(name="a", expression="a"),
         o.Rule(name="both", expression=pl.col("a") + pl.col("b")),
     )
-    assert o.warranted(frame, objective, weak).warranted
-    found = o.warranted(frame, objective, strong)
+    assert objective.warrant(frame, weak).warranted
+    found = objective.warrant(frame, strong)
     assert (
         not found.warranted
         and "not surely" in found.reason
         and "not warranted" in found._repr_html_()
     )
-    assert not o.warranted(frame, objective, weak, min_gain=0.3).warranted
+    assert not objective.warrant(frame, weak, min_gain=0.3).warranted
 
 
 def noise(keys=60, rows=8):
@@ -402,9 +406,9 @@ def test_rows_that_repeat_a_key_teach_the_quick_model_nothing_of_each_other():
     frame = noise()
     y = (frame["y"] == "yes").to_numpy()
     assert (
-        roc_auc_score(y, o.quick(frame.drop("day"), objective)) < 0.75
+        roc_auc_score(y, o.quick_predictions(frame.drop("day"), objective)) < 0.75
     )  # was 0.999: noise learnt by heart
-    assert not o.warranted(frame.drop("day"), objective, o.Rule(name="a", expression="a")).warranted
+    assert not objective.warrant(frame.drop("day"), o.Rule(name="a", expression="a")).warranted
 
 
 @pytest.mark.parametrize(("by", "column"), [("group", "g"), ("time", "day")])
@@ -412,12 +416,12 @@ def test_the_quick_model_follows_the_split(by, column, monkeypatch):
     from mlops_nb.data.splits import Splitting
 
     frame = signal(600).with_columns(g=pl.int_range(600) // 10, day=pl.int_range(600) // 6)
-    learnt, fold = [], o.folded
+    learnt, fold = [], o.make_folds
     monkeypatch.setattr(o, "make_folds", lambda *a, **k: learnt.extend(fold(*a, **k)) or learnt)
     splitting = Splitting(
         salt="s", by=by, column=column, ends={"train": None} if by == "time" else None
     )
-    o.warranted(frame, objective, o.Rule(name="a", expression="a"), splitting=splitting)
+    objective.warrant(frame, o.Rule(name="a", expression="a"), splitting=splitting)
     assert len(learnt) == 5
     for learn, score in learnt:
         if by == "group":
@@ -429,20 +433,18 @@ def test_the_quick_model_follows_the_split(by, column, monkeypatch):
 def test_a_loss_is_gained_by_being_lower():
     brier = o.Objective(**BASE, metric="brier")
     rate = o.Rule(name="rate", expression=pl.col("a") * 0 + 0.3)
-    found = o.warranted(signal(), brier, rate)
+    found = brier.warrant(signal(), rate)
     assert found.warranted and found.scores["quick model"].value < found.scores["rule"].value
     with pytest.raises(ObjectiveError, match="judges probabilities"):
-        o.warranted(signal(), brier, o.Rule(name="a", expression="a"))
+        brier.warrant(signal(), o.Rule(name="a", expression="a"))
 
 
 def test_the_quick_model_never_sees_key_target_or_underscores():
     frame = signal().with_columns(_leak=pl.col("y"))
-    assert o.features(frame, objective) == ["a", "b", "k"]
+    assert o.input_columns(frame, objective) == ["a", "b", "k"]
     with pytest.raises(ObjectiveError, match="5 rows of each class"):
-        o.warranted(
-            table(12, x=lambda r, y: r.normal(size=len(y))),
-            objective,
-            o.Rule(name="x", expression="x"),
+        objective.warrant(
+            table(12, x=lambda r, y: r.normal(size=len(y))), o.Rule(name="x", expression="x")
         )
 
 
@@ -504,6 +506,25 @@ def test_rows_of_one_group_do_not_count_as_independent_when_exploring():
     alone, repeated = explore(frame, objective), explore(often, objective)
     width = lambda seen: (seen.shown["x"]["high"] - seen.shown["x"]["low"]).to_numpy()
     assert width(repeated) == pytest.approx(width(alone), rel=0.1)
+
+
+def test_every_rate_of_an_exploration_has_an_interval():
+    frame = table(
+        400,
+        strong=lambda rng, y: y + 0.5 * rng.normal(size=len(y)),
+        weak=lambda rng, y: rng.normal(size=len(y)),
+    )
+    present = pl.when(pl.col("id") % 5 > 0).then("strong")
+    exploration = explore(frame.with_columns(strong=present), objective)
+    rate = exploration.rate
+    assert rate.low < rate.value == exploration.positives / 400 < rate.high
+    for column in exploration.table.to_dicts():
+        assert column["low"] <= column["effect"] <= column["high"]
+        assert column["missing_low"] <= column["missing"] < column["missing_high"]
+    html = exploration._repr_html_()
+    assert f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})" in html
+    strongest = exploration.table.row(0, named=True)
+    assert "{effect:.2f} ({low:.2f} to {high:.2f})".format(**strongest) in html
 
 
 def test_exploring_says_what_is_missing():

@@ -1,4 +1,4 @@
-"What the lessons on signature, features, pipeline, folds and search leave out: any row, leaks, refusals, a search on Ray."
+"Signature, features, pipeline, folds and search: any row, leaks, refusals, a search on Ray."
 
 import hashlib
 import json
@@ -36,13 +36,13 @@ from mlops_nb.science.features import check_row_by_row
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import (
     Candidate,
-    dotted,
+    dotted_name,
     fit,
     load_candidate_files,
     load_pipeline,
     save_candidate,
 )
-from mlops_nb.science.search import scores, search, trial_folds
+from mlops_nb.science.search import fold_scores, search, trial_folds
 from mlops_nb.science.signature import InputColumn, Signature
 from mlops_nb.service.serving import protocols
 
@@ -189,7 +189,8 @@ def test_a_whole_number_written_as_a_float_is_an_integer(value, number):
         ({"i": float("nan")}, "column 'i'"),
         (
             {"f": 2**53 + 1},
-            "column 'f': expected a number or null, got 9007199254740993, an integer that no float holds",
+            "column 'f': expected a number or null, got 9007199254740993, "
+            "an integer that no float holds",
         ),
         ({"f": 10**400}, "an integer that no float holds"),
         ({"b": 1.0}, "column 'b': expected true or false, got 1.0"),
@@ -232,7 +233,8 @@ def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
     [
         (
             {"n": [1.0, 2.5]},
-            "row 1, column 'n': expected an integer of 64 bits or null, got dtype Float64 with 2.5",
+            "row 1, column 'n': expected an integer of 64 bits or null, "
+            "got dtype Float64 with 2.5",
         ),
         ({"n": [1.0, 2.0**53]}, "row 1, column 'n'"),
         ({"n": [1.0, float("inf")]}, "row 1, column 'n'"),
@@ -354,12 +356,12 @@ def test_a_target_of_three_labels_is_refused():
         (lambda: Candidate("a b", LogisticRegression()), "letters, digits"),
         (lambda: Candidate("svc", LinearSVC()), "gives no probabilities"),
         (lambda: Candidate("l", LogisticRegression(), {"depth": 1}), "no parameter depth"),
-        (lambda: dotted("nowhere.features", "ws"), "expected one of package 'ws'"),
+        (lambda: dotted_name("nowhere.features", "ws"), "expected one of package 'ws'"),
         (
             lambda: fit(table(), OBJECTIVE, LOGISTIC, features="nowhere.features"),
             "cannot be imported",
         ),
-        (lambda: dotted(lambda frame: frame), "has no name of its own: expected a function"),
+        (lambda: dotted_name(lambda frame: frame), "has no name of its own: expected a function"),
         (lambda: fit(table().select("id", "y"), OBJECTIVE, LOGISTIC), "every column is a date"),
         (lambda: trial_folds(table(), OBJECTIVE, 1), "folds=1: expected 2 to"),
     ],
@@ -376,7 +378,8 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "wspkg/__init__.py").write_text("")
     (tmp_path / "wspkg/features.py").write_text(
         "import polars as pl\n"
-        "def doubled(frame): return frame.with_columns(double=pl.col('x') * 2, text=pl.col('c') + '!')\n"
+        "def doubled(frame):\n"
+        "    return frame.with_columns(double=pl.col('x') * 2, text=pl.col('c') + '!')\n"
         "def broken(frame): return frame.with_columns(z=pl.col('nope'))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -435,14 +438,14 @@ def in_a_notebook(*cells: str) -> dict:
 def test_a_function_of_the_notebook_stands_for_the_exported_one(package):
     (package / "wspkg/made.py").write_text(EXPORTED)
     (package / "wspkg/copied.py").write_text(EXPORTED)
-    assert dotted(in_a_notebook(*CELLS)["features"], "wspkg") == "wspkg.made.features"
+    assert dotted_name(in_a_notebook(*CELLS)["features"], "wspkg") == "wspkg.made.features"
     other_layout = (
         CELLS[2]
         .replace("    return", "    # all at once\n\n    return")
         .replace("[2, 3]", "[2,\n 3]")
     )
     function = in_a_notebook(*CELLS[:2], other_layout)["features"]
-    assert dotted(function, "wspkg") == "wspkg.made.features"
+    assert dotted_name(function, "wspkg") == "wspkg.made.features"
     assert (
         fit(table(), OBJECTIVE, LOGISTIC, features="wspkg.made.features").features
         == "wspkg.made.features"
@@ -459,7 +462,7 @@ def test_a_kernel_that_imported_the_module_before_an_export_is_refused(package):
         (package / "wspkg/made.py").write_text(EXPORTED)
         function = in_a_notebook(*CELLS[:2], CELLS[2].replace(after, before))["features"]
         with pytest.raises(TrainingError, match="restart the kernel"):
-            dotted(function, "wspkg")
+            dotted_name(function, "wspkg")
 
 
 @pytest.mark.parametrize(
@@ -481,7 +484,7 @@ def test_a_function_that_was_edited_since_its_export_is_refused(package, before,
     with pytest.raises(
         TrainingError, match="features is not the one in wspkg.made: run `nbdev-export`"
     ):
-        dotted(function, "wspkg")
+        dotted_name(function, "wspkg")
 
 
 HELP = """import datetime as dt
@@ -509,13 +512,15 @@ def by(factor):
         ("half = by(2)\n@half\ndef features(frame): return frame", "by(2)", "by(4)"),
         ("double = lambda x: x * 2\ndef features(frame): return double(frame)", "x * 2", "x * 3"),
         (
-            "class C:\n    def go(self, x): return x * 2\ndef features(frame): return C().go(frame)",
+            "class C:\n    def go(self, x): return x * 2\n"
+            "def features(frame): return C().go(frame)",
             "x * 2",
             "x * 3",
         ),
         ("class C:\n    factor = 2\ndef features(frame): return frame * C.factor", "= 2", "= 3"),
         (
-            "def g(x, n): return x * n\nh = functools.partial(g, n=2)\ndef features(frame): return h(frame)",
+            "def g(x, n): return x * n\nh = functools.partial(g, n=2)\n"
+            "def features(frame): return h(frame)",
             "n=2",
             "n=3",
         ),
@@ -526,14 +531,14 @@ def test_what_a_function_uses_is_compared_too(package, definitions, before, afte
     (package / "wspkg/used.py").write_text(HELP + definitions)
     assert before in definitions
     function = in_a_notebook("#| default_exp used", HELP, definitions)["features"]
-    assert dotted(function, "wspkg") == "wspkg.used.features"
+    assert dotted_name(function, "wspkg") == "wspkg.used.features"
     edited = in_a_notebook("#| default_exp used", HELP, definitions.replace(before, after, 1))[
         "features"
     ]
     with pytest.raises(
         TrainingError, match="not the one in wspkg.used.*dotted name.*\"wspkg.used.features\""
     ):
-        dotted(edited, "wspkg")
+        dotted_name(edited, "wspkg")
 
 
 def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
@@ -548,7 +553,7 @@ def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
         .replace("= 1", "= 2")
     )
     assert (
-        dotted(in_a_notebook("#| default_exp lazy", cell)["features"], "wspkg")
+        dotted_name(in_a_notebook("#| default_exp lazy", cell)["features"], "wspkg")
         == "wspkg.lazy.features"
     )
 
@@ -558,7 +563,8 @@ def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
     [
         ("features = lambda frame: frame", "<lambda>, which has no name of its own"),
         (
-            "def outer():\n    def features(frame): return frame\n    return features\nfeatures = outer()",
+            "def outer():\n    def features(frame): return frame\n"
+            "    return features\nfeatures = outer()",
             "outer.<locals>.features, which has no name",
         ),
         (
@@ -573,7 +579,7 @@ def test_names_of_attributes_and_of_a_relative_import_do_not_count(package):
 )
 def test_features_without_a_name_are_refused(package, code, says):
     with pytest.raises(TrainingError, match=says):
-        dotted(in_a_notebook(code)["features"], "wspkg")
+        dotted_name(in_a_notebook(code)["features"], "wspkg")
 
 
 def test_a_function_that_is_not_exported_is_refused(package):
@@ -582,9 +588,9 @@ def test_a_function_that_is_not_exported_is_refused(package):
     with pytest.raises(
         TrainingError, match="is not exported.*package 'wspkg'.*`#| export`, run `nbdev-export`"
     ):
-        dotted(function, "wspkg")
+        dotted_name(function, "wspkg")
     with pytest.raises(TrainingError, match=r"exports to no package \(\[workspace\] package"):
-        dotted(function)
+        dotted_name(function)
 
 
 def test_without_the_cell_default_exp_the_package_is_searched(package):
@@ -592,19 +598,19 @@ def test_without_the_cell_default_exp_the_package_is_searched(package):
     (package / "wspkg/deeper/made.py").write_text(EXPORTED)
     (package / "wspkg/other.py").write_text(EXPORTED.replace("[2, 3]", "[2, 4]"))
     function = in_a_notebook(*CELLS[1:])["features"]
-    assert dotted(function, "wspkg") == "wspkg.deeper.made.features"
+    assert dotted_name(function, "wspkg") == "wspkg.deeper.made.features"
     (package / "wspkg/copied.py").write_text(EXPORTED)
     with pytest.raises(
         TrainingError,
         match="wspkg.copied and wspkg.deeper.made export it.*\"wspkg.copied.features\"",
     ):
-        dotted(function, "wspkg")
+        dotted_name(function, "wspkg")
 
 
 def test_a_kernel_by_hand_finds_the_exported_function(package):
     "As in JupyterLab: a kernel that knows nothing of the notebook's file."
     (package / "wspkg/made.py").write_text(EXPORTED)
-    ask = f"from {dotted.__module__} import dotted\ndotted(features, 'wspkg')"
+    ask = f"from {dotted_name.__module__} import dotted_name\ndotted_name(features, 'wspkg')"
     cells = [f"import sys\nsys.path.insert(0, {str(package)!r})", *CELLS, ask]
     nb = new_notebook(cells=[new_code_cell(cell) for cell in cells])
     NotebookClient(nb, kernel_name="python3", timeout=120).execute()
@@ -643,7 +649,7 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "model.skops").write_bytes(b"no")
     with pytest.raises(TrainingError, match="is not a skops file"):
         load_pipeline(tmp_path / "model.skops")
-    with pytest.raises(TrainingError, match="is no candidate"):
+    with pytest.raises(TrainingError, match="is not a candidate"):
         load_candidate_files(tmp_path)
 
 
@@ -693,7 +699,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
         f"import numpy as np\nimport polars as pl\ndef {name}(frame): return {body}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(searching, "_placeable", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "_require_cpu", lambda settings: pytest.fail("the search began"))
     settings = create(tmp_path / "ws", workspace={"package": "rowpkg"})
     try:
         with pytest.raises(
@@ -714,7 +720,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
 
 
 def test_a_third_label_is_refused_before_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "_placeable", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "_require_cpu", lambda settings: pytest.fail("the search began"))
     frame = table()
     third = (
         pl.when(pl.int_range(pl.len()) % 10 == 0)
@@ -723,7 +729,7 @@ def test_a_third_label_is_refused_before_a_search(tmp_path, monkeypatch):
     )
     frame = frame.with_columns(third.alias(OBJECTIVE.target))
     others = sorted(set(frame[OBJECTIVE.target]) - {OBJECTIVE.positive})
-    with pytest.raises(TrainingError, match="and one other label, came " + re.escape(str(others))):
+    with pytest.raises(TrainingError, match="and one other label, got " + re.escape(str(others))):
         search(frame, OBJECTIVE, [LOGISTIC], trials=1, settings=create(tmp_path / "ws"))
 
 
@@ -889,7 +895,7 @@ def test_folds_go_forward_in_time_where_the_split_did():
         (
             BY_TIME,
             dated().with_columns(day=pl.lit(date(2026, 1, 1))),
-            "at least 4 different times in 'day'; came 1",
+            "at least 4 different times in 'day', got 1",
         ),
         (BY_GROUP, table().drop("c"), "split by group"),
         (
@@ -907,7 +913,10 @@ def test_folds_that_cannot_be_say_why(splitting, frame, says):
 def test_fewer_groups_than_folds_are_refused_in_words():
     frame = table().with_columns(shop=pl.int_range(pl.len()) % 2)
     by_shop = Splitting(salt="s", by="group", column="shop")
-    says = "folds=3: expected at least 3 different values in 'shop', .* came 2. Use fewer folds"
+    says = (
+        "folds=3: expected at least 3 different values \\(whose rows stay together\\) in 'shop', "
+        "got 2. Use fewer folds"
+    )
     with pytest.raises(TrainingError, match=says):
         trial_folds(frame, OBJECTIVE, 3, splitting=by_shop)
     assert len(trial_folds(frame, OBJECTIVE, 2, splitting=by_shop)) == 2
@@ -934,7 +943,7 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
     def stop(trainable, *args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "_placeable", lambda settings: None)
+    monkeypatch.setattr(searching, "_require_cpu", lambda settings: None)
     monkeypatch.setattr(searching, "_tune", stop)
     real = searching.trial_folds
     monkeypatch.setattr(
@@ -948,7 +957,7 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
 
 
 def test_scores_learn_nothing_from_the_fold_they_score():
-    "A model that can only know the key's row by heart scores as chance; leaked preprocessing would show."
+    "A model of noise scores as chance; leaked preprocessing would show."
     frame = (
         table()
         .with_columns(noise=pl.Series(np.random.default_rng(1).normal(size=300)))
@@ -957,7 +966,11 @@ def test_scores_learn_nothing_from_the_fold_they_score():
     assert (
         abs(
             np.mean(
-                list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=trial_folds(frame, OBJECTIVE, 3)))
+                list(
+                    fold_scores(
+                        frame, OBJECTIVE, LOGISTIC, {}, parts=trial_folds(frame, OBJECTIVE, 3)
+                    )
+                )
             )
             - 0.5
         )
@@ -974,7 +987,7 @@ def test_preprocessing_is_learnt_in_each_fold(monkeypatch):
         lambda frame, *a, **k: seen.append(set(frame["id"])) or real(frame, *a, **k),
     )
     frame, parts = table(), trial_folds(table(), OBJECTIVE, 3)
-    list(scores(frame, OBJECTIVE, LOGISTIC, {}, parts=parts))
+    list(fold_scores(frame, OBJECTIVE, LOGISTIC, {}, parts=parts))
     assert [
         ids & set(frame["id"][scored]) for ids, (_, scored) in zip(seen, parts, strict=True)
     ] == [set()] * 3
