@@ -100,11 +100,18 @@ def failures(
     reasons = [f"test report, {check}" for check in failed_checks(report)]
     if trial and trial["kind"] == "failed_acceptance":
         reasons += [
-            f"acceptance, {c['check']}: expected {c['demanded']}, got {c['found']}"
+            _failed_acceptance_check(c)
             for c in trial["details"].get("checks", [])
             if not c["passed"]
         ] or ["acceptance"]
     return reasons
+
+
+def _failed_acceptance_check(check: dict) -> str:
+    "Return a failed check in words; events of earlier releases say `demanded` and `found`."
+    expected = check.get("expected", check.get("demanded"))
+    got = check.get("got", check.get("found"))
+    return f"acceptance, {check['check']}: expected {expected}, got {got}"
 
 # %% ../../nbs/4_models/02_approvals.ipynb #4b26d8d6
 def record_approval(

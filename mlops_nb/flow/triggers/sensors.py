@@ -22,7 +22,7 @@ from ...core.errors import TriggerError
 from ...core.settings import Settings, TriggerSection
 from ...data.sources import matching
 from ...data.sources.databases import connect_database, frames, said_by
-from ...service import monitoring
+from ...service.monitoring import alerts
 
 # %% ../../../nbs/6_flow/16_triggers_sensors.ipynb #17671a78
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _alert(
     section: TriggerSection, settings: Settings, now: datetime, log: pl.DataFrame
 ) -> Sight | None:
     "The newest proposal to retrain what an endpoint serves now."
-    newest = monitoring.proposal(log, section.alert)
+    newest = alerts.proposal(log, section.alert)
     if newest is None:
         return None
     reason = newest["details"].get("reason") or "a retraining was proposed"
