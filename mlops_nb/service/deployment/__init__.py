@@ -78,16 +78,23 @@ def prepare(
         )
 
 # %% ../../../nbs/5_service/07_deployment.ipynb #c67c06b6
+_NOTHING = Desired({}, {}).details | {"previous": None}  # the state before the first deployment
+
+
 def _take_back(
     model: str, event: str, before: dict | None, by: str, error: Exception, *, settings: Settings
 ) -> dict:
     "Return to the state before an event that could not be realized. Return its details."
-    nothing = Desired({}, {}).details | {"previous": None}
-    old = before["details"] if before else nothing
+    old = before["details"] if before else _NOTHING
     details = old | {"undone": event, "error": str(error), "user": events.user()}
     events.record(settings.events, "deployed", model, by=by, after=event, **details)
     realize(model, settings=settings)
     return old
+
+
+def _details(desired: Desired, why: dict) -> dict:
+    "Return the details of the event that records a decision."
+    return desired.details | {"user": events.user(), "previous": None} | why
 
 
 def decide(
@@ -101,7 +108,7 @@ def decide(
 ) -> None:
     "Deploy what is desired, or leave everything as it was."
     cluster.start_serve(settings)
-    details = desired.details | {"user": events.user(), "previous": None} | why
+    details = _details(desired, why)
     prepare(model, details)
     require_not_rejected(model, details, before, settings=settings)
     after = before and before["id"]
@@ -284,14 +291,18 @@ def undeploy(
     decide(model, Desired({}, {}), before=before, by=by, settings=settings, **why)
 
 
+def _deployed_models(settings: Settings) -> list[str]:
+    "Return the names of all models that were ever deployed."
+    deployed = events.history(settings.events, kind="deployed").select("subject").unique()
+    return deployed.collect()["subject"].sort().to_list()
+
+
 def restore(
     settings: Settings | None = None,  # None: the workspace around the current folder
 ) -> list[Endpoint]:
     "Bring every deployed endpoint back, as its newest event says."
     settings = settings or load_settings()
-    deployed = events.history(settings.events, kind="deployed").select("subject").unique()
-    models = deployed.collect()["subject"].sort()
-    return [_restored(model, settings) for model in models]
+    return [_restored(model, settings) for model in _deployed_models(settings)]
 
 
 def _restored(model: str, settings: Settings) -> Endpoint:

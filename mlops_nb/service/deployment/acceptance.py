@@ -20,7 +20,6 @@ from ...core.errors import DeploymentError
 from ...core.settings import Settings, load_settings
 from ...core.templates import render
 from ...models import registry
-from ...models.bundle import Bundle
 from ...science.signature import InputColumn, Signature
 from mlops_nb.service.deployment.applications import (
     app_name,
@@ -30,7 +29,6 @@ from mlops_nb.service.deployment.applications import (
     scored,
     target,
 )
-from ..serving import prefix
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #c53e6552
@@ -100,19 +98,23 @@ def _parity_check(probe: Probe, rows: list[dict], offline: np.ndarray) -> Accept
     return AcceptanceCheck("parity with the offline pipeline", worst <= 1e-6, "≤ 1e-06", got)
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #dd601504
+def _request(*rows: dict) -> dict:
+    "Return the options of a request to predict these rows."
+    return {"content": orjson.dumps({"rows": rows})}
+
+
 def _wrong_requests(signature: Signature, row: dict) -> Iterator[tuple[str, str, dict]]:
     "Yield what is wrong with a request, a word that the refusal must have, and the request."
     first = signature.columns[0].name
-    body = {"content": orjson.dumps({"rows": [row]})}
-    yield "wrong type", first, {"content": orjson.dumps({"rows": [row | {first: {"a": 1}}]})}
-    yield "no rows", "empty", {"content": orjson.dumps({"rows": []})}
+    yield "wrong type", first, _request(row | {first: {"a": 1}})
+    yield "no rows", "empty", _request()
     yield "not JSON", "JSON", {"content": b"{rows"}
     headers = {"content-type": "text/plain"}
-    yield "not said to be JSON", "application/json", body | {"headers": headers}
+    yield "not said to be JSON", "application/json", _request(row) | {"headers": headers}
     required = next((column.name for column in signature.columns if not column.nullable), None)
     if required:
         without = {name: value for name, value in row.items() if name != required}
-        yield "missing column", required, {"content": orjson.dumps({"rows": [without]})}
+        yield "missing column", required, _request(without)
 
 
 def _refusal_check(probe: Probe, name: str, word: str, request: dict) -> AcceptanceCheck:
@@ -124,8 +126,8 @@ def _refusal_check(probe: Probe, name: str, word: str, request: dict) -> Accepta
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #d979133a
 def _category_check(probe: Probe, row: dict, column: InputColumn) -> AcceptanceCheck:
-    body = {"rows": [row | {column.name: "never seen before"}]}
-    answer = probe.http.post("/predict", content=orjson.dumps(body))
+    new = row | {column.name: "never seen before"}
+    answer = probe.http.post("/predict", **_request(new))
     got = f"{answer.status_code} for {column.name}"
     return AcceptanceCheck("accepts: unknown category", answer.status_code == 200, "200", got)
 
@@ -140,13 +142,15 @@ def _input_checks(probe: Probe, row: dict) -> list[AcceptanceCheck]:
     return checks
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #881866cf
+def _milliseconds(probe: Probe, row: dict) -> float:
+    "Return how long one prediction takes."
+    began = time.perf_counter()
+    probe.predict([row])
+    return (time.perf_counter() - began) * 1000
+
+
 def _latency_check(probe: Probe, rows: list[dict], limit: float) -> AcceptanceCheck:
-    times = []
-    for row in rows:
-        began = time.perf_counter()
-        probe.predict([row])
-        times.append((time.perf_counter() - began) * 1000)
-    p50, p95 = np.percentile(times, [50, 95])
+    p50, p95 = np.percentile([_milliseconds(probe, row) for row in rows], [50, 95])
     got = f"p50 {p50:.1f} ms, p95 {p95:.1f} ms over {len(rows)} requests"
     return AcceptanceCheck("latency", bool(p95 <= limit), f"p95 ≤ {limit:g} ms", got)
 
@@ -164,8 +168,7 @@ def _log_check(probe: Probe, settings: Settings, model: str) -> AcceptanceCheck:
 def _require_staged(ref: str, name: str, desired: Desired, settings: Settings) -> None:
     if not is_serving(name, desired, stage="staging", settings=settings):
         raise DeploymentError(
-            f"{ref} is not at {prefix(name, stage='staging')}: stage it first, "
-            f"deployment.stage({ref!r})"
+            f"{ref} is not the staged version: stage it first, deployment.stage({ref!r})"
         )
 
 
@@ -174,10 +177,16 @@ def _require_rows(ref: str, frame: pl.DataFrame) -> None:
         raise DeploymentError(f"expected rows to try {ref} on, got none")
 
 
-def _record(acceptance: Acceptance, bundle: Bundle, by: str, settings: Settings) -> None:
+def _record(acceptance: Acceptance, digest: str, by: str, settings: Settings) -> None:
     kind = "accepted" if acceptance.passed else "failed_acceptance"
-    checks = [asdict(check) for check in acceptance.checks]
-    events.record(settings.events, kind, acceptance.ref, by=by, bundle=bundle.digest, checks=checks)
+    events.record(
+        settings.events,
+        kind,
+        acceptance.ref,
+        by=by,
+        bundle=digest,
+        checks=acceptance.table.to_dicts(),
+    )
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #5aeddc35
 def _all_checks(
@@ -222,7 +231,7 @@ def accept(
         probability = bundle.pipeline.predict_proba(frame)[:, 1]
     checks = _all_checks(version, frame, probability, (latency_ms, requests), settings)
     acceptance = Acceptance(version.ref, tuple(checks))
-    _record(acceptance, bundle, by, settings)
+    _record(acceptance, bundle.digest, by, settings)
     return acceptance
 
 # %% ../../../nbs/5_service/06_deployment_acceptance.ipynb #53187e89

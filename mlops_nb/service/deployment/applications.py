@@ -25,7 +25,10 @@ from ..serving import application, prefix
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #628a3701
-def app_name(model: str, stage: str = "production") -> str:
+def app_name(
+    model: str,
+    stage: str = "production",  # or "staging"
+) -> str:
     "Return the name of a model's Serve application."
     return f"{stage}-{model}"
 
@@ -69,7 +72,12 @@ def delete(
         serve.delete(app, _blocking=False)
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #3f2e13df
-def endpoint_url(model: str, stage: str = "production", *, settings: Settings) -> str:
+def endpoint_url(
+    model: str,
+    stage: str = "production",  # or "staging"
+    *,
+    settings: Settings,
+) -> str:
     "Return where an endpoint answers."
     return f"http://{settings.serve.host}:{settings.serve.port}{prefix(model, stage=stage)}"
 
@@ -115,7 +123,12 @@ def scored(
     return predictions
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #b8f5af8e
-def health(model: str, stage: str = "production", *, settings: Settings) -> dict:
+def health(
+    model: str,
+    stage: str = "production",  # or "staging"
+    *,
+    settings: Settings,
+) -> dict:  # status, model, versions, event, framework
     "Return what an endpoint says of itself over HTTP; empty where it does not answer."
     try:
         with http_client(model, stage, timeout=5, settings=settings) as http:
@@ -183,6 +196,12 @@ def _is_reached(
     return all(is_serving(model, desired, stage=stage, settings=settings) for _ in requests)
 
 
+def _require_no_problem(model: str, reports: list[dict]) -> None:
+    for report in reports:
+        if report["problem"]:
+            raise DeploymentError(f"{model}: {report['problem']}")
+
+
 def wait_until_serving(
     model: str,  # the model's name
     desired: Desired,  # what it should serve
@@ -198,9 +217,7 @@ def wait_until_serving(
         reports = ask(app_name(model, stage), "converge")
         if _is_reached(model, desired, reports, stage, settings):
             return
-        problem = next((report["problem"] for report in reports if report["problem"]), None)
-        if problem:
-            raise DeploymentError(f"{model}: {problem}")
+        _require_no_problem(model, reports)
         if stage == "production":
             _current_state(model, desired.event, settings)
         time.sleep(0.2)
@@ -227,6 +244,11 @@ def realize(
     wait_until_serving(model, desired, settings=settings)
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #13e784e3
+def _alone(version: registry.ModelVersion, bundle: Bundle) -> Desired:
+    number = str(version.version)
+    return Desired({number: 100}, {number: str(bundle.path)}, bundle.library_digest)
+
+
 def target(
     ref: str,  # a model version
     *,
@@ -236,9 +258,7 @@ def target(
     version = registry.resolve(ref, settings=settings)
     bundle = version.bundle(settings)
     bundle.verify()
-    number = str(version.version)
-    bundles = {number: str(bundle.path)}
-    return version, Desired({number: 100}, bundles, bundle.library_digest)
+    return version, _alone(version, bundle)
 
 
 def _staged(model: str, settings: Settings) -> Desired | None:
@@ -285,7 +305,9 @@ class Endpoint:
         return render("endpoint.html", endpoint=self, notes=notes(self))
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #a8c41fe1
-def notes(endpoint: Endpoint) -> list[str]:
+def notes(
+    endpoint: Endpoint,  # as `endpoint` returns it
+) -> list[str]:
     "Return a sentence for each version that another framework serves than it was registered with."
     sentences = []
     for version, framework in endpoint.framework.items():
@@ -296,6 +318,13 @@ def notes(endpoint: Endpoint) -> list[str]:
     return sentences
 
 # %% ../../../nbs/5_service/05_deployment_applications.ipynb #31a13844
+def _desired(model: str, stage: str, settings: Settings) -> Desired:
+    "Return what an endpoint should serve; a state without versions if that is nothing."
+    is_staging = stage != "production"
+    desired = _staged(model, settings) if is_staging else Desired.newest(settings, model)
+    return desired or Desired({}, {})
+
+
 def endpoint(
     model: str,  # the model's name
     *,
@@ -304,9 +333,7 @@ def endpoint(
 ) -> Endpoint:
     "Return a model's endpoint: what it should serve, and whether it does."
     settings = settings or load_settings()
-    is_staging = stage != "production"
-    desired = _staged(model, settings) if is_staging else Desired.newest(settings, model)
-    desired = desired or Desired({}, {})
+    desired = _desired(model, stage, settings)
     state = health(model, stage, settings=settings) if desired.versions else {}
     return Endpoint(
         model,

@@ -108,10 +108,14 @@ def _column_difference(column: InputColumn, of_champion: InputColumn | None) -> 
     return None
 
 
+def _by_name(signature: Signature) -> dict[str, InputColumn]:
+    return {column.name: column for column in signature.columns}
+
+
 def signature_differences(champion: Signature, other: Signature) -> list[str]:  # in words
     "Return the columns for which another signature refuses what the champion's takes."
-    of_champion = {column.name: column for column in champion.columns}
-    accepted = {*(column.name for column in other.columns), *other.ignored}
+    of_champion = _by_name(champion)
+    accepted = {*_by_name(other), *other.ignored}
     reasons = [f"column '{name}' is unknown to it" for name in of_champion if name not in accepted]
     pairs = ((column, of_champion.get(column.name)) for column in other.columns)
     differences = (_column_difference(*pair) for pair in pairs)

@@ -67,11 +67,17 @@ class TrafficHistory:
         return self.table["at"].unique(maintain_order=True).to_list()
 
     def _repr_html_(self) -> str:
-        alt = f"Shares of the versions of {self.model} over time"
+        alt = f"Traffic of {self.model}"
         picture = figure_html(_figure(self), alt) if self.versions else None
         return render("traffic_history.html", model=self.model, picture=picture)
 
 # %% ../../../nbs/5_service/05a_deployment_history.ipynb #bfc5c2d8
+def _bands(history: TrafficHistory) -> list[list[float]]:
+    "Return the shares of each version, the last one twice, for the end of the picture."
+    shares = [history.shares(version) for version in history.versions]
+    return [[*values, values[-1]] for values in shares]
+
+
 def _figure(history: TrafficHistory) -> "Figure":
     "Return the drawing of a history that is not empty."
     from matplotlib.figure import Figure
@@ -79,10 +85,8 @@ def _figure(history: TrafficHistory) -> "Figure":
     times = [*history._times(), history.until]
     figure = Figure(figsize=(7, 2.4), layout="constrained")
     axes = figure.add_subplot()
-    steps = {version: history.shares(version) for version in history.versions}
-    stacked = [[*shares, shares[-1]] for shares in steps.values()]
-    labels = [f"version {version}" for version in steps]
-    axes.stackplot(times, stacked, labels=labels, step="post", alpha=0.8)
+    labels = [f"version {version}" for version in history.versions]
+    axes.stackplot(times, _bands(history), labels=labels, step="post", alpha=0.8)
     axes.set_ylim(0, 100)
     axes.set_ylabel("share, %")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

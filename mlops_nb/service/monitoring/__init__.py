@@ -97,6 +97,11 @@ def _react(run: MonitoringRun, facts: dict, settings: Settings) -> dict[str, lis
     return ids
 
 
+def _alarm_facts(run: MonitoringRun) -> list[dict]:
+    names = ("kind", "column", "message", "version")
+    return [{name: alarm[name] for name in names} for alarm in run.alarms]
+
+
 def _record(run: MonitoringRun, left: dict, last: dict | None, *, settings: Settings) -> None:
     "Store the profiles, open and close alerts, propose, and last of all record the run."
     facts = run_facts(run)
@@ -107,10 +112,7 @@ def _record(run: MonitoringRun, left: dict, last: dict | None, *, settings: Sett
         "quiet": run.quiet,
         "report": str(run.report),
         "proposed": propose(run.model, settings=settings),
-        "alerts": [
-            {name: alarm[name] for name in ("kind", "column", "message", "version")}
-            for alarm in run.alarms
-        ],
+        "alerts": _alarm_facts(run),
     }
     details |= ids | {name: value for name, value in facts.items() if name != "model"}
     after = last and last["id"]

@@ -6,7 +6,6 @@
 __all__ = ['Alert', 'open_alerts', 'react', 'retire', 'propose', 'proposal', 'notify']
 
 # %% ../../../nbs/5_service/09a_monitoring_alerts.ipynb #3517ee40
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -83,6 +82,11 @@ def _answers(table: pl.DataFrame) -> dict[tuple[str, str], dict]:
     return {(row["kind"], row["column"]): row for row in table.iter_rows(named=True)}
 
 
+def _alert_row(question: dict, where: dict) -> dict:
+    "Return the details of the event that opens an alert."
+    return {"alert": question["kind"], **{name: question[name] for name in _FACTS}, **where}
+
+
 def react(
     model: str,
     table: pl.DataFrame,  # the window's questions and answers
@@ -98,12 +102,17 @@ def react(
     where = {"version": version, **where}
     new = [q for key, q in answers.items() if q["alarm"] and key not in open_ids]
     over = [id_ for key, id_ in open_ids.items() if key in answers and not answers[key]["alarm"]]
-    rows = [{"alert": q["kind"], **{name: q[name] for name in _FACTS}, **where} for q in new]
-    opened = _append("alert_opened", model, settings, rows)
+    opened = _append("alert_opened", model, settings, [_alert_row(q, where) for q in new])
     rows = [{"because": id_, **where} for id_ in over]
     return {"opened": opened, "closed": _append("alert_closed", model, settings, rows)}
 
 # %% ../../../nbs/5_service/09a_monitoring_alerts.ipynb #3d993d59
+def _serving(model: str, settings: Settings) -> dict[str, float] | None:
+    "Return the shares that an endpoint should serve, or None if it was never deployed."
+    deployed = events.newest(settings.events, "deployed", model)
+    return deployed["details"].get("versions") if deployed else None
+
+
 def retire(
     model: str,
     answering: Sequence[str],  # versions that answered since the last run
@@ -111,8 +120,7 @@ def retire(
     settings: Settings,
 ) -> list[str]:  # ids of the events
     "Close the alerts of versions that serve no more."
-    deployed = events.newest(settings.events, "deployed", model)
-    serving = deployed and deployed["details"].get("versions")
+    serving = _serving(model, settings)
     if serving is None:
         return []
     current = {*serving, *answering}
@@ -140,15 +148,22 @@ def _causes(alerts: list[Alert], proposed: set[str]) -> list[Alert]:
     ]
 
 
+def _proposed_ids(model: str, settings: Settings) -> set[str]:
+    "Return the ids of the alerts that led to a proposal."
+    earlier = events.list_events(settings.events, model, _PROPOSED)
+    return {id_ for event in earlier for id_ in event["details"]["because"]}
+
+
+def _reason(alerts: list[Alert]) -> str:
+    return "; ".join(f"{alert.kind} of {alert.column}: {alert.message}" for alert in alerts)
+
+
 def propose(model: str, *, settings: Settings) -> list[str]:  # ids of the events
     "Propose a retraining for open alerts that led to none yet."
-    earlier = events.list_events(settings.events, model, _PROPOSED)
-    proposed = {id_ for event in earlier for id_ in event["details"]["because"]}
-    causes = _causes(open_alerts(model, settings=settings), proposed)
+    causes = _causes(open_alerts(model, settings=settings), _proposed_ids(model, settings))
     if not causes:
         return []
-    reason = "; ".join(f"{alert.kind} of {alert.column}: {alert.message}" for alert in causes)
-    row = {"because": [alert.id for alert in causes], "reason": reason}
+    row = {"because": [alert.id for alert in causes], "reason": _reason(causes)}
     return _append(_PROPOSED, model, settings, [row])
 
 
@@ -196,15 +211,19 @@ def _refusal(error: Exception, url: str) -> str:
     return text.replace(url, "the address").replace(path or url, "***")
 
 # %% ../../../nbs/5_service/09a_monitoring_alerts.ipynb #d70ccbaa
-def notify(model: str, *, settings: Settings) -> str | None:
+def _message(model: str, alerts: list[Alert], settings: Settings) -> dict:
+    "Return what a webhook gets."
+    rows = [alert.as_dict() for alert in alerts]
+    return {"workspace": settings.workspace.name, "model": model, "alerts": rows}
+
+
+def notify(model: str, *, settings: Settings) -> str | None:  # why it failed
     "Post the open alerts that were not posted yet. Return why that failed, or None."
     alerts = _untold(model, settings) if settings.alerts.webhook else []
     if not alerts:
         return None
     url = settings.alerts.webhook.get_secret_value()
-    rows = [alert.as_dict() for alert in alerts]
-    body = {"workspace": settings.workspace.name, "model": model, "alerts": rows}
-    error = _post(url, body)
+    error = _post(url, _message(model, alerts, settings))
     ids = [alert.id for alert in alerts]
     events.record(settings.events, "notified", model, by=_BY, alerts=ids, error=error)
     return error

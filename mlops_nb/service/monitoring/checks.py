@@ -98,15 +98,19 @@ def _numbers(values: pl.Series) -> pl.Series:
     return values.drop_nans() if values.dtype.is_float() else values
 
 
+def _chance_outside(below: int, above: int, n: int, m: int) -> float:
+    "Return the chance of as many of n new values below or above all of m old ones."
+    return min(1.0, 2 * min(exceeding(below, n, m), exceeding(above, n, m)))
+
+
 def _range_question(name: str, values: pl.Series, column) -> dict:
     "Return whether more values of one column are out of range than chance puts there."
     spread = column.get_metric("distribution")
     below = int((values < spread.min).sum())
     above = int((values > spread.max).sum())
-    chance = min(exceeding(k, len(values), int(spread.n)) for k in (below, above))
+    p = _chance_outside(below, above, len(values), int(spread.n))
     ends = f"{spread.min:g} to {spread.max:g}"
     message = f"{below} below and {above} above the reference's {ends}"
-    p = min(1, 2 * chance)
     return question("range", name, "out of range", below + above, p=p, reference=0, message=message)
 
 
@@ -123,15 +127,19 @@ def outside(
     return questions
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #e95357d4
+def _most_frequent(values: pl.Series) -> str:
+    "Return the three most frequent values in words, each with its number of rows."
+    first = values.value_counts(sort=True, name="n").head(3).iter_rows()
+    return ", ".join(f"“{value}” {n}×" for value, n in first)
+
+
 def _unseen_question(name: str, values: pl.Series, categories: dict, rows: int) -> dict:
     "Return whether one column has more values of unknown categories than chance explains."
     new = values.filter(~values.is_in(list(categories)))
     counts = dict(values.value_counts(name="n").iter_rows())
-    first = new.value_counts(sort=True, name="n").head(3).iter_rows()
-    names = ", ".join(f"“{value}” {n}×" for value, n in first)
     message = f"{len(new)} rows of unknown categories"
-    if names:
-        message += f": {names}"
+    if len(new):
+        message += f": {_most_frequent(new)}"
     p = newness(counts, categories, rows)
     return question(
         "unseen", name, "unknown categories", len(new), p=p, reference=0, message=message
@@ -229,6 +237,12 @@ class _Gap:
     pairs: int  # of groups that were compared
 
 
+def _variance(groups: pl.DataFrame) -> float:
+    "Return the variance of the gap between two groups, from value and rows of each."
+    share = (groups["value"] * groups["rows"] + 1) / (groups["rows"] + 2)  # never quite 0 or 1
+    return (share * (1 - share) / groups["rows"]).sum()
+
+
 def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
     "Return the widest gap between groups of 30 rows or more, or None if there are not two."
     of_measure = (pl.col("column") == column) & (pl.col("measure") == measure)
@@ -236,11 +250,9 @@ def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
     if rows.height < 2:
         return None
     ends = rows.sort("value")[[0, -1]]
-    share = (ends["value"] * ends["rows"] + 1) / (ends["rows"] + 2)  # never quite 0 or 1
-    variance = (share * (1 - share) / ends["rows"]).sum()
     names = " and ".join(map(str, ends["group"]))
     pairs = rows.height * (rows.height - 1) // 2
-    return _Gap(ends["value"][1] - ends["value"][0], variance, names, pairs)
+    return _Gap(ends["value"][1] - ends["value"][0], _variance(ends), names, pairs)
 
 
 def _accepted_gap(
@@ -323,16 +335,19 @@ def check_fairness(
     return [row for questions in by_column.values() for row in _strongest(questions)]
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #28d8b552
+def _minutes(at: pl.Series) -> float:
+    "Return the minutes from the first to the last prediction, at least one."
+    return max((at.max() - at.min()).total_seconds() / 60, 1)
+
+
 def telemetry(
     predictions: pl.DataFrame,  # rows of the prediction log
 ) -> dict:
     "Return how many predictions there were, at what pace, and how long they took, ms."
     latency = predictions["latency_ms"]
-    at = predictions["at"]
-    minutes = (at.max() - at.min()).total_seconds() / 60
     return {
         "predictions": predictions.height,
-        "per_minute": predictions.height / max(minutes, 1),
+        "per_minute": predictions.height / _minutes(predictions["at"]),
         **{f"p{q}_ms": latency.quantile(q / 100) for q in (50, 95, 99)},
         "unusable": int(predictions["probability"].is_null().sum()),
     }
@@ -352,16 +367,24 @@ class Verdict:
         return self.table.filter("alarm").to_dicts()
 
 
+_ORDER = [~pl.col("alarm"), "corrected", "p_value", "kind", "column"]
+
+
+def _correct(questions: list[dict], significance: float) -> None:
+    "Set the corrected p-value and the alarm of each question that was tested."
+    tested = [q for q in questions if q["p_value"] is not None]
+    for q, p in zip(tested, holm([q["p_value"] for q in tested]), strict=True):
+        q.update(corrected=float(p), alarm=bool(p < significance))
+
+
 def corrected(
     questions: list[dict],
     significance: float,  # chance of any alarm if nothing has changed
 ) -> pl.DataFrame:
     "Return the questions with family-wise corrected p-values, alarms first."
-    tested = [q for q in questions if q["p_value"] is not None]
-    for q, p in zip(tested, holm([q["p_value"] for q in tested]), strict=True):
-        q.update(corrected=float(p), alarm=bool(p < significance))
-    order = [~pl.col("alarm"), "corrected", "p_value", "kind", "column"]
-    return pl.DataFrame(questions, schema=_QUESTIONS, strict=False).sort(order, nulls_last=True)
+    _correct(questions, significance)
+    table = pl.DataFrame(questions, schema=_QUESTIONS, strict=False)
+    return table.sort(_ORDER, nulls_last=True)
 
 # %% ../../../nbs/5_service/09_monitoring_checks.ipynb #20223622
 def _joint_drift(drifts: Drift, table: pl.DataFrame, significance: float) -> Drift:

@@ -112,9 +112,7 @@ class MonitoringRun(Windows):
         "Return the state in one line."
         if self.judged:
             return _labels(self.judged)
-        most = max(self.waiting.values(), default=0)
-        sentence = f"no verdict: {most} of the {self.needed} predictions it takes"
-        return f"{sentence}; they stay for the next window"
+        return _too_few(self.waiting, self.needed)
 
     def __repr__(self) -> str:
         return f"MonitoringRun({self.model}: {self.verdict})"
@@ -126,6 +124,11 @@ class MonitoringRun(Windows):
 def _table(judged: dict[str, Judged]) -> pl.DataFrame:
     tables = [j.verdict.table.with_columns(version=pl.lit(v)) for v, j in judged.items()]
     return pl.concat(tables).sort(~pl.col("alarm"), maintain_order=True)
+
+
+def _too_few(waiting: dict[str, int], needed: int) -> str:
+    most = max(waiting.values(), default=0)
+    return f"no verdict: {most} of the {needed} predictions it takes; they stay for the next window"
 
 
 def _labels(judged: dict[str, Judged]) -> str:
@@ -157,12 +160,18 @@ def _column_row(name: str, questions: dict[str, dict], picture: str) -> dict:
     }
 
 
+def _by_column(table: pl.DataFrame) -> dict[str, dict[str, dict]]:
+    "Return the questions about each column, by kind."
+    by_column: dict[str, dict[str, dict]] = {}
+    for q in table.iter_rows(named=True):
+        by_column.setdefault(q["column"], {})[q["kind"]] = q
+    return by_column
+
+
 def _section(judged: Judged) -> dict:
     "Return what the page says of one version."
     verdict = judged.verdict
-    by_column: dict[str, dict[str, dict]] = {}
-    for q in verdict.table.iter_rows(named=True):
-        by_column.setdefault(q["column"], {})[q["kind"]] = q
+    by_column = _by_column(verdict.table)
     columns = [
         _column_row(name, by_column[name], verdict.drift.picture(name))
         for name in verdict.drift.table["column"]

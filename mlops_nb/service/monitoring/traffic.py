@@ -61,6 +61,14 @@ def _after(rows: pl.LazyFrame, table: str, mark: dict, version: int) -> pl.DataF
     return pl.concat([later, joined])
 
 
+def _latest(rows: pl.DataFrame, mark: dict | None) -> datetime:
+    "Return the latest time of rows that were taken, now or before."
+    ends = [datetime.fromisoformat(mark["end"])] if mark else []
+    if not rows.is_empty():
+        ends.append(rows["at"].max())
+    return max(ends)
+
+
 def new_rows(
     table: str,  # a table with prediction_id and at
     mark: dict | None,  # version and end of what was taken before; None: nothing was
@@ -76,15 +84,23 @@ def new_rows(
     rows = every.collect() if mark is None else _after(every, table, mark, version)
     if rows.is_empty() and mark is None:
         return rows, None
-    ends = [datetime.fromisoformat(mark["end"])] if mark else []
-    if not rows.is_empty():
-        ends.append(rows["at"].max())
-    return rows.sort("at", "prediction_id"), {"version": version, "end": max(ends).isoformat()}
+    end = _latest(rows, mark)
+    return rows.sort("at", "prediction_id"), {"version": version, "end": end.isoformat()}
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f26a5f8a
-def _is_moved(table: str, log: str, size: int) -> bool:
-    "Return whether the first `size` bytes of a log are in its table."
-    return (lake.done(table, log) or 0) >= size
+def _are_moved(logs: list[tuple[str, str, int]]) -> bool:
+    "Return whether the first bytes of each log are in its table: table, log, number of bytes."
+    return all((lake.done(table, log) or 0) >= size for table, log, size in logs)
+
+
+def _logs(model: str, settings: Settings) -> list[tuple[str, str, int]]:
+    "Return the table, name and size in bytes of each log of this machine."
+    logs = []
+    for kind in TABLES:
+        table = settings.table(kind, model)
+        folder = settings.state / "wal" / model / kind
+        logs += [(table, f.name, f.stat().st_size) for f in folder.glob("*.log")]
+    return logs
 
 
 def settle(
@@ -96,15 +112,16 @@ def settle(
     "Wait until what replicas of this machine have acknowledged is in the tables."
     recover(model, settings=settings)
     until = time.monotonic() + seconds
-    waiting = [
-        (settings.table(kind, model), log.name, log.stat().st_size)
-        for kind in TABLES
-        for log in (settings.state / "wal" / model / kind).glob("*.log")
-    ]
-    while time.monotonic() < until and not all(_is_moved(*log) for log in waiting):
+    logs = _logs(model, settings)
+    while time.monotonic() < until and not _are_moved(logs):
         time.sleep(0.1)
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #ccff4938
+def _newest_labels(feedback: pl.DataFrame) -> pl.LazyFrame:
+    newest = feedback.sort("at", maintain_order=True).unique("prediction_id", keep="last")
+    return newest.select("prediction_id", "label").lazy()
+
+
 def labelled_predictions(
     model: str,
     version: str,  # only its predictions
@@ -117,12 +134,11 @@ def labelled_predictions(
     table = settings.table("_predictions", model)
     if feedback.is_empty() or not lake.table_exists(table):
         return pl.DataFrame(schema=TABLES["_predictions"] | {"label": pl.String})
-    newest = feedback.sort("at", maintain_order=True).unique("prediction_id", keep="last")
-    labels = newest.select("prediction_id", "label").lazy()
     predictions = lake.scan(table, version=at).filter(
         pl.col("model_version") == version, pl.col("stage") == "production"
     )
-    return predictions.join(labels, on="prediction_id").sort("at", "prediction_id").collect()
+    rows = predictions.join(_newest_labels(feedback), on="prediction_id")
+    return rows.sort("at", "prediction_id").collect()
 
 # %% ../../../nbs/5_service/08_monitoring_traffic.ipynb #f6cd2e85
 _ALL_VERSIONS = "*"  # the mark of versions that have none of their own

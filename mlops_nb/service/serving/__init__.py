@@ -47,8 +47,9 @@ def rows_to_frame(
     try:
         return signature.frame(rows)
     except InputError as e:
-        where = {"row": e.row, "column": e.column, "expected": e.expected, "came": e.came}
-        raise Refused(422, str(e), **where) from e
+        raise Refused(
+            422, str(e), row=e.row, column=e.column, expected=e.expected, came=e.came
+        ) from e
 
 
 def _validated(signature: Signature, rows: list[dict]) -> list[dict]:
@@ -90,6 +91,11 @@ class _Unlogged(Refused):
     "A prediction that the log did not take, and that is therefore not answered."
 
 
+def _as_json(frame: pl.DataFrame) -> list[str]:
+    "Return each row as JSON text."
+    return frame.select(pl.struct(pl.all()).struct.json_encode()).to_series().to_list()
+
+
 def _log_columns(
     served: Served,
     frame: pl.DataFrame,
@@ -106,7 +112,7 @@ def _log_columns(
         "at": [time.time_ns() // 1000] * n,
         "model_version": [served.version] * n,
         "signature": [served.signature.digest] * n,
-        "inputs": frame.select(pl.struct(pl.all()).struct.json_encode()).to_series().to_list(),
+        "inputs": _as_json(frame),
         "prediction": labels,
         "probability": probabilities,
         "latency_ms": [(clock - r.began) * 1000 for r in requests for _ in r.rows],
@@ -263,7 +269,8 @@ class Handlers:
         if isinstance(answer, Exception):
             raise answer
         for version in traffic.desired.shadow:
-            _send_to_shadow(self, traffic.served[version], rows)
+            shadow = PredictRequest(traffic.served[version], rows, time.perf_counter())
+            _send_to_shadow(self, shadow)
         return answer
 
     async def feedback(self, body: bytes, content_type: str) -> bytes:
@@ -271,10 +278,9 @@ class Handlers:
         return _log_labels(self, body, content_type)
 
 # %% ../../../nbs/5_service/04_serving.ipynb #c698a091
-def _send_to_shadow(handlers: Handlers, served: Served, rows: list[dict]) -> None:
+def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
     "Let a shadow predict the rows in its thread, unless it is too far behind."
     if handlers.waiting.acquire(blocking=False):
-        request = PredictRequest(served, rows, time.perf_counter())
         handlers.shadows.submit(handlers.predictor.shadow, request, handlers.waiting.release)
 
 

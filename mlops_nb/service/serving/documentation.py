@@ -45,12 +45,12 @@ _JSON_TYPES = {
 
 
 def _column_schema(column: InputColumn) -> dict:
-    schema: dict = dict(_JSON_TYPES[column.dtype])
+    kind: dict = dict(_JSON_TYPES[column.dtype])
     if column.nullable:
-        schema["type"] = [schema["type"], "null"]
+        kind["type"] = [kind["type"], "null"]
     if column.categories:
-        schema["examples"] = list(column.categories)
-    return schema
+        kind["examples"] = list(column.categories)
+    return kind
 
 
 def row_schema(

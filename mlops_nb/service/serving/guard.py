@@ -49,6 +49,10 @@ def _is_ip_address(name: str) -> bool:
         return False
 
 
+def _is_allowed(name: str, names: frozenset[str]) -> bool:
+    return name in names or "*" in names or ("ip" in names and _is_ip_address(name))
+
+
 def check_host(
     headers: list[tuple[bytes, bytes]],  # of a request
     names: frozenset[str],  # as `host_names` returns them
@@ -56,7 +60,7 @@ def check_host(
     "Refuse a request for a name that is not ours, or with two `Host` headers."
     hosts = [value.decode("latin-1") for key, value in headers if key == b"host"]
     name = _without_port(hosts[0]) if len(hosts) == 1 else ""
-    if name in names or "*" in names or ("ip" in names and _is_ip_address(name)):
+    if _is_allowed(name, names):
         return
     raise Refused(
         421,
@@ -126,8 +130,8 @@ def _replayed(body: bytes, receive: Callable) -> Callable:
 async def _respond_to_panic(scope: dict, send: Callable) -> None:
     "Log the panic that is being handled, and answer 500."
     _logger.exception("%s %s", scope["method"], scope["path"])
-    failed = Refused(500, "a library failed; the log of the replica has the details")
-    await respond(scope, send, failed.status, failed.body)
+    failed = Refused(500, "a library failed; the replica's log has the details")
+    await respond(scope, send, 500, failed.body)
 
 
 def guarded(

@@ -92,10 +92,10 @@ def read_frames(
     return payloads, offset, False
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #41c69cb2
-def _leads_to(path: Path, fd: int) -> bool:
-    "Return whether a path still names this open file."
+def _lock(path: Path, fd: int) -> bool:
+    "Lock an open file. Return whether that worked, and the path still names the file."
     try:
-        return os.fstat(fd).st_ino == path.stat().st_ino
+        return take(fd) and os.fstat(fd).st_ino == path.stat().st_ino
     except FileNotFoundError:
         return False
 
@@ -137,7 +137,7 @@ class Segment:
             fd = os.open(path, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             return None
-        if take(fd) and _leads_to(path, fd):
+        if _lock(path, fd):
             return cls(path, fd, moved=None)
         os.close(fd)
         return None
@@ -155,8 +155,7 @@ def append_frame(
         _undo_append(segment)
     try:
         segment.torn = True
-        if os.write(segment.fd, frame) < len(frame):
-            raise OSError(f"no room for {len(frame)} bytes on {segment.path}")
+        _write(segment, frame)
         if sync:
             os.fdatasync(segment.fd)
     except BaseException:
@@ -164,6 +163,11 @@ def append_frame(
         raise
     segment.size += len(frame)
     segment.torn = False
+
+
+def _write(segment: Segment, frame: bytes) -> None:
+    if os.write(segment.fd, frame) < len(frame):
+        raise OSError(f"no room for {len(frame)} bytes on {segment.path}")
 
 
 def _undo_append(segment: Segment) -> None:
@@ -174,7 +178,7 @@ def _undo_append(segment: Segment) -> None:
 # %% ../../../nbs/5_service/00_serving_log.ipynb #eac023cb
 def _rows(payloads: list[bytes], schema: dict) -> pl.DataFrame:
     "Return the batches of some frames as one frame of a table."
-    batches = [orjson.loads(payload) for payload in payloads]
+    batches = [orjson.loads(p) for p in payloads]
     columns = {name: [v for batch in batches for v in batch[name]] for name in schema}
     return pl.DataFrame(columns, schema=schema)
 
@@ -218,33 +222,44 @@ def take_over(
     count = 0
     errors = []
     for path in sorted(folder.glob("*.log")):
-        segment = Segment.adopt(path)
-        if segment is None:
-            continue
         try:
             with panics_as_errors():
-                count += _move_and_delete(segment, table, schema)
+                count += _move_orphan(path, table, schema)
         except Exception as e:
             errors.append(e)
-        finally:
-            os.close(segment.fd)
     if errors:
         raise errors[0]
     return count
 
 
+def _move_orphan(path: Path, table: str, schema: dict) -> int:
+    "Move one log if it has no owner. Return the number of rows."
+    segment = Segment.adopt(path)
+    if segment is None:
+        return 0
+    try:
+        return _move_and_delete(segment, table, schema)
+    finally:
+        os.close(segment.fd)
+
+
 def _move_and_delete(segment: Segment, table: str, schema: dict) -> int:
     "Move one log and delete its file, or rename it if it is damaged. Return the number of rows."
     count = move_to_table(segment, table, schema)
-    with open(segment.path, "rb") as file:
-        _, _, damaged = read_frames(file, _moved_up_to(segment, table))
     if segment.size:
         lake.sync(table)
-    if damaged:
+    if _is_damaged(segment, table):
         segment.path.rename(segment.path.with_suffix(".damaged"))
     else:
         segment.path.unlink()
     return count
+
+
+def _is_damaged(segment: Segment, table: str) -> bool:
+    "Return whether damage follows the frames that are in the table."
+    with open(segment.path, "rb") as file:
+        _, _, damaged = read_frames(file, _moved_up_to(segment, table))
+    return damaged
 
 # %% ../../../nbs/5_service/00_serving_log.ipynb #4317bc60
 class PredictionLog:

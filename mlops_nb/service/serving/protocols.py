@@ -59,6 +59,13 @@ def _require_json(content_type: str) -> None:
         raise Refused(415, sentence, expected="application/json")
 
 
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise Refused(400, f"the body is not JSON: {e}") from e
+
+
 def parse_body(
     body: bytes,
     content_type: str,
@@ -68,10 +75,7 @@ def parse_body(
     "Return the JSON object of a request."
     _require_json(content_type)
     check_size(body, limit)
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as e:
-        raise Refused(400, f"the body is not JSON: {e}") from e
+    parsed = _parse(body)
     is_object = isinstance(parsed, dict)
     if is_object and set(parsed) == set(keys):
         return parsed
@@ -165,7 +169,7 @@ def read_labels(
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #4c0a9dff
 def bearer(
-    header: str,  # `Authorization`
+    header: str,  # value of `Authorization`
 ) -> str:
     "Return the token that a header carries; empty if it carries none."
     scheme, _, token = header.partition(" ")
@@ -223,8 +227,7 @@ async def read_body(
 def _require_token(path: str, headers: dict[bytes, str], serve: Serve) -> None:
     if path in _OPEN or authorized(headers.get(b"authorization", ""), serve):
         return
-    sentence = "send the header 'Authorization: Bearer TOKEN' with one of the endpoint's tokens"
-    raise Refused(401, sentence)
+    raise Refused(401, "send the header 'Authorization: Bearer TOKEN' with a token of the endpoint")
 
 
 def _route(routes: dict[str, Route], path: str, method: str) -> Route:

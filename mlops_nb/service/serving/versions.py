@@ -34,7 +34,7 @@ class Desired:
     challenger: str | None = None  # the version that answers a share beside it
 
     def __post_init__(self):
-        if self.champion is None:  # an event of an early release, or one version alone
+        if self.champion is None:
             for role, version in roles.role_versions({"versions": self.versions}).items():
                 object.__setattr__(self, role, version)
 
