@@ -427,7 +427,7 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
 
 def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(shop, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(roles, "mirror", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        m.setattr(roles, "mirror", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
             deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["details"]["champion"] == "2" and aliases(shop, "churn") == {
