@@ -205,7 +205,7 @@ def test_a_person_decides(churn):
     with pytest.raises(
         ApprovalError, match="churn/2 is the same model as churn/1.*only a person can approve"
     ):
-        registry.approve_by_rule("churn/2", settings=churn)
+        registry.approve("churn/2", settings=churn)
     assert call("approve", "churn/2", "--by", "dave", "-w", churn.root).returncode == 0
     decision = events.newest(churn.events, "approved", "churn/2")
     assert (decision["by"], decision["details"]["user"]) == ("dave", events.user())

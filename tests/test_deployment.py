@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
@@ -161,7 +162,7 @@ def test_from_staging_to_production(shop):
     registry.approve("churn/1", by="alice", despite="the test was wrong, on purpose", settings=shop)
     promoted = deployment.promote("churn/1", by="bob", settings=shop)
     assert promoted.ready and promoted.versions == {"1": 100} and "curl" in promoted._repr_html_()
-    assert newest(shop)["details"]["because"] == registry.approval("churn/1", settings=shop)["id"]
+    assert newest(shop)["details"]["because"] == registry.approval("churn/1", settings=shop).id
     assert registry.resolve("churn@champion", settings=shop).version == "1"
     stages = lake.scan(shop.table("_predictions", "churn")).collect()["stage"].unique().to_list()
     assert stages == ["staging"], "promotion itself must not predict in production"
@@ -203,8 +204,9 @@ def test_without_approval_nothing_is_deployed(shop):
 def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop, monkeypatch):
     version = registry.resolve("churn/2", settings=shop)
     approval = registry.approval("churn/2", settings=shop)
-    monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: approval | {"by": "rule"})
-    assert conditions.require_approved(version, settings=shop) == approval["id"]
+    by_rule = replace(approval, by="rule")
+    monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: by_rule)
+    assert conditions.require_approved(version, settings=shop) == approval.id
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
         conditions.require_approved(version, settings=load_settings(shop.root))
@@ -606,7 +608,9 @@ def test_an_acceptance_with_one_failure_has_not_passed():
 def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(monkeypatch):
     approved = []
     monkeypatch.setattr(
-        registry, "approve_by_rule", lambda ref, *, settings: approved.append(ref) or "an id"
+        registry,
+        "approve",
+        lambda ref, *, settings: approved.append(ref) or SimpleNamespace(id="an id"),
     )
     good, bad = (
         Acceptance("churn/1", (AcceptanceCheck("schema", passed, "3", "3"),))

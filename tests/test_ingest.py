@@ -29,7 +29,7 @@ from mlops_nb.data import contracts, values, versions
 from mlops_nb.data import ingest as steps
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
-from mlops_nb.data.ingest import ingest, read_source
+from mlops_nb.data.ingest import ingest, plan, read_source
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
@@ -62,7 +62,7 @@ def files_in(table):
     return {p.name for p in Path(table).glob("*.parquet")} if Path(table).exists() else set()
 
 
-# --- nothing is lost -------------------------------------------------------------------------------------------------
+# --- nothing is lost ------------------------------------------------------------------------------
 
 field = st.one_of(
     st.none(),
@@ -394,7 +394,8 @@ def test_one_word_that_makes_a_column_text_is_named(ws, values, kind, word):
         version = ingest("d", source, settings=ws)
     assert version.notes == [
         f"column 'v' is text: 1 of {len(values):,} values is not {kind}, the first '{word}' in row "
-        f"{values.index(word) + 1:,} of d.csv; options={{'null_values': ['{word}']}} makes it missing"
+        f"{values.index(word) + 1:,} of d.csv; options={{'null_values': ['{word}']}} makes it "
+        "missing"
     ]
     assert kinds(version)["v"] == "string" and version.facts["rows"] == len(values)
     assert "column &#39;v&#39; is text" in version._repr_html_()
@@ -413,8 +414,8 @@ def test_one_word_among_numbers_with_a_decimal_comma_is_named(ws, other, option)
     source = text(ws, "d.csv", "id;v;w\n" + lines)
     version = ingested(ws, "d", source, options=option)
     assert kinds(version)["v"] == "string" and version.notes == [
-        "column 'v' is text: 1 of 51 values is not written as a number, the first 'NA' in row 51 of d.csv; "
-        "options={'null_values': ['NA']} makes it missing"
+        "column 'v' is text: 1 of 51 values is not written as a number, the first 'NA' in row 51 "
+        "of d.csv; options={'null_values': ['NA']} makes it missing"
     ]
     known = ingest("e", source, options=option | {"null_values": ["NA"]}, settings=ws)
     assert known.scan().collect()["v"].sum() == sum(range(50)) + 25
@@ -512,7 +513,7 @@ def test_nan_is_missing_for_every_rule():
     assert enforce(nan, contract)[0]["n"].to_list() == [1.5, None]
 
 
-# --- one inference, one conformance check, one uniqueness check ------------------------------------
+# --- one inference, one conformance check, one uniqueness check -----------------------------------
 
 FRAMES = {
     "plain": pl.DataFrame(
@@ -571,7 +572,7 @@ def test_enforce_sets_aside_what_an_ingest_of_the_rows_sets_aside(tmp_path_facto
 
 
 def test_a_guess_that_several_columns_break_is_settled_once(ws, monkeypatch):
-    "Written by the guess, read to settle the kinds of all columns, written once more: no more passes."
+    "Written by the guess, read to find the types of all columns, written once more."
     rows = [f"{i},{i},{i}.5,{i}" for i in range(MANY)]
     rows[-3:] = [f"{MANY - 3},0.5,1.5,1", f"{MANY - 2},1,n.a.,1", f"{MANY - 1},1,1.5,007"]
     passes, real = [], Part.batches
@@ -604,7 +605,7 @@ def test_kinds_and_the_base_of_columns_have_one_home():
     )
 
 
-# --- the same table, whatever the order ------------------------------------------------------------------------------
+# --- the same table, whatever the order -----------------------------------------------------------
 
 small = st.lists(
     st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=5
@@ -659,7 +660,7 @@ def test_the_greater_time_counts_then_the_files_digest(ws):
 
 
 def test_rows_of_one_key_within_an_ingest(ws):
-    "Across files of one ingest too: what differs is set aside whole, what is the same is kept once."
+    "Across files of one ingest too: what differs is quarantined, what is the same is kept once."
     put(ws, "in/1.csv", k=["a", "b", "c", *map(str, range(50))], v=[1, 2, 3] + [0] * 50)
     put(ws, "in/2.csv", k=["a", "b", "d"], v=[1, 9, 4])
     contract = Contract(
@@ -713,7 +714,7 @@ def test_another_contract_judges_all_rows_anew(ws):
     assert third.facts["digest"] == first.facts["digest"] and first.scan().collect().height == 100
 
 
-# --- what a contract can say -----------------------------------------------------------------------------------------
+# --- what a contract can say ----------------------------------------------------------------------
 
 COLUMNS = {
     "k": Column(dtype="string"),
@@ -805,7 +806,7 @@ def test_schema_changed_between_files_writes_nothing(ws):
     assert not lake.table_exists(ws.table("d")) and not files_in(ws.table("d"))
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 def test_a_group_never_straddles_and_splits_stay(ws):
@@ -851,7 +852,7 @@ def test_splits_by_time(ws):
     assert stated.counts == {"test": 69, "train": 31}
 
 
-# --- failures --------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def test_a_failed_ingest_leaves_no_file(ws, monkeypatch):
@@ -925,7 +926,7 @@ def test_storage_in_a_bucket(s3, tmp_path):
     assert versions.dataset("d@1", settings=ws).parent.scan().collect().height == 98
 
 
-# --- other sources ----------------------------------------------------------------------------------------------------
+# --- other sources --------------------------------------------------------------------------------
 
 
 def sql(ws, *statements):
@@ -977,8 +978,8 @@ def test_postgresql_and_its_password(ws, postgres):
     with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute("CREATE TABLE readings (id BIGINT, celsius DOUBLE PRECISION, at TIMESTAMP)")
         cursor.execute(
-            "INSERT INTO readings SELECT i, i / 10.0, TIMESTAMP '2024-01-01' + i * INTERVAL '1 hour'"
-            " FROM generate_series(1, 5000) i"
+            "INSERT INTO readings SELECT i, i / 10.0, "
+            "TIMESTAMP '2024-01-01' + i * INTERVAL '1 hour' FROM generate_series(1, 5000) i"
         )
         db.commit()
     address = f"{postgres}#table=readings&watermark=at"
@@ -1044,7 +1045,7 @@ def test_every_kind_of_file_gives_the_same_rows(ws, name, write):
     }
 
 
-# --- names, and the narrow places --------------------------------------------------------------------------------------
+# --- names, and the narrow places -----------------------------------------------------------------
 
 
 def test_columns_may_have_any_name(ws):
@@ -1134,7 +1135,7 @@ def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
     assert rows_of(versions.dataset("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 BAD = {
     "empty": (b"", "is empty: expected a header"),
@@ -1209,7 +1210,8 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 
     with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute(
-            "CREATE TABLE big AS SELECT i AS id, repeat('x', 200) AS v FROM generate_series(1, 1000000) i"
+            "CREATE TABLE big AS SELECT i AS id, repeat('x', 200) AS v "
+            "FROM generate_series(1, 1000000) i"
         )
         db.commit()
 
@@ -1217,8 +1219,8 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
         with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
             while not ended.wait(0.05):
                 cursor.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'COPY (%big%' "
-                    "AND pid <> pg_backend_pid()"
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE query LIKE 'COPY (%big%' AND pid <> pg_backend_pid()"
                 )
                 cursor.fetchall()
                 db.commit()  # a transaction sees the activity of its beginning
@@ -1239,15 +1241,13 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 INGEST = """
 import sys
 from mlops_nb.core.settings import load_settings
-from mlops_nb.data import ingest, versions
-from mlops_nb.data.contracts import Column, Contract, conform, enforce
-from mlops_nb.data.inference import infer
+from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
-from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
-for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load_settings(sys.argv[1]))
+settings = load_settings(sys.argv[1])
+for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=settings)
 print("done", flush=True)
 """
 
@@ -1321,19 +1321,24 @@ def test_two_writers_at_once_are_both_in(ws, round_):
 
 
 STEPS = [
-    "committed",
-    "taken",
-    "change",
-    "_facts",
-    "_set_aside",
-    "_merged",
-    "record_version",
+    (steps, "committed"),
+    (steps, "ingested_parts"),
+    (steps, "plan_change"),
+    (steps, "_facts"),
+    (steps, "_commit_quarantine"),
+    (steps, "_merged_profile"),
+    (steps, "record_version"),
 ]  # of an ingest, from its commit on
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("step", STEPS)
-def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypatch, step, there):
+@pytest.mark.parametrize(
+    ("module", "step", "there"),
+    [(*step, there) for step in STEPS for there in (False, True)]
+    + [(plan, "ingested_parts", True)],
+)
+def test_another_ingest_between_any_two_steps_of_one_loses_nothing(
+    ws, monkeypatch, module, step, there
+):
     contract = Contract(
         columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
         key="k",
@@ -1343,7 +1348,7 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
         put(ws, f"{i}.csv", **rows_for(start, 1000))
     if there:
         ingest("d", "0.csv", contract=contract, settings=ws)
-    real, cut_in = getattr(steps, step), []
+    real, cut_in = getattr(module, step), []
 
     def before_and_after(*args, **kwargs):
         if not cut_in:
@@ -1357,7 +1362,7 @@ def test_another_ingest_between_any_two_steps_of_one_loses_nothing(ws, monkeypat
                 return result
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(steps, step, before_and_after)
+    monkeypatch.setattr(module, step, before_and_after)
     ingest("d", "2.csv", contract=contract, settings=ws)
     version = versions.dataset("d", settings=ws)
     table = version.scan().collect()
@@ -1398,7 +1403,7 @@ def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_
     assert [last.version, last.parent.version, last.parent.parent.version] == [2, 1, 0]
 
 
-# --- on the cluster --------------------------------------------------------------------------------------------------
+# --- on the cluster -------------------------------------------------------------------------------
 
 
 def test_many_files_on_ray_are_what_they_are_here(workspace, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from mlops_nb.core import lake, tracking
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
-from mlops_nb.models.bundle import Bundle, fill, seal
+from mlops_nb.models.bundle import Bundle, fill
+from mlops_nb.models.sealing import seal
 from mlops_nb.science.labels import as_ones, labels_of, meant, respelled, spelling
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit, save_candidate

@@ -84,7 +84,7 @@ def test_the_dataset_is_read_and_grows(old):
 
 def test_the_champion_is_found_loaded_and_predicts(old):
     version = registry.resolve("club@champion", settings=old)
-    assert (version.ref, registry.approval("club/1", settings=old)["by"]) == ("club/1", "ann")
+    assert (version.ref, registry.approval("club/1", settings=old).by) == ("club/1", "ann")
     log = lake.scan(old.table("_predictions", "club")).filter(model_version="1").head(20).collect()
     bundle = version.bundle(old)
     inputs = bundle.signature.frame([json.loads(text) for text in log["inputs"]])
@@ -106,7 +106,7 @@ def test_mlflow_loads_the_champion_by_the_loader_that_an_earlier_release_named(o
 
 
 def test_what_was_rejected_stays_rejected(old):
-    assert registry.approval("club/2", settings=old)["kind"] == "rejected"
+    assert registry.approval("club/2", settings=old).kind == "rejected"
 
 
 def test_predictions_that_no_pass_has_judged_are_judged_once(old):
@@ -133,7 +133,7 @@ def test_a_decision_in_an_old_workspace_is_added_as_the_last_event(old):
     events_before = events.history(old.events).collect()
     done = call("reject", "club/1", "--by", "carol", "--note", "too old", "-w", old.root)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert registry.approval("club/1", settings=old)["kind"] == "rejected"
+    assert registry.approval("club/1", settings=old).kind == "rejected"
     after = events.history(old.events).collect()
     assert after.height == events_before.height + 1
     assert after["id"].to_list()[:-1] == events_before["id"].to_list()

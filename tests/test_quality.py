@@ -1,4 +1,4 @@
-"Leakage, balance and differences of dataset versions against what brute force finds, in small batches; MLflow's record; long chains of versions."
+"Leakage, balance and differences against brute force, in small batches; MLflow's record."
 
 from collections import Counter
 
@@ -26,8 +26,8 @@ def settings(tmp_path):
 def parts(request, monkeypatch):
     "Everything in memory, or a few rows at a time."
     if request.param == "in parts":
-        monkeypatch.setattr(spill, "BATCH", 70)
-        monkeypatch.setattr(spill, "AT_ONCE", 90)
+        monkeypatch.setattr(spill, "BATCH_ROWS", 70)
+        monkeypatch.setattr(spill, "HASHES_IN_MEMORY", 90)
 
 
 def given(settings, name: str, rows: pl.DataFrame, **options) -> DatasetVersion:
@@ -80,8 +80,8 @@ def test_leakage_is_what_brute_force_finds(settings, parts):
 def test_what_leaks_is_said_and_shown(settings, parts):
     rows = pl.concat([table(200), table(200).with_columns(id=pl.col("id") + 200)])
     found = given(settings, "t", rows, key="id").leakage()
-    assert not found.passed and "stand in train too" in found.problems[0]
-    assert found.examples.height == 2 * leakage.EXAMPLES
+    assert not found.passed and "repeat a row of train" in found.problems[0]
+    assert found.examples.height == 2 * leakage._EXAMPLES
     assert all(
         n == 2
         for n in found.examples.group_by("a", "b", "g", "at").agg(pl.col("_split").n_unique())[
@@ -128,7 +128,7 @@ def test_time_is_a_problem_only_where_the_split_is_by_time(settings, parts):
 def test_another_time_than_the_splits_can_be_out_of_order(settings):
     rows = table(300).with_columns(seen=pl.col("at").reverse())
     found = given(settings, "t", rows, key="id", time="at", ends="shares").leakage(time="seen")
-    assert [p for p in found.problems if "have a later seen than the first of test" in p]
+    assert [p for p in found.problems if "have a later seen than the first row of test" in p]
 
 
 def test_a_column_that_is_not_there_is_named(settings):
@@ -236,7 +236,7 @@ def test_differences_by_key_are_what_brute_force_finds(settings, parts):
         and found.changed > 40
     )
     assert found.table["number"].sum() == second.facts["rows"] and found.rows == (500, 520)
-    assert found.examples["row"].n_unique() == differences.SHOWN
+    assert found.examples["row"].n_unique() == differences._SHOWN_ROWS
     before = {str(r["id"]): r for r in first.scan().collect().iter_rows(named=True)}
     after = {str(r["id"]): r for r in second.scan().collect().iter_rows(named=True)}
     said = lambda v: None if v is None else str(v)
@@ -310,9 +310,11 @@ def test_only_files_that_differ_are_read(settings, monkeypatch):
         given(settings, "t", table(500), key="id"),
         given(settings, "t", table(510)[500:], key="id"),
     )
-    read, marked = [], differences._marked
+    read, marked = [], differences._key_and_content
     monkeypatch.setattr(
-        differences, "_marked", lambda rows, key: read.append(rows.height) or marked(rows, key)
+        differences,
+        "_key_and_content",
+        lambda rows, key: read.append(rows.height) or marked(rows, key),
     )
     assert first.diff(second).added == 10 and sum(read) == 10
 

@@ -1,4 +1,4 @@
-"What the registry lessons leave out: repeated and broken registrations, altered bundles, libraries, MLflow's own loaders."
+"Repeated and broken registrations, altered bundles, libraries, MLflow's own loaders."
 
 import json
 import os
@@ -38,18 +38,18 @@ from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, pages
-from mlops_nb.models import approvals, bundle, registry, roles
-from mlops_nb.models.bundle import Bundle, code_hash, seal
+from mlops_nb.models import approvals, bundle, origin, registry, roles
+from mlops_nb.models.bundle import Bundle, code_hash
 from mlops_nb.models.registry import (
     approval,
     approve,
-    approve_by_rule,
     register,
     reject,
     resolve,
     set_alias,
     versions,
 )
+from mlops_nb.models.sealing import seal
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
@@ -67,7 +67,9 @@ ROWS = pl.DataFrame(
         "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)],
     }
 )
-FEATURES = "import polars as pl\ndef features(frame): return frame.with_columns(z=pl.col('x') * {factor})\n"
+FEATURES = """import polars as pl
+def features(frame): return frame.with_columns(z=pl.col('x') * {factor})
+"""
 
 
 class Place:
@@ -214,11 +216,11 @@ def test_the_commit_says_whether_files_differ_from_it(tmp_path):
     git("add", "a.py")
     git("commit", "-m", "a")
     assert (
-        registry.git_commit(tmp_path)["dirty"] is False
-        and len(registry.git_commit(tmp_path)["commit"]) == 40
+        origin.git_commit(tmp_path)["dirty"] is False
+        and len(origin.git_commit(tmp_path)["commit"]) == 40
     )
     (tmp_path / "a.py").write_text("2")
-    assert registry.git_commit(tmp_path)["dirty"] is True
+    assert origin.git_commit(tmp_path)["dirty"] is True
 
 
 def test_a_bundle_holds_everything(place):
@@ -294,7 +296,7 @@ def test_the_same_library_is_shared_another_is_refused(place):
 
 
 def test_a_library_is_what_the_pipeline_needs(place):
-    "An edit of what another notebook exports, such as the monitor's, makes no other library; one of a feature does."
+    "An edit of a feature makes another library; an edit of an unrelated module does not."
     (place.settings.root / "wspkg/monitor.py").write_text("RULE = 1\n")
     first = place.register()
     assert not any("monitor" in name for name in first.bundle(place.settings).manifest["files"])
@@ -320,7 +322,7 @@ def test_a_pipeline_without_functions_has_no_library(place):
     )
 
 
-# -- the framework beside it ---------------------------------------------------------------------------------------
+# -- the framework beside it -----------------------------------------------------------------------
 
 OTHER = {"version": "9.9", "digest": "0123456789abcdef"}
 
@@ -353,10 +355,10 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
         served.traffic.champion.signature.frame(ROWS.select("x", "c").to_dicts())
     )
     event = deployed(place.settings, champion="1")
-    monkeypatch.setattr(applications, "health", lambda *a: answer | {"event": event})
+    monkeypatch.setattr(applications, "health", lambda *_, **__: answer | {"event": event})
     note = (
-        f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is served by "
-        "mlops_nb 9.9 (01234567)"
+        f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is "
+        "served by mlops_nb 9.9 (01234567)"
     )
     now = pages.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
@@ -367,7 +369,7 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
     assert f"framework of m  {note}" in capsys.readouterr().out
 
 
-# -- bundles of an earlier release -----------------------------------------------------------------------------------
+# -- bundles of an earlier release -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -401,8 +403,8 @@ def whole(place):
 
 
 REFUSED = (
-    "was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its library is the "
-    "whole framework of that time. Train the model and register it again"
+    "was registered with an earlier release of mlops_nb, and mlops_nb .* cannot load it, for its "
+    "library is the whole framework of that time. Train the model and register it again"
 )
 
 
@@ -449,7 +451,7 @@ def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, 
         events.record(place.settings.events, "registered", "n/1", by="ann", bundle=digest)
     started = []
 
-    def realize(settings, model):
+    def realize(model, *, settings):
         if model == "n":
             applications.run_application(
                 model, Desired({"1": 100}, {"1": str(whole)}), settings=settings
@@ -484,7 +486,8 @@ def test_a_process_of_its_own_uses_the_bundles_library_and_never_mlflow(place, t
 import json, pathlib, sys, polars as pl
 from mlops_nb.models.bundle import Bundle
 b = Bundle({str(built.path)!r})
-p = b.pipeline.predict_proba(b.signature.conform(pl.read_parquet({str(tmp_path / "rows.parquet")!r})))[:, 1]
+rows = pl.read_parquet({str(tmp_path / "rows.parquet")!r})
+p = b.pipeline.predict_proba(b.signature.conform(rows))[:, 1]
 import wspkg
 mode = pathlib.Path(wspkg.__file__).parents[1].stat().st_mode & 0o777
 print(json.dumps([wspkg.__file__, mode, "mlflow" in sys.modules, p.tolist()]))
@@ -517,14 +520,14 @@ def test_mlflow_loads_a_version_by_itself(place, monkeypatch):
         model.predict(ROWS.select("c").to_pandas())
 
 
-# -- bundles that somebody changed --------------------------------------------------------------------------------
+# -- bundles that somebody changed -----------------------------------------------------------------
 
 EVIL = "from pathlib import Path\nPath({mark!r}).touch()\ndef features(frame): return frame\n"
 
 
 @pytest.fixture
 def attacked(place, tmp_path):
-    "A registered version whose files were replaced by those of a bundle with a package of its own, and sealed again."
+    "A registered version whose files were replaced by another bundle's, and sealed again."
     version = place.register()
     digest, path = version.tags["bundle"], version.bundle(place.settings).path
     mark = tmp_path / "evil code ran"
@@ -837,18 +840,17 @@ def test_a_decision_needs_a_version_and_a_person(place):
     with pytest.raises(ApprovalError, match="name of the person"):
         approve("m/1", settings=settings, by=" ")
     with pytest.raises(ApprovalError, match="name of the person"):
-        approve("m/1", settings=settings, by="rule")
+        approve("m/1", settings=settings, by="rule", despite="the rule has no reasons")
     with pytest.raises(ApprovalError, match="name of the person"):
         approve("m/1", settings=settings, by=" Rule ")
-    id_ = approve("model:m/1", "checked", settings=settings, by="ann")
+    decided = approve("model:m/1", note="checked", settings=settings, by="ann")
     newest = approval("m/1", settings=settings)
-    assert (newest["id"], newest["kind"], newest["by"], newest["details"]["note"]) == (
-        id_,
-        "approved",
-        "ann",
-        "checked",
-    )
-    assert newest["details"]["user"] == events.user(), (
+    assert newest == decided
+    assert (newest.kind, newest.by, newest.note) == ("approved", "ann", "checked")
+    event = events.newest(settings.events, "approved", "m/1")
+    assert (event["id"], event["details"]["note"]) == (newest.id, "checked")
+    assert "<h4>m/1 approved</h4>" in newest._repr_html_()
+    assert newest.user == events.user(), (
         "what the operating system says, beside what the person says"
     )
 
@@ -885,21 +887,24 @@ def report_of(place, *checks, objective=None):
 
 
 def test_a_rejection_is_final(place):
-    "Neither the rule nor a person approves the version again; registering it again gives one that a person may approve."
+    "Nobody approves the version again. The same model, registered again, needs a person."
     settings, report = place.settings, report_of(place, ("roc_auc", True))
     place.register(report_uri=report)
     accepted(settings, "m/1")
     assert approval("m/1", settings=settings) is None
-    reject("m/1", "too old", settings=settings, by="bob")
-    final = r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, register a new version"
+    reject("m/1", note="too old", settings=settings, by="bob")
+    final = (
+        r"m/1 was rejected by bob \(too old\), and a rejection is final. To go on, "
+        "register a new version"
+    )
     for decide in (
-        lambda: approve_by_rule("m/1", settings=settings),
+        lambda: approve("m/1", settings=settings),
         lambda: approve("m/1", settings=settings, by="ann"),
         lambda: approve("m/1", despite="I know better", settings=settings, by="ann"),
     ):
         with pytest.raises(ApprovalError, match=final):
             decide()
-    assert approval("m/1", settings=settings)["kind"] == "rejected"
+    assert approval("m/1", settings=settings).kind == "rejected"
     assert place.register(report_uri=report).ref == "m/2", "the same model under a new number"
     assert place.register(report_uri=report).ref == "m/2"
     accepted(settings, "m/2")
@@ -907,15 +912,15 @@ def test_a_rejection_is_final(place):
         ApprovalError,
         match="m/2 is the same model as m/1, which was rejected by bob: only a person",
     ):
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
     assert place.register(report_uri=report, notebooks=[]).ref == "m/3", (
         "another bundle of the same model"
     )
     accepted(settings, "m/3")
     with pytest.raises(ApprovalError, match="m/3 is the same model as m/1"):
-        approve_by_rule("m/3", settings=settings)
-    approve("m/2", "a slip of the mouse", settings=settings, by="bob")
-    assert approval("m/2", settings=settings)["kind"] == "approved"
+        approve("m/3", settings=settings)
+    approve("m/2", note="a slip of the mouse", settings=settings, by="bob")
+    assert approval("m/2", settings=settings).kind == "approved"
 
 
 @pytest.mark.parametrize("seed", ["5", "6"])
@@ -931,17 +936,15 @@ def test_a_rejected_model_that_is_trained_again_alike_waits_for_a_person(place, 
         if n == 1:
             reject("m/1", settings=settings, by="bob")
     if seed == "6":  # another model
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
         return
     with pytest.raises(
         ApprovalError, match="m/2 is the same model as m/1, which was rejected by bob"
     ):
-        approve_by_rule("m/2", settings=settings)
+        approve("m/2", settings=settings)
 
 
-@pytest.mark.parametrize(
-    "decide", [approve_by_rule, lambda ref, settings: approve(ref, settings=settings, by="ann")]
-)
+@pytest.mark.parametrize("decide", [approve, partial(approve, by="ann")])
 def test_acceptance_tests_that_fail_while_somebody_approves_are_not_overlooked(
     place, monkeypatch, decide
 ):
@@ -976,12 +979,12 @@ def test_a_rejection_after_an_approval_counts_also_if_they_race(place, monkeypat
     monkeypatch.setattr(approvals, "decision", rejected_meanwhile)
     with pytest.raises(EventConflict, match="rejected meanwhile by bob"):
         approve("m/1", settings=settings, by="carol")
-    assert approval("m/1", settings=settings)["kind"] == "rejected"
+    assert approval("m/1", settings=settings).kind == "rejected"
 
 
 def test_a_report_of_another_candidate_registers_nothing(place):
     report = report_of(place, ("roc_auc", True))
-    run = registry.run_of(report)
+    run = origin.run_of(report)
     tracking.mlflow_client(place.settings).log_param(run, "candidate", "runs:/0ther/candidate")
     with pytest.raises(
         RegistryError,
@@ -1010,13 +1013,13 @@ def test_a_report_of_another_candidate_registers_nothing(place):
     ],
 )
 def test_the_rule_approves_only_what_was_tested_and_passed(place, checks, trial, says):
-    "The report's own word `passed` counts for nothing, and nor do acceptance tests of another bundle."
+    "What the report says under `passed` does not count, nor do tests of another bundle."
     settings = place.settings
-    place.register(report_uri=report_of(place, *checks))
+    place.register(report_uri=report_of(place, *checks), despite="to see what the rule does")
     if trial is not None:
         accepted(settings, "m/1", **trial)
     with pytest.raises(ApprovalError, match=says):
-        approve_by_rule("m/1", settings=settings)
+        approve("m/1", settings=settings)
     assert approval("m/1", settings=settings) is None
 
 
@@ -1024,10 +1027,10 @@ def test_the_rule_approves_once_what_passed(place):
     settings = place.settings
     place.register(report_uri=report_of(place, ("roc_auc", True)))
     trial = accepted(settings, "m/1")
-    first = approve_by_rule("m/1", settings=settings)
-    assert approve_by_rule("m/1", settings=settings) == first
+    first = approve("m/1", settings=settings)
+    assert approve("m/1", settings=settings) == first
     decision = approval("m/1", settings=settings)
-    assert (decision["by"], decision["details"]["acceptance"]) == ("rule", trial)
+    assert (decision.by, decision.acceptance) == ("rule", trial)
 
 
 @pytest.mark.parametrize(
@@ -1051,7 +1054,7 @@ def test_who_approves_is_what_the_registered_objective_says_or_stricter(
         ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`"
     )
     with says if waits else nullcontext():
-        approve_by_rule("m/1", settings=settings)
+        approve("m/1", settings=settings)
 
 
 def test_an_objective_without_a_policy_reads_as_the_rule():
@@ -1061,15 +1064,21 @@ def test_an_objective_without_a_policy_reads_as_the_rule():
 
 def test_a_person_must_say_why_to_approve_what_failed(place):
     settings = place.settings
-    place.register(report_uri=report_of(place, ("roc_auc", True), ("gap", False)))
+    report = report_of(place, ("roc_auc", True), ("gap", False))
+    with pytest.raises(RegistryError, match="failed its test.*gap: expected at least 0.8, got 0.7"):
+        place.register(report_uri=report)
+    assert versions("m", settings=settings) == []
+    place.register(report_uri=report, despite="to compare the pilot with it")
+    event = events.newest(settings.events, "registered", "m/1")["details"]
+    assert (event["passed"], event["despite"]) == (False, "to compare the pilot with it")
     accepted(settings, "m/1", passed=False)
     with pytest.raises(
         ApprovalError, match="test report, gap: .*; acceptance, latency: .*--despite REASON"
     ):
         approve("m/1", settings=settings, by="ann")
     approve("m/1", despite="only for the pilot", settings=settings, by="ann")
-    details = approval("m/1", settings=settings)["details"]
-    assert details["despite"] == "only for the pilot" and len(details["failed"]) == 2
+    decision = approval("m/1", settings=settings)
+    assert decision.despite == "only for the pilot" and len(decision.failed) == 2
 
 
 def test_the_verdict_is_read_from_the_report(place):
@@ -1151,19 +1160,19 @@ def test_mlflows_aliases_are_repaired_from_the_events(place):
 
 
 def test_a_slow_mirror_does_not_undo_a_later_one(place, monkeypatch):
-    "One reads the event, another machine decides and mirrors, and the first one writes what it had read."
-    settings, real = place.settings, roles._mirror
+    "Another machine decides and mirrors between the reading and the writing of this one."
+    settings, real = place.settings, roles._set_aliases
     for dataset in ("m@3", "m@4"):
         place.register(dataset=dataset)
     deployed(settings, champion="1")
 
     def overtaken(client, name, wanted):
-        monkeypatch.setattr(roles, "_mirror", real)
+        monkeypatch.setattr(roles, "_set_aliases", real)
         deployed(settings, champion="2")
         real(client, name, {"champion": "2"})
         real(client, name, wanted)
 
-    monkeypatch.setattr(roles, "_mirror", overtaken)
+    monkeypatch.setattr(roles, "_set_aliases", overtaken)
     roles.mirror("m", settings=settings)
     assert aliases(settings, "m") == {"champion": "2"}
 

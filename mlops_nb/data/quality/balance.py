@@ -17,88 +17,146 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import DataError
-from ...core.templates import render
+from ...core.templates import figure_html, render
 from ..profiles.comparison import LEAST
 from ..profiles.profiling import Profile
 from ..profiles.sketches import FEW, distinct, frequent, type_of
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from whylogs.core import ColumnProfileView
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #97e5c91d
-_MOST = 50  # categories told apart
-MISSING, OTHER = "(missing)", "(other)"
+_MAX_CATEGORIES = 50  # categories that are counted separately
+MISSING = "(missing)"
+OTHER = "(other)"
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #85d0659c
-def _named(column: str, dtype: pl.DataType, view: "ColumnProfileView | None", ref: str) -> pl.Expr:
-    "The category of each row."
-    values, kind, other = lake.column(column), view and type_of(view), pl.lit(OTHER)
+def _category(
+    column: str, dtype: pl.DataType, view: "ColumnProfileView | None", ref: str
+) -> pl.Expr:
+    "Return the expression of each row's category or bin."
+    kind = view and type_of(view)
     if kind is None:
         raise DataError(f"{column} has no values in {ref}'s first split: nothing to compare with")
     many = dtype.is_float() or distinct(view) > FEW
-    if kind == "time" or kind == "number" and many:
-        return _bins(column, dtype, view)
-    text = values.cast(pl.String)
+    if kind == "time" or (kind == "number" and many):
+        return _bin(column, dtype, view)
+    text = lake.column(column).cast(pl.String)
     if kind != "boolean":
-        items = frequent(view)[0]
-        kept = sorted(items, key=lambda v: (-items[v], v))[:_MOST]
-        text = pl.when(text.is_in(kept)).then(text).otherwise(other)
-    return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(text)
+        text = pl.when(text.is_in(_most_frequent(view))).then(text).otherwise(pl.lit(OTHER))
+    return _or_missing(lake.column(column), text)
+
+
+def _most_frequent(view: "ColumnProfileView") -> list[str]:
+    "Return the categories that are counted separately, the most frequent one first."
+    rows = frequent(view)[0]
+    return sorted(rows, key=lambda value: (-rows[value], value))[:_MAX_CATEGORIES]
+
+
+def _or_missing(values: pl.Expr, category: pl.Expr) -> pl.Expr:
+    "Return the category of rows that have a value, and `MISSING` for the others."
+    return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(category)
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #96c928b9
-def _bins(column: str, dtype: pl.DataType, view: "ColumnProfileView") -> pl.Expr:
-    "The bin of each row, between deciles of the training split."
+def _bin(column: str, dtype: pl.DataType, view: "ColumnProfileView") -> pl.Expr:
+    "Return the expression of each row's bin between the deciles of the training split."
+    edges = _deciles(view)
+    names = _bin_names([_edge_text(edge, dtype) for edge in edges])
+    values = _numeric(column, dtype)
+    number = pl.sum_horizontal((values >= edge).cast(pl.Int32) for edge in edges)
+    name = number.replace_strict(list(range(len(names))), names, return_dtype=pl.String)
+    return _or_missing(values, name)
+
+
+def _deciles(view: "ColumnProfileView") -> list[float]:
+    "Return the different deciles of a profiled column, in ascending order."
+    sketch = view.get_metric("distribution").kll.value
+    return sorted(set(sketch.get_quantiles((np.arange(1, 10) / 10).tolist())))
+
+
+def _numeric(column: str, dtype: pl.DataType) -> pl.Expr:
+    "Return the values of a column as numbers that can be compared with edges."
     values = lake.column(column)
     if dtype.is_temporal():
-        values = values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-    elif dtype == pl.Float64:
-        values = values.fill_nan(None)
-    sketch = view.get_metric("distribution").kll.value
-    edges = sorted(set(sketch.get_quantiles((np.arange(1, 10) / 10).tolist())))
-    shown = [
-        f"{datetime.fromtimestamp(e, UTC):%Y-%m-%d %H:%M}" if dtype.is_temporal() else f"{e:g}"
-        for e in edges
-    ]
-    names = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in pairwise(shown)), f"from {shown[-1]}"]
-    numbered = [f"{i}: {name}" for i, name in enumerate(names)]
-    place = pl.sum_horizontal((values >= e).cast(pl.Int32) for e in edges)
-    name = place.replace_strict(list(range(len(numbered))), numbered, return_dtype=pl.String)
-    return pl.when(values.is_null()).then(pl.lit(MISSING)).otherwise(name)
+        return values.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
+    return values.fill_nan(None) if dtype == pl.Float64 else values
 
-# %% ../../../nbs/2_data/21_quality_balance.ipynb #5ee51ad3
+
+def _edge_text(edge: float, dtype: pl.DataType) -> str:
+    "Return an edge of a bin as text."
+    if dtype.is_temporal():
+        return f"{datetime.fromtimestamp(edge, UTC):%Y-%m-%d %H:%M}"
+    return f"{edge:g}"
+
+
+def _bin_names(edges: Sequence[str]) -> list[str]:
+    "Return the numbered names of the bins between edges, one more than there are edges."
+    between = [f"{low} to {high}" for low, high in pairwise(edges)]
+    names = [f"below {edges[0]}", *between, f"from {edges[-1]}"]
+    return [f"{i}: {name}" for i, name in enumerate(names)]
+
+# %% ../../../nbs/2_data/21_quality_balance.ipynb #0887e7b9
 def pooled(
-    counts: np.ndarray,  # [splits, categories]
-) -> np.ndarray:
-    "The counts with rare categories together."
-    counts = counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
-    enough = LEAST * counts.sum() / counts.sum(axis=1).min()
-    kept = int((counts.sum(axis=0) >= enough).sum())
+    counts: np.ndarray,  # rows of each split and category: [splits, categories]
+) -> np.ndarray:  # [splits, fewer categories]
+    "Return the counts with the rare categories added up in the last column."
+    most_first = np.argsort(-counts.sum(axis=0), kind="stable")
+    counts = counts[:, most_first]
+    rows = counts.sum(axis=0)
+    least = LEAST * counts.sum() / counts.sum(axis=1).min()  # rows that a category must have
+    kept = int((rows >= least).sum())
+    if kept and 0 < rows[kept:].sum() < least:
+        kept -= 1  # all rare ones together are still too rare
     rest = counts[:, kept:].sum(axis=1, keepdims=True)
-    if kept and 0 < rest.sum() < enough:
-        kept, rest = kept - 1, rest + counts[:, kept - 1 : kept]
     return np.hstack([counts[:, :kept], rest]) if rest.any() else counts[:, :kept]
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #ace5d4d1
 def homogeneity(
     counts: np.ndarray,  # [splits, categories], no split and no category empty
 ) -> tuple[float, float, int]:  # p-value, Cramér's V, degrees of freedom
-    "Are the rows of a table of counts alike?"
+    "Return the test of whether all splits have the same distribution over the categories."
     from scipy.stats import chi2
 
-    r, k = counts.shape
-    freedom = (r - 1) * (k - 1)
-    if not freedom:
+    freedom = (counts.shape[0] - 1) * (counts.shape[1] - 1)
+    if freedom == 0:
         return 1.0, 0.0, 0
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
-    off = np.abs(counts - expected)
-    v = np.sqrt((off**2 / expected).sum() / counts.sum() / min(r - 1, k - 1))
-    return (
-        float(chi2.sf((np.maximum(off - 0.5, 0) ** 2 / expected).sum(), freedom)),
-        float(v),
-        freedom,
-    )
+    p_value = float(chi2.sf(_chi_squared(counts, correction=0.5), freedom))
+    return p_value, _cramers_v(counts), freedom
 
-# %% ../../../nbs/2_data/21_quality_balance.ipynb #fe366c7c
+
+def _chi_squared(counts: np.ndarray, correction: float = 0) -> float:
+    "Return the squared deviations from what is expected, each made smaller by the correction."
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    deviation = np.maximum(np.abs(counts - expected) - correction, 0)
+    return (deviation**2 / expected).sum()
+
+
+def _cramers_v(counts: np.ndarray) -> float:
+    "Return the size of the differences between the splits, from 0 to 1."
+    phi_squared = _chi_squared(counts) / counts.sum()
+    return float(np.sqrt(phi_squared / (min(counts.shape) - 1)))
+
+# %% ../../../nbs/2_data/21_quality_balance.ipynb #e13d721d
+def _share_bars(table: pl.DataFrame, splits: Sequence[str], values: Sequence[str]) -> "Figure":
+    "Return the shares of a table as horizontal bars."
+    from matplotlib.figure import Figure
+
+    height = 0.8 / len(splits)  # of a bar; two groups are 1 apart
+    positions = np.arange(len(values))
+    figure = Figure(figsize=(6, 0.7 + 0.3 * len(values)), layout="constrained")
+    ax = figure.subplots()
+    for i, split in enumerate(splits):
+        shares = table.filter(split=split)["share"].to_numpy()
+        ax.barh(positions + i * height, shares, height, label=split)
+    ax.set_yticks(positions + (len(splits) - 1) * height / 2, values)
+    ax.invert_yaxis()
+    ax.xaxis.set_major_formatter("{x:.0%}")
+    ax.set_xlabel("share of the split's rows")
+    ax.legend(frameon=False)
+    return figure
+
+# %% ../../../nbs/2_data/21_quality_balance.ipynb #d3b31240
 @dataclass(frozen=True, repr=False)
 class Balance:
     "How a column is distributed in each split."
@@ -106,51 +164,73 @@ class Balance:
     ref: str  # of the dataset version
     column: str
     table: pl.DataFrame  # value, split, rows, share of the split's rows
-    p_value: float  # that chance alone makes such differences
-    cramers_v: float  # how large they are: 0 none, 1 the split decides the value
+    p_value: float  # probability of differences like these by chance alone
+    cramers_v: float  # size of the differences: 0 none, 1 the split decides the value
     freedom: int  # degrees; 0: one category or one split, nothing to compare
-    significance: float  # the chance of a false alarm
+    significance: float  # probability of a false alarm
 
     @property
     def passed(self) -> bool:
+        "Whether the differences can be chance."
         return self.p_value >= self.significance
 
+    @property
+    def splits(self) -> list[str]:
+        "The splits, the first one first."
+        return self.table["split"].unique(maintain_order=True).to_list()
+
+    @property
+    def values(self) -> list[str]:
+        "The categories or bins, in the order of the table."
+        return self.table["value"].unique(maintain_order=True).to_list()
+
+    def figure(self) -> "Figure":
+        "Return the shares as horizontal bars, one group a category and one bar a split."
+        return _share_bars(self.table, self.splits, self.values)
+
     def __repr__(self) -> str:
-        return (
-            f"Balance({self.ref} {self.column}: p = {self.p_value:.2g}, V = {self.cramers_v:.3f})"
-        )
+        test = f"p = {self.p_value:.2g}, V = {self.cramers_v:.3f}"
+        return f"Balance({self.ref} {self.column}: {test})"
 
     def _repr_html_(self) -> str:
-        splits = self.table["split"].unique(maintain_order=True).to_list()
-        values = self.table["value"].unique(maintain_order=True).to_list()
-        shares = {
-            (value, split): share
-            for value, split, share in self.table.select("value", "split", "share").iter_rows()
-        }
-        return render("balance.html", balance=self, splits=splits, values=values, shares=shares)
+        columns = self.table.select("value", "split", "share")
+        shares = {(value, split): share for value, split, share in columns.iter_rows()}
+        picture = figure_html(self.figure(), f"Share of each value of {self.column} in each split")
+        facts = {"splits": self.splits, "values": self.values, "shares": shares}
+        return render("balance.html", balance=self, picture=picture, **facts)
+
+# %% ../../../nbs/2_data/21_quality_balance.ipynb #fe366c7c
+def _share_table(rows: pl.LazyFrame, category: pl.Expr, splits: Sequence[str]) -> pl.DataFrame:
+    "Return value, split, rows and share, with every value in every split."
+    counts = rows.group_by(split="_split", value=category).agg(rows=pl.len())
+    table = _with_empty_values(counts.collect(engine="streaming"), splits)
+    share = pl.col("rows") / pl.col("rows").sum().over("split")
+    comes_last = pl.col("value").is_in([MISSING, OTHER])
+    order = [comes_last, pl.col("value"), pl.col("split").cast(pl.Enum(splits))]
+    return table.with_columns(share=share).sort(order)
+
+
+def _with_empty_values(counts: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
+    "Return the counts with a row for every value in every split, 0 if it has none."
+    all_splits = pl.DataFrame({"split": splits})
+    grid = counts.select(pl.col("value").unique()).join(all_splits, how="cross")
+    table = grid.join(counts, on=["value", "split"], how="left")
+    return table.with_columns(pl.col("rows").fill_null(0).cast(pl.Int64))
 
 # %% ../../../nbs/2_data/21_quality_balance.ipynb #c561d0e6
 def balance(
     rows: pl.LazyFrame,  # of a dataset version, with the column `_split`
-    column: str,
+    column: str,  # that is compared
     splits: Sequence[str],  # those that have rows, the first one first
     profile: Profile,  # of the first split: says which categories and bins there are
     *,
     ref: str,  # of the version
-    significance: float = 0.01,  # of random splits, this share is said to be unbalanced
+    significance: float = 0.01,  # share of random splits that is reported as not alike
 ) -> Balance:
     "Return how a column is distributed in each split, and whether alike."
-    named = _named(column, rows.collect_schema()[column], profile.view.get_column(column), ref)
-    tally = (
-        rows.group_by(split="_split", value=named).agg(rows=pl.len()).collect(engine="streaming")
-    )
-    grid = tally.select(pl.col("value").unique()).join(pl.DataFrame({"split": splits}), how="cross")
-    table = grid.join(tally, on=["value", "split"], how="left").with_columns(
-        pl.col("rows").fill_null(0).cast(pl.Int64)
-    )
-    table = table.with_columns(share=pl.col("rows") / pl.col("rows").sum().over("split"))
-    last = pl.col("value").is_in([MISSING, OTHER])  # below the others
-    number = pl.col("split").replace_strict(splits, range(len(splits)), return_dtype=pl.Int32)
-    table = table.sort(last, "value", number)
-    p, v, freedom = homogeneity(pooled(table["rows"].to_numpy().reshape(-1, len(splits)).T))
-    return Balance(ref, column, table, p, v, freedom, significance)
+    dtype = rows.collect_schema()[column]
+    category = _category(column, dtype, profile.view.get_column(column), ref)
+    table = _share_table(rows, category, splits)
+    counts = table["rows"].to_numpy().reshape(-1, len(splits)).T
+    p_value, cramers_v, freedom = homogeneity(pooled(counts))
+    return Balance(ref, column, table, p_value, cramers_v, freedom, significance)

@@ -15,6 +15,7 @@ from ...core import cluster, events
 from ...core.errors import DeploymentError, EventConflict, OutdatedBundle
 from ...core.settings import Settings, load_settings
 from ...models import registry, roles
+from ...models.approvals import Approval
 from mlops_nb.service.deployment.applications import (
     Endpoint,
     app_name,
@@ -226,7 +227,7 @@ def _earlier(event: dict, settings: Settings) -> dict | None:
     return rows[0] | {"details": orjson.loads(rows[0]["details"])} if rows else None
 
 
-def _rejection_in(event: dict, settings: Settings) -> dict | None:
+def _rejection_in(event: dict, settings: Settings) -> Approval | None:
     "Return the rejection of a version that this event's state serves, or None."
     versions = served_versions(event["details"])
     return rejection_of(event["subject"], versions, settings=settings)
@@ -249,10 +250,10 @@ def _require_none_rejected(past: dict, settings: Settings) -> None:
     rejection = _rejection_in(past, settings)
     if rejection is None:
         return
-    note = rejection["details"].get("note")
+    note = rejection.note
     reason = f": {note}" if note else ""
     raise DeploymentError(
-        f"{rejection['subject']} was served before, but {rejection['by']} "
+        f"{rejection.ref} was served before, but {rejection.by} "
         f"rejected it since{reason}. {_offer(past, settings)}"
     )
 

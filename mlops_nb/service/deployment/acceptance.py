@@ -249,4 +249,4 @@ def require_approval(
             f"same: `mlops-nb approve {ref} --by NAME --despite REASON`, then "
             f"`mlops-nb deploy {ref}`"
         )
-    return registry.approve_by_rule(ref, settings=settings)
+    return registry.approve(ref, settings=settings).id

@@ -13,36 +13,38 @@ from ...models import approvals, registry, roles
 from ...science.signature import InputColumn, Signature
 
 # %% ../../../nbs/5_service/05b_deployment_conditions.ipynb #d481f2f5
-def _require_decided(ref: str, decision: dict | None) -> None:
+def _require_decided(ref: str, decision: approvals.Approval | None) -> None:
     "Raise unless the newest decision about a version is an approval."
     if decision is None:
         raise DeploymentError(
             f"{ref} has no approval: approve it first, `mlops-nb approve {ref} --by NAME` or "
             f"registry.approve({ref!r}, by=…)"
         )
-    if decision["kind"] == "rejected":
+    if decision.rejected:
         raise DeploymentError(
-            f"{ref} was rejected by {decision['by']}, and a rejection is "
+            f"{ref} was rejected by {decision.by}, and a rejection is "
             "final: approve and deploy another version"
         )
 
 
-def _require_person(ref: str, decision: dict, policy: str) -> None:
+def _require_person(ref: str, decision: approvals.Approval, policy: str) -> None:
     "Raise if the rule approved a version about which a person has to decide."
-    if decision["by"] == approvals.RULE != policy:
+    if decision.by == approvals.RULE != policy:
         raise DeploymentError(
             f"{ref} was approved by the rule, but a person has to decide: "
             f"`mlops-nb approve {ref} --by NAME`"
         )
 
 
-def _require_no_later_failure(ref: str, decision: dict, acceptance: dict | None) -> None:
+def _require_no_later_failure(
+    ref: str, decision: approvals.Approval, acceptance: dict | None
+) -> None:
     "Raise if a version failed acceptance tests after it was approved."
     if acceptance is None or acceptance["kind"] != "failed_acceptance":
         return
-    if acceptance["at"] > decision["at"]:
+    if acceptance["at"] > decision.at:
         raise DeploymentError(
-            f"{ref} failed acceptance tests after {decision['by']} approved it: test it again, "
+            f"{ref} failed acceptance tests after {decision.by} approved it: test it again, "
             f"or `mlops-nb approve {ref} --by NAME --despite REASON`"
         )
 
@@ -58,14 +60,16 @@ def require_approved(
     _require_person(version.ref, decision, policy)
     acceptance = approvals.acceptance(version.ref, bundle.digest, settings=settings)
     _require_no_later_failure(version.ref, decision, acceptance)
-    return decision["id"]
+    return decision.id
 
 # %% ../../../nbs/5_service/05b_deployment_conditions.ipynb #f3f2a03b
-def rejection_of(model: str, versions: set[str], *, settings: Settings) -> dict | None:  # the event
+def rejection_of(
+    model: str, versions: set[str], *, settings: Settings
+) -> approvals.Approval | None:
     "Return the rejection of one of these versions, or None if none is rejected."
     for version in sorted(versions):
         decision = approvals.decision(f"{model}/{version}", settings=settings)
-        if decision and decision["kind"] == "rejected":
+        if decision and decision.rejected:
             return decision
     return None
 
@@ -90,8 +94,8 @@ def require_not_rejected(
     rejection = rejection_of(model, versions, settings=settings)
     if rejection:
         raise DeploymentError(
-            f"{model} is unchanged: {rejection['subject']} was rejected by "
-            f"{rejection['by']}, and a rejection is final"
+            f"{model} is unchanged: {rejection.ref} was rejected by "
+            f"{rejection.by}, and a rejection is final"
         )
 
 # %% ../../../nbs/5_service/05b_deployment_conditions.ipynb #b51b0d37
