@@ -97,7 +97,7 @@ def _details(desired: Desired, why: dict) -> dict:
     "Return the details of the event that records a decision."
     return desired.details | {"user": events.user(), "previous": None} | why
 
-
+# %% ../../../nbs/5_service/07_deployment.ipynb #715cb443
 def decide(
     model: str,  # the model's name
     desired: Desired,  # what it is to serve

@@ -40,7 +40,7 @@ def _broadcast(app: str, method: str, args: tuple, timeout: float) -> list:
     handle = serve.get_app_handle(app)
     return handle.broadcast(method, *args).results(timeout_s=timeout)
 
-
+# %% ../../../nbs/5_service/05_deployment_applications.ipynb #5bfc9f51
 def ask(
     app: str,  # name of an application
     method: str,  # of its replicas

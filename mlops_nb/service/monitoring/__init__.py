@@ -96,7 +96,7 @@ def _react(run: MonitoringRun, facts: dict, settings: Settings) -> dict[str, lis
     ids["closed"] += retire(run.model, list(run.versions), settings=settings)
     return ids
 
-
+# %% ../../../nbs/5_service/10_monitoring.ipynb #8c53bab3
 def _alarm_facts(run: MonitoringRun) -> list[dict]:
     names = ("kind", "column", "message", "version")
     return [{name: alarm[name] for name in names} for alarm in run.alarms]

@@ -311,7 +311,7 @@ def _strongest(questions: list[dict]) -> list[dict]:
     strongest = min(questions, key=lambda q: q["p_value"])
     return [{**strongest, "p_value": min(1.0, strongest["p_value"] * len(questions))}]
 
-
+# %% ../../../nbs/5_service/09_monitoring_checks.ipynb #6251f5d7
 def check_fairness(
     frame: pl.DataFrame,  # inputs and `prediction`
     labelled: pl.DataFrame,  # the same with `label`; may be empty

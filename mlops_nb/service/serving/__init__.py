@@ -28,7 +28,7 @@ from ...core.settings import Settings
 from ...science.signature import Signature, plainly_fits
 from .documentation import docs_page, openapi_document
 from .guard import guarded
-from .log import PredictionLog
+from .log import TABLES, PredictionLog
 from .protocols import Route, asgi_app, read_labels, read_rows
 from .versions import Desired, Served, Versions
 
@@ -119,7 +119,7 @@ def _log_columns(
         "stage": [stage] * n,
     }
 
-
+# %% ../../../nbs/5_service/04_serving.ipynb #df4b4573
 def _answer_bodies(columns: dict[str, list], requests: list[PredictRequest]) -> list[bytes]:
     "Return the answer to each request from the logged columns of one version."
     version = requests[0].served.version
@@ -372,8 +372,7 @@ class Replica:
         self.name = uuid4().hex[:8]
         self.reconciling: asyncio.Task | None = None
         self.versions = Versions(settings, model, library, fixed=fixed)
-        kinds = ("_predictions", "_feedback")
-        self.logs = [PredictionLog(settings, model, kind).start() for kind in kinds]
+        self.logs = [PredictionLog(settings, model, kind).start() for kind in TABLES]
         batched = serve.batch(max_batch_size=128, batch_wait_timeout_s=0)
         self.handlers = Handlers(self.versions, *self.logs, batched=batched)
 

@@ -231,7 +231,7 @@ def take_over(
         raise errors[0]
     return count
 
-
+# %% ../../../nbs/5_service/00_serving_log.ipynb #cba73cd6
 def _move_orphan(path: Path, table: str, schema: dict) -> int:
     "Move one log if it has no owner. Return the number of rows."
     segment = Segment.adopt(path)
