@@ -65,7 +65,7 @@ def require_approved(
 # %% ../../../nbs/5_service/05b_deployment_conditions.ipynb #f3f2a03b
 def rejection_of(
     model: str, versions: set[str], *, settings: Settings
-) -> approvals.Approval | None:
+) -> approvals.Approval | None:  # the newest decision, if it is a rejection
     "Return the rejection of one of these versions, or None if none is rejected."
     for version in sorted(versions):
         decision = approvals.decision(f"{model}/{version}", settings=settings)
