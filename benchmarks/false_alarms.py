@@ -73,7 +73,7 @@ def categories(rng, kind: str, rows: int) -> dict[str, int]:
 
 def category_rates(rng, draws: int) -> dict[str, tuple[float, int, int]]:
     "The promised rate, false alarms and windows, by kind of categories."
-    from mlops_nb.service.monitoring.checks import newness
+    from mlops_nb.service.monitoring.novelty import newness
 
     lines = {}
     for kind in KINDS:
@@ -91,7 +91,7 @@ def power(rng, draws: int) -> dict[str, float]:
     import polars as pl
 
     from mlops_nb.data.profiles.profiling import profile
-    from mlops_nb.service.monitoring.checks import newness
+    from mlops_nb.service.monitoring.novelty import newness
 
     found = {"power, no nulls": 0, "power, only nulls": 0, "power, a new category": 0}
     column = "number 0.9"

@@ -27,8 +27,8 @@ from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
-from mlops_nb.service.deployment import acceptance, applications
-from mlops_nb.service.deployment.acceptance import Acceptance
+from mlops_nb.service.deployment import acceptance, applications, conditions
+from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
 from mlops_nb.service.serving.versions import Desired
 
 pytestmark = pytest.mark.cluster
@@ -206,10 +206,10 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
     approval = registry.approval("churn/2", settings=shop)
     by_rule = replace(approval, by="rule")
     monkeypatch.setattr(deployment.registry, "approval", lambda *_, **__: by_rule)
-    assert deployment.approved(version, settings=shop) == approval.id
+    assert conditions.require_approved(version, settings=shop) == approval.id
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
-        deployment.approved(version, settings=load_settings(shop.root))
+        conditions.require_approved(version, settings=load_settings(shop.root))
 
 
 def test_no_request_is_lost_while_versions_change(shop):
@@ -417,7 +417,7 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
     first = newest(shop)
     events.record(shop.events, "deployed", "churn", by="carol", **first["details"])
     with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
-        deployment.realize(shop, "churn", first["id"])
+        deployment.realize("churn", first["id"], settings=shop)
     began = time.monotonic()
     with pytest.raises(EventConflict, match="deployed meanwhile by carol"):
         applications.wait_until_serving(
@@ -429,7 +429,7 @@ def test_waiting_for_a_state_that_was_replaced_is_an_error(shop):
 
 def test_a_death_between_decision_and_alias_is_mended_when_endpoints_come_up(shop, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(roles, "mirror", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        m.setattr(roles, "mirror", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
             deployment.promote("churn/2", by="bob", settings=shop)
     assert newest(shop)["details"]["champion"] == "2" and aliases(shop, "churn") == {
@@ -527,7 +527,7 @@ def deployed(settings, version):
 def test_a_network_without_tokens_is_refused(tmp_path):
     open_house = create(tmp_path / "open", serve={"host": "0.0.0.0"})
     with pytest.raises(ClusterError, match="tokens"):
-        deployment.realize(open_house, "churn")
+        deployment.realize("churn", settings=open_house)
 
 
 def test_a_rollback_brings_no_rejected_version_back(tmp_path):
@@ -555,7 +555,7 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
 
 def test_a_version_rejected_while_it_was_made_ready_is_not_deployed(tmp_path, monkeypatch):
     settings, state = create(tmp_path), Desired({"2": 100}, {"2": "/nowhere"})
-    for module, name in ((cluster, "serve"), (deployment, "realize"), (roles, "mirror")):
+    for module, name in ((cluster, "start_serve"), (deployment, "realize"), (roles, "mirror")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     reject = lambda *_: approvals.record_rejection(
         "churn/2", "d1g3st", by="carol", settings=settings
@@ -593,23 +593,16 @@ def test_who_rejects_what_serves_or_is_a_shadow_is_told(tmp_path, capsys, versio
 
 
 def test_an_acceptance_without_checks_has_not_passed():
-    nothing = pl.DataFrame(
-        schema={"check": pl.String, "passed": pl.Boolean, "found": pl.String, "demanded": pl.String}
-    )
-    assert (
-        Acceptance("churn/1", nothing).passed is False
-        and "failed" in Acceptance("churn/1", nothing)._repr_html_()
-    )
+    nothing = Acceptance("churn/1", ())
+    assert nothing.passed is False and "failed" in nothing._repr_html_()
+    assert nothing.table.columns == ["check", "passed", "expected", "got"]
 
 
 def test_an_acceptance_with_one_failure_has_not_passed():
-    table = pl.DataFrame(
-        {"check": ["a", "b"], "passed": [True, False], "found": ["", "<b>"], "demanded": ["", ""]}
-    )
-    assert (
-        not Acceptance("churn/1", table).passed
-        and "&lt;b&gt;" in Acceptance("churn/1", table)._repr_html_()
-    )
+    checks = (AcceptanceCheck("a", True, "", ""), AcceptanceCheck("b", False, "", "<b>"))
+    failed = Acceptance("churn/1", checks)
+    assert not failed.passed and "&lt;b&gt;" in failed._repr_html_()
+    assert failed.table.filter(~pl.col("passed"))["got"].to_list() == ["<b>"]
 
 
 def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(monkeypatch):
@@ -619,11 +612,8 @@ def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(mo
         "approve",
         lambda ref, *, settings: approved.append(ref) or SimpleNamespace(id="an id"),
     )
-    schema = ["check", "passed", "found", "demanded"]
     good, bad = (
-        Acceptance(
-            "churn/1", pl.DataFrame([["schema", passed, "3", "3"]], schema=schema, orient="row")
-        )
+        Acceptance("churn/1", (AcceptanceCheck("schema", passed, "3", "3"),))
         for passed in (True, False)
     )
     with pytest.raises(

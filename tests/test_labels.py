@@ -212,9 +212,9 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
         log.close()
     stored = lake.scan(settings.table("_feedback", "m")).collect()["label"]
     assert set(stored) == set(labels) and len(stored) == 300
-    looked = monitoring.monitor("m", settings=settings)
-    assert looked.found.labelled == 300
-    assert looked.table.filter(pl.col("kind") == "performance").height == 1
+    result = monitoring.monitor("m", settings=settings)
+    assert result.version_verdict.labelled == 300
+    assert result.table.filter(pl.col("kind") == "performance").height == 1
 
 
 @pytest.mark.parametrize(

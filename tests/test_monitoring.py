@@ -25,7 +25,9 @@ from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
 from mlops_nb.service import monitoring
-from mlops_nb.service.monitoring import checks, monitor, open_alerts
+from mlops_nb.service.monitoring import checks, monitor, novelty
+from mlops_nb.service.monitoring.alerts import Alert, open_alerts
+from mlops_nb.service.monitoring.report import MonitoringRun
 from mlops_nb.service.serving.log import TABLES, PredictionLog
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -108,7 +110,7 @@ def tell(space, rows: pl.DataFrame, hour: float) -> None:
     )
 
 
-def look(space, hour: float) -> monitoring.Monitoring:
+def run(space, hour: float) -> MonitoringRun:
     return monitor("m", settings=space.settings, now=NOON + timedelta(hours=hour))
 
 
@@ -331,7 +333,7 @@ def test_exceedances_are_a_distribution(n, m, data):
     from math import comb
 
     k = data.draw(st.integers(0, n))
-    assert checks.exceeding(k, n, m) == pytest.approx(comb(n, k) / comb(n + m, k))
+    assert novelty.exceeding(k, n, m) == pytest.approx(comb(n, k) / comb(n + m, k))
 
 
 @hypothesis_settings(max_examples=20, deadline=None)
@@ -373,13 +375,13 @@ def test_inputs_come_back_as_they_were(rows):
 
 
 def test_no_traffic_and_too_little_get_no_verdict_and_wait(space):
-    nothing = look(space, 0)
+    nothing = run(space, 0)
     assert (nothing.rows, nothing.quiet, nothing.report) == (0, None, None)
     assert "No verdict" in nothing._repr_html_()
     serve(space, people(60, 1), hour=0)
-    assert look(space, 1).quiet is None and kinds(space) == []
+    assert run(space, 1).quiet is None and kinds(space) == []
     serve(space, people(60, 2), hour=1)
-    assert look(space, 2).rows == 120
+    assert run(space, 2).rows == 120
 
 
 def test_every_prediction_is_in_one_window_whenever_its_row_came(space):
@@ -388,19 +390,19 @@ def test_every_prediction_is_in_one_window_whenever_its_row_came(space):
         for _ in range(3):  # replicas' rows reach the table in any order, up to an hour late
             serve(space, people(60, int(rng.integers(1000))), hour=hour - rng.random() * 0.9)
             expected += 60
-        counted.append(look(space, hour + 0.5).rows)
+        counted.append(run(space, hour + 0.5).rows)
     assert sum(counted) == expected and min(counted) >= 100
 
 
 def test_a_vacuumed_version_only_loses_what_was_late(space):
     serve(space, people(150, 1), hour=0)
-    look(space, 1)
+    run(space, 1)
     serve(space, people(150, 2), hour=2)
     serve(space, people(5, 3), hour=-0.1)
     table = space.settings.table("_predictions", "m")
     DeltaTable(table).optimize.compact()
     DeltaTable(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    assert look(space, 3).rows == 150
+    assert run(space, 3).rows == 150
 
 
 def test_staging_and_shadows_do_not_count_and_each_version_that_answers_is_judged(space):
@@ -408,7 +410,7 @@ def test_staging_and_shadows_do_not_count_and_each_version_that_answers_is_judge
         serve(space, people(500, 1, shift=50), hour=0, stage=stage)
     serve(space, people(300, 2), hour=1, version="2")
     serve(space, people(120, 3), hour=1, version="1")
-    found = look(space, 3)
+    found = run(space, 3)
     assert {v: j.rows for v, j in found.judged.items()} == {"2": 300, "1": 120}
     assert (found.version, found.rows, found.versions) == (
         "2",
@@ -422,11 +424,11 @@ def test_staging_and_shadows_do_not_count_and_each_version_that_answers_is_judge
 def test_a_shifted_canary_beside_a_quiet_champion_is_an_alarm(space):
     serve(space, people(800, 1), hour=0, version="1")
     serve(space, people(150, 2, shift=50), hour=0, version="2")
-    result = look(space, 1)
+    result = run(space, 1)
     assert not result.quiet and result.rows == 950
-    assert {a["version"] for a in result.alerts} == {"2"}
-    assert ("drift", "age") in {(a["kind"], a["column"]) for a in result.alerts}
-    assert {a["version"] for a in open_alerts("m", settings=space.settings)} == {"2"}
+    assert {a["version"] for a in result.alarms} == {"2"}
+    assert ("drift", "age") in {(a["kind"], a["column"]) for a in result.alarms}
+    assert {a.version for a in open_alerts("m", settings=space.settings)} == {"2"}
     event = events.newest(space.settings.events, "monitored", "m")["details"]
     assert (event["judged"]["1"]["quiet"], event["judged"]["2"]["quiet"]) == (True, False)
     assert "m/2: " in result._repr_html_() and "m/1: quiet" in result._repr_html_()
@@ -435,15 +437,15 @@ def test_a_shifted_canary_beside_a_quiet_champion_is_an_alarm(space):
 def test_a_version_with_few_rows_keeps_them_for_its_own_window(space):
     serve(space, people(300, 1), hour=0, version="1")
     serve(space, people(60, 2, shift=50), hour=0, version="2")
-    first = look(space, 1)
+    first = run(space, 1)
     assert (first.rows, first.waiting, first.quiet) == (300, {"2": 60}, True)
-    assert look(space, 2).rows == 0
+    assert run(space, 2).rows == 0
     serve(space, people(300, 3), hour=2, version="1")
-    assert look(space, 3).waiting == {"2": 60}
+    assert run(space, 3).waiting == {"2": 60}
     serve(space, people(60, 4, shift=50), hour=4, version="2")
-    last = look(space, 5)
+    last = run(space, 5)
     assert (last.rows, last.version, last.quiet) == (120, "2", False)
-    assert look(space, 6).versions == {}
+    assert run(space, 6).versions == {}
 
 
 def test_an_alert_is_closed_by_its_own_version_or_when_that_serves_no_more(space):
@@ -456,44 +458,44 @@ def test_an_alert_is_closed_by_its_own_version_or_when_that_serves_no_more(space
     )
     deploy("1", "2")
     serve(space, people(300, 1, shift=9), hour=0, version="1")
-    look(space, 1)
+    run(space, 1)
     before = open_alerts("m", settings=space.settings)
-    assert before and {a["version"] for a in before} == {"1"}
+    assert before and {a.version for a in before} == {"1"}
     serve(space, people(300, 2), hour=2, version="2")
-    assert look(space, 3).quiet and open_alerts("m", settings=space.settings) == before
+    assert run(space, 3).quiet and open_alerts("m", settings=space.settings) == before
     deploy("2")
     serve(space, people(300, 3), hour=4, version="2")
-    assert look(space, 5).quiet and open_alerts("m", settings=space.settings) == []
+    assert run(space, 5).quiet and open_alerts("m", settings=space.settings) == []
 
 
-def test_quiet_looks_at_three_versions_stay_quiet(space):
+def test_quiet_runs_over_three_versions_stay_quiet(space):
     "Every version's window asks as many questions; together they alarm as rarely as one."
     false = 0
     for seed in range(25):
         for version in "123":
             serve(space, people(150, 3 * seed + int(version)), hour=seed, version=version)
-        false += bool(look(space, seed + 0.5).alerts)
+        false += bool(run(space, seed + 0.5).alarms)
     assert false <= 2  # of 25 at 1 %: more than 2 have a chance of 0.002
 
 
 def test_rows_that_come_hours_late_are_judged_once(space):
     serve(space, people(200, 1), hour=10)
-    assert look(space, 11).rows == 200
+    assert run(space, 11).rows == 200
     serve(space, people(150, 2), hour=1)  # recovered from a replica that died nine hours before
     serve(space, people(200, 3), hour=12)
-    assert look(space, 13).rows == 350
-    assert look(space, 14).rows == 0
+    assert run(space, 13).rows == 350
+    assert run(space, 14).rows == 0
     reports = list((Path(space.settings.storage) / "monitoring" / "m").iterdir())
     assert len(reports) == 2
 
 
 def test_late_rows_alone_make_a_window_of_their_own(space):
     serve(space, people(200, 1), hour=10)
-    first = look(space, 11)
+    first = run(space, 11)
     serve(space, people(150, 2), hour=1)
     serve(space, people(150, 3), hour=1)
-    second = look(space, 12)
-    assert (second.rows, look(space, 13).rows) == (300, 0)
+    second = run(space, 12)
+    assert (second.rows, run(space, 13).rows) == (300, 0)
     assert first.report != second.report and first.report.exists()
     assert lake.scan(space.settings.table("_profiles")).collect().height == 2
 
@@ -501,21 +503,21 @@ def test_late_rows_alone_make_a_window_of_their_own(space):
 def test_upkeep_of_the_table_repeats_and_loses_no_row(space):
     serve(space, people(200, 1), hour=10)
     serve(space, people(150, 2), hour=10)
-    assert look(space, 11).rows == 350
+    assert run(space, 11).rows == 350
     serve(space, people(120, 3), hour=1)
     DeltaTable(space.settings.table("_predictions", "m")).optimize.compact()
-    assert look(space, 12).rows == 120
-    assert look(space, 13).rows == 0
+    assert run(space, 12).rows == 120
+    assert run(space, 13).rows == 0
 
 
 def test_a_label_that_is_corrected_after_it_was_judged_is_not_judged_again(space):
     rows = serve(space, people(400, 1), hour=0)
     tell(space, rows, hour=0)
-    assert look(space, 1).judged["1"].verdict.labelled == 400
+    assert run(space, 1).judged["1"].verdict.labelled == 400
     tell(space, rows[:150].with_columns(y=pl.lit("No")), hour=2)  # corrections
     more = serve(space, people(200, 2), hour=2)
     tell(space, more, hour=2)
-    judged = look(space, 3).judged["1"]
+    judged = run(space, 3).judged["1"]
     assert (judged.verdict.labelled, judged.corrections) == (200, 150)
     event = events.newest(space.settings.events, "monitored", "m")["details"]
     assert (event["labelled"], event["judged"]["1"]["corrections"]) == (200, 150)
@@ -525,7 +527,7 @@ def test_a_label_that_is_corrected_before_it_is_judged_counts_once(space):
     rows = serve(space, people(200, 1), hour=0)
     tell(space, rows.with_columns(y=pl.lit("No")), hour=0)
     tell(space, rows, hour=1)
-    judged = look(space, 2).judged["1"]
+    judged = run(space, 2).judged["1"]
     assert (judged.verdict.labelled, judged.corrections) == (200, 0)
     assert judged.verdict.table.filter(kind="performance")["value"].item() == pytest.approx(
         auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value
@@ -534,13 +536,13 @@ def test_a_label_that_is_corrected_before_it_is_judged_counts_once(space):
 
 def test_labels_of_a_version_are_not_used_up_by_another(space):
     ones, twos = (serve(space, people(300, n), hour=0, version=str(n)) for n in (1, 2))
-    look(space, 1)
+    run(space, 1)
     tell(space, ones, hour=2)
     tell(space, twos, hour=2)
     serve(space, people(150, 3), hour=2, version="1")
-    assert look(space, 3).judged["1"].verdict.labelled == 300
+    assert run(space, 3).judged["1"].verdict.labelled == 300
     serve(space, people(150, 4), hour=4, version="2")
-    assert look(space, 5).judged["2"].verdict.labelled == 300
+    assert run(space, 5).judged["2"].verdict.labelled == 300
 
 
 def tell_ahead(space, frame: pl.DataFrame, hour: float) -> None:
@@ -553,41 +555,45 @@ def test_a_label_that_comes_before_its_prediction_is_used(space):
     first, late = serve(space, people(200, 1), hour=0), people(150, 2)
     tell(space, first, hour=0.1)
     tell_ahead(space, late, hour=0.2)  # the prediction is in the log of a replica that died
-    assert look(space, 1).found.labelled == 200
+    assert run(space, 1).version_verdict.labelled == 200
     serve(space, late, hour=0.1)
-    second = look(space, 2)
-    assert (second.rows, second.found.labelled, second.judged["1"].corrections) == (150, 150, 0)
+    second = run(space, 2)
+    assert (second.rows, second.version_verdict.labelled, second.judged["1"].corrections) == (
+        150,
+        150,
+        0,
+    )
     serve(space, people(150, 3), hour=2)
-    assert look(space, 3).found.labelled == 0
+    assert run(space, 3).version_verdict.labelled == 0
 
 
 def test_few_labels_that_came_before_their_predictions_wait_for_more(space):
     first, late = serve(space, people(200, 1), hour=0), people(60, 2)
     tell(space, first, hour=0.1)
     tell_ahead(space, late, hour=0.2)
-    assert look(space, 1).found.labelled == 200
+    assert run(space, 1).version_verdict.labelled == 200
     serve(space, late, hour=0.1)
     more = serve(space, people(100, 3), hour=1.5)
-    assert look(space, 2).found.labelled == 0  # 60 are too few
+    assert run(space, 2).version_verdict.labelled == 0  # 60 are too few
     serve(space, people(100, 4), hour=2.5)
     tell(space, more[:60], hour=2.6)
-    assert look(space, 3).found.labelled == 120
+    assert run(space, 3).version_verdict.labelled == 120
     serve(space, people(100, 5), hour=3.5)
-    assert look(space, 4).found.labelled == 0
+    assert run(space, 4).version_verdict.labelled == 0
 
 
-def test_a_correction_after_the_look_is_left_for_the_next(space):
+def test_a_correction_after_the_run_is_left_for_the_next(space):
     first, more = (serve(space, people(n, n), hour=0) for n in (200, 150))
     tell(space, first, hour=0.1)
-    assert look(space, 0.5).found.labelled == 200
+    assert run(space, 0.5).version_verdict.labelled == 200
     tell(space, more, hour=1.1)
     tell(space, more.with_columns(y=pl.lit("No")), hour=3)
     serve(space, people(150, 3), hour=1.2)
-    second = look(space, 2)
-    assert (second.found.labelled, second.judged["1"].corrections) == (150, 0)
+    second = run(space, 2)
+    assert (second.version_verdict.labelled, second.judged["1"].corrections) == (150, 0)
     serve(space, people(150, 4), hour=3)
-    third = look(space, 4)
-    assert (third.found.labelled, third.judged["1"].corrections) == (0, 0)
+    third = run(space, 4)
+    assert (third.version_verdict.labelled, third.judged["1"].corrections) == (0, 0)
 
 
 def test_the_state_of_earlier_releases_is_read(space):
@@ -607,28 +613,28 @@ def test_the_state_of_earlier_releases_is_read(space):
         quiet=True,
         labelled=300,
     )
-    assert look(space, 1).rows == 0
+    assert run(space, 1).rows == 0
     serve(space, people(150, 2), hour=-2)
-    result = look(space, 2)
+    result = run(space, 2)
     assert result.rows == 150 and result.judged["1"].verdict.labelled == 0
 
 
 def test_labels_of_earlier_windows_count_when_they_come_and_the_last_one_counts(space):
     rows = serve(space, people(400, 1), hour=0)
-    assert look(space, 1).found.labelled == 0
+    assert run(space, 1).version_verdict.labelled == 0
     tell(space, rows[:50], hour=2)
     serve(space, people(120, 2), hour=2)
-    assert look(space, 3).found.labelled == 0  # too few: they wait
+    assert run(space, 3).version_verdict.labelled == 0  # too few: they wait
     tell(space, rows[50:].with_columns(y=pl.lit("No")), hour=4)
     tell(space, rows[50:], hour=5)
     serve(space, people(120, 3), hour=5)
-    found = look(space, 6)
-    assert found.found.labelled == 400
+    found = run(space, 6)
+    assert found.version_verdict.labelled == 400
     assert found.table.filter(pl.col("kind") == "performance")["value"].item() == pytest.approx(
         auc((rows["y"] == "Yes").to_numpy().astype(int), rows["probability"].to_numpy()).value
     )
     serve(space, people(120, 4), hour=7)
-    assert look(space, 8).found.labelled == 0  # used once
+    assert run(space, 8).version_verdict.labelled == 0  # used once
 
 
 def test_labels_of_no_class_and_of_unknown_predictions_are_left_out(space):
@@ -636,7 +642,7 @@ def test_labels_of_no_class_and_of_unknown_predictions_are_left_out(space):
     tell(space, rows[:100].with_columns(y=pl.lit("Perhaps")), hour=0)
     tell(space, rows[100:250], hour=0)
     tell(space, rows[250:].with_columns(prediction_id=pl.format("x{}", "prediction_id")), hour=0)
-    assert look(space, 1).found.labelled == 150
+    assert run(space, 1).version_verdict.labelled == 150
 
 
 def test_what_replicas_acknowledged_is_waited_for(space):
@@ -671,7 +677,7 @@ def test_what_replicas_acknowledged_is_waited_for(space):
 
 def test_profile_report_and_event_of_a_window(space):
     serve(space, people(300, 1, shift=9), hour=0)
-    found = look(space, 1)
+    found = run(space, 1)
     kept = lake.scan(space.settings.table("_profiles")).collect().row(0, named=True)
     assert kept["subject"] == "m" and kept["rows"] == 300 and kept["at"] == found.window[1]
     assert Profile.from_bytes(kept["profile"]).columns == sorted([*INPUTS, "prediction"])
@@ -684,24 +690,26 @@ def test_profile_report_and_event_of_a_window(space):
 
 def test_alerts_open_once_propose_once_and_close(space):
     serve(space, people(300, 1, shift=9), hour=0)
-    first = look(space, 1)
+    first = run(space, 1)
     opened = open_alerts("m", settings=space.settings)
-    assert {(a["kind"], a["column"]) for a in opened} == {
-        (a["kind"], a["column"]) for a in first.alerts
-    }
-    json.dumps(opened)
+    assert {(a.kind, a.column) for a in opened} == {(a["kind"], a["column"]) for a in first.alarms}
+    assert first.open_alerts == tuple(opened)
+    assert all(isinstance(a, Alert) and a.message in a._repr_html_() for a in opened)
+    rows = json.loads(json.dumps([a.as_dict() for a in opened]))
+    keys = {"id", "model", "kind", "column", "message", "since", "version", "report"}
+    assert all(row.keys() == keys for row in rows)
     proposal = events.newest(space.settings.events, "retraining_proposed", "m")
-    assert set(proposal["details"]["because"]) == {a["id"] for a in opened if a["kind"] == "drift"}
+    assert set(proposal["details"]["because"]) == {a.id for a in opened if a.kind == "drift"}
     serve(space, people(300, 2, shift=9), hour=2)
-    assert not look(space, 3).quiet and open_alerts("m", settings=space.settings) == opened
+    assert not run(space, 3).quiet and open_alerts("m", settings=space.settings) == opened
     assert events.newest(space.settings.events, "retraining_proposed", "m")["id"] == proposal["id"]
     serve(space, people(50, 3), hour=4)
-    look(space, 5)
+    run(space, 5)
     assert open_alerts("m", settings=space.settings) == opened  # too few rows to be quiet
     serve(space, people(300, 4), hour=6)
-    assert look(space, 7).quiet and open_alerts("m", settings=space.settings) == []
+    assert run(space, 7).quiet and open_alerts("m", settings=space.settings) == []
     serve(space, people(300, 5, shift=9), hour=8)
-    look(space, 9)
+    run(space, 9)
     assert len(open_alerts("m", settings=space.settings)) == len(opened)
     assert kinds(space).count("retraining_proposed") == 2
 
@@ -711,13 +719,13 @@ def test_broken_data_proposes_no_retraining(space):
     half = pl.int_range(pl.len()) % 2 == 0
     nulls = pl.when(half).then(None).otherwise("lines").alias("lines")
     serve(space, people(300, 1, shift=9).with_columns(nulls), hour=0)
-    columns = {(a["kind"], a["column"]) for a in look(space, 1).alerts}
+    columns = {(a["kind"], a["column"]) for a in run(space, 1).alarms}
     assert {("nulls", "lines"), ("drift", "age")} <= columns
     assert "retraining_proposed" not in kinds(space)
     serve(space, people(300, 2, shift=9), hour=2)
-    look(space, 3)
+    run(space, 3)
     proposal = events.newest(space.settings.events, "retraining_proposed", "m")["details"]
-    opened = {a["id"]: a["kind"] for a in open_alerts("m", settings=space.settings)}
+    opened = {a.id: a.kind for a in open_alerts("m", settings=space.settings)}
     assert {opened[id_] for id_ in proposal["because"]} == {"drift"}
 
 
@@ -730,10 +738,10 @@ def test_a_performance_alert_stays_open_without_labels(space):
         ),
         hour=0,
     )
-    assert ("performance", "roc_auc") in {(a["kind"], a["column"]) for a in look(space, 1).alerts}
+    assert ("performance", "roc_auc") in {(a["kind"], a["column"]) for a in run(space, 1).alarms}
     serve(space, people(400, 2), hour=2)
-    assert look(space, 3).quiet
-    assert "performance" in {a["kind"] for a in open_alerts("m", settings=space.settings)}
+    assert run(space, 3).quiet
+    assert "performance" in {a.kind for a in open_alerts("m", settings=space.settings)}
 
 
 @pytest.mark.parametrize("dies_at", range(8))
@@ -753,18 +761,13 @@ def test_a_pass_that_dies_anywhere_is_made_good_by_the_next(space, monkeypatch, 
         patch.setattr(monitoring.events, "record", mortal(record))
         patch.setattr(lake, "append", mortal(append))
         try:
-            look(space, 1)
+            run(space, 1)
         except RuntimeError:
             pass
-    look(space, 2)
+    run(space, 2)
     found = open_alerts("m", settings=space.settings)
     log = kinds(space)
-    assert (
-        len(found)
-        == len({(a["kind"], a["column"]) for a in found})
-        == log.count("alert_opened")
-        > 0
-    )
+    assert len(found) == len({(a.kind, a.column) for a in found}) == log.count("alert_opened") > 0
     assert (
         log.count("monitored"),
         log.count("retraining_proposed"),
@@ -772,7 +775,7 @@ def test_a_pass_that_dies_anywhere_is_made_good_by_the_next(space, monkeypatch, 
     ) == (1, 1, 0)
     assert events.newest(space.settings.events, "monitored", "m")["details"]["rows"] == 300
     because = events.newest(space.settings.events, "retraining_proposed", "m")["details"]["because"]
-    assert set(because) <= {a["id"] for a in found if a["kind"] == "drift"}
+    assert set(because) <= {a.id for a in found if a.kind == "drift"}
     assert lake.scan(space.settings.table("_profiles")).collect().height == 1
 
 
@@ -783,7 +786,7 @@ def test_of_two_passes_at_once_one_gives_way(space):
     def one():
         barrier.wait()
         try:
-            ended.append(look(space, 1).rows)
+            ended.append(run(space, 1).rows)
         except EventConflict:
             ended.append("conflict")
 
@@ -792,7 +795,7 @@ def test_of_two_passes_at_once_one_gives_way(space):
         t.start()
     for t in threads:
         t.join()
-    look(space, 2)
+    run(space, 2)
     log = kinds(space)
     assert log.count("monitored") == 1
     assert log.count("alert_opened") == len(open_alerts("m", settings=space.settings))
@@ -836,7 +839,7 @@ def test_alerts_are_posted_once(space, receiver):
     receiver.failures = 1
     for hour in (0, 2):
         serve(space, people(300, hour, shift=9), hour=hour)
-        look(space, hour + 1)
+        run(space, hour + 1)
     assert (
         len(receiver.bodies) == 2 and receiver.bodies[0] == receiver.bodies[1]
     )  # once refused, once accepted
@@ -848,7 +851,7 @@ def test_alerts_are_posted_once(space, receiver):
 def test_a_webhook_that_fails_is_recorded_and_not_fatal(space, url):
     hooked(space, url)
     serve(space, people(300, 1, shift=9), hour=0)
-    assert look(space, 1).alerts
+    assert run(space, 1).alarms
     assert events.newest(space.settings.events, "notified", "m")["details"]["error"]
     assert kinds(space).count("monitored") == 1
 
@@ -856,13 +859,13 @@ def test_a_webhook_that_fails_is_recorded_and_not_fatal(space, url):
 def test_quiet_windows_tell_nobody(space, receiver):
     hooked(space, receiver.url)
     serve(space, people(300, 1), hour=0)
-    assert look(space, 1).quiet and receiver.bodies == []
+    assert run(space, 1).quiet and receiver.bodies == []
 
 
 def test_the_page_escapes_what_customers_sent(space):
     evil = people(300, 1).with_columns(plan=pl.lit("<script>alert(1)</script>"))
     serve(space, evil, hour=0)
-    found = look(space, 1)
+    found = run(space, 1)
     assert not found.quiet and "<script>alert" not in found.report.read_text() + found._repr_html_()
     assert "&lt;script&gt;" in found.report.read_text()
 
@@ -873,7 +876,7 @@ def test_pages_and_reports_work_in_a_browser_under_their_policy(space, chromium,
     from mlops_nb.front import pages
 
     serve(space, people(300, 1, shift=9), hour=0)
-    assert look(space, 1).alerts
+    assert run(space, 1).alarms
     with listening(pages.control_app(space.settings)) as port, sync_playwright() as p:
         browser = p.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]

@@ -15,6 +15,7 @@ from mlops_nb.data import versions
 from mlops_nb.data.ingest import ingest
 from mlops_nb.models import registry
 from mlops_nb.service import monitoring
+from mlops_nb.service.monitoring.alerts import open_alerts
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +111,14 @@ def test_what_was_rejected_stays_rejected(old):
 
 def test_predictions_that_no_pass_has_judged_are_judged_once(old):
     log = lambda: events.history(old.events, "club", "monitored").collect().height
-    judged, opened = log(), monitoring.open_alerts("club", settings=old)
+    judged, opened = log(), open_alerts("club", settings=old)
     assert judged == 2
     result = monitoring.monitor("club", settings=old)
     assert result.rows == 140  # 120 that were moved to the table, 20 that were not
-    columns = {(a["kind"], a["column"]) for a in result.alerts}
+    columns = {(a["kind"], a["column"]) for a in result.alarms}
     assert {("drift", "fee"), ("drift", "prediction")} <= columns
-    assert {a["id"] for a in opened} <= {
-        a["id"] for a in monitoring.open_alerts("club", settings=old)
-    }
+    assert {a.id for a in opened} <= {a.id for a in open_alerts("club", settings=old)}
+    assert set(result.open_alerts) == set(open_alerts("club", settings=old))
     table = (
         lake.scan(old.table("_predictions", "club"))
         .filter(pl.col("stage") == "production")

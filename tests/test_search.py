@@ -44,7 +44,7 @@ from mlops_nb.science.pipeline import (
 )
 from mlops_nb.science.search import fold_scores, search, trial_folds
 from mlops_nb.science.signature import InputColumn, Signature
-from mlops_nb.service.serving import protocols
+from mlops_nb.service.serving.documentation import docs_page
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")
 LOGISTIC = Candidate("logistic", LogisticRegression())
@@ -779,7 +779,7 @@ def test_a_date_that_the_pipeline_does_not_use_is_not_demanded():
     assert set(signature.unused) == {"since", "seen"} and "a date" in signature.unused["since"]
     row = with_dates().drop("id", "y", "since", "seen").row(0, named=True)
     assert signature.frame([row, row | {"since": "2020-01-05", "seen": None}]).height == 2
-    assert "Not used" in signature._repr_html_() and "since" in protocols.docs_page("m", signature)
+    assert "Not used" in signature._repr_html_() and "since" in docs_page("m", signature)
     assert Signature.model_validate_json(signature.model_dump_json()) == signature
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import httpx
@@ -38,7 +39,8 @@ from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.runs import Run
 from mlops_nb.flow.workflow.stages import Stage
 from mlops_nb.front import pages
-from mlops_nb.service import monitoring
+from mlops_nb.service.monitoring import alerts
+from mlops_nb.service.monitoring.alerts import Alert
 
 SECRETS = ("s3cret", "t0ken", "hunter2", "T0B0", "0pen", "sesame", "pass2")
 
@@ -315,8 +317,9 @@ def test_the_webhooks_address_is_not_in_the_audit_log(secretive, monkeypatch, er
         raise error
 
     monkeypatch.setattr(httpx, "post", post)
-    monkeypatch.setattr(monitoring, "open_alerts", lambda model, settings: [{"id": "a"}])
-    assert not shown(monitoring.notify("m", settings=secretive))
+    alert = Alert("a", "m", "drift", "x", "", "1", None, datetime.now(UTC))
+    monkeypatch.setattr(alerts, "open_alerts", lambda model, settings: [alert])
+    assert not shown(alerts.notify("m", settings=secretive))
     assert events.newest(secretive.events, "notified", "m")["details"]["error"]
     assert not shown(events.history(secretive.events).collect()["details"].to_list())
 

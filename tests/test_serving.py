@@ -32,8 +32,8 @@ from mlops_nb.service.serving.log import (
     PredictionLog,
     Segment,
     append_frame,
+    read_frames,
     recover,
-    sound,
     take_over,
     with_checksum,
 )
@@ -68,7 +68,7 @@ def kept(log: PredictionLog) -> list[str]:
 def test_a_torn_tail_costs_only_the_torn_frame(payloads, data):
     whole = b"".join(map(with_checksum, payloads))
     cut = data.draw(st.integers(0, len(whole)))
-    found, end, damaged = sound(io.BytesIO(whole[:cut]), 0)
+    found, end, damaged = read_frames(io.BytesIO(whole[:cut]), 0)
     assert found == payloads[: len(found)] and not damaged
     assert end == len(b"".join(map(with_checksum, found))) <= cut
     assert len(found) == len(payloads) or cut - end < len(with_checksum(payloads[len(found)]))
@@ -78,12 +78,12 @@ def test_a_torn_tail_costs_only_the_torn_frame(payloads, data):
 def test_a_flipped_bit_is_never_read_as_a_payload(payloads, data):
     whole = bytearray(b"".join(map(with_checksum, payloads)))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    found, _, _ = sound(io.BytesIO(bytes(whole)), 0)
+    found, _, _ = read_frames(io.BytesIO(bytes(whole)), 0)
     assert found == payloads[: len(found)] and len(found) < len(payloads)
 
 
 def test_zeros_that_a_power_cut_leaves_are_damage():
-    assert sound(io.BytesIO(with_checksum(b"one") + bytes(64)), 0) == ([b"one"], 11, True)
+    assert read_frames(io.BytesIO(with_checksum(b"one") + bytes(64)), 0) == ([b"one"], 11, True)
 
 
 # ---- segments
@@ -98,7 +98,7 @@ def test_a_short_write_is_undone(settings, tmp_path, monkeypatch):
         append_frame(segment, b"lost")
     monkeypatch.undo()
     append_frame(segment, b"after")
-    assert sound(open(segment.path, "rb"), 0)[0] == [b"kept", b"after"]
+    assert read_frames(open(segment.path, "rb"), 0)[0] == [b"kept", b"after"]
 
 
 def test_a_living_owner_is_left_alone(settings):

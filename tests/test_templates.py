@@ -7,7 +7,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import polars as pl
 import pytest
 from jinja2 import UndefinedError
 
@@ -16,8 +15,9 @@ from mlops_nb.core.templates import render, template_text
 from mlops_nb.front import pages
 from mlops_nb.models.registry import ModelVersion
 from mlops_nb.science.signature import InputColumn, Signature
-from mlops_nb.service.deployment.acceptance import Acceptance
-from mlops_nb.service.serving import guard, protocols
+from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
+from mlops_nb.service.serving import guard
+from mlops_nb.service.serving.documentation import docs_page
 
 LIBRARY = Path(pages.__file__).parents[1]
 TEMPLATES = sorted((LIBRARY / "templates").glob("*.html")) + [LIBRARY / "templates/drawing.svg"]
@@ -100,13 +100,12 @@ def shown() -> dict[str, str]:
     "What stands in pages and notebooks for things that somebody named after a script."
     column = InputColumn(name=EVIL, dtype="string", categories=[EVIL])
     signature = Signature(columns=[column], unused={EVIL: EVIL})
-    columns = ["check", "passed", "found", "demanded"]
-    table = pl.DataFrame([(EVIL, False, EVIL, EVIL)], orient="row", schema=columns)
+    check = AcceptanceCheck(EVIL, False, EVIL, EVIL)
     return {
         "overview": pages.control_page(state()),
         "signature": signature._repr_html_(),
-        "documentation": protocols.docs_page(EVIL, signature),
-        "acceptance": Acceptance(EVIL, table)._repr_html_(),
+        "documentation": docs_page(EVIL, signature),
+        "acceptance": Acceptance(EVIL, (check,))._repr_html_(),
         "version": ModelVersion(EVIL, "1", "", EVIL, {EVIL: EVIL}, (EVIL,))._repr_html_(),
     }
 
@@ -173,7 +172,7 @@ def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
 
 
 def test_the_policy_allows_exactly_the_script_of_the_page():
-    html = protocols.docs_page("churn", Signature(columns=[InputColumn(name="a", dtype="integer")]))
+    html = docs_page("churn", Signature(columns=[InputColumn(name="a", dtype="integer")]))
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = dict(guard.headers())[b"content-security-policy"].decode()
@@ -198,7 +197,7 @@ def test_pages_fit_a_telephone_and_follow_a_dark_screen(chromium):
     with sync_playwright() as p:
         options = ["--no-sandbox", "--disable-gpu"]
         browser = p.chromium.launch(executable_path=chromium, args=options)
-        for html in (pages.control_page(state(name)), protocols.docs_page(name, signature)):
+        for html in (pages.control_page(state(name)), docs_page(name, signature)):
             for scheme in ("light", "dark"):
                 page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme=scheme)
                 page.set_content(html)

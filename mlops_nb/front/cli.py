@@ -530,29 +530,29 @@ def monitor(
     as_json: Json = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    "Look at the traffic since the last look: report and alerts."
+    "Judge the traffic since the last monitoring run: report and alerts."
     from mlops_nb.service import monitoring
 
     settings = load_settings(workspace)
-    with _console(stderr=True).status("looking at the traffic"):
-        look = monitoring.monitor(model, settings=settings)
+    with _console(stderr=True).status("judging the traffic"):
+        done = monitoring.monitor(model, settings=settings)
     if as_json:
         return _say(
             {
                 "model": model,
-                "rows": look.rows,
-                "versions": look.versions,
-                "quiet": look.quiet,
-                "alerts": look.alerts,
-                "report": str(look.report),
+                "rows": done.rows,
+                "versions": done.versions,
+                "quiet": done.quiet,
+                "alerts": done.alarms,
+                "report": str(done.report),
             }
         )
     _print(
         {
-            "window": f"{look.rows} predictions",
-            "verdict": look.verdict,
-            "alerts": _alerts(monitoring.open_alerts(model, settings=settings)),
-            "report": look.report,
+            "window": f"{done.rows} predictions",
+            "verdict": done.verdict,
+            "alerts": _alerts([alert.as_dict() for alert in done.open_alerts]),
+            "report": done.report,
         }
     )
 

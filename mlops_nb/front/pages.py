@@ -24,7 +24,7 @@ from ..core.settings import Settings, load_settings
 from ..core.templates import render
 from ..flow import triggers
 from ..models import roles
-from ..service import monitoring
+from ..service.monitoring import alerts
 from ..service.deployment import applications
 from ..service.serving.guard import guarded as behind_guard
 from ..service.serving.protocols import authorized, bearer
@@ -53,7 +53,11 @@ def state(
         "watch": triggers.watching(settings),
         "models": models(log),
         "endpoints": [_endpoint(n, log, settings) for n in names],
-        "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)],
+        "alerts": [
+            alert.as_dict()
+            for name in names
+            for alert in alerts.open_alerts(name, settings=settings)
+        ],
     }
 
 # %% ../../nbs/7_front/00_pages.ipynb #f734f846
@@ -127,7 +131,7 @@ def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict:
         "challenger": found.challenger,
         "shadow": list(found.shadow),
         "state": "ready" if found.ready else "down",
-        "proposal": "retrain" if monitoring.proposal(log, name) else None,
+        "proposal": "retrain" if alerts.proposal(log, name) else None,
         "framework": applications.notes(found),
         "report": f"{found.url.rsplit('/models/', 1)[0]}/monitor/{name}",
     }
@@ -153,8 +157,8 @@ def report_file(model: str, *, settings: Settings) -> str | None:
 
 def report(
     model: str, *, settings: Settings
-) -> str | None:  # HTML; None where the endpoint was never looked at
-    "The report of an endpoint's last monitoring pass."
+) -> str | None:  # HTML; None where no monitoring run has had a verdict
+    "The report of an endpoint's last monitoring run."
     file = report_file(model, settings=settings)
     return Path(file).read_text(encoding="utf-8") if file and Path(file).exists() else None
 

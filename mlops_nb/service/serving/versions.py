@@ -18,7 +18,7 @@ from ...core.errors import ServingError, panics_as_errors
 from ...core.settings import Settings
 from ...models import roles
 from ...models.bundle import Bundle, registered_digest
-from . import protocols
+from .documentation import example
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #918e7bff
 @dataclass(frozen=True)
@@ -34,41 +34,31 @@ class Desired:
     challenger: str | None = None  # the version that answers a share beside it
 
     def __post_init__(self):
-        if self.champion is None:  # an event of an earlier release, or one version alone
+        if self.champion is None:
             for role, version in roles.role_versions({"versions": self.versions}).items():
                 object.__setattr__(self, role, version)
 
     @property
     def details(self) -> dict:
-        "Return what an event has to say about this state, JSON-able."
-        return {
-            "versions": self.versions,
-            "champion": self.champion,
-            "challenger": self.challenger,
-            "shadow": list(self.shadow),
-            "bundles": self.bundles,
-            "library": self.library,
-        }
-
-    @classmethod
-    def newest(cls, settings: Settings, model: str) -> "Desired | None":
-        "What the audit log says now; none for an endpoint never deployed, or taken down."
-        found = events.newest(settings.events, "deployed", model)
-        if found is None or not found["details"]["versions"]:
-            return None
-        return cls.of(found["details"], event=found["id"])
+        "Return this state as the details of an event, JSON-able."
+        names = ("versions", "champion", "challenger", "bundles", "library")
+        return {name: getattr(self, name) for name in names} | {"shadow": list(self.shadow)}
 
     @classmethod
     def of(cls, details: dict, *, event: str | None = None) -> "Desired":
-        "From an event's details."
-        return cls(
-            details["versions"],
-            details["bundles"],
-            details.get("library", ""),
-            tuple(details.get("shadow", ())),
-            event,
-            **roles.role_versions(details),
-        )
+        "Return the state that an event's details describe."
+        shadow = tuple(details.get("shadow", ()))
+        library = details.get("library", "")
+        by_role = roles.role_versions(details)
+        return cls(details["versions"], details["bundles"], library, shadow, event, **by_role)
+
+    @classmethod
+    def newest(cls, settings: Settings, model: str) -> "Desired | None":
+        "Return what the audit log says now, or None for an endpoint that is not deployed."
+        event = events.newest(settings.events, "deployed", model)
+        if event is None or not event["details"]["versions"]:
+            return None
+        return cls.of(event["details"], event=event["id"])
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #cbc871b4
 class Served:
@@ -82,31 +72,35 @@ class Served:
         digest: str,  # that the bundle must have
         settings: Settings,
     ):
-        self.version, self.bundle = version, Bundle(path, digest=digest, settings=settings)
-        self.signature, self.pipeline = self.bundle.signature, self.bundle.pipeline
+        self.version = version
+        self.bundle = Bundle(path, digest=digest, settings=settings)
+        self.signature = self.bundle.signature
+        self.pipeline = self.bundle.pipeline
         self.labels = self.bundle.labels  # negative, positive
         self.other_framework = self.bundle.other_framework
         self.threshold = self.bundle.objective.decision_threshold
-        try:
-            with panics_as_errors():
-                self.predict(self.signature.frame([protocols.example(self.signature)]))
-        except Exception as e:
-            raise ServingError(
-                f"version {version} in {path} fails on a row made from its own "
-                f"signature: {type(e).__name__}: {e}"
-            ) from e
+        self._try(path)
 
     def predict(self, frame: pl.DataFrame) -> tuple[list[str], list[float]]:
-        "Label and probability of the positive label, a row each."
-        probability = self.pipeline.predict_proba(frame)[:, 1]
-        return [
-            self.labels[p >= self.threshold] for p in probability.tolist()
-        ], probability.tolist()
+        "Return a label and the probability of the positive label for each row."
+        probabilities = self.pipeline.predict_proba(frame)[:, 1].tolist()
+        return [self.labels[p >= self.threshold] for p in probabilities], probabilities
+
+    def _try(self, path: str) -> None:
+        "Predict one row, or raise."
+        try:
+            with panics_as_errors():
+                self.predict(self.signature.frame([example(self.signature)]))
+        except Exception as e:
+            raise ServingError(
+                f"version {self.version} in {path} fails on a row made from its own "
+                f"signature: {type(e).__name__}: {e}"
+            ) from e
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #9e364f80
 @dataclass(frozen=True)
 class ServedTraffic:
-    "What a replica serves at this moment; replaced as a whole, so that a request sees one of two, never a mixture."
+    "What a replica serves at this moment."
 
     desired: Desired
     served: dict[str, Served] = field(default_factory=dict)
@@ -114,26 +108,26 @@ class ServedTraffic:
 
     @property
     def labels(self) -> list[str]:
-        "The labels that feedback may report: those of the versions served, then of all others."
+        "Return the labels that feedback may report, those of the versions served first."
         served = (label for version in self.served.values() for label in version.labels)
         return list(dict.fromkeys((*served, *self.earlier)))
 
     @property
     def other_frameworks(self) -> dict[str, dict]:
-        "By version: the framework it was registered with and the one here, where they differ."
+        "Return the framework registered with and the one here, of versions where they differ."
         return {v: s.other_framework for v, s in self.served.items() if s.other_framework}
-
-    def choose(self) -> Served:
-        "The version for one request, by the shares."
-        shares = self.desired.versions
-        if len(shares) == 1:
-            return self.served[next(iter(shares))]
-        return self.served[random.choices(list(shares), shares.values())[0]]
 
     @property
     def champion(self) -> Served:
         "Return the version whose signature the documentation shows."
         return self.served[self.desired.champion]
+
+    def choose(self) -> Served:
+        "Return the version for one request, drawn by the shares."
+        shares = self.desired.versions
+        if len(shares) == 1:
+            return self.served[next(iter(shares))]
+        return self.served[random.choices(list(shares), shares.values())[0]]
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #b1c9ba78
 class Versions:
@@ -147,8 +141,12 @@ class Versions:
         *,
         fixed: Desired | None = None,  # serve these, whatever the audit log says (staging)
     ):
-        self.settings, self.model, self.library, self.fixed = settings, model, library, fixed
-        self.changing, self.loaded = threading.Lock(), {}  # (version, path) to what was loaded
+        self.settings = settings
+        self.model = model
+        self.library = library
+        self.fixed = fixed
+        self.changing = threading.Lock()
+        self.loaded: dict[tuple[str, str], Served] = {}  # by version and path
         self.traffic: ServedTraffic | None = None
         self.problem: str | None = None  # why `traffic` is not what it should be
         self.reconcile()
@@ -160,40 +158,50 @@ class Versions:
         with self.changing:
             try:
                 with panics_as_errors():
-                    self._reconcile()
+                    _change_traffic(self)
                 self.problem = None
             except Exception as e:
                 self.problem = f"{type(e).__name__}: {e}"
 
-    def _reconcile(self) -> None:
-        desired = self.fixed or Desired.newest(self.settings, self.model)
-        if desired and (self.traffic is None or desired != self.traffic.desired):
-            labels = _registered_labels(self.settings, self.model)
-            self.traffic = ServedTraffic(desired, self._load(desired), labels)
-            self.loaded = {(v, desired.bundles[v]): s for v, s in self.traffic.served.items()}
-
     def prepare(self, desired: Desired) -> None:
-        "Load versions before they get traffic; raises what stands in the way."
+        "Load versions before they get traffic. Raise if one cannot be served."
         with self.changing:
-            self._load(desired)
-
-    def _load(self, desired: Desired) -> dict[str, Served]:
-        if desired.library != self.library:
-            raise ServingError(
-                f"the replica runs library {self.library}, the versions need {desired.library}"
-            )
-        keys = [(v, desired.bundles[v]) for v in (*desired.versions, *desired.shadow)]
-        by_key = {
-            key: self.loaded.get(key) or _registered(self.settings, self.model, *key)
-            for key in keys
-        }
-        self.loaded = self.loaded | by_key
-        return {version: served for (version, _), served in by_key.items()}
+            _load(self, desired)
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #24ca4842
-def _registered(settings: Settings, model: str, version: str, path: str) -> Served:
-    "Return a version loaded from its bundle, which must have the digest it was registered under."
-    digest = registered_digest(f"{model}/{version}", settings=settings)
+def _change_traffic(versions: Versions) -> None:
+    "Put what should be served into traffic, if it is not there."
+    desired = versions.fixed or Desired.newest(versions.settings, versions.model)
+    current = versions.traffic.desired if versions.traffic else None
+    if desired is None or desired == current:
+        return
+    labels = _registered_labels(versions.settings, versions.model)
+    versions.traffic = ServedTraffic(desired, _load(versions, desired), labels)
+    versions.loaded = {
+        (version, desired.bundles[version]): served
+        for version, served in versions.traffic.served.items()
+    }
+
+
+def _load(versions: Versions, desired: Desired) -> dict[str, Served]:
+    "Return every version of a state, loaded now or before."
+    if desired.library != versions.library:
+        raise ServingError(
+            f"expected versions of library {versions.library}, which this replica runs, "
+            f"got versions of {desired.library}"
+        )
+    by_key = {}
+    for version in (*desired.versions, *desired.shadow):
+        key = version, desired.bundles[version]
+        by_key[key] = versions.loaded.get(key) or _load_version(versions, *key)
+    versions.loaded = versions.loaded | by_key
+    return {version: served for (version, _), served in by_key.items()}
+
+
+def _load_version(versions: Versions, version: str, path: str) -> Served:
+    "Return a version from its bundle, which must have the digest it was registered under."
+    settings = versions.settings
+    digest = registered_digest(f"{versions.model}/{version}", settings=settings)
     return Served(version, path, digest=digest, settings=settings)
 
 # %% ../../../nbs/5_service/03_serving_versions.ipynb #c552bb80
@@ -202,7 +210,7 @@ def _registered_labels(
     model: str,  # the model's name
 ) -> tuple[str, ...]:
     "Return the labels of every registered version, as far as their events say them."
-    mine = pl.col("subject").str.starts_with(f"{model}/")
-    log = events.history(settings.events, kind="registered").filter(mine)
+    of_model = pl.col("subject").str.starts_with(f"{model}/")
+    log = events.history(settings.events, kind="registered").filter(of_model)
     details = log.select("details").collect()["details"]
     return tuple(label for text in details for label in json.loads(text).get("labels", ()))
