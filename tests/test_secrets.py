@@ -275,7 +275,12 @@ def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
     assert answer.json()["triggers"][0]["waits_for"] == "postgresql://me:***@127.0.0.1:9/shop"
     due = [
         triggers.Due(
-            "shop", "new rows", {}, None, triggers.EPOCH, dict(secretive.trigger["shop"].parameters)
+            "shop",
+            "new rows",
+            {},
+            None,
+            triggers._EPOCH,
+            dict(secretive.trigger["shop"].parameters),
         )
     ]
     runs = []
@@ -296,8 +301,8 @@ def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
 
 def test_a_request_with_a_password_is_refused(secretive):
     with pytest.raises(TriggerError, match=r"parameter source.*\$PASSWORD"):
-        triggers.request({"source": "postgresql://u:pass2@h/d"}, by="ann", settings=secretive)
-    assert triggers.request({"source": "postgresql://u:$PW@h/d"}, by="ann", settings=secretive)
+        triggers.request_run({"source": "postgresql://u:pass2@h/d"}, by="ann", settings=secretive)
+    assert triggers.request_run({"source": "postgresql://u:$PW@h/d"}, by="ann", settings=secretive)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +383,7 @@ def test_the_reason_of_a_failure_and_the_note_of_a_request_are_masked(tmp_path):
     in_cell = PapermillExecutionError(0, 1, "x", "RuntimeError", str(error), [])
     assert not shown(_reason(Stage.read(path), {}, in_cell))
     settings = create(tmp_path / "w")
-    triggers.request(by="ann", note=str(error), settings=settings)
+    triggers.request_run(by="ann", note=str(error), settings=settings)
     details = events.newest(settings.events, "run_requested", "trigger:manual")["details"]
     assert details["note"] == "postgresql://u:***@h/d is away"
 
@@ -490,7 +495,9 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
     settings = create(tmp_path, **{"trigger:t": {"files": "*.csv", "settle": 0}})
     (tmp_path / "a.csv").write_text("id\n1\n")
     heard = []
-    assert triggers.step(panic, lambda what, why: heard.append((what, why)), settings=settings)
+    assert triggers.watch_once(
+        panic, lambda what, why: heard.append((what, why)), settings=settings
+    )
     assert heard[-1][0] == "failed" and "out of bounds" in heard[-1][1]
     monkeypatch.setattr(triggers, "_due", panic)
     triggers.pending(settings, on_error=lambda name, e: heard.append((name, str(e))))

@@ -25,7 +25,7 @@ from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowErro
 from mlops_nb.core.locks import alone
 from mlops_nb.core.settings import create
 from mlops_nb.flow import triggers
-from mlops_nb.flow.triggers.sensors import KINDS
+from mlops_nb.flow.triggers.sensors import SENSORS
 from mlops_nb.front import pages
 
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -163,7 +163,7 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     [found] = triggers.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
-    assert not triggers.step(
+    assert not triggers.watch_once(
         fail, lambda what, why: said.append(what), settings=settings
     ) and said == ["waiting"]
     say("deployed")
@@ -190,21 +190,21 @@ def test_an_alert_alone_starts_no_run(tmp_path, kind):
 
 def test_requests_are_kept_and_answered_once_each(tmp_path):
     settings, ran = create(tmp_path), []
-    ask = lambda n: triggers.request({"trials": n}, by="ann", settings=settings)
+    ask = lambda n: triggers.request_run({"trials": n}, by="ann", settings=settings)
     ids = [ask(8), ask(8), ask(9)]
 
     def run(parameters):
         ran.append(parameters)
         return finish(parameters)
 
-    while triggers.step(run, lambda *_: None, settings=settings):
+    while triggers.watch_once(run, lambda *_: None, settings=settings):
         pass
     assert ran == [{"trials": 8}, {"trials": 9}]
     answered = events.history(settings.events, kind="triggered").collect()["details"]
     assert sorted(json.loads(d)["request"] for d in answered) == sorted(ids)
     ask(10)
     assert (
-        triggers.step(fail, lambda *_: None, settings=settings) and due(settings) == []
+        triggers.watch_once(fail, lambda *_: None, settings=settings) and due(settings) == []
     )  # answered, badly
 
 
@@ -233,9 +233,9 @@ def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     watching.join()
     [found] = triggers.pending(settings)
     assert found.after - datetime.now(UTC) > timedelta(seconds=3)
-    assert "stage ingest failed" in triggers.table(settings)["failed"].item()
+    assert "stage ingest failed" in triggers.trigger_table(settings)["failed"].item()
     triggers.fire(finish, [found], settings=settings)
-    assert triggers.table(settings)["failed"].item() is None and due(settings) == []
+    assert triggers.trigger_table(settings)["failed"].item() is None and due(settings) == []
 
 
 def test_a_run_of_somebody_else_is_waited_for(tmp_path):
@@ -247,23 +247,23 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
             return finish(parameters)
 
     with alone(settings=settings):
-        triggers.step(run, lambda what, why: told.append(what), settings=settings)
+        triggers.watch_once(run, lambda what, why: told.append(what), settings=settings)
     assert (
         told == ["running", "busy"]
         and due(settings) == ["t"]
         and "trigger_failed" not in kinds(settings)
     )
-    triggers.step(run, lambda what, why: None, settings=settings)
+    triggers.watch_once(run, lambda what, why: None, settings=settings)
     assert due(settings) == []
 
 
 def test_one_watch_a_workspace(tmp_path):
     settings = create(tmp_path)
     with alone("watch", settings=settings):
-        assert triggers.watching(settings)["process"] == os.getpid()
+        assert triggers.running_watch(settings)["process"] == os.getpid()
         with pytest.raises(Busy, match="a watch holds this workspace already"):
             triggers.watch(finish, settings=settings)
-    assert triggers.watching(settings) is None
+    assert triggers.running_watch(settings) is None
 
 
 def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
@@ -276,9 +276,11 @@ def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
     )
     (tmp_path / "a.csv").write_text("id\n1\n")
     told = []
-    assert triggers.step(finish, lambda what, why: told.append(what), settings=settings)
+    assert triggers.watch_once(finish, lambda what, why: told.append(what), settings=settings)
     assert told == ["error", "running", "done"]
-    assert "cannot be read" in triggers.table(settings).filter(trigger="db")["failed"].item()
+    assert (
+        "cannot be read" in triggers.trigger_table(settings).filter(trigger="db")["failed"].item()
+    )
 
 
 def test_a_wrong_schedule_is_said_at_once(tmp_path):
@@ -297,7 +299,7 @@ def test_two_sources_in_one_trigger(tmp_path):
 
 
 def test_every_kind_is_looked_at():
-    assert {*KINDS} == {"files", "table", "database", "cron", "alert"}
+    assert {*SENSORS} == {"files", "table", "database", "cron", "alert"}
 
 
 # Over HTTP
@@ -345,7 +347,7 @@ def test_a_run_is_asked_for_over_http(asked):
             "unicode string|surrogate pair|ud800", answer.text
         ), bad
     with pytest.raises(TriggerError, match="half of a surrogate pair"):
-        triggers.request({"source": "\ud800"}, by="ci", settings=settings)
+        triggers.request_run({"source": "\ud800"}, by="ci", settings=settings)
     assert kinds(settings).count("run_requested") == 1
     shown = client.get("/api/triggers", headers=key).json()
     assert shown["watch"] is None and [t["trigger"] for t in shown["triggers"]] == ["n", "manual"]
@@ -470,7 +472,7 @@ def test_killed_watches_take_in_every_file_once(arriving, round_):
             time.sleep(chance.uniform(0, 0.15))
 
     sender, watch = threading.Thread(target=send), start(arriving)
-    until(lambda: triggers.watching(arriving))
+    until(lambda: triggers.running_watch(arriving))
     sender.start()
     time.sleep(chance.uniform(0, 4))
     kill(watch, whole=bool(round_ % 2))
@@ -488,12 +490,12 @@ def test_watch_ends_cleanly(arriving):
     arrive(arriving, 1)
     watch = start(arriving)
     until(lambda: "triggered" in kinds(arriving))
-    assert triggers.watching(arriving)["process"] == watch.pid
+    assert triggers.running_watch(arriving)["process"] == watch.pid
     watch.send_signal(signal.SIGINT)
     assert watch.wait(20) == 0
     said = (arriving.root / "watch.err").read_text()
     assert "watch ended" in said and "new: 1 files match" in said and "Traceback" not in said, said
-    assert triggers.watching(arriving) is None
+    assert triggers.running_watch(arriving) is None
 
 
 def test_a_detached_watch_goes_on_is_restarted_and_ends(arriving):
@@ -506,11 +508,11 @@ def test_a_detached_watch_goes_on_is_restarted_and_ends(arriving):
     until(lambda: rows(arriving) == list(range(4)))
     again = call("--detach", "--no-pages")
     assert again.returncode == 1 and "a watch is on already" in again.stderr
-    first = triggers.watching(arriving)["process"]
+    first = triggers.running_watch(arriving)["process"]
     psutil.Process(first).kill()
     arrive(arriving, 1)
     until(lambda: rows(arriving) == list(range(8)))
-    assert triggers.watching(arriving)["process"] != first
-    assert "ended" in call("--stop").stdout and triggers.watching(arriving) is None
+    assert triggers.running_watch(arriving)["process"] != first
+    assert "ended" in call("--stop").stdout and triggers.running_watch(arriving) is None
     assert "no detached watch" in call("--stop").stdout
     assert "running: new" in (arriving.state / "watch.log").read_text()

@@ -37,7 +37,7 @@ from mlops_nb.flow.workflow.cells import parse_cell
 from mlops_nb.flow.workflow.execution import Execution
 from mlops_nb.flow.workflow.kernels import drive
 from mlops_nb.flow.workflow.ledger import Ledger
-from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, read_outputs
+from mlops_nb.flow.workflow.outputs import OUTPUT_LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
@@ -432,7 +432,7 @@ def test_what_is_glued_comes_back_as_it_was(value):
         ({"a": [1, (2,)]}, "x['a'][1] is a builtins.tuple"),
         ({1: 2}, "has the key 1"),
         (Path("a"), "PosixPath"),
-        ("é" * LIMIT, "more than"),
+        ("é" * OUTPUT_LIMIT, "more than"),
         (b"a", "builtins.bytes"),
         (pl.DataFrame({"a": [object()]}), "cannot be kept as Parquet"),
     ],
@@ -807,14 +807,15 @@ def test_a_line_keeps_its_last_state(text):
 
 
 def test_long_coloured_texts_are_cut_on_the_page_only():
-    from mlops_nb.flow.workflow.execution import LONGEST, _shortened
+    from mlops_nb.flow.workflow.execution import LONGEST_TEXT, _shortened
 
     nb = new_notebook(
-        cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST)])]
+        cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST_TEXT)])]
     )
     [output] = _shortened(nb).cells[0].outputs
     assert (
-        len(output.text) < LONGEST + 100 and "1,000,000 characters are left out here" in output.text
+        len(output.text) < LONGEST_TEXT + 100
+        and "1,000,000 characters are left out here" in output.text
     )
 
 
@@ -836,7 +837,7 @@ def test_a_long_cell_shows_what_it_has_so_far_and_is_ended_with_its_driver():
 
 def test_a_fork_that_does_not_answer_is_replaced(tmp_path, monkeypatch):
     "A fork server that gives a process which is no kernel."
-    monkeypatch.setattr(kernels, "PATIENCE", 2)
+    monkeypatch.setattr(kernels, "FORK_TIMEOUT", 2)
     dumb = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "kernels"))

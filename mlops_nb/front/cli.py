@@ -133,10 +133,10 @@ def parameters(
     stages: Iterable[Any] = (),  # each a `workflow.stages.Stage`
 ) -> dict[str, Any]:
     "Return the parameters on a command line, each of the type that the stages ask for."
-    from mlops_nb.flow.workflow.values import spelled
+    from mlops_nb.flow.workflow.values import parse_arguments
 
     try:
-        return spelled(given, stages)
+        return parse_arguments(given, stages)
     except ValueError as e:
         raise typer.BadParameter(str(e), param_hint="-p") from None
 
@@ -621,7 +621,9 @@ def watch(
 
     settings = load_settings(workspace)
     if stop:
-        return _console().print("ended" if triggers.end(settings) else "no detached watch was on")
+        return _console().print(
+            "ended" if triggers.stop_watch(settings) else "no detached watch was on"
+        )
     if pages:
         _ready(settings)
     else:

@@ -50,7 +50,7 @@ def state(
             "url": running and running.serve_url,
         },
         "run": _last_run(log),
-        "watch": triggers.watching(settings),
+        "watch": triggers.running_watch(settings),
         "models": models(log),
         "endpoints": [_endpoint(n, log, settings) for n in names],
         "alerts": [a for n in names for a in monitoring.open_alerts(n, settings=settings)],
@@ -189,7 +189,7 @@ def requested(
 
     from mlops_nb.core.errors import WorkflowError
     from mlops_nb.flow.workflow import Workflow
-    from mlops_nb.flow.workflow.checks import misgiven
+    from mlops_nb.flow.workflow.checks import given_problems
 
     if wanted.by is not None:
         raise HTTPException(
@@ -199,13 +199,13 @@ def requested(
         stages = Workflow.discover(settings.notebooks).stages
     except WorkflowError as e:
         raise HTTPException(409, str(e)) from e
-    if wrong := misgiven(stages, wanted.parameters):
+    if wrong := given_problems(stages, wanted.parameters):
         raise HTTPException(422, "; ".join(p.message for p in wrong))
     try:
-        id_ = triggers.request(wanted.parameters, by=by, note=wanted.note, settings=settings)
+        id_ = triggers.request_run(wanted.parameters, by=by, note=wanted.note, settings=settings)
     except TriggerError as e:
         raise HTTPException(422, str(e)) from e
-    on = triggers.watching(settings)
+    on = triggers.running_watch(settings)
     return {
         "id": id_,
         "watch": "on" if on else "off: the request waits until `mlops-nb watch` is started",
@@ -257,8 +257,8 @@ def control_app(settings: Settings) -> Callable:
     @app.get("/api/triggers", **guarded)
     def waiting() -> dict:
         return {
-            "watch": triggers.watching(settings),
-            "triggers": triggers.table(settings).to_dicts(),
+            "watch": triggers.running_watch(settings),
+            "triggers": triggers.trigger_table(settings).to_dicts(),
         }
 
     @app.post("/api/runs", status_code=202, **guarded)

@@ -20,11 +20,11 @@ from ...core.locks import alone
 from ...core.masking import masked_all
 from ...core.settings import Settings, load_settings
 from . import kernels
-from .checks import numbered, raise_problems, review
-from .execution import Execution, Progress, listener, perform
+from .checks import stage_notebooks, raise_problems, review
+from .execution import Execution, Progress, progress_listener, perform_stage
 from .files import Problem
 from .ledger import Ledger
-from .runs import Run, StageRun, graph
+from .runs import Run, StageRun, workflow_html
 from .stages import Stage, wiring
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #3aaea02e
@@ -38,7 +38,7 @@ class Workflow:
     @classmethod
     def discover(cls, folder: str | Path) -> "Workflow":
         "The workflow in a folder: its notebooks whose names start with a number."
-        paths, left_out = numbered(folder)
+        paths, left_out = stage_notebooks(folder)
         if not paths:
             raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
         stages, broken = [], []
@@ -83,7 +83,7 @@ class Workflow:
         return f"Workflow({', '.join(s.name for s in self.stages)})"
 
     def _repr_html_(self) -> str:
-        return graph([StageRun(s.name) for s in self.stages], self.wires)
+        return workflow_html([StageRun(s.name) for s in self.stages], self.wires)
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #579f3813
 def _earlier(workflow: Workflow, chosen: list[str], ledger: Ledger) -> dict[str, Any]:
@@ -231,7 +231,9 @@ def _run(
         id_ = ledger.open("workflow", kind="workflow", by=by)
         run = Run(id_, [StageRun(s.name) for s in stages], wires=wires, warnings=warnings)
         say(run=run.id)
-        execution = Execution(settings, run, ledger, on_event or listener(), force, resolve, valid)
+        execution = Execution(
+            settings, run, ledger, on_event or progress_listener(), force, resolve, valid
+        )
         with _recorded(execution, by, given):
             there = _earlier(self, [s.name for s in stages], ledger)
 
@@ -240,7 +242,7 @@ def _run(
                 own = stage.parameters.keys() - takes.keys()
                 values = {p: v for p, v in given.items() if p in own}
                 values |= {p: there[p] for p in takes if p in there}
-                perform(execution, stage, result, values)
+                perform_stage(execution, stage, result, values)
                 there.update(result.outputs)
 
             _all(execution, _graph(wires, stages, settings), stages, one)

@@ -174,9 +174,9 @@ def _beside(
     address = near.forks if forked and forkserver.is_listening(near.forks) else None
     if forked and not address:
         join(settings)
-        address = kernels.warm()
+        address = kernels.ready_forkserver()
     base = (
-        kernels.plain(dict(os.environ))
+        kernels.without_ray_variables(dict(os.environ))
         | near.env
         | {"RAY_ADDRESS": near.address, "TMPDIR": f"{near.folder}/tmp"}
     )
