@@ -33,7 +33,7 @@ from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.flow import triggers
 from mlops_nb.flow.workflow import _recorded
-from mlops_nb.flow.workflow.execution import _reason
+from mlops_nb.flow.workflow.endings import failure_reason
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.runs import Run
 from mlops_nb.flow.workflow.stages import Stage
@@ -275,12 +275,7 @@ def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
     assert answer.json()["triggers"][0]["waits_for"] == "postgresql://me:***@127.0.0.1:9/shop"
     due = [
         triggers.Due(
-            "shop",
-            "new rows",
-            {},
-            None,
-            triggers._EPOCH,
-            dict(secretive.trigger["shop"].parameters),
+            "shop", "new rows", {}, None, events.EPOCH, dict(secretive.trigger["shop"].parameters)
         )
     ]
     runs = []
@@ -379,9 +374,9 @@ def test_the_reason_of_a_failure_and_the_note_of_a_request_are_masked(tmp_path):
     nbformat.write(
         new_notebook(cells=[new_code_cell("x = 1", metadata={"tags": ["parameters"]})]), path
     )
-    assert not shown(_reason(Stage.read(path), {}, error))
+    assert not shown(failure_reason(Stage.read(path), {}, error))
     in_cell = PapermillExecutionError(0, 1, "x", "RuntimeError", str(error), [])
-    assert not shown(_reason(Stage.read(path), {}, in_cell))
+    assert not shown(failure_reason(Stage.read(path), {}, in_cell))
     settings = create(tmp_path / "w")
     triggers.request_run(by="ann", note=str(error), settings=settings)
     details = events.newest(settings.events, "run_requested", "trigger:manual")["details"]

@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -29,13 +30,13 @@ from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import modules
 from mlops_nb.core.locks import alone, take
 from mlops_nb.core.settings import StageSection, create, load_settings
-from mlops_nb.flow.workflow import Workflow, kernels
+from mlops_nb.flow.workflow import Workflow, driver, kernels
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse_cell
 from mlops_nb.flow.workflow.execution import Execution
-from mlops_nb.flow.workflow.kernels import drive
+from mlops_nb.flow.workflow.driver import drive
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import OUTPUT_LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage
@@ -740,8 +741,7 @@ def slow_to_stop(seconds: float) -> str:
 @pytest.mark.parametrize("seconds", [0, 0.5])
 def test_what_a_kernel_sends_after_its_cells_time_is_not_in_the_record(monkeypatch, seconds):
     "Ending the kernel interrupts the cell; its KeyboardInterrupt comes at once, or late. Each message is looked at."
-    recorder = kernels._recorder
-    monkeypatch.setattr(kernels, "_recorder", lambda *given: recorder(*given, every=0))
+    monkeypatch.setattr(driver, "Recorder", partial(driver.Recorder, every=0))
     nb = new_notebook(cells=[new_code_cell(slow_to_stop(seconds))])
     steps = list(drive(nb, env=dict(os.environ), cwd=".", timeout=1))
     assert steps[-1][:2] == ("failed", 0)
@@ -794,7 +794,7 @@ def test_ten_times_the_output_takes_ten_times_the_work(text):
         spent = []
         for _ in range(5):
             start = time.thread_time()
-            kernels._snapshot(cell)
+            driver._snapshot(cell)
             spent.append(time.thread_time() - start)
         return min(spent)
 
@@ -803,11 +803,11 @@ def test_ten_times_the_output_takes_ten_times_the_work(text):
 
 @given(st.text(alphabet="ab\r\n", max_size=12))
 def test_a_line_keeps_its_last_state(text):
-    assert kernels._last_states(text) == re.sub(r"[^\n]*\r(?=[^\n])", "", text)
+    assert driver._last_states(text) == re.sub(r"[^\n]*\r(?=[^\n])", "", text)
 
 
 def test_long_coloured_texts_are_cut_on_the_page_only():
-    from mlops_nb.flow.workflow.execution import LONGEST_TEXT, _shortened
+    from mlops_nb.flow.workflow.publishing import LONGEST_TEXT, _shortened
 
     nb = new_notebook(
         cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST_TEXT)])]
@@ -989,7 +989,7 @@ def either(request, workspace, ray_cluster, monkeypatch):
     local = load_settings(workspace.root)
     local.state.mkdir(exist_ok=True)
     (local.state / "cluster.json").write_text(json.dumps(asdict(ray_cluster)))
-    assert engine._near(None, local) and not engine._near({"num_cpus": 1}, local)
+    assert engine._local_head(None, local) and not engine._local_head({"num_cpus": 1}, local)
     return local
 
 

@@ -20,136 +20,85 @@ from ...core.locks import alone
 from ...core.masking import masked_all
 from ...core.settings import Settings, load_settings
 from . import kernels
-from .checks import stage_notebooks, raise_problems, review
-from .execution import Execution, Progress, progress_listener, perform_stage
+from .checks import raise_problems, review
+from .execution import Execution, Progress, perform_stage, progress_listener
 from .files import Problem
+from .folders import stage_notebooks
 from .ledger import Ledger
 from .runs import Run, StageRun, workflow_html
 from .stages import Stage, wiring
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #3aaea02e
-@dataclass(frozen=True)
-class Workflow:
-    "Stages in the order of their numbers."
-
-    stages: tuple[Stage, ...]
-    left_out: tuple[Problem, ...] = ()  # warnings about notebooks of the folder that are no stages
-
-    @classmethod
-    def discover(cls, folder: str | Path) -> "Workflow":
-        "The workflow in a folder: its notebooks whose names start with a number."
-        paths, left_out = stage_notebooks(folder)
-        if not paths:
-            raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
-        stages, broken = [], []
-        for path in paths:
-            try:
-                stages.append(Stage.read(path))
-            except NotANotebook as e:
-                broken.append(Problem(path.name, None, e.reason))
-        if broken:
-            raise WorkflowError("these stages cannot be read:", problems=tuple(broken))
-        return cls(tuple(stages), tuple(left_out))
-
-    @property
-    def wiring(self) -> dict[str, dict[str, str]]:
-        "For each stage, which parameter comes from which stage."
-        return wiring(self.stages)
-
-    @property
-    def wires(self) -> list[tuple[str, str, str]]:
-        "Giver, taker and name of each output that is taken."
-        return [
-            (giver, taker, name)
-            for taker, takes in self.wiring.items()
-            for name, giver in takes.items()
-        ]
-
-    def check(
-        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
-    ) -> list[Problem]:
-        "Return all that is wrong and can be known before anything runs."
-        return self.review(parameters, settings)[0]
-
-    def review(
-        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
-    ) -> tuple[list[Problem], list[Problem]]:
-        "Return what hinders a run, and warnings about what may be wrong."
-        problems = review(self.stages, parameters, settings=settings)
-        warnings = dict.fromkeys([*self.left_out, *(p for p in problems if p.warning)])
-        return [p for p in problems if not p.warning], list(warnings)
-
-    def __repr__(self) -> str:
-        return f"Workflow({', '.join(s.name for s in self.stages)})"
-
-    def _repr_html_(self) -> str:
-        return workflow_html([StageRun(s.name) for s in self.stages], self.wires)
-
-# %% ../../../nbs/6_flow/14_workflow.ipynb #579f3813
-def _earlier(workflow: Workflow, chosen: list[str], ledger: Ledger) -> dict[str, Any]:
-    "Return the outputs of stages that a run leaves out."
-    there = {}
-    for taker in chosen:
-        for name, giver in workflow.wiring[taker].items():
-            if giver in chosen:
-                continue
-            last = ledger.newest(stage=giver, stopped=True)
-            if not last or name not in last.outputs:
-                raise WorkflowError(
-                    f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
-                    f"start at {giver}"
-                )
-            there[name] = last.outputs[name]
-    return there
-
-# %% ../../../nbs/6_flow/14_workflow.ipynb #a1e4a3be
-def _between(workflow: Workflow, first: str | None, last: str | None) -> tuple[Stage, ...]:
-    "The stages from one to another, both included."
-    names = [s.name for s in workflow.stages]
+def _between(stages: tuple[Stage, ...], first: str | None, last: str | None) -> tuple[Stage, ...]:
+    "Return the stages from one to another, both included."
+    names = [stage.name for stage in stages]
     for name in filter(None, (first, last)):
         if name not in names:
             raise WorkflowError(f"there is no stage {name}: there are {', '.join(names)}")
-    start, end = names.index(first or names[0]), names.index(last or names[-1]) + 1
+    start = names.index(first or names[0])
+    end = names.index(last or names[-1]) + 1
     if start >= end:
         raise WorkflowError(f"{first} comes after {last}: exchange them")
-    return workflow.stages[start:end]
+    return stages[start:end]
 
-# %% ../../../nbs/6_flow/14_workflow.ipynb #0be04b58
-def _graph(
+
+def _earlier_outputs(
+    wires: list[tuple[str, str, str]], chosen: list[str], ledger: Ledger
+) -> dict[str, Any]:
+    "Return by name what chosen stages take from those that are left out."
+    outputs = {}
+    for giver, taker, name in wires:
+        if taker not in chosen or giver in chosen:
+            continue
+        last = ledger.newest(stage=giver, stopped=True)
+        if not last or name not in last.outputs:
+            raise WorkflowError(
+                f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
+                f"start at {giver}"
+            )
+        outputs[name] = last.outputs[name]
+    return outputs
+
+# %% ../../../nbs/6_flow/14_workflow.ipynb #340b7b63
+def _dependencies(
     wires: list[tuple[str, str, str]], stages: tuple[Stage, ...], settings: Settings
 ) -> TopologicalSorter:
-    "Which of these stages wait for which."
-    names = {s.name for s in stages}
-    after = lambda name: settings.stage[name].after.split() if name in settings.stage else []
-    givers = lambda name: [giver for giver, taker, _ in wires if taker == name]
-    graph = TopologicalSorter({n: names & {*givers(n), *after(n)} for n in names})
+    "Return which of these stages wait for which, prepared."
+    names = {stage.name for stage in stages}
+    waits: dict[str, set[str]] = {name: set() for name in names}
+    for giver, taker, _ in wires:
+        if taker in names:
+            waits[taker].add(giver)
+    for name in names & settings.stage.keys():
+        waits[name].update(settings.stage[name].after.split())
+    graph = TopologicalSorter({name: names & others for name, others in waits.items()})
     graph.prepare()
     return graph
 
-# %% ../../../nbs/6_flow/14_workflow.ipynb #2158b253
-def _all(
+# %% ../../../nbs/6_flow/14_workflow.ipynb #70e65044
+def _perform_stages(
     execution: Execution,
     graph: TopologicalSorter,
     stages: tuple[Stage, ...],
-    one: Callable[..., None],
+    perform: Callable[[Stage, StageRun], None],
 ) -> None:
-    "Perform stages as soon as those before them are done."
-    results, failed = {s.name: r for s, r in zip(stages, execution.run.stages, strict=True)}, None
+    "Perform stages as soon as those before them are done; raise `WorkflowError` if one fails."
+    results = {r.name: r for r in execution.run.stages}
+    failed = None
+    running: dict[Future, Stage] = {}
     with ThreadPoolExecutor(execution.at_once) as pool:
-        running: dict[Future, Stage] = {}
         try:
-            while not failed and graph.is_active() or running:
+            while running or (not failed and graph.is_active()):
                 ready = [] if failed else graph.get_ready()
-                running |= {
-                    pool.submit(one, s, results[s.name]): s for s in stages if s.name in ready
-                }
+                for stage in (stage for stage in stages if stage.name in ready):
+                    running[pool.submit(perform, stage, results[stage.name])] = stage
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    stage = running.pop(future)
                     future.result()
-                    if results[stage.name].state == "failed":
-                        failed = failed or results[stage.name]
-                    else:
-                        graph.done(stage.name)
+                    name = running.pop(future).name
+                    if results[name].state != "failed":
+                        graph.done(name)
+                    elif not failed:
+                        failed = results[name]
         finally:
             execution.stop.set()
     if failed:
@@ -159,20 +108,18 @@ def _all(
             run=execution.run,
         )
 
-# %% ../../../nbs/6_flow/14_workflow.ipynb #5be4c1df
+# %% ../../../nbs/6_flow/14_workflow.ipynb #ba2e9ceb
 @contextmanager
 def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     "Record that a run started, and how it ended."
-    run, log = execution.run, execution.settings.events
-    events.record(
-        log,
-        "run_started",
-        f"run:{run.id}",
-        by=by,
-        stages=[s.name for s in run.stages],
-        parameters=masked_all(parameters),
-        warnings=[str(w) for w in run.warnings],
-    )
+    run = execution.run
+    log = execution.settings.events
+    started = {
+        "stages": [stage.name for stage in run.stages],
+        "parameters": masked_all(parameters),
+        "warnings": [str(warning) for warning in run.warnings],
+    }
+    events.record(log, "run_started", f"run:{run.id}", by=by, **started)
     try:
         yield
         run.state = "done"
@@ -180,73 +127,134 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
         if run.state != "done":
             run.state = "failed"
         execution.ledger.close(run.id, run.state, run.outputs)
-        events.record(
-            log,
-            "run_finished",
-            f"run:{run.id}",
-            by=by,
-            state=run.state,
-            stages=[
-                {
-                    "name": s.name,
-                    "state": s.state,
-                    "seconds": round(s.seconds, 2),
-                    "id": s.id,
-                    "notebook": s.notebook,
-                    "reused_from": s.reused_from,
-                    "error": s.error,
-                    "note": s.note,
-                }
-                for s in run.stages
-            ],
-        )
-
-# %% ../../../nbs/6_flow/14_workflow.ipynb #e6e6cd54
-def _run(
-    self: Workflow,
-    parameters: Mapping[str, Any] | None = None,  # by name, for every stage that has them
-    *,
-    first: str | None = None,  # stage to start at; default: the first
-    last: str | None = None,  # stage to end with; default: the last
-    force: bool = False,  # run stages also where nothing changed
-    resolve: Callable[[str, dict], str]
-    | None = None,  # stage, parameters -> fingerprint of its other inputs
-    valid: Callable[[str, dict], bool]
-    | None = None,  # stage, outputs -> does a reused result still hold?
-    on_event: Callable[[Progress], None]
-    | None = None,  # told what happens; default: a bar in notebooks
-    by: str | None = None,  # the person or program responsible; default: this user
-    settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Run:
-    "Run the workflow; raises `WorkflowError`, which has the `run`, if a stage fails."
-    settings, given, by = settings or load_settings(), dict(parameters or {}), by or events.user()
-    problems, warnings = self.review(given, settings)
-    raise_problems(problems)
-    stages = _between(self, first, last)
-    cluster.snapshot(settings)  # a package that is not there stops a run before it begins
-    with alone(settings=settings) as say:
-        kernels.warm_up(settings)
-        ledger = Ledger(settings)
-        wires = self.wires
-        id_ = ledger.open("workflow", kind="workflow", by=by)
-        run = Run(id_, [StageRun(s.name) for s in stages], wires=wires, warnings=warnings)
-        say(run=run.id)
-        execution = Execution(
-            settings, run, ledger, on_event or progress_listener(), force, resolve, valid
-        )
-        with _recorded(execution, by, given):
-            there = _earlier(self, [s.name for s in stages], ledger)
-
-            def one(stage: Stage, result: StageRun) -> None:
-                takes = self.wiring[stage.name]
-                own = stage.parameters.keys() - takes.keys()
-                values = {p: v for p, v in given.items() if p in own}
-                values |= {p: there[p] for p in takes if p in there}
-                perform_stage(execution, stage, result, values)
-                there.update(result.outputs)
-
-            _all(execution, _graph(wires, stages, settings), stages, one)
-    return run
+        finished = {"state": run.state, "stages": [_stage_facts(stage) for stage in run.stages]}
+        events.record(log, "run_finished", f"run:{run.id}", by=by, **finished)
 
 
-Workflow.run = _run
+def _stage_facts(stage: StageRun) -> dict[str, Any]:
+    "Return what the log keeps of a stage."
+    return {
+        "name": stage.name,
+        "state": stage.state,
+        "seconds": round(stage.seconds, 2),
+        "id": stage.id,
+        "notebook": stage.notebook,
+        "reused_from": stage.reused_from,
+        "error": stage.error,
+        "note": stage.note,
+    }
+
+# %% ../../../nbs/6_flow/14_workflow.ipynb #2aa40049
+@dataclass(frozen=True)
+class Workflow:
+    "Stages in the order of their numbers."
+
+    stages: tuple[Stage, ...]
+    left_out: tuple[Problem, ...] = ()  # warnings about notebooks of the folder that are no stages
+
+    @classmethod
+    def discover(cls, folder: str | Path) -> "Workflow":
+        "Return the workflow in a folder: its notebooks whose names start with a number."
+        paths, left_out = stage_notebooks(folder)
+        if not paths:
+            raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
+        stages = []
+        unreadable = []
+        for path in paths:
+            try:
+                stages.append(Stage.read(path))
+            except NotANotebook as e:
+                unreadable.append(Problem(path.name, None, e.reason))
+        if unreadable:
+            raise WorkflowError("these stages cannot be read:", problems=tuple(unreadable))
+        return cls(tuple(stages), tuple(left_out))
+
+    @property
+    def wiring(self) -> dict[str, dict[str, str]]:
+        "Return for each stage which parameter comes from which stage."
+        return wiring(self.stages)
+
+    @property
+    def wires(self) -> list[tuple[str, str, str]]:
+        "Return giver, taker and name of each output that is taken."
+        wiring = self.wiring
+        return [(wiring[taker][name], taker, name) for taker in wiring for name in wiring[taker]]
+
+    def check(
+        self,
+        parameters: Mapping[str, Any] = {},  # as for `run`
+        settings: Settings | None = None,  # if given, its sections and the library are checked
+    ) -> list[Problem]:
+        "Return everything wrong that can be known before anything runs."
+        return self.review(parameters, settings)[0]
+
+    def review(
+        self,
+        parameters: Mapping[str, Any] = {},  # as for `run`
+        settings: Settings | None = None,  # if given, its sections and the library are checked
+    ) -> tuple[list[Problem], list[Problem]]:
+        "Return what prevents a run, and warnings about what may be wrong."
+        problems = review(self.stages, parameters, settings=settings)
+        warnings = [*self.left_out, *(problem for problem in problems if problem.warning)]
+        errors = [problem for problem in problems if not problem.warning]
+        return errors, list(dict.fromkeys(warnings))
+
+    def run(
+        self,
+        parameters: Mapping[str, Any] | None = None,  # by name, for every stage that has them
+        *,
+        first: str | None = None,  # stage to start at; default: the first
+        last: str | None = None,  # stage to end with; default: the last
+        force: bool = False,  # run stages also where nothing changed
+        resolve: Callable[[str, dict], str] | None = None,  # stage, parameters -> fingerprint
+        valid: Callable[[str, dict], bool] | None = None,  # stage, outputs -> whether they hold
+        on_event: Callable[[Progress], None] | None = None,  # default: a bar in notebooks
+        by: str | None = None,  # the person or program responsible; default: this user
+        settings: Settings | None = None,  # default: the workspace around the current folder
+    ) -> Run:
+        "Run the workflow; raise `WorkflowError`, which has the `run`, if a stage fails."
+        settings = settings or load_settings()
+        parameters = dict(parameters or {})
+        by = by or events.user()
+        problems, warnings = self.review(parameters, settings)
+        raise_problems(problems)
+        stages = _between(self.stages, first, last)
+        cluster.snapshot(settings)  # a missing package is an error before anything is recorded
+        with alone(settings=settings) as note:
+            kernels.warm_up(settings)
+            ledger = Ledger(settings)
+            run_id = ledger.open("workflow", kind="workflow", by=by)
+            stage_runs = [StageRun(stage.name) for stage in stages]
+            run = Run(run_id, stage_runs, wires=self.wires, warnings=warnings)
+            note(run=run.id)
+            listen = on_event or progress_listener()
+            execution = Execution(settings, run, ledger, listen, force, resolve, valid)
+            with _recorded(execution, by, parameters):
+                _run_stages(execution, stages, parameters)
+        return run
+
+    def __repr__(self) -> str:
+        return f"Workflow({', '.join(stage.name for stage in self.stages)})"
+
+    def _repr_html_(self) -> str:
+        return workflow_html([StageRun(stage.name) for stage in self.stages], self.wires)
+
+# %% ../../../nbs/6_flow/14_workflow.ipynb #579f3813
+def _run_stages(
+    execution: Execution, stages: tuple[Stage, ...], parameters: Mapping[str, Any]
+) -> None:
+    "Perform stages with given parameters and with what the stages before them gave."
+    wires = execution.run.wires
+    names = [stage.name for stage in stages]
+    available = _earlier_outputs(wires, names, execution.ledger)
+
+    def perform(stage: Stage, result: StageRun) -> None:
+        takes = {name for _, taker, name in wires if taker == stage.name}
+        own = stage.parameters.keys() - takes
+        values = {name: value for name, value in parameters.items() if name in own}
+        values |= {name: available[name] for name in takes if name in available}
+        perform_stage(execution, stage, result, values)
+        available.update(result.outputs)
+
+    graph = _dependencies(wires, stages, execution.settings)
+    _perform_stages(execution, graph, stages, perform)
