@@ -14,7 +14,8 @@ from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.quality import balance, differences, leakage, spill
 from mlops_nb.data.versions import DatasetVersion
-from mlops_nb.flow.lineage import as_json, as_text, trace
+from mlops_nb.flow.lineage import trace
+from mlops_nb.flow.lineage_graph import as_json, as_text
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowErro
 from mlops_nb.core.locks import alone
 from mlops_nb.core.settings import create
 from mlops_nb.flow import triggers
+from mlops_nb.flow.triggers import reasons
 from mlops_nb.flow.triggers.sensors import SENSORS
 from mlops_nb.front import pages
 
@@ -49,7 +50,7 @@ def fail(parameters):
 
 
 def due(settings) -> list[str]:
-    return [d.trigger for d in triggers.pending(settings)]
+    return [d.trigger for d in reasons.pending(settings)]
 
 
 def kinds(settings) -> list[str]:
@@ -85,7 +86,7 @@ def test_files_fire_when_settled_and_once(tmp_path):
     assert due(settings) == []
     time.sleep(0.4)
     assert due(settings) == ["t"]
-    triggers.fire(finish, triggers.pending(settings), settings=settings)
+    triggers.fire(finish, reasons.pending(settings), settings=settings)
     assert due(settings) == []
     (tmp_path / "in/a.csv").write_text("id\n2\n")  # same size
     time.sleep(0.4)
@@ -100,7 +101,7 @@ def test_what_comes_during_a_run_is_the_next_runs(tmp_path):
         (tmp_path / "b.csv").write_text("id\n2\n")
         return finish(parameters)
 
-    triggers.fire(run, triggers.pending(settings), settings=settings)
+    triggers.fire(run, reasons.pending(settings), settings=settings)
     assert due(settings) == ["t"]
 
 
@@ -109,7 +110,7 @@ def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
     assert due(settings) == []
     for n in range(3):
         lake.append(settings.table("rows"), pl.DataFrame({"id": [n]}))
-    triggers.fire(finish, triggers.pending(settings), settings=settings)
+    triggers.fire(finish, reasons.pending(settings), settings=settings)
     lake.maintain(settings.table("rows"), keep_hours=200)
     assert due(settings) == []
     lake.append(settings.table("rows"), pl.DataFrame({"id": [4]}))
@@ -119,7 +120,7 @@ def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
 def test_a_database_fires_past_its_watermark(tmp_path):
     settings = made(tmp_path, database="sqlite:///shop.db", query="sales", watermark="at")
     with pytest.raises(TriggerError, match="cannot be read"):
-        triggers.pending(settings)
+        reasons.pending(settings)
     assert not (tmp_path / "shop.db").exists()
     with sqlite3.connect(tmp_path / "shop.db") as db:
         db.execute("CREATE TABLE sales (at TEXT)")
@@ -128,7 +129,7 @@ def test_a_database_fires_past_its_watermark(tmp_path):
         with sqlite3.connect(tmp_path / "shop.db") as db:
             db.execute(f"INSERT INTO sales VALUES ('2026-01-0{day}')")
         assert due(settings) == ["t"]
-        triggers.fire(finish, triggers.pending(settings), settings=settings)
+        triggers.fire(finish, reasons.pending(settings), settings=settings)
         assert due(settings) == []
 
 
@@ -146,7 +147,7 @@ def test_missed_ticks_after_downtime(tmp_path, missed, expected):
     triggers.arm(settings=settings)
     assert due(settings) == expected
     if expected:
-        triggers.fire(finish, triggers.pending(settings), settings=settings)
+        triggers.fire(finish, reasons.pending(settings), settings=settings)
     assert due(settings) == []  # a hundred and eighty ticks, one run
 
 
@@ -154,13 +155,13 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     settings = made(tmp_path, alert="churn")
     say = lambda kind: events.record(settings.events, kind, "churn", by="test")
     say("retraining_proposed")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.after < datetime.now(UTC)
     triggers.fire(finish, [found], settings=settings)
     assert due(settings) == []
     say("deployed")
     say("retraining_proposed")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
     assert not triggers.watch_once(
@@ -190,7 +191,7 @@ def test_an_alert_alone_starts_no_run(tmp_path, kind):
 
 def test_requests_are_kept_and_answered_once_each(tmp_path):
     settings, ran = create(tmp_path), []
-    ask = lambda n: triggers.request_run({"trials": n}, by="ann", settings=settings)
+    ask = lambda n: reasons.request_run({"trials": n}, by="ann", settings=settings)
     ids = [ask(8), ask(8), ask(9)]
 
     def run(parameters):
@@ -231,7 +232,7 @@ def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     until(lambda: kinds(settings).count("trigger_failed") == 2)
     stop.set()
     watching.join()
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.after - datetime.now(UTC) > timedelta(seconds=3)
     assert "stage ingest failed" in triggers.trigger_table(settings)["failed"].item()
     triggers.fire(finish, [found], settings=settings)
@@ -325,7 +326,7 @@ def test_a_run_is_asked_for_over_http(asked):
     assert client.post("/api/runs", json=wanted).status_code == 401
     answer = client.post("/api/runs", json=wanted, headers=key)
     assert answer.status_code == 202 and answer.json()["watch"].startswith("off")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.request == answer.json()["id"] and found.parameters == {"source": "b.csv"}
     for bad in ({"parameters": {"sorce": 1}}, {"parameters": []}, {"params": {}}):
         assert client.post("/api/runs", json=bad, headers=key).status_code == 422
@@ -347,7 +348,7 @@ def test_a_run_is_asked_for_over_http(asked):
             "unicode string|surrogate pair|ud800", answer.text
         ), bad
     with pytest.raises(TriggerError, match="half of a surrogate pair"):
-        triggers.request_run({"source": "\ud800"}, by="ci", settings=settings)
+        reasons.request_run({"source": "\ud800"}, by="ci", settings=settings)
     assert kinds(settings).count("run_requested") == 1
     shown = client.get("/api/triggers", headers=key).json()
     assert shown["watch"] is None and [t["trigger"] for t in shown["triggers"]] == ["n", "manual"]
@@ -479,7 +480,7 @@ def test_killed_watches_take_in_every_file_once(arriving, round_):
     watch = start(arriving)
     try:
         sender.join()
-        until(lambda: not triggers.pending(arriving) and len(rows(arriving)) >= 200, 90)
+        until(lambda: not reasons.pending(arriving) and len(rows(arriving)) >= 200, 90)
         assert rows(arriving) == list(range(200))
     finally:
         kill(watch, whole=True)

@@ -35,8 +35,8 @@ from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse_cell
-from mlops_nb.flow.workflow.execution import Execution
 from mlops_nb.flow.workflow.driver import drive
+from mlops_nb.flow.workflow.execution import Execution
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import OUTPUT_LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage

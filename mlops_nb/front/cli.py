@@ -431,11 +431,11 @@ def lineage(
     workspace: WorkspaceOption = None,
 ) -> None:
     "Where something came from: code, data, parameters, report, approval."
-    from mlops_nb.flow import lineage
+    from mlops_nb.flow import lineage, lineage_graph
 
-    if form not in lineage.FORMATS:
-        raise typer.BadParameter(f"'{form}': expected one of {', '.join(lineage.FORMATS)}")
-    typer.echo(lineage.FORMATS[form](lineage.trace(ref, settings=load_settings(workspace))))
+    if form not in lineage_graph.FORMATS:
+        raise typer.BadParameter(f"'{form}': expected one of {', '.join(lineage_graph.FORMATS)}")
+    typer.echo(lineage_graph.FORMATS[form](lineage.trace(ref, settings=load_settings(workspace))))
 
 # %% ../../nbs/7_front/01_cli.ipynb #e825c5b1
 _Note = Annotated[str, typer.Option("--note", help="Why.")]

@@ -23,6 +23,7 @@ from ..core.errors import TrackingError, TriggerError
 from ..core.settings import Settings, load_settings
 from ..core.templates import render
 from ..flow import triggers
+from ..flow.triggers.reasons import request_run
 from ..models import roles
 from ..service import monitoring
 from ..service.deployment import applications
@@ -202,7 +203,7 @@ def requested(
     if wrong := given_problems(stages, wanted.parameters):
         raise HTTPException(422, "; ".join(p.message for p in wrong))
     try:
-        id_ = triggers.request_run(wanted.parameters, by=by, note=wanted.note, settings=settings)
+        id_ = request_run(wanted.parameters, by=by, note=wanted.note, settings=settings)
     except TriggerError as e:
         raise HTTPException(422, str(e)) from e
     on = triggers.running_watch(settings)
