@@ -49,7 +49,9 @@ def without_ray_variables(
 # %% ../../../nbs/6_flow/07_workflow_kernels.ipynb #0781ed6f
 _STABLE = 300  # a server that ran longer than this did not fail to start, s
 _STARTS = 3  # how often a server that ends early is started
-_SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={private})"
+_SERVE = (
+    "import runpy, sys; runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], private={private})"
+)
 
 
 class KernelHost:
