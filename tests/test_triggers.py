@@ -1,4 +1,4 @@
-"Triggers: what is due, one run for all of it, and every file's rows exactly once, whatever is killed."
+"Triggers: what is due, one run for all of it, and each row exactly once, whatever is killed."
 
 import json
 import os
@@ -175,7 +175,7 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     "kind", ["nulls", "schema", "errors", "range", "unseen", "fairness", "drift"]
 )
 def test_an_alert_alone_starts_no_run(tmp_path, kind):
-    "Only a proposal does, which monitoring makes for drift and performance, and not on broken data."
+    "Only a proposal does. Monitoring makes one for drift and performance, not on broken data."
     settings = made(tmp_path, alert="churn")
     events.record(
         settings.events,
@@ -308,7 +308,7 @@ def test_every_kind_is_looked_at():
 
 @pytest.fixture
 def asked(tmp_path):
-    "A workspace whose runs are asked for over HTTP, by who has a token: settings, client, ann's key."
+    "Yield settings, an HTTP client and ann's token, for a workspace that takes requests."
     settings = create(
         tmp_path, serve={"tokens": "ann:s3cret ci:0ther"}, **{"trigger:n": {"cron": "0 3 * * *"}}
     )

@@ -31,6 +31,11 @@ class _Trail:
         "Return the newest event of some kinds about a subject; None if there is none."
         return events.newest(self.log, kind, subject)
 
+    @classmethod
+    def start(cls, settings: Settings) -> "_Trail":
+        "Return a trail with the whole log and an empty graph."
+        return cls(settings, events.history(settings.events).collect(), Lineage(""))
+
 # %% ../../nbs/6_flow/18_lineage.ipynb #18b2fbc1
 def _add_dataset(trail: _Trail, ref: str) -> str:
     "Add a dataset version, those it grew from, and the files of all of them. Return its id."
@@ -49,7 +54,7 @@ def _parent(trail: _Trail, ref: str) -> str | None:
     number = event["details"].get("parent") if event else None
     return None if number is None else f"{ref.rpartition('@')[0]}@{number}"
 
-
+# %% ../../nbs/6_flow/18_lineage.ipynb #14af5587
 def _add_version(trail: _Trail, ref: str) -> str:
     "Add one dataset version, and the files that were new in it. Return its id."
     event = trail.newest("ingested", ref)
@@ -75,8 +80,8 @@ def _add_version(trail: _Trail, ref: str) -> str:
 def _file_id(graph: Lineage, file: str, sha256: str, ref: str) -> str:
     "Return the id of a file; one of its own if the graph has the file with other content."
     id = f"file:{file}"
-    known = graph.nodes.get(id)
-    if known and known["facts"].get("sha256") != sha256:
+    node = graph.nodes.get(id)
+    if node and node["facts"].get("sha256") != sha256:
         return f"{id} as in {ref}"
     return id
 
@@ -200,7 +205,7 @@ def _add_endpoint(trail: _Trail, name: str) -> str:
         trail.graph.link(id, _add_model(trail, f"{name}/{version}"), "serves")
     return id
 
-
+# %% ../../nbs/6_flow/18_lineage.ipynb #1614eea5
 def _add_prediction(trail: _Trail, prediction_id: str) -> str:
     "Add a prediction, and the model version that made it. Return its id."
     for name in trail.log.filter(kind="deployed")["subject"].unique():
@@ -227,8 +232,8 @@ def _logged_row(settings: Settings, endpoint: str, prediction_id: str) -> dict |
     table = settings.table("_predictions", endpoint)
     if not lake.table_exists(table):
         return None
-    rows = lake.scan(table).filter(pl.col("prediction_id") == prediction_id).collect().to_dicts()
-    return rows[0] if rows else None
+    rows = lake.scan(table).filter(prediction_id=prediction_id).collect()
+    return rows.row(0, named=True) if rows.height else None
 
 # %% ../../nbs/6_flow/18_lineage.ipynb #253d720a
 _ADDERS = {
@@ -247,13 +252,12 @@ def trace(
 ) -> Lineage:
     "Return everything that something came from; raise `LineageError` if there is no such thing."
     settings = settings or load_settings()
-    log = events.history(settings.events).collect()
-    trail = _Trail(settings, log, Lineage(""))
+    trail = _Trail.start(settings)
     kind, name = _resolved(ref, settings)
     trail.graph.root = _ADDERS[kind](trail, name)
     return trail.graph
 
-
+# %% ../../nbs/6_flow/18_lineage.ipynb #0303b974
 def _resolved(ref: str, settings: Settings) -> tuple[str, str]:
     "Return the kind and the full name of what a reference names."
     kind, _, name = ref.rpartition(":")

@@ -57,9 +57,8 @@ class Lineage:
         return versions
 
     def _repr_html_(self) -> str:
-        names = ", ".join(_box_name(id, node) for id, node in self.nodes.items())
-        alt = f"Where {self.root} came from: {names}"
-        return render("lineage.html", picture=figure_html(lineage_figure(self), alt))
+        picture = figure_html(lineage_figure(self), _alternative_text(self))
+        return render("lineage.html", picture=picture)
 
 # %% ../../nbs/6_flow/17b_lineage_graph.ipynb #b72e1f14
 _COLUMNS = (
@@ -82,7 +81,7 @@ def _column(kind: str) -> int:
     "Return the column of a kind, from 0; unknown kinds stand with the sources."
     return next((i for i, kinds in enumerate(_COLUMNS) if kind in kinds), 0)
 
-
+# %% ../../nbs/6_flow/17b_lineage_graph.ipynb #3faecdc2
 def _positions(lineage: Lineage) -> dict[str, tuple[float, float]]:
     "Return the center of each node's box, by id. Columns without nodes take no room."
     ids = _nearest(lineage)[:_MOST_BOXES]
@@ -130,8 +129,16 @@ def _by(facts: dict) -> str:
     "Return who did it, if that is known."
     return f"by {facts['by']}" if "by" in facts else ""
 
+
+def _alternative_text(lineage: Lineage) -> str:
+    "Return what a picture shows, for readers who cannot see it."
+    names = ", ".join(_box_name(id, node) for id, node in lineage.nodes.items())
+    return f"Where {lineage.root} came from: {names}"
+
 # %% ../../nbs/6_flow/17b_lineage_graph.ipynb #55e0cd41
-def lineage_figure(lineage: Lineage) -> "Figure":
+def lineage_figure(
+    lineage: Lineage,  # of any size; the nodes nearest to the root are drawn
+) -> "Figure":
     "Return the picture of a graph: boxes in columns by kind, arrows in the direction of time."
     positions = _positions(lineage)
     left_out = len(lineage.nodes) - len(positions)
@@ -161,7 +168,7 @@ def _axes(positions: list[tuple[float, float]], left_out: int) -> "Axes":
         ax.text(left + 0.35, bottom + 0.2, f"and {left_out} more", fontsize=8)
     return ax
 
-
+# %% ../../nbs/6_flow/17b_lineage_graph.ipynb #9d9d17b8
 def _draw_box(ax: "Axes", id: str, node: dict, position: tuple, is_root: bool) -> None:
     "Draw one node; the one that was asked about has a thick edge."
     from matplotlib.patches import FancyBboxPatch
@@ -225,7 +232,7 @@ def _tree_lines(lineage: Lineage, id: str, how: str, depth: int, shown: set[str]
     if more := len(targets) - len(first):
         yield f"{indent}  {READ_FROM} {more} more"
 
-
+# %% ../../nbs/6_flow/17b_lineage_graph.ipynb #9df5b22a
 def _first_files(targets: list[tuple[str, str]]) -> list[tuple[str, str]]:
     "Return what something came from, with no more than the first few files."
     files = [target for target in targets if target[1] == READ_FROM]
@@ -268,7 +275,9 @@ def as_json(lineage: Lineage) -> str:  # an object with root, nodes and edges
     return json.dumps(graph, indent=2, default=str, ensure_ascii=False)
 
 
-def as_mermaid(lineage: Lineage) -> str:
+def as_mermaid(
+    lineage: Lineage,  # of any size; all nodes are in the diagram
+) -> str:
     "Return a graph as a Mermaid diagram for documents."
     names = {id: f"n{n}" for n, id in enumerate(lineage.nodes)}
     lines = ["graph LR"]

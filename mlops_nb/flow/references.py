@@ -72,15 +72,16 @@ def validity(
 
     def valid(stage: str, outputs: dict) -> bool:
         try:
-            return all(_holds(name, value, outputs, settings) for name, value in outputs.items())
+            return all(_holds(name, outputs, settings) for name in outputs)
         except MlopsError:
             return False
 
     return valid
 
 
-def _holds(name: str, value: Any, outputs: dict, settings: Settings) -> bool:
+def _holds(name: str, outputs: dict, settings: Settings) -> bool:
     "Return whether what an output names is still there; may raise if it is not."
+    value = outputs[name]
     if name == "dataset_version":
         versions.dataset(value, settings=settings)
     if name == "model_version":

@@ -9,6 +9,7 @@ __all__ = ['fire', 'arm', 'watch_once', 'watch', 'running_watch', 'WatchActor', 
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -118,7 +119,7 @@ def watch(
     on_event: Callable[[str, str], None] | None = None,  # gets what `watch_once` tells
     by: str = "watch",  # the person or program responsible
 ) -> None:
-    "Look, run what is due, and look again, until `stop` is set; raise `Busy` if another watch is on."
+    "Look and run what is due until `stop` is set; raise `Busy` if another watch is on."
     stop = stop or threading.Event()
     tell = on_event or (lambda what, why: None)
     with alone("watch", settings=settings) as note:
@@ -140,20 +141,19 @@ def running_watch(
     return holder("watch", settings=settings or load_settings())
 
 # %% ../../../nbs/6_flow/17_triggers.ipynb #ba320822
-def _logger(settings: Settings) -> Callable[[str, str], None]:
-    "Return a function that writes what is new to the watch's log file."
-    file = settings.state / "watch.log"
-    last = ("", "")
+class _WatchLog:
+    "Writes what a watch tells to a file, unless it is the same as before."
 
-    def tell(what: str, why: str) -> None:
-        nonlocal last
-        if last == (what, why):
+    def __init__(self, file: Path):
+        self.file = file
+        self.last = ("", "")
+
+    def __call__(self, what: str, why: str) -> None:
+        if self.last == (what, why):
             return
-        last = (what, why)
-        with file.open("a", encoding="utf-8") as log:
+        self.last = (what, why)
+        with self.file.open("a", encoding="utf-8") as log:
             log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {what}: {why}\n")
-
-    return tell
 
 
 class WatchActor:
@@ -166,7 +166,7 @@ class WatchActor:
 
     def _loop(self, settings: Settings, run: Callable[[dict], Any], every: float) -> None:
         "Watch until the end. If another watch is still on, try again."
-        tell = _logger(settings)
+        tell = _WatchLog(settings.state / "watch.log")
         options = {"every": every, "stop": self.end, "on_event": tell, "by": "watch, detached"}
         while not self.end.is_set():
             try:
@@ -206,7 +206,7 @@ def detach(
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
-        "max_restarts": -1,
+        "max_restarts": -1,  # without end
         "max_concurrency": 4,
         "runtime_env": cluster.runtime_env(settings),
     }
@@ -292,7 +292,7 @@ def _next_run(section: TriggerSection, due: list[Due]) -> datetime | None:
     "Return when a trigger may next lead to a run; None if that cannot be known."
     now = datetime.now(UTC)
     if due:
-        return max(now, *(reason.after for reason in due))
+        return max(now, *(d.after for d in due))
     if not section.cron:
         return None
     from cronsim import CronSim

@@ -81,7 +81,7 @@ def _wait(failures: int) -> timedelta:
     "Return how long a trigger waits after some failures in a row."
     if failures == 0:
         return timedelta(0)
-    doublings = min(failures - 1, 20)  # more would only make a huge number
+    doublings = min(failures - 1, 20)
     return timedelta(seconds=min(_LONGEST_WAIT, _FIRST_WAIT * 2**doublings))
 
 
@@ -162,7 +162,9 @@ def pending(
     return [reason for reason in reasons if reason] + list(_requests(settings, log))
 
 # %% ../../../nbs/6_flow/16a_triggers_reasons.ipynb #1e696255
-def coalesce(due: list[Due]) -> list[Due]:
+def coalesce(
+    due: list[Due],  # in any order; those that must wait are the caller's to leave out
+) -> list[Due]:
     "Return the reasons that one run can answer: those with the parameters of the oldest."
     oldest = min(due, key=lambda d: d.since or events.EPOCH, default=None)
     return [d for d in due if d.parameters == oldest.parameters]

@@ -109,6 +109,9 @@ def _perform_stages(
         )
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #ba2e9ceb
+_STAGE_FACTS = ("name", "state", "seconds", "id", "notebook", "reused_from", "error", "note")
+
+
 @contextmanager
 def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> Iterator[None]:
     "Record that a run started, and how it ended."
@@ -133,16 +136,8 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
 
 def _stage_facts(stage: StageRun) -> dict[str, Any]:
     "Return what the log keeps of a stage."
-    return {
-        "name": stage.name,
-        "state": stage.state,
-        "seconds": round(stage.seconds, 2),
-        "id": stage.id,
-        "notebook": stage.notebook,
-        "reused_from": stage.reused_from,
-        "error": stage.error,
-        "note": stage.note,
-    }
+    facts = {name: getattr(stage, name) for name in _STAGE_FACTS}
+    return facts | {"seconds": round(stage.seconds, 2)}
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #2aa40049
 @dataclass(frozen=True)

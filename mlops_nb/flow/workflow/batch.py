@@ -86,12 +86,12 @@ def _read_csv(path: Path) -> list[dict]:
     "Return one set for each row of a CSV file; an empty cell is None."
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     rows = pl.read_csv(data, infer_schema=False).to_dicts()
-    return [{name: _plain_or_none(cell) for name, cell in row.items()} for row in rows]
+    return [_plain_row(row) for row in rows]
 
 
-def _plain_or_none(cell: str | None) -> _PlainText | None:
-    "Return a cell as a `_PlainText`; None if it is empty."
-    return None if cell is None else _PlainText(cell)
+def _plain_row(row: dict[str, str | None]) -> dict[str, _PlainText | None]:
+    "Return a row whose cells are `_PlainText`; an empty one stays None."
+    return {name: None if cell is None else _PlainText(cell) for name, cell in row.items()}
 
 
 _READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".json": _read_json, ".csv": _read_csv}

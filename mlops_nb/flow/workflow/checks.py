@@ -51,6 +51,12 @@ def _printable(name: Any) -> str:
     return str(name)[:100].encode("utf-8", "backslashreplace").decode()
 
 # %% ../../../nbs/6_flow/06_workflow_checks.ipynb #40d27f56
+_EVIDENCE = (
+    "`{name}` cannot be given: stage {giver} glues it, and {taker} takes it from there. Leave it "
+    "out; to keep an earlier result of {giver}, start after that stage (`--from`)"
+)
+
+
 def _not_givable(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> Iterator[Problem]:
     "Yield the given parameters whose values only a stage or the workflow may set."
     if RESERVED in given:
@@ -58,21 +64,12 @@ def _not_givable(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> Iterato
         yield Problem("parameters", None, message)
     own = {stage.name: stage.parameters for stage in stages}
     messages = {
-        name: _evidence(name, giver, taker)
+        name: _EVIDENCE.format(name=name, giver=giver, taker=taker)
         for taker, takes in wiring(stages).items()
         for name, giver in takes.items()
         if name in given and name not in own[giver]  # the giver's own parameter may be given
     }
     yield from (Problem("parameters", None, message) for message in messages.values())
-
-
-def _evidence(name: str, giver: str, taker: str) -> str:
-    "Return why a parameter cannot be given, and what to do instead."
-    return (
-        f"`{name}` cannot be given: stage {giver} glues it, and {taker} takes it "
-        f"from there. Leave it out; to keep an earlier result of {giver}, start "
-        "after that stage (`--from`)"
-    )
 
 # %% ../../../nbs/6_flow/06_workflow_checks.ipynb #b6472c01
 def given_problems(

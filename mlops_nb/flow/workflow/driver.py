@@ -31,18 +31,21 @@ from . import kernels
 def _snapshot(cell: dict) -> dict:
     "Return a copy of a cell: texts of one stream joined, lines in their last state."
     cell = deepcopy(cell)
-    if cell.cell_type != "code":
-        return cell
-    groups = [
-        [output for _, output in group] for _, group in groupby(enumerate(cell.outputs), _stream)
-    ]
-    for texts in groups:
-        if texts[0].output_type == "stream":
-            texts[0].text = _last_states("".join(output.text for output in texts))
-    cell.outputs = [first for first, *_ in groups]
+    if cell.cell_type == "code":
+        groups = groupby(enumerate(cell.outputs), _stream)
+        cell.outputs = [_joined(numbered) for _, numbered in groups]
     return cell
 
 
+def _joined(numbered: Iterator[tuple[int, dict]]) -> dict:
+    "Return the first of some outputs, with the texts of all if they are a stream's."
+    outputs = [output for _, output in numbered]
+    first = outputs[0]
+    if first.output_type == "stream":
+        first.text = _last_states("".join(o.text for o in outputs))
+    return first
+
+# %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #7d75b070
 def _stream(numbered: tuple[int, dict]) -> str | int:
     "Return the stream that an output belongs to; its own number if it is no stream's."
     number, output = numbered
@@ -139,7 +142,7 @@ def _death(process: Popen | Forked | None) -> str:
         return f"{start}it was ended by {name} (a crash in compiled code)"
     return f"{start}it was ended by {name}"
 
-
+# %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #5a813c20
 def _ending(client: Recorder, error: Exception, seconds: float | None) -> tuple[str, str]:
     "Return the type and the message of what ended a cell that was given some seconds."
     kind = type(error).__name__
@@ -180,10 +183,10 @@ def _run_cell(client: Recorder, i: int, cell: dict) -> bool:
 
 def _add_error(cell: dict, kind: str, message: str) -> None:
     "Give a cell the error output that says how it ended, unless the kernel sent it already."
-    if any(o.output_type == "error" and o.ename == kind for o in cell.outputs):
+    if any(o.get("ename") == kind for o in cell.outputs):
         return
-    text = [f"{kind}: {message}"]
-    cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=text))
+    text = f"{kind}: {message}"
+    cell.outputs.append(new_output("error", ename=kind, evalue=message, traceback=[text]))
 
 # %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #2b71f18b
 def _start_kernel(client: Recorder, managers: list, options: dict, timeout: float) -> ExitStack:
@@ -256,7 +259,7 @@ def drive(
             _kill(managers)
             thread.join(10)
 
-
+# %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #faa5bd8e
 def _until_end(events: queue.SimpleQueue, stop: threading.Event | None) -> Iterator[tuple]:
     "Yield events until None; raise an error among them. Look every half second whether to stop."
     while not (stop and stop.is_set()):
@@ -288,5 +291,5 @@ def execute_task(
 ) -> Iterator[tuple]:
     "Drive a notebook with this node's fork server, in this node's environment."
     address = kernels.ready_forkserver() if forked else None
-    env = {**kernels.without_ray_variables(dict(os.environ)), **env}
+    env = kernels.without_ray_variables(dict(os.environ)) | env
     yield from drive(nb, kernel_name, env=env, address=address, **options)

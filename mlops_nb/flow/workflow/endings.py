@@ -94,10 +94,14 @@ def _message(error: Exception, line: int | None) -> str:
     return masked(message)[:_LONGEST_MESSAGE]
 
 # %% ../../../nbs/6_flow/11a_workflow_endings.ipynb #27c3cc27
+_COLOR = re.compile(r"\x1b\[[\d;]*m")  # an escape code of a terminal
+_POSITION = re.compile(r"Cell In\[(\d+)\], line (\d+)")
+
+
 def _line_number(error: Exception) -> int | None:
     "Return the line of its cell that raised one of papermill's errors, from 1; None if unknown."
-    plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
-    for count, line in re.findall(r"Cell In\[(\d+)\], line (\d+)", plain):
+    plain = _COLOR.sub("", "\n".join(error.traceback))
+    for count, line in _POSITION.findall(plain):
         if int(count) == error.exec_count:
             return int(line)
     return None
@@ -109,9 +113,12 @@ def _last_error_line(notebook: str | None) -> str:
         return ""
     nb = read_notebook(notebook)
     i = _failed_cell(nb)
-    if i is None:
-        return ""
-    before_error = takewhile(lambda output: output.output_type != "error", nb.cells[i].outputs)
-    texts = [o.text for o in before_error if o.output_type == "stream" and o.name == "stderr"]
-    lines = [line.strip() for line in "".join(texts).splitlines()]
+    lines = [] if i is None else _error_lines(nb.cells[i])
     return next((line for line in reversed(lines) if line), "")
+
+
+def _error_lines(cell: Mapping) -> list[str]:
+    "Return the lines that a cell wrote to standard error before its error output."
+    before = takewhile(lambda o: o.output_type != "error", cell.outputs)
+    text = "".join(o.text for o in before if o.get("name") == "stderr")
+    return [line.strip() for line in text.splitlines()]

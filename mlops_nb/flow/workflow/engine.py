@@ -24,6 +24,9 @@ from . import driver, kernels
 from .files import Handler
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #2cee19b5
+_RAY_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+
+
 def join(
     settings: Settings | None = None,  # default: the workspace around the current folder, if any
 ) -> str:  # address of the cluster, host:port
@@ -47,16 +50,10 @@ def _start_ray() -> None:
     "Join the cluster that `RAY_ADDRESS` names, or start Ray in this process."
     import ray
 
-    options: dict[str, bool] = {}
+    options = dict(_RAY_OPTIONS)
     if "RAY_ADDRESS" not in os.environ:
         options["include_dashboard"] = False
-    ray.init(
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-        namespace="mlops_nb",
-        **options,
-    )
+    ray.init(namespace="mlops_nb", **options)
 
 # %% ../../../nbs/6_flow/08_workflow_engine.ipynb #817f9ac8
 def _copy_outputs(record: NotebookExecutionManager, i: int, cell: dict) -> None:
@@ -156,10 +153,9 @@ def _received(events, stop: Event) -> Iterator[tuple]:
         ready, _ = ray.wait([events], timeout=0.5)
         if stop.is_set():
             raise KeyboardInterrupt
-        if not ready:
-            continue
         try:
-            yield ray.get(next(events))
+            if ready:
+                yield ray.get(next(events))
         except StopIteration:
             return
 
@@ -243,8 +239,7 @@ class RayEngine(Engine):
         env: dict[str, str] | None = None,  # added to the node's; default: this process's
         folder: str | None = None,  # working folder; default: this process's
         forked: bool = True,  # from the node's fork server; False: a fresh process
-        on_cell: Callable[[int, int], None]
-        | None = None,  # gets each cell that starts, and how many
+        on_cell: Callable[[int, int], None] | None = None,  # gets a cell that starts, and how many
         execution_timeout: float | None = None,  # longest time for one cell, s
         limit: float | None = None,  # longest time for the notebook, s
         resources: dict[str, float]

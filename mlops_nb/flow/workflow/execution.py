@@ -49,7 +49,11 @@ class Progress:
     cell: int = 0  # the cell that starts now, from 1
     cells: int = 0  # number of cells
 
+    def __str__(self) -> str:
+        text = f"{self.stage}: {self.what}"
+        return f"{text} {self.cell} of {self.cells}" if self.cells else text
 
+# %% ../../../nbs/6_flow/12_workflow_execution.ipynb #6460a899
 def progress_listener() -> Callable[[Progress], None]:
     "Return a function that shows progress as a bar in a notebook; elsewhere one that does nothing."
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
@@ -57,22 +61,24 @@ def progress_listener() -> Callable[[Progress], None]:
         return lambda progress: None
     from tqdm.auto import tqdm
 
-    bar = tqdm(unit="stage")
-    ended = set()
+    return _ProgressBar(tqdm(unit="stage"))
 
-    def show(progress: Progress) -> None:
+
+class _ProgressBar:
+    "Shows progress as a bar of tqdm, a step for each stage that has ended."
+
+    def __init__(self, bar: Any):
+        self.bar = bar
+        self.ended: set[int] = set()  # numbers of stages
+
+    def __call__(self, progress: Progress) -> None:
         if progress.what in ENDED_STATES:
-            ended.add(progress.number)
-        text = f"{progress.stage}: {progress.what}"
-        if progress.cells:
-            text += f" {progress.cell} of {progress.cells}"
-        bar.total = progress.stages
-        bar.n = len(ended)
-        bar.set_description(text)
-        if bar.n == bar.total:
-            bar.close()
-
-    return show
+            self.ended.add(progress.number)
+        self.bar.total = progress.stages
+        self.bar.n = len(self.ended)
+        self.bar.set_description(str(progress))
+        if self.bar.n == self.bar.total:
+            self.bar.close()
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #dee89bfc
 @dataclass

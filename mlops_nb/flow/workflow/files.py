@@ -49,13 +49,18 @@ def _locate(location: str) -> tuple[Any, str]:
 @contextmanager
 def _clear_errors(location: str, action: str) -> Iterator[None]:
     "Raise `WorkflowError` in one sentence where the store raises an error of its own."
-    hint = "the folder's permissions"
-    if "://" in location:
-        hint = "the bucket's name and the AWS_… variables"
     try:
         yield
     except BaseError as e:
-        raise WorkflowError(f"{location} cannot be {action}: {answered(e)}; check {hint}") from e
+        reason = f"{location} cannot be {action}: {answered(e)}"
+        raise WorkflowError(f"{reason}; check {_suspect(location)}") from e
+
+
+def _suspect(location: str) -> str:
+    "Return what is probably wrong if a location cannot be reached."
+    if "://" in location:
+        return "the bucket's name and the AWS_… variables"
+    return "the folder's permissions"
 
 # %% ../../../nbs/6_flow/00_workflow_files.ipynb #14a5714d
 def put(
@@ -67,7 +72,7 @@ def put(
         store, key = _locate(location)
         try:
             obstore.put(store, key, data)
-        except FileNotFoundError as e:  # how obstore reports a missing bucket
+        except FileNotFoundError as e:
             raise BaseError(str(e)) from e
 
 

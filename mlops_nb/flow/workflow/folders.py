@@ -19,6 +19,10 @@ from .files import Problem, read_notebook
 # %% ../../../nbs/6_flow/05a_workflow_folders.ipynb #af77519d
 # how JupyterLab, operating systems and editors name copies and new notebooks
 _COPY_NAME = re.compile(r"(-Copy\d*|-checkpoint| \(\d+\)| copy( \d+)?)$|^Untitled\d*$")
+_COPY_MESSAGE = (
+    "left out, for its name is that of a copy or a new notebook: "
+    "delete it, or rename it to make it part of the workflow"
+)
 
 
 def _is_copy(path: Path) -> bool:
@@ -26,13 +30,14 @@ def _is_copy(path: Path) -> bool:
     return bool(_COPY_NAME.search(path.stem))
 
 
+def _is_stage(path: Path) -> bool:
+    "Return whether a notebook's name starts with a number and is not that of a copy."
+    return path.name[0] in "0123456789" and not _is_copy(path)
+
+
 def _left_out(path: Path) -> Problem:
     "Return the warning about a notebook that is left out."
-    message = (
-        "left out, for its name is that of a copy or a new notebook: "
-        "delete it, or rename it to make it part of the workflow"
-    )
-    return Problem(path.name, None, message, True)
+    return Problem(path.name, None, _COPY_MESSAGE, True)
 
 # %% ../../../nbs/6_flow/05a_workflow_folders.ipynb #0af45519
 def stage_notebooks(
@@ -40,8 +45,8 @@ def stage_notebooks(
 ) -> tuple[list[Path], list[Problem]]:  # the notebooks in order, and warnings
     "Return the stage notebooks of a folder, and what is left out."
     paths = sorted(Path(folder).glob("*.ipynb"))
-    stages = [path for path in paths if path.name[0] in "0123456789" and not _is_copy(path)]
-    return sorted(stages, key=_number_and_name), [_left_out(p) for p in paths if _is_copy(p)]
+    stages = sorted(filter(_is_stage, paths), key=_number_and_name)
+    return stages, [_left_out(path) for path in paths if _is_copy(path)]
 
 
 def _number_and_name(path: Path) -> tuple[int, str]:

@@ -83,14 +83,16 @@ class Ledger:
 
     def _search(self, **facts: str) -> list:
         "Return the newest MLflow run with these facts, in a list, or an empty list."
-        conditions = " and ".join(f"tags.`mlops_nb.{k}` = {_quoted(v)}" for k, v in facts.items())
-        order = {"max_results": 1, "order_by": ["attributes.start_time DESC"]}
-        return list(self.client.search_runs([self.experiment], conditions, **order))
+        conditions = " and ".join(_condition(fact, value) for fact, value in facts.items())
+        order = ["attributes.start_time DESC"]
+        runs = self.client.search_runs([self.experiment], conditions, max_results=1, order_by=order)
+        return list(runs)
 
 # %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #52cbb2f1
-def _quoted(value: str) -> str:
-    "Return a value as it stands in a filter of MLflow."
-    return f'"{value}"' if "'" in value else f"'{value}'"
+def _condition(fact: str, value: str) -> str:
+    "Return the condition that a run has a fact, in MLflow's filter language."
+    quote = '"' if "'" in value else "'"
+    return f"tags.`mlops_nb.{fact}` = {quote}{value}{quote}"
 
 
 def _stage_run(run) -> StageRun:

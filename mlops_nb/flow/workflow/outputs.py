@@ -175,12 +175,13 @@ def save_outputs(
     start: str,  # what the locations of its files start with
 ) -> dict[str, Any]:  # values by name; of tables and figures their locations
     "Return what a notebook glued, its tables and figures written to files."
-    values = {}
-    for item in _glued(nb):
-        name = item["name"]
-        if "file" not in item:
-            values[name] = item["value"]
-            continue
-        values[name] = f"{start}.{name}.{item['file']}"
-        put(values[name], b64decode(item["data"]))
-    return values
+    return {item["name"]: _saved(item, start) for item in _glued(nb)}
+
+
+def _saved(item: dict, start: str) -> Any:
+    "Return a glued value; write a table or figure to a file and return the file's location."
+    if "file" not in item:
+        return item["value"]
+    location = f"{start}.{item['name']}.{item['file']}"
+    put(location, b64decode(item["data"]))
+    return location

@@ -94,7 +94,7 @@ class Run:
         return {name: value for stage in self.stages for name, value in stage.outputs.items()}
 
     def _repr_html_(self) -> str:
-        outputs = {stage.name: _outputs_line(stage) for stage in self.stages}
+        outputs = {s.name: _outputs_line(s) for s in self.stages}
         drawing = workflow_drawing(self.stages, self.wires)
         return render("run.html", run=self, outputs=outputs, **drawing)
 

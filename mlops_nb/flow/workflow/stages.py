@@ -78,7 +78,7 @@ def _parse_or_error(source: str) -> ast.Module | SyntaxError:
         return parse_cell(source)
     except SyntaxError as e:
         return e
-    except (ValueError, RecursionError) as e:  # null bytes, half a surrogate pair; deep nesting
+    except (ValueError, RecursionError) as e:
         return SyntaxError(str(e), ("<cell>", 1, 1, source[:80]))
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #128909e8
@@ -135,6 +135,10 @@ class Stage(Notebook):
         return sorted(problems, key=lambda problem: problem.cell or 0)
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #8b982173
+_NAME_MESSAGE = 'write the output\'s name out, as in glue("name", value), so that it can be wired'
+_TAG_MESSAGE = "no code cell is tagged `parameters`: tag the one that holds them, or an empty one"
+
+
 def _syntax_problems(stage: Stage) -> Iterator[Problem]:
     "Yield the cells that do not compile."
     for i, error in stage.parsed.items():
@@ -145,19 +149,15 @@ def _syntax_problems(stage: Stage) -> Iterator[Problem]:
 
 def _name_problems(stage: Stage) -> Iterator[Problem]:
     "Yield the calls of `glue` whose name is not a literal."
-    message = 'write the output\'s name out, as in glue("name", value), so that it can be wired'
     for i, name in _glue_calls(stage):
         if name is None:
-            yield Problem(stage.path.name, i, message)
+            yield Problem(stage.path.name, i, _NAME_MESSAGE)
 
 
 def _tag_problems(stage: Stage) -> Iterator[Problem]:
     "Yield that no cell is tagged `parameters`, or each one too many."
     if not stage.tagged:
-        message = (
-            "no code cell is tagged `parameters`: tag the one that holds them, or an empty one"
-        )
-        yield Problem(stage.path.name, None, message)
+        yield Problem(stage.path.name, None, _TAG_MESSAGE)
     for i in stage.tagged[1:]:
         message = f"is tagged `parameters`, and so is cell {stage.tagged[0]}: tag one"
         yield Problem(stage.path.name, i, message)

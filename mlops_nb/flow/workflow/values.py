@@ -73,6 +73,7 @@ def _brief(value: Any, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 # %% ../../../nbs/6_flow/04_workflow_values.ipynb #f6574fa6
+# Python's parser also reads NaN and Infinity, which are no JSON
 _JSON_START = re.compile(r'[-\d\["{]|true$|false$|null$')
 _BOOLEANS = {"True": True, "False": False}  # as Python writes them
 
@@ -81,7 +82,7 @@ def _parse_json(text: str) -> Any:
     "Return the value that a text is in JSON, or a boolean of Python; else raise `ValueError`."
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if not _JSON_START.match(text):  # Python's parser also takes NaN and Infinity
+    if not _JSON_START.match(text):
         raise ValueError(f"expected JSON, got {text!r}")
     return json.loads(text)
 
