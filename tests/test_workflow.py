@@ -36,7 +36,7 @@ from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse_cell
 from mlops_nb.flow.workflow.driver import drive
-from mlops_nb.flow.workflow.execution import Execution
+from mlops_nb.flow.workflow.execution import Execution, _stage_key
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import OUTPUT_LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage
@@ -538,8 +538,8 @@ def test_an_execution_gives_its_keys_the_framework_and_a_package_inside_another(
         "from mlops_nb.shop import prices",
         "from mlops_nb.core import events",
     )
-    read = lambda: Execution(settings, None, None, None).key(
-        Workflow.discover(tmp_path).stages[0], {}
+    read = lambda: _stage_key(
+        Execution(settings, None, None, None), Workflow.discover(tmp_path).stages[0], {}
     )
     before = read()
     (shop / "rules.py").write_text("x = 2")

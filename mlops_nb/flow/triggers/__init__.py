@@ -270,7 +270,7 @@ def trigger_table(
         rows.append(_row(name, section, log, due, errors.get(name)))
     return pl.DataFrame(rows, schema=_COLUMNS)
 
-
+# %% ../../../nbs/6_flow/17_triggers.ipynb #e27b5944
 def _row(
     name: str, section: TriggerSection, log: pl.DataFrame, due: list[Due], error: str | None
 ) -> dict[str, Any]:

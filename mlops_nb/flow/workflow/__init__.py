@@ -141,28 +141,19 @@ def _stage_facts(stage: StageRun) -> dict[str, Any]:
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #2aa40049
 @dataclass(frozen=True)
-class Workflow:
-    "Stages in the order of their numbers."
+class _Plan:
+    "Stages in the order of their numbers, and how they are wired."
 
     stages: tuple[Stage, ...]
     left_out: tuple[Problem, ...] = ()  # warnings about notebooks of the folder that are no stages
 
     @classmethod
-    def discover(cls, folder: str | Path) -> "Workflow":
+    def discover(cls, folder: str | Path):
         "Return the workflow in a folder: its notebooks whose names start with a number."
         paths, left_out = stage_notebooks(folder)
         if not paths:
             raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
-        stages = []
-        unreadable = []
-        for path in paths:
-            try:
-                stages.append(Stage.read(path))
-            except NotANotebook as e:
-                unreadable.append(Problem(path.name, None, e.reason))
-        if unreadable:
-            raise WorkflowError("these stages cannot be read:", problems=tuple(unreadable))
-        return cls(tuple(stages), tuple(left_out))
+        return cls(_read_stages(paths), tuple(left_out))
 
     @property
     def wiring(self) -> dict[str, dict[str, str]]:
@@ -176,23 +167,43 @@ class Workflow:
         return [(wiring[taker][name], taker, name) for taker in wiring for name in wiring[taker]]
 
     def check(
-        self,
-        parameters: Mapping[str, Any] = {},  # as for `run`
-        settings: Settings | None = None,  # if given, its sections and the library are checked
+        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
     ) -> list[Problem]:
         "Return everything wrong that can be known before anything runs."
         return self.review(parameters, settings)[0]
 
     def review(
-        self,
-        parameters: Mapping[str, Any] = {},  # as for `run`
-        settings: Settings | None = None,  # if given, its sections and the library are checked
+        self, parameters: Mapping[str, Any] = {}, settings: Settings | None = None
     ) -> tuple[list[Problem], list[Problem]]:
         "Return what prevents a run, and warnings about what may be wrong."
         problems = review(self.stages, parameters, settings=settings)
         warnings = [*self.left_out, *(problem for problem in problems if problem.warning)]
         errors = [problem for problem in problems if not problem.warning]
         return errors, list(dict.fromkeys(warnings))
+
+    def __repr__(self) -> str:
+        return f"Workflow({', '.join(stage.name for stage in self.stages)})"
+
+    def _repr_html_(self) -> str:
+        return workflow_html([StageRun(stage.name) for stage in self.stages], self.wires)
+
+# %% ../../../nbs/6_flow/14_workflow.ipynb #9320589a
+def _read_stages(paths: list[Path]) -> tuple[Stage, ...]:
+    "Return the stages in these notebooks; raise `WorkflowError` with all that cannot be read."
+    stages = []
+    unreadable = []
+    for path in paths:
+        try:
+            stages.append(Stage.read(path))
+        except NotANotebook as e:
+            unreadable.append(Problem(path.name, None, e.reason))
+    if unreadable:
+        raise WorkflowError("these stages cannot be read:", problems=tuple(unreadable))
+    return tuple(stages)
+
+# %% ../../../nbs/6_flow/14_workflow.ipynb #499c6d2c
+class Workflow(_Plan):
+    "Stage notebooks in the order of their numbers, to be run as one."
 
     def run(
         self,
@@ -227,12 +238,6 @@ class Workflow:
             with _recorded(execution, by, parameters):
                 _run_stages(execution, stages, parameters)
         return run
-
-    def __repr__(self) -> str:
-        return f"Workflow({', '.join(stage.name for stage in self.stages)})"
-
-    def _repr_html_(self) -> str:
-        return workflow_html([StageRun(stage.name) for stage in self.stages], self.wires)
 
 # %% ../../../nbs/6_flow/14_workflow.ipynb #579f3813
 def _run_stages(

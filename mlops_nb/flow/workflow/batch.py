@@ -236,7 +236,7 @@ def _check_sets(stage: Stage, sets: list[dict[str, Any]]) -> list[Problem]:
     raise_problems(problems, "batch")
     return [problem for problem in shared if problem.warning]
 
-
+# %% ../../../nbs/6_flow/13_workflow_batch.ipynb #53412fdf
 def _perform_all(execution: Execution, stage: Stage, batch: Batch, at_once: int) -> None:
     "Perform the stage for every set. An interrupt ends those that run and starts no other."
 

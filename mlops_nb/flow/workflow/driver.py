@@ -64,7 +64,30 @@ def _last_state(line: str) -> str:
     return line[line.rfind("\r", 0, max(len(line) - 1, 0)) + 1 :]
 
 # %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #53631a2d
-class Recorder(NotebookClient):
+class _LimitedClient(NotebookClient):
+    "An nbclient with a limit for all cells together."
+
+    def __init__(self, nb: dict, timeout: float | None, limit: float | None):
+        super().__init__(from_dict(nb), raise_on_iopub_timeout=True, iopub_timeout=60)
+        self.cell_timeout = timeout
+        self.limit = limit
+        self.began = 0.0  # when the first cell started
+        self.reply: dict = {}  # of the kernel, to the present cell
+        self.timeout_func = self.seconds_left
+        self.on_cell_executed = self.save_reply
+
+    def save_reply(self, execute_reply: dict, **_: Any) -> None:
+        self.reply = execute_reply
+
+    def seconds_left(self, cell: dict) -> float | None:
+        "Return how many seconds a cell may take; None if there is no limit."
+        limits = [self.cell_timeout] if self.cell_timeout else []
+        if self.limit:
+            limits.append(max(self.limit - (time.monotonic() - self.began), 0.001))
+        return min(limits, default=None)
+
+# %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #b0bb109e
+class Recorder(_LimitedClient):
     "An nbclient that reports what a cell has shown so far."
 
     def __init__(
@@ -75,22 +98,13 @@ class Recorder(NotebookClient):
         limit: float | None,  # longest time for all cells together, s
         every: float = 2.0,  # shortest time between two reports, s
     ):
-        super().__init__(from_dict(nb), raise_on_iopub_timeout=True, iopub_timeout=60)
+        super().__init__(nb, timeout, limit)
         self.events = events
-        self.cell_timeout = timeout
-        self.limit = limit
         self.every = every
-        self.began = 0.0  # when the first cell started
         self.next_report = 0.0
         self.over = False  # True when nobody listens any more
         self.closed = False  # True when the end of the present cell was reported
-        self.reply: dict = {}  # of the kernel, to the present cell
         self.changed: set[int] = set()  # earlier cells whose outputs the present one changed
-        self.timeout_func = self.seconds_left
-        self.on_cell_executed = self.save_reply
-
-    def save_reply(self, execute_reply: dict, **_: Any) -> None:
-        self.reply = execute_reply
 
     def process_message(self, msg: dict, cell: dict, cell_index: int) -> Any:
         if self.closed:
@@ -113,13 +127,6 @@ class Recorder(NotebookClient):
         self.changed -= indices
         spent = time.monotonic() - start
         self.next_report = time.monotonic() + max(self.every, 10 * spent)
-
-    def seconds_left(self, cell: dict) -> float | None:
-        "Return how many seconds a cell may take; None if there is no limit."
-        limits = [self.cell_timeout] if self.cell_timeout else []
-        if self.limit:
-            limits.append(max(self.limit - (time.monotonic() - self.began), 0.001))
-        return min(limits, default=None)
 
 # %% ../../../nbs/6_flow/07a_workflow_driver.ipynb #0ef9d3a8
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")  # signals of compiled code

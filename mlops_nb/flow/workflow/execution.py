@@ -111,29 +111,39 @@ class Execution:
         "Return how many notebooks run at the same time."
         return self.settings.cluster.stages or os.cpu_count() or 1
 
-    def key(self, stage: Stage, values: dict[str, Any]) -> str:
-        "Return the stage's cache key."
-        name = self.settings.workspace.package
-        return key(
-            stage,
-            values,
-            package=library.folder_of(self.code, name) if name else None,
-            name=name,
-            framework=library.framework(name),
-            lock=self.settings.root / "requirements.lock",
-            fingerprint=self.resolve(stage.name, values) if self.resolve else "",
-        )
+# %% ../../../nbs/6_flow/12_workflow_execution.ipynb #83f591e4
+def _stage_key(execution: Execution, stage: Stage, values: dict[str, Any]) -> str:
+    "Return a stage's cache key."
+    settings = execution.settings
+    name = settings.workspace.package
+    return key(
+        stage,
+        values,
+        package=library.folder_of(execution.code, name) if name else None,
+        name=name,
+        framework=library.framework(name),
+        lock=settings.root / "requirements.lock",
+        fingerprint=execution.resolve(stage.name, values) if execution.resolve else "",
+    )
 
-    def reusable(self, stage: Stage, digest: str) -> StageRun | None:
-        "Return an earlier result of the same work that still holds; None if there is none."
-        if self.force or not stage.cached:
-            return None
-        earlier = self.ledger.newest(key=digest)
-        if earlier is None or (self.valid and not self.valid(stage.name, earlier.outputs)):
-            return None
-        texts = [value for value in earlier.outputs.values() if isinstance(value, str)]
-        files = [text for text in texts if text.startswith(f"{self.settings.runs}/")]
-        return earlier if all(map(file_exists, files)) else None
+
+def _reusable(execution: Execution, stage: Stage, digest: str) -> StageRun | None:
+    "Return an earlier result of the same work that still holds; None if there is none."
+    if execution.force or not stage.cached:
+        return None
+    earlier = execution.ledger.newest(key=digest)
+    if earlier is None:
+        return None
+    if execution.valid and not execution.valid(stage.name, earlier.outputs):
+        return None
+    files = _own_files(earlier.outputs, execution.settings)
+    return earlier if all(map(file_exists, files)) else None
+
+
+def _own_files(outputs: dict[str, Any], settings: Settings) -> list[str]:
+    "Return the outputs that are locations of files that a run of this workspace wrote."
+    texts = [value for value in outputs.values() if isinstance(value, str)]
+    return [text for text in texts if text.startswith(f"{settings.runs}/")]
 
 # %% ../../../nbs/6_flow/12_workflow_execution.ipynb #f60910c2
 def perform_stage(
@@ -146,8 +156,8 @@ def perform_stage(
     "Reuse a stage's earlier result, or execute its notebook."
     if RESERVED in stage.parameters:
         values = {**values, RESERVED: execution.run.id}
-    digest = execution.key(stage, values)
-    earlier = execution.reusable(stage, digest)
+    digest = _stage_key(execution, stage, values)
+    earlier = _reusable(execution, stage, digest)
     facts = {"parameters": values, "stage": stage.name, "key": digest}
     result.id = execution.ledger.open(result.name, parent=execution.run.id, **facts)
     if earlier:

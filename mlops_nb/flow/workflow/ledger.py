@@ -17,22 +17,17 @@ from ...core.settings import Settings
 from .runs import StageRun
 
 # %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #8b07cd80
-class Ledger:
-    "The runs of workflows in MLflow."
+class _RunWriter:
+    "Writes runs of workflows to MLflow."
 
     def __init__(self, settings: Settings):
         self.client = tracking.mlflow_client(settings)
         self.experiment = self.client.get_experiment_by_name(settings.experiment).experiment_id
 
     def open(
-        self,
-        name: str,  # as MLflow shows it
-        *,
-        parent: str | None = None,  # the workflow's run, if this is a stage's
-        parameters: Mapping[str, Any] = {},  # by name; passwords are masked
-        **facts,  # become tags
+        self, name: str, *, parent: str | None = None, parameters: Mapping[str, Any] = {}, **facts
     ) -> str:
-        "Start a run. Return its id."
+        "Start a run, a stage's if it has a parent. Return its id. Facts become tags."
         from mlflow.entities import Param
 
         tags = {f"mlops_nb.{fact}": str(value) for fact, value in facts.items()}
@@ -47,13 +42,13 @@ class Ledger:
     def close(
         self,
         run_id: str,
-        state: str,  # its last state
+        state: str,
         outputs: Mapping[str, Any] = {},  # by name, JSON-able
         *,
-        seconds: float | None = None,  # how long it took, s
-        **facts,  # become tags
+        seconds: float | None = None,  # how long it took
+        **facts,
     ) -> None:
-        "End a run with its last state and what it gave."
+        "End a run with its last state and what it gave. Facts become tags."
         from mlflow.entities import Metric, RunTag
 
         tags = {f"glued.{k}": json.dumps(v, ensure_ascii=False) for k, v in outputs.items()}
@@ -65,14 +60,14 @@ class Ledger:
         self.client.log_batch(run_id, metrics=metrics, tags=run_tags)
         self.client.set_terminated(run_id, "FAILED" if state == "failed" else "FINISHED")
 
-    def save_texts(
-        self,
-        run_id: str,
-        texts: Mapping[str, str],  # content by path among the run's artifacts
-    ) -> None:
-        "Save texts as artifacts of a run."
+    def save_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
+        "Save texts as artifacts of a run, each by its path among them."
         for path, text in texts.items():
             self.client.log_text(run_id, text, path)
+
+# %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #fb2e92e0
+class Ledger(_RunWriter):
+    "The runs of workflows in MLflow."
 
     def newest(self, *, stopped: bool = False, **facts: str) -> StageRun | None:
         "Return the newest stage with these facts that was done, or, if `stopped`, stopped early."
