@@ -181,9 +181,6 @@ class _Plan:
         errors = [problem for problem in problems if not problem.warning]
         return errors, list(dict.fromkeys(warnings))
 
-    def __repr__(self) -> str:
-        return f"Workflow({', '.join(stage.name for stage in self.stages)})"
-
     def _repr_html_(self) -> str:
         return workflow_html([StageRun(stage.name) for stage in self.stages], self.wires)
 
@@ -204,6 +201,9 @@ def _read_stages(paths: list[Path]) -> tuple[Stage, ...]:
 # %% ../../../nbs/6_flow/14_workflow.ipynb #499c6d2c
 class Workflow(_Plan):
     "Stage notebooks in the order of their numbers, to be run as one."
+
+    def __repr__(self) -> str:
+        return f"Workflow({', '.join(stage.name for stage in self.stages)})"
 
     def run(
         self,

@@ -297,6 +297,6 @@ def execute_task(
     **options,  # as `drive` takes them
 ) -> Iterator[tuple]:
     "Drive a notebook with this node's fork server, in this node's environment."
-    address = kernels.ready_forkserver() if forked else None
-    env = kernels.without_ray_variables(dict(os.environ)) | env
-    yield from drive(nb, kernel_name, env=env, address=address, **options)
+    server = kernels.ready_forkserver() if forked else None
+    env = kernels.without_ray_variables(os.environ) | env
+    yield from drive(nb, kernel_name, env=env, address=server, **options)

@@ -213,7 +213,7 @@ def _drive_here(
     if forked and not address:
         join(settings)
         address = kernels.ready_forkserver()
-    base = kernels.without_ray_variables(dict(os.environ)) | head.env
+    base = kernels.without_ray_variables(os.environ) | head.env
     base |= {"RAY_ADDRESS": head.address, "TMPDIR": f"{head.folder}/tmp"}
     env = base | (dict(os.environ) if env is None else env)
     yield from driver.drive(nb, kernel_name, env=env, address=address, **options)
@@ -251,16 +251,9 @@ class RayEngine(Engine):
         **_,
     ) -> None:
         "Run the notebook on the cluster and follow it."
-        options = {
-            "env": env,
-            "cwd": folder or os.getcwd(),
-            "forked": forked,
-            "timeout": execution_timeout,
-            "limit": limit,
-            "start_timeout": start_timeout,
-            "stop": stop,
-            "settings": settings,
-        }
+        times = {"timeout": execution_timeout, "limit": limit, "start_timeout": start_timeout}
+        where = {"env": env, "cwd": folder or os.getcwd(), "settings": settings}
+        options = {"forked": forked, "stop": stop, **where, **times}
         if head := _local_head(resources, settings):
             events = _drive_here(head, nb_man.nb, kernel_name, **options)
         else:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +39,7 @@ _RAYS_VARIABLES = (
 
 
 def without_ray_variables(
-    env: dict[str, str],  # variables by name, such as `os.environ`
+    env: Mapping[str, str],  # variables by name, such as `os.environ`
 ) -> dict[str, str]:
     "Return an environment without what Ray put there, if it is a Ray worker's."
     if "RAY_RAYLET_PID" not in env:
@@ -70,7 +71,7 @@ class KernelHost:
         self.address = address or forkserver.socket_in(tempfile.mkdtemp(prefix="mlops-nb-"))
         self.server = subprocess.Popen(
             [sys.executable, "-P", "-c", code, forkserver.__file__, self.address],
-            env={**without_ray_variables(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND},
+            env={**without_ray_variables(os.environ), "MPLBACKEND": forkserver.BACKEND},
             stdin=subprocess.DEVNULL,
         )
 

@@ -60,14 +60,14 @@ class _RunWriter:
         self.client.log_batch(run_id, metrics=metrics, tags=run_tags)
         self.client.set_terminated(run_id, "FAILED" if state == "failed" else "FINISHED")
 
+# %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #fb2e92e0
+class Ledger(_RunWriter):
+    "The runs of workflows in MLflow, to be written and found."
+
     def save_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
         "Save texts as artifacts of a run, each by its path among them."
         for path, text in texts.items():
             self.client.log_text(run_id, text, path)
-
-# %% ../../../nbs/6_flow/11_workflow_ledger.ipynb #fb2e92e0
-class Ledger(_RunWriter):
-    "The runs of workflows in MLflow."
 
     def newest(self, *, stopped: bool = False, **facts: str) -> StageRun | None:
         "Return the newest stage with these facts that was done, or, if `stopped`, stopped early."

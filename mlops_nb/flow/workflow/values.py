@@ -28,7 +28,7 @@ def parameter_type(parameter: Parameter) -> Any:  # a class or a form of `typing
     if parameter.annotation is None:
         return None if parameter.value is None else type(parameter.value)
     try:
-        return eval(parameter.annotation, dict(_NAMES))
+        return eval(parameter.annotation, {**_NAMES})
     except Exception:
         return None
 
