@@ -34,7 +34,7 @@ def _unknown(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> Iterator[Pr
     if (more := len(unknown) - _LISTED) > 0:
         yield Problem("parameters", None, f"no stage has {more} more of these parameters")
 
-
+# %% ../../../nbs/6_flow/06_workflow_checks.ipynb #3dc31e34
 def _wrong_values(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> Iterator[Problem]:
     "Yield the given values that JSON cannot hold, and those that have another type."
     for name, value in given.items():
@@ -93,7 +93,7 @@ def parameter_problems(
         problems += _missing(stage, stages, {*given, *takes[stage.name], RESERVED})
     return problems
 
-
+# %% ../../../nbs/6_flow/06_workflow_checks.ipynb #3d405b77
 def _too_late(stage: Stage, stages: tuple[Stage, ...], takes: dict) -> Iterator[Problem]:
     "Yield the parameters that a stage takes from a later one."
     order = [stage.name for stage in stages]
