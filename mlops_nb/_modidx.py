@@ -1166,6 +1166,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlops_nb.flow.lineage.trace': ('6_flow/lineage.html#trace', 'mlops_nb/flow/lineage.py')},
             'mlops_nb.flow.lineage_graph': { 'mlops_nb.flow.lineage_graph.Lineage': ( '6_flow/lineage_graph.html#lineage',
                                                                                       'mlops_nb/flow/lineage_graph.py'),
+                                             'mlops_nb.flow.lineage_graph.Lineage.__repr__': ( '6_flow/lineage_graph.html#lineage.__repr__',
+                                                                                               'mlops_nb/flow/lineage_graph.py'),
                                              'mlops_nb.flow.lineage_graph.Lineage._repr_html_': ( '6_flow/lineage_graph.html#lineage._repr_html_',
                                                                                                   'mlops_nb/flow/lineage_graph.py'),
                                              'mlops_nb.flow.lineage_graph.Lineage.add': ( '6_flow/lineage_graph.html#lineage.add',

@@ -56,6 +56,9 @@ class Lineage:
             versions.append(id)
         return versions
 
+    def __repr__(self) -> str:
+        return f"Lineage({self.root!r}, {len(self.nodes)} nodes)"
+
     def _repr_html_(self) -> str:
         picture = figure_html(lineage_figure(self), _alternative_text(self))
         return render("lineage.html", picture=picture)
