@@ -1,4 +1,4 @@
-"A workspace that an earlier version left still opens: what it remembers is read, and more is added to it."
+"A workspace made by an earlier release opens: its records are read, and more are added."
 
 import json
 import re

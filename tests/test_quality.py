@@ -14,7 +14,8 @@ from mlops_nb.data.contracts import Column, Contract
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.quality import balance, differences, leakage, spill
 from mlops_nb.data.versions import DatasetVersion
-from mlops_nb.flow.lineage import as_json, text, trace
+from mlops_nb.flow.lineage import trace
+from mlops_nb.flow.lineage_graph import as_json, as_text
 
 
 @pytest.fixture
@@ -373,7 +374,7 @@ def test_the_trace_reaches_the_files_of_all_rows(settings):
         "dataset:t@1",
     } < found.nodes.keys()
     assert ("dataset:t@1", "dataset:t@0", "grown from") in found.edges
-    assert text(found).count("grown from") == 2 and "(above)" not in text(found)
+    assert as_text(found).count("grown from") == 2 and "(above)" not in as_text(found)
 
 
 def test_a_file_that_was_another_then_is_another_source(settings):
@@ -404,7 +405,7 @@ def test_a_long_chain_is_short_as_text_and_whole_as_json(settings):
         }
         events.record(settings.events, "ingested", f"t@{i}", by="x", **facts)
     found = trace("dataset:t@99", settings=settings)
-    said = text(found)
+    said = as_text(found)
     assert (
         len(said.splitlines()) < 25
         and "grown from 99 versions, dataset:t@98 to dataset:t@0" in said

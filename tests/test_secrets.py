@@ -33,8 +33,9 @@ from mlops_nb.data.contracts import rule_expression
 from mlops_nb.data.sources import Source
 from mlops_nb.data.sources.partition import Part
 from mlops_nb.flow import triggers
+from mlops_nb.flow.triggers import reasons
 from mlops_nb.flow.workflow import _recorded
-from mlops_nb.flow.workflow.execution import _reason
+from mlops_nb.flow.workflow.endings import failure_reason
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.runs import Run
 from mlops_nb.flow.workflow.stages import Stage
@@ -276,8 +277,8 @@ def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
     assert answer.status_code == 200 and not shown(answer.text)
     assert answer.json()["triggers"][0]["waits_for"] == "postgresql://me:***@127.0.0.1:9/shop"
     due = [
-        triggers.Due(
-            "shop", "new rows", {}, None, triggers.EPOCH, dict(secretive.trigger["shop"].parameters)
+        reasons.Due(
+            "shop", "new rows", {}, None, events.EPOCH, dict(secretive.trigger["shop"].parameters)
         )
     ]
     runs = []
@@ -298,8 +299,8 @@ def test_the_triggers_over_http_and_in_the_log(secretive, monkeypatch):
 
 def test_a_request_with_a_password_is_refused(secretive):
     with pytest.raises(TriggerError, match=r"parameter source.*\$PASSWORD"):
-        triggers.request({"source": "postgresql://u:pass2@h/d"}, by="ann", settings=secretive)
-    assert triggers.request({"source": "postgresql://u:$PW@h/d"}, by="ann", settings=secretive)
+        reasons.request_run({"source": "postgresql://u:pass2@h/d"}, by="ann", settings=secretive)
+    assert reasons.request_run({"source": "postgresql://u:$PW@h/d"}, by="ann", settings=secretive)
 
 
 @pytest.mark.parametrize(
@@ -377,11 +378,11 @@ def test_the_reason_of_a_failure_and_the_note_of_a_request_are_masked(tmp_path):
     nbformat.write(
         new_notebook(cells=[new_code_cell("x = 1", metadata={"tags": ["parameters"]})]), path
     )
-    assert not shown(_reason(Stage.read(path), {}, error))
+    assert not shown(failure_reason(Stage.read(path), {}, error))
     in_cell = PapermillExecutionError(0, 1, "x", "RuntimeError", str(error), [])
-    assert not shown(_reason(Stage.read(path), {}, in_cell))
+    assert not shown(failure_reason(Stage.read(path), {}, in_cell))
     settings = create(tmp_path / "w")
-    triggers.request(by="ann", note=str(error), settings=settings)
+    reasons.request_run(by="ann", note=str(error), settings=settings)
     details = events.newest(settings.events, "run_requested", "trigger:manual")["details"]
     assert details["note"] == "postgresql://u:***@h/d is away"
 
@@ -493,10 +494,12 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
     settings = create(tmp_path, **{"trigger:t": {"files": "*.csv", "settle": 0}})
     (tmp_path / "a.csv").write_text("id\n1\n")
     heard = []
-    assert triggers.step(panic, lambda what, why: heard.append((what, why)), settings=settings)
+    assert triggers.watch_once(
+        panic, lambda what, why: heard.append((what, why)), settings=settings
+    )
     assert heard[-1][0] == "failed" and "out of bounds" in heard[-1][1]
     monkeypatch.setattr(triggers, "_due", panic)
-    triggers.pending(settings, on_error=lambda name, e: heard.append((name, str(e))))
+    reasons.pending(settings, on_error=lambda name, e: heard.append((name, str(e))))
     assert heard[-1][0] == "t" and "out of bounds" in heard[-1][1]
 
 

@@ -1,4 +1,4 @@
-"Triggers: what is due, one run for all of it, and every file's rows exactly once, whatever is killed."
+"Triggers: what is due, one run for all of it, and each row exactly once, whatever is killed."
 
 import json
 import os
@@ -25,7 +25,8 @@ from mlops_nb.core.errors import Busy, SettingsError, TriggerError, WorkflowErro
 from mlops_nb.core.locks import workspace_lock
 from mlops_nb.core.settings import create
 from mlops_nb.flow import triggers
-from mlops_nb.flow.triggers.sensors import KINDS
+from mlops_nb.flow.triggers import reasons
+from mlops_nb.flow.triggers.sensors import SENSORS
 from mlops_nb.front import pages
 
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -49,7 +50,7 @@ def fail(parameters):
 
 
 def due(settings) -> list[str]:
-    return [d.trigger for d in triggers.pending(settings)]
+    return [d.trigger for d in reasons.pending(settings)]
 
 
 def kinds(settings) -> list[str]:
@@ -85,7 +86,7 @@ def test_files_fire_when_settled_and_once(tmp_path):
     assert due(settings) == []
     time.sleep(0.4)
     assert due(settings) == ["t"]
-    triggers.fire(finish, triggers.pending(settings), settings=settings)
+    triggers.fire(finish, reasons.pending(settings), settings=settings)
     assert due(settings) == []
     (tmp_path / "in/a.csv").write_text("id\n2\n")  # same size
     time.sleep(0.4)
@@ -100,7 +101,7 @@ def test_what_comes_during_a_run_is_the_next_runs(tmp_path):
         (tmp_path / "b.csv").write_text("id\n2\n")
         return finish(parameters)
 
-    triggers.fire(run, triggers.pending(settings), settings=settings)
+    triggers.fire(run, reasons.pending(settings), settings=settings)
     assert due(settings) == ["t"]
 
 
@@ -109,7 +110,7 @@ def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
     assert due(settings) == []
     for n in range(3):
         lake.append(settings.table("rows"), pl.DataFrame({"id": [n]}))
-    triggers.fire(finish, triggers.pending(settings), settings=settings)
+    triggers.fire(finish, reasons.pending(settings), settings=settings)
     lake.maintain(settings.table("rows"), keep_hours=200)
     assert due(settings) == []
     lake.append(settings.table("rows"), pl.DataFrame({"id": [4]}))
@@ -119,7 +120,7 @@ def test_a_table_fires_on_rows_not_on_upkeep(tmp_path):
 def test_a_database_fires_past_its_watermark(tmp_path):
     settings = made(tmp_path, database="sqlite:///shop.db", query="sales", watermark="at")
     with pytest.raises(TriggerError, match="cannot be read"):
-        triggers.pending(settings)
+        reasons.pending(settings)
     assert not (tmp_path / "shop.db").exists()
     with sqlite3.connect(tmp_path / "shop.db") as db:
         db.execute("CREATE TABLE sales (at TEXT)")
@@ -128,7 +129,7 @@ def test_a_database_fires_past_its_watermark(tmp_path):
         with sqlite3.connect(tmp_path / "shop.db") as db:
             db.execute(f"INSERT INTO sales VALUES ('2026-01-0{day}')")
         assert due(settings) == ["t"]
-        triggers.fire(finish, triggers.pending(settings), settings=settings)
+        triggers.fire(finish, reasons.pending(settings), settings=settings)
         assert due(settings) == []
 
 
@@ -146,7 +147,7 @@ def test_missed_ticks_after_downtime(tmp_path, missed, expected):
     triggers.arm(settings=settings)
     assert due(settings) == expected
     if expected:
-        triggers.fire(finish, triggers.pending(settings), settings=settings)
+        triggers.fire(finish, reasons.pending(settings), settings=settings)
     assert due(settings) == []  # a hundred and eighty ticks, one run
 
 
@@ -154,16 +155,16 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     settings = made(tmp_path, alert="churn")
     say = lambda kind: events.record(settings.events, kind, "churn", by="test")
     say("retraining_proposed")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.after < datetime.now(UTC)
     triggers.fire(finish, [found], settings=settings)
     assert due(settings) == []
     say("deployed")
     say("retraining_proposed")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert timedelta(minutes=59) < found.after - datetime.now(UTC) < timedelta(minutes=61)
     said = []
-    assert not triggers.step(
+    assert not triggers.watch_once(
         fail, lambda what, why: said.append(what), settings=settings
     ) and said == ["waiting"]
     say("deployed")
@@ -174,7 +175,7 @@ def test_proposals_fire_until_another_version_is_deployed_and_rest_an_hour(tmp_p
     "kind", ["nulls", "schema", "errors", "range", "unseen", "fairness", "drift"]
 )
 def test_an_alert_alone_starts_no_run(tmp_path, kind):
-    "Only a proposal does, which monitoring makes for drift and performance, and not on broken data."
+    "Only a proposal does. Monitoring makes one for drift and performance, not on broken data."
     settings = made(tmp_path, alert="churn")
     events.record(
         settings.events,
@@ -190,21 +191,21 @@ def test_an_alert_alone_starts_no_run(tmp_path, kind):
 
 def test_requests_are_kept_and_answered_once_each(tmp_path):
     settings, ran = create(tmp_path), []
-    ask = lambda n: triggers.request({"trials": n}, by="ann", settings=settings)
+    ask = lambda n: reasons.request_run({"trials": n}, by="ann", settings=settings)
     ids = [ask(8), ask(8), ask(9)]
 
     def run(parameters):
         ran.append(parameters)
         return finish(parameters)
 
-    while triggers.step(run, lambda *_: None, settings=settings):
+    while triggers.watch_once(run, lambda *_: None, settings=settings):
         pass
     assert ran == [{"trials": 8}, {"trials": 9}]
     answered = events.history(settings.events, kind="triggered").collect()["details"]
     assert sorted(json.loads(d)["request"] for d in answered) == sorted(ids)
     ask(10)
     assert (
-        triggers.step(fail, lambda *_: None, settings=settings) and due(settings) == []
+        triggers.watch_once(fail, lambda *_: None, settings=settings) and due(settings) == []
     )  # answered, badly
 
 
@@ -231,11 +232,11 @@ def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     until(lambda: kinds(settings).count("trigger_failed") == 2)
     stop.set()
     watching.join()
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.after - datetime.now(UTC) > timedelta(seconds=3)
-    assert "stage ingest failed" in triggers.table(settings)["failed"].item()
+    assert "stage ingest failed" in triggers.trigger_table(settings)["failed"].item()
     triggers.fire(finish, [found], settings=settings)
-    assert triggers.table(settings)["failed"].item() is None and due(settings) == []
+    assert triggers.trigger_table(settings)["failed"].item() is None and due(settings) == []
 
 
 def test_a_run_of_somebody_else_is_waited_for(tmp_path):
@@ -247,23 +248,23 @@ def test_a_run_of_somebody_else_is_waited_for(tmp_path):
             return finish(parameters)
 
     with workspace_lock(settings=settings):
-        triggers.step(run, lambda what, why: told.append(what), settings=settings)
+        triggers.watch_once(run, lambda what, why: told.append(what), settings=settings)
     assert (
         told == ["running", "busy"]
         and due(settings) == ["t"]
         and "trigger_failed" not in kinds(settings)
     )
-    triggers.step(run, lambda what, why: None, settings=settings)
+    triggers.watch_once(run, lambda what, why: None, settings=settings)
     assert due(settings) == []
 
 
 def test_one_watch_a_workspace(tmp_path):
     settings = create(tmp_path)
     with workspace_lock("watch", settings=settings):
-        assert triggers.watching(settings)["process"] == os.getpid()
+        assert triggers.running_watch(settings)["process"] == os.getpid()
         with pytest.raises(Busy, match="a watch holds this workspace already"):
             triggers.watch(finish, settings=settings)
-    assert triggers.watching(settings) is None
+    assert triggers.running_watch(settings) is None
 
 
 def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
@@ -276,9 +277,11 @@ def test_a_broken_trigger_does_not_stop_the_others(tmp_path):
     )
     (tmp_path / "a.csv").write_text("id\n1\n")
     told = []
-    assert triggers.step(finish, lambda what, why: told.append(what), settings=settings)
+    assert triggers.watch_once(finish, lambda what, why: told.append(what), settings=settings)
     assert told == ["error", "running", "done"]
-    assert "cannot be read" in triggers.table(settings).filter(trigger="db")["failed"].item()
+    assert (
+        "cannot be read" in triggers.trigger_table(settings).filter(trigger="db")["failed"].item()
+    )
 
 
 def test_a_wrong_schedule_is_said_at_once(tmp_path):
@@ -297,7 +300,7 @@ def test_two_sources_in_one_trigger(tmp_path):
 
 
 def test_every_kind_is_looked_at():
-    assert {*KINDS} == {"files", "table", "database", "cron", "alert"}
+    assert {*SENSORS} == {"files", "table", "database", "cron", "alert"}
 
 
 # Over HTTP
@@ -305,7 +308,7 @@ def test_every_kind_is_looked_at():
 
 @pytest.fixture
 def asked(tmp_path):
-    "A workspace whose runs are asked for over HTTP, by who has a token: settings, client, ann's key."
+    "Yield settings, an HTTP client and ann's token, for a workspace that takes requests."
     settings = create(
         tmp_path, serve={"tokens": "ann:s3cret ci:0ther"}, **{"trigger:n": {"cron": "0 3 * * *"}}
     )
@@ -323,7 +326,7 @@ def test_a_run_is_asked_for_over_http(asked):
     assert client.post("/api/runs", json=wanted).status_code == 401
     answer = client.post("/api/runs", json=wanted, headers=key)
     assert answer.status_code == 202 and answer.json()["watch"].startswith("off")
-    [found] = triggers.pending(settings)
+    [found] = reasons.pending(settings)
     assert found.request == answer.json()["id"] and found.parameters == {"source": "b.csv"}
     for bad in ({"parameters": {"sorce": 1}}, {"parameters": []}, {"params": {}}):
         assert client.post("/api/runs", json=bad, headers=key).status_code == 422
@@ -345,7 +348,7 @@ def test_a_run_is_asked_for_over_http(asked):
             "unicode string|surrogate pair|ud800", answer.text
         ), bad
     with pytest.raises(TriggerError, match="half of a surrogate pair"):
-        triggers.request({"source": "\ud800"}, by="ci", settings=settings)
+        reasons.request_run({"source": "\ud800"}, by="ci", settings=settings)
     assert kinds(settings).count("run_requested") == 1
     shown = client.get("/api/triggers", headers=key).json()
     assert shown["watch"] is None and [t["trigger"] for t in shown["triggers"]] == ["n", "manual"]
@@ -470,14 +473,14 @@ def test_killed_watches_take_in_every_file_once(arriving, round_):
             time.sleep(chance.uniform(0, 0.15))
 
     sender, watch = threading.Thread(target=send), start(arriving)
-    until(lambda: triggers.watching(arriving))
+    until(lambda: triggers.running_watch(arriving))
     sender.start()
     time.sleep(chance.uniform(0, 4))
     kill(watch, whole=bool(round_ % 2))
     watch = start(arriving)
     try:
         sender.join()
-        until(lambda: not triggers.pending(arriving) and len(rows(arriving)) >= 200, 90)
+        until(lambda: not reasons.pending(arriving) and len(rows(arriving)) >= 200, 90)
         assert rows(arriving) == list(range(200))
     finally:
         kill(watch, whole=True)
@@ -488,12 +491,12 @@ def test_watch_ends_cleanly(arriving):
     arrive(arriving, 1)
     watch = start(arriving)
     until(lambda: "triggered" in kinds(arriving))
-    assert triggers.watching(arriving)["process"] == watch.pid
+    assert triggers.running_watch(arriving)["process"] == watch.pid
     watch.send_signal(signal.SIGINT)
     assert watch.wait(20) == 0
     said = (arriving.root / "watch.err").read_text()
     assert "watch ended" in said and "new: 1 files match" in said and "Traceback" not in said, said
-    assert triggers.watching(arriving) is None
+    assert triggers.running_watch(arriving) is None
 
 
 def test_a_detached_watch_goes_on_is_restarted_and_ends(arriving):
@@ -506,11 +509,11 @@ def test_a_detached_watch_goes_on_is_restarted_and_ends(arriving):
     until(lambda: rows(arriving) == list(range(4)))
     again = call("--detach", "--no-pages")
     assert again.returncode == 1 and "a watch is on already" in again.stderr
-    first = triggers.watching(arriving)["process"]
+    first = triggers.running_watch(arriving)["process"]
     psutil.Process(first).kill()
     arrive(arriving, 1)
     until(lambda: rows(arriving) == list(range(8)))
-    assert triggers.watching(arriving)["process"] != first
-    assert "ended" in call("--stop").stdout and triggers.watching(arriving) is None
+    assert triggers.running_watch(arriving)["process"] != first
+    assert "ended" in call("--stop").stdout and triggers.running_watch(arriving) is None
     assert "no detached watch" in call("--stop").stdout
     assert "running: new" in (arriving.state / "watch.log").read_text()

@@ -1,4 +1,4 @@
-"""Workflows of stage notebooks: what is found before they run, what a failure leaves behind, what is reused."""
+"""Workflows of stage notebooks: checks before a run, records of failures, reuse of results."""
 
 import json
 import multiprocessing
@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -29,15 +30,15 @@ from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import imported_modules
 from mlops_nb.core.locks import try_lock, workspace_lock
 from mlops_nb.core.settings import StageSection, create, load_settings
-from mlops_nb.flow.workflow import Workflow, kernels
+from mlops_nb.flow.workflow import Workflow, driver, kernels
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
 from mlops_nb.flow.workflow.cells import parse_cell
-from mlops_nb.flow.workflow.execution import Execution
-from mlops_nb.flow.workflow.kernels import drive
+from mlops_nb.flow.workflow.driver import drive
+from mlops_nb.flow.workflow.execution import Execution, _stage_key
 from mlops_nb.flow.workflow.ledger import Ledger
-from mlops_nb.flow.workflow.outputs import LIMIT, encode, glue, read_outputs
+from mlops_nb.flow.workflow.outputs import OUTPUT_LIMIT, encode, glue, read_outputs
 from mlops_nb.flow.workflow.stages import Stage
 
 NOTEBOOKS = Path(__file__).parent / "notebooks"
@@ -238,7 +239,10 @@ def test_stages_that_cannot_be_read_are_all_named_with_the_reason(tmp_path):
         assert reason in str(e.value)
 
 
-OLD = '{"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [], "metadata": {}}]}'
+OLD = (
+    '{"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, '
+    '"worksheets": [{"cells": [], "metadata": {}}]}'
+)
 
 
 def test_what_is_no_stage_hinders_nothing_and_is_named(tmp_path):
@@ -432,7 +436,7 @@ def test_what_is_glued_comes_back_as_it_was(value):
         ({"a": [1, (2,)]}, "x['a'][1] is a builtins.tuple"),
         ({1: 2}, "has the key 1"),
         (Path("a"), "PosixPath"),
-        ("é" * LIMIT, "more than"),
+        ("é" * OUTPUT_LIMIT, "more than"),
         (b"a", "builtins.bytes"),
         (pl.DataFrame({"a": [object()]}), "cannot be kept as Parquet"),
     ],
@@ -534,8 +538,8 @@ def test_an_execution_gives_its_keys_the_framework_and_a_package_inside_another(
         "from mlops_nb.shop import prices",
         "from mlops_nb.core import events",
     )
-    read = lambda: Execution(settings, None, None, None).key(
-        Workflow.discover(tmp_path).stages[0], {}
+    read = lambda: _stage_key(
+        Execution(settings, None, None, None), Workflow.discover(tmp_path).stages[0], {}
     )
     before = read()
     (shop / "rules.py").write_text("x = 2")
@@ -739,9 +743,8 @@ def slow_to_stop(seconds: float) -> str:
 
 @pytest.mark.parametrize("seconds", [0, 0.5])
 def test_what_a_kernel_sends_after_its_cells_time_is_not_in_the_record(monkeypatch, seconds):
-    "Ending the kernel interrupts the cell; its KeyboardInterrupt comes at once, or late. Each message is looked at."
-    recorder = kernels._recorder
-    monkeypatch.setattr(kernels, "_recorder", lambda *given: recorder(*given, every=0))
+    "Ending the kernel interrupts the cell, and its KeyboardInterrupt comes at once or late."
+    monkeypatch.setattr(driver, "Recorder", partial(driver.Recorder, every=0))
     nb = new_notebook(cells=[new_code_cell(slow_to_stop(seconds))])
     steps = list(drive(nb, env=dict(os.environ), cwd=".", timeout=1))
     assert steps[-1][:2] == ("failed", 0)
@@ -794,7 +797,7 @@ def test_ten_times_the_output_takes_ten_times_the_work(text):
         spent = []
         for _ in range(5):
             start = time.thread_time()
-            kernels._snapshot(cell)
+            driver._snapshot(cell)
             spent.append(time.thread_time() - start)
         return min(spent)
 
@@ -803,18 +806,19 @@ def test_ten_times_the_output_takes_ten_times_the_work(text):
 
 @given(st.text(alphabet="ab\r\n", max_size=12))
 def test_a_line_keeps_its_last_state(text):
-    assert kernels._last_states(text) == re.sub(r"[^\n]*\r(?=[^\n])", "", text)
+    assert driver._last_states(text) == re.sub(r"[^\n]*\r(?=[^\n])", "", text)
 
 
 def test_long_coloured_texts_are_cut_on_the_page_only():
-    from mlops_nb.flow.workflow.execution import LONGEST, _shortened
+    from mlops_nb.flow.workflow.publishing import LONGEST_TEXT, _shortened
 
     nb = new_notebook(
-        cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST)])]
+        cells=[new_code_cell("1", outputs=[new_output("stream", text="\x1b[31mx" * LONGEST_TEXT)])]
     )
     [output] = _shortened(nb).cells[0].outputs
     assert (
-        len(output.text) < LONGEST + 100 and "1,000,000 characters are left out here" in output.text
+        len(output.text) < LONGEST_TEXT + 100
+        and "1,000,000 characters are left out here" in output.text
     )
 
 
@@ -836,7 +840,7 @@ def test_a_long_cell_shows_what_it_has_so_far_and_is_ended_with_its_driver():
 
 def test_a_fork_that_does_not_answer_is_replaced(tmp_path, monkeypatch):
     "A fork server that gives a process which is no kernel."
-    monkeypatch.setattr(kernels, "PATIENCE", 2)
+    monkeypatch.setattr(kernels, "FORK_TIMEOUT", 2)
     dumb = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "kernels"))
@@ -860,7 +864,7 @@ def test_a_fork_that_does_not_answer_is_replaced(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("worse", [False, True])
 def test_after_a_cell_that_failed_its_task_is_heard_to_its_end(worse):
-    "Who cancels a task that is just ending may be crashed by Ray. What the end brings changes nothing."
+    "A task that is cancelled while it ends may be reported as crashed. It changes nothing."
     import papermill  # noqa: F401
     from papermill.engines import NotebookExecutionManager
 
@@ -977,7 +981,7 @@ def test_a_stage_depends_on_the_objective_that_another_glues(workspace, tmp_path
 
 @pytest.fixture(params=["placed", "beside"])
 def either(request, workspace, ray_cluster, monkeypatch):
-    "A workspace whose stages are driven by Ray tasks, and one whose stages are driven beside its own local head."
+    "A workspace whose stages are driven by Ray tasks, and one that drives beside its local head."
     import papermill  # noqa: F401  first: the engine is its plug-in
 
     from mlops_nb.flow.workflow import engine
@@ -988,7 +992,7 @@ def either(request, workspace, ray_cluster, monkeypatch):
     local = load_settings(workspace.root)
     local.state.mkdir(exist_ok=True)
     (local.state / "cluster.json").write_text(json.dumps(asdict(ray_cluster)))
-    assert engine._near(None, local) and not engine._near({"num_cpus": 1}, local)
+    assert engine._local_head(None, local) and not engine._local_head({"num_cpus": 1}, local)
     return local
 
 
@@ -1053,8 +1057,10 @@ REASONS = [  # code, what is said of it
     ),
     ("import sys\nsys.exit('no data')", "cell 2: SystemExit: no data"),
     (
-        "import os, sys\nprint('bad', file=sys.stderr, flush=True)\nimport time\ntime.sleep(1)\nos._exit(3)",
-        "cell 2: DeadKernelError: the kernel died while it ran this cell: its process exited with status 3; "
+        "import os, sys, time\nprint('bad', file=sys.stderr, flush=True)\n"
+        "time.sleep(1)\nos._exit(3)",
+        "cell 2: DeadKernelError: the kernel died while it ran this cell: "
+        "its process exited with status 3; "
         "last on stderr: bad",
     ),
 ]
@@ -1150,7 +1156,8 @@ def test_mlflow_in_a_stage_joins_its_run_and_the_code_is_the_snapshot(either, tm
         tmp_path / "1_make.ipynb",
         "glue('made_in', run_id)",
         "import mlflow, os\\nwith mlflow.start_run() as run: mlflow.log_metric('auc', 0.5)\\n"
-        "glue('joined', run.info.run_id)\\nglue('path', os.environ['PYTHONPATH'])\\nglue('cwd', os.getcwd())",
+        "glue('joined', run.info.run_id)\\nglue('path', os.environ['PYTHONPATH'])\\n"
+        "glue('cwd', os.getcwd())",
     )
     flow = Workflow.discover(tmp_path)
     run = flow.run(settings=workspace)
@@ -1184,15 +1191,16 @@ def test_a_kernel_is_at_home_in_the_notebooks_folder(either, tmp_path):
         "1_home",
         "",
         "import beside, os, sys\nfrom pathlib import Path\nhere = get_ipython().starting_dir\n"
-        "assert _dh == [Path(here)] and here == os.getcwd() and len(sys.argv) == 3, (_dh, here, sys.argv)\n"
-        "from ipykernel import get_connection_file\nassert Path(get_connection_file()).exists()\nglue('x', beside.x)",
+        "assert _dh == [Path(here)] and here == os.getcwd(), (_dh, here)\n"
+        "assert len(sys.argv) == 3, sys.argv\nfrom ipykernel import get_connection_file\n"
+        "assert Path(get_connection_file()).exists()\nglue('x', beside.x)",
     )
     assert Workflow.discover(tmp_path).run(settings=either).outputs == {"x": 7}
 
 
 @pytest.fixture
 def stranger(tmp_path):
-    """`papermill … --engine ray` in a process of its own, outside any workspace, on a Ray of its own.
+    """`papermill … --engine ray` in another process, outside any workspace, with a Ray of its own.
 
     What it leaves in the folder for temporary files is Ray's alone, however it ended."""
     temporary = Path(tempfile.mkdtemp(prefix="t"))  # short, for the sockets in it
@@ -1255,7 +1263,10 @@ def test_papermill_killed_takes_all_with_it(stranger, tmp_path):
 
 @pytest.mark.cluster
 def test_independent_stages_run_side_by_side(workspace, tmp_path):
-    meet = "import pathlib, time\npathlib.Path({!r}).touch()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.05)"
+    meet = (
+        "import pathlib, time\npathlib.Path({!r}).touch()\n"
+        "while not pathlib.Path({!r}).exists(): time.sleep(0.05)"
+    )
     stage(tmp_path, "1_a", "", meet.format("a", "b") + "\nglue('x', 1)")
     stage(tmp_path, "2_b", "", meet.format("b", "a") + "\nglue('y', 2)")
     stage(tmp_path, "3_c", "x: int\ny: int", "glue('z', x + y)")
@@ -1304,9 +1315,11 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
         "import polars as pl, matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n"
         "glue('table', pl.DataFrame({'n': [1, 2]}))\nglue('figure', figure)\nplt.close()",
         "import logging\nlogging.getLogger('mine').warning('logged')\n"
-        "display({'application/vnd.jupyter.widget-view+json': {'model_id': '0'}, 'text/plain': 'a slider'}, raw=True)\n"
+        "view = {'application/vnd.jupyter.widget-view+json': {'model_id': '0'}}\n"
+        "display({**view, 'text/plain': 'a slider'}, raw=True)\n"
         "pl.DataFrame({'n': [1, 2]})",
-        "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass",
+        "import sys\nfrom tqdm import tqdm\n"
+        "for _ in tqdm(range(50), file=sys.stderr, mininterval=0): pass",
     )
     stage(
         tmp_path,
@@ -1341,7 +1354,7 @@ def test_tables_figures_and_rich_outputs_are_kept_and_handed_on(workspace, tmp_p
 
 @pytest.mark.cluster
 def test_outputs_may_be_many_and_a_stage_is_given_what_it_hands_on(workspace, tmp_path):
-    "A stage gives more outputs than MLflow's server takes in one call; a value for it reaches the others through it."
+    "A stage gives more outputs than MLflow's server takes in one call."
     stage(tmp_path, "1_hand", "total = 1", "glue('total', total + 1)")
     stage(
         tmp_path,
@@ -1497,13 +1510,14 @@ def test_a_killed_run_leaves_no_lock_and_no_kernel(either, tmp_path):
 @pytest.mark.chaos
 @pytest.mark.cluster
 def test_a_driver_killed_at_any_moment_loses_and_doubles_nothing(workspace, tmp_path, round_):
-    "Three stages, each leaving a line a run in a file; the run is killed, the next one finishes it."
+    "Three stages each write a line to a file. The run is killed, and the next one finishes."
     for n in range(3):
         stage(
             tmp_path,
             f"{n}_s{n}",
             f"x{n}: int" if n else "",
-            f"import pathlib\nwith open('log', 'a') as f: f.write('{n}\\n')\nglue('x{n + 1}', {n + 1})",
+            f"import pathlib\nwith open('log', 'a') as f: f.write('{n}\\n')\n"
+            f"glue('x{n + 1}', {n + 1})",
         )
     run = f"from mlops_nb.flow.workflow import Workflow; Workflow.discover({str(tmp_path)!r}).run()"
     runner = subprocess.Popen(
