@@ -13,7 +13,7 @@ from mlops_nb.core import templates
 from mlops_nb.front import pages
 assert "site-packages" in templates.__file__
 nothing = {"workspace": {"name": "fresh"}, "endpoints": [], "alerts": [], "models": [], "run": None}
-html = pages.page(nothing)
+html = pages.control_page(nothing)
 assert html.startswith("<!doctype html>") and "<h1>Overview</h1>" in html and ".mlops-nb {" in html
 """
 

@@ -1,0 +1,120 @@
+"""What a notebook shows: its outputs compared with those of another run, and what changes from run to run.
+
+Text is compared as it is. A picture has to have the size of the other and nearly its pixels: two runs
+on one machine give equal pixels, another processor may shade an edge otherwise.
+"""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Outputs = dict[str, str | np.ndarray]  # what a cell shows, by kind: text, or the pixels of a picture
+
+VOLATILE = {
+    "a temporary path": r"/(?:tmp|var/folders|private/var)/\S+|\btmp(?=\w*\d)[a-z0-9_]{8}\b",
+    "the folder of a person": r"/(?:home|root|Users)/\S+",
+    "an address in memory": r"\bat 0x[0-9a-f]{6,}|x[0-9a-f]{10,}(?=&gt;|>)",
+    "a network address": r"\b(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d{4,5}",
+    "an id": r"\b[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b|\bruns:/[0-9a-f]{32}",
+    "the time of a run": r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{3,6}",
+    "seconds since 1970": r"\b1[7-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b",
+    "a progress bar": r"\d%\|.*?\|.*|\b\d+(?:\.\d+)?(?:it/s|s/it)",
+}
+COUNTED = re.compile(r"sk-(?:container|estimator)-id-\d+")  # scikit-learn counts what it drew before
+TOLERATED_SHADE = 16  # of 255, in any colour of a pixel
+TOLERATED_PIXELS = 0.001  # share of a picture's pixels that may differ by more
+
+
+def _text(value: str | list[str] | dict) -> str:
+    "Return what a notebook's file keeps as a string, as lines or as JSON."
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return value if isinstance(value, str) else "".join(value)
+
+
+def _pixels(encoded: str) -> np.ndarray:
+    "Return the pixels of an image in base64: rows, columns, four colours."
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        return np.asarray(image.convert("RGBA"), dtype=np.int16)
+
+
+def _shown(outputs: list[dict]) -> Outputs:
+    "Return what a cell's outputs show; streams of one name are one text."
+    shown: Outputs = {}
+    for output in outputs:
+        kind = output["output_type"]
+        if kind == "stream":
+            name = output["name"]
+            shown[name] = shown.get(name, "") + _text(output["text"])
+        elif kind == "error":
+            shown[f"error {len(shown)}"] = f"{output['ename']}: {output['evalue']}"
+        else:
+            for mime, value in output["data"].items():
+                picture = mime.startswith("image/") and "svg" not in mime
+                shown[f"{mime} {len(shown)}"] = _pixels(_text(value)) if picture else _text(value)
+    return shown
+
+
+def cells(notebook: Path) -> dict[str, Outputs]:
+    "Return what each code cell of a notebook shows, by the cell's id, without what nbdev-clean removes."
+    from nbdev.clean import clean_nb
+
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    clean_nb(content, allowed_cell_metadata_keys=["tags"], repair=False)
+    code = [c for c in content["cells"] if c["cell_type"] == "code"]
+    return {c["id"]: _shown(c["outputs"]) for c in code}
+
+
+def _picture_differs(one: np.ndarray, other: np.ndarray) -> bool:
+    "Return whether two pictures differ by more than the shade of a few pixels."
+    if one.shape != other.shape:
+        return True
+    far = (np.abs(one - other) > TOLERATED_SHADE).any(axis=2)
+    return bool(far.mean() > TOLERATED_PIXELS)
+
+
+def _difference(one: str | np.ndarray, other: str | np.ndarray) -> str:
+    "Return how two outputs of one kind differ, or an empty text if they do not."
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        if not _picture_differs(one, other):
+            return ""
+        return f"another picture: {one.shape[1]}x{one.shape[0]}, {other.shape[1]}x{other.shape[0]}"
+    lines, others = (COUNTED.sub("", str(text)).rstrip().split("\n") for text in (one, other))
+    length = max(len(lines), len(others))
+    for number in range(length):
+        line = lines[number] if number < len(lines) else "nothing"
+        got = others[number] if number < len(others) else "nothing"
+        if line != got:
+            return f"line {number + 1}: committed {line.strip()[:160]!r}, now {got.strip()[:160]!r}"
+    return ""
+
+
+def differences(committed: Path, executed: Path) -> list[str]:
+    "Return how a notebook's run shows something else than its file: a line a cell."
+    found_differences = []
+    now = cells(executed)
+    for cell, shown in cells(committed).items():
+        if shown.keys() != now[cell].keys():
+            reason = f"committed {sorted(shown)}, now {sorted(now[cell])}"
+        else:
+            reasons = (_difference(shown[kind], now[cell][kind]) for kind in shown)
+            reason = next(filter(None, reasons), "")
+        if reason:
+            found_differences.append(f"{committed.name}, cell {cell}: {reason}")
+    return found_differences
+
+
+def volatile(notebook: Path) -> list[str]:
+    "Return what a notebook's outputs show that another run would not show: a line a cell and kind."
+    lines = []
+    for cell, shown in cells(notebook).items():
+        text = "\n".join(value for value in shown.values() if isinstance(value, str))
+        for name, pattern in VOLATILE.items():
+            if match := re.search(pattern, text):
+                lines.append(f"{notebook.name}, cell {cell}: {name}, {match[0][:100]!r}")
+    return lines
