@@ -34,9 +34,10 @@ VOLATILE_IN_STAGES = {  # where no second run is compared
     "an id or a digest of a run": r"\b(?=[0-9a-f]*[a-f])[0-9a-f]{32,64}\b",
 }
 # What depends on the notebooks that ran before in the same process: scikit-learn counts the
-# estimators it drew, and asyncio reports a task when its memory is freed.
+# estimators it drew, asyncio reports a task when its memory is freed, Ray warns at its first start.
 OF_OTHERS = re.compile(
     r"sk-(?:container|estimator)-id-\d+|Task was destroyed but it is pending!\ntask: <Task .*\n"
+    r"|SIGTERM handler is not set because current thread is not the main thread\.\n"
 )
 EMBEDDED = r"data:image/png;base64,([A-Za-z0-9+/=]+)"  # in HTML
 TOLERATED_SHADE = 16  # of 255, in any colour of a pixel

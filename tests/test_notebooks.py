@@ -10,15 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import notebook_outputs
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*_*/*.ipynb"))
 STAGES = sorted((ROOT / "nbs" / "churn").glob("*.ipynb"))
 ON_RAY = [n for n in NOTEBOOKS if re.search(r"#\|\s*cluster", n.read_text())]
-SAVE = "nbdev-test --path NOTEBOOK --save, nbdev-clean, and look at what changed:\n"
+SAVE = "run `nbdev-test NOTEBOOK --save` and `nbdev-clean`, and look at what changes:\n"
 
 
 def run_lessons(folder: Path, chosen: list[Path], *words: str) -> None:
@@ -169,3 +171,36 @@ def test_differences_between_outputs_are_told(tmp_path, committed, executed, rea
 def test_what_changes_from_run_to_run_is_recognised(tmp_path, text, kind):
     lines = notebook_outputs.volatile(a_notebook(tmp_path / "a", shown(text=text)))
     assert [kind in line for line in lines] == ([True] if kind else [])
+
+
+BAR = """
+from mlops_nb.core.progress import progress_bar
+with progress_bar(unit="stage") as bar:
+    bar.reset(total=3)
+    for _ in range(3):
+        bar.update()
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_widget"),
+    [
+        ({"JPY_SESSION_NAME": "lesson.ipynb"}, True),
+        ({}, False),
+        ({"JPY_SESSION_NAME": "lesson.ipynb", "MLOPS_NB_RUN_ID": "1"}, False),
+    ],
+    ids=["in JupyterLab", "executed", "a stage that a notebook in JupyterLab started"],
+)
+def test_progress_is_a_widget_in_jupyterlab_and_text_elsewhere(monkeypatch, variables, is_widget):
+    for name in ("JPY_SESSION_NAME", "MLOPS_NB_RUN_ID", "IN_TEST", "PYTEST_CURRENT_TEST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(BAR)])
+    [*outputs] = NotebookClient(notebook, kernel_name="python3").execute().cells[0].outputs
+    if is_widget:
+        [output] = outputs
+        assert "application/vnd.jupyter.widget-view+json" in output.data
+    else:
+        assert {output.output_type for output in outputs} == {"stream"}
+        assert "3/3" in outputs[-1].text

@@ -23,6 +23,7 @@ import polars as pl
 from ..core import tracking
 from ..core.cluster import connect
 from ..core.errors import FoldError, TrainingError
+from ..core.progress import progress_bar
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import figure_html, render
 from ..data.splits import Splitting
@@ -147,11 +148,10 @@ def _optuna(candidates: Sequence[Candidate], seed: int):
 def _progress(trials: int):
     "A Tune callback that moves a bar. Tune pickles its callbacks; the bar, and the stream it writes to, stay behind."
     from ray.tune import Callback
-    from tqdm import tqdm
 
     class Progress(Callback):
         def setup(self, **info):
-            self.bar = tqdm(total=trials, unit="trial", desc="search")
+            self.bar = progress_bar(total=trials, unit="trial", desc="search")
 
         def on_trial_complete(self, iteration, trials, trial, **info):
             self.bar.update()

@@ -20,6 +20,7 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import DataError, NoRows, Unparsable
+from ...core.progress import progress_bar
 from ...core.settings import Settings, load_settings
 from mlops_nb.data.batches import (
     QUARANTINE,
@@ -216,12 +217,10 @@ def _settled(parts: Sequence[Part], plan: Plan, broken: Unparsable) -> Plan:
 # %% ../../../nbs/2_data/26_ingest.ipynb #7f91635d
 def _written(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
     "All rows of the parts, written to the table's folder, every key once."
-    from tqdm.auto import tqdm
-
     chunks = []
     try:
         shown = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
-        with Keys() as keys, tqdm(**shown, leave=False, delay=3, disable=None) as bar:
+        with Keys() as keys, progress_bar(**shown, leave=False, delay=3, disable=None) as bar:
             for one in write_all(parts, plan, settings=settings):
                 keys.add(one.hashes)
                 chunks.append(replace(one, hashes=one.hashes[:0]))

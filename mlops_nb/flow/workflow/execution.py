@@ -30,6 +30,7 @@ from tenacity import (
 from ...core import cluster, library
 from ...core.errors import WorkflowError
 from ...core.masking import masked
+from ...core.progress import progress_bar
 from ...core.settings import Settings, StageSection
 from .cache import key
 from .files import Handler, file_exists, read_file, put, read_notebook
@@ -57,14 +58,14 @@ def listener() -> Callable[[Progress], None]:
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     if type(shell).__name__ != "ZMQInteractiveShell" or "IN_TEST" in os.environ:
         return lambda progress: None
-    from tqdm.auto import tqdm
-
-    bar, ended = tqdm(unit="stage"), set()
+    bar, ended = progress_bar(unit="stage"), set()
 
     def show(now: Progress) -> None:
         if now.what in ENDED:
             ended.add(now.number)
-        bar.total, bar.n = now.stages, len(ended)
+        if bar.total != now.stages:
+            bar.reset(total=now.stages)  # a widget has to be told
+        bar.n = len(ended)
         bar.set_description(
             f"{now.stage}: {now.what}" + (f" {now.cell} of {now.cells}" if now.cells else "")
         )
