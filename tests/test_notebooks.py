@@ -203,4 +203,4 @@ def test_progress_is_a_widget_in_jupyterlab_and_text_elsewhere(monkeypatch, vari
         assert "application/vnd.jupyter.widget-view+json" in output.data
     else:
         assert {output.output_type for output in outputs} == {"stream"}
-        assert "3/3" in outputs[-1].text
+        assert "3/3" in "".join(output.text for output in outputs)
