@@ -70,8 +70,9 @@ chaos: system  ## the random-kill suites in full
 lint: setup
 	ruff check .
 	lint-imports --no-cache
+	python tests/check_types.py
 
-check: system lint  ## clean and export change nothing, lint, layers, all tests, the wheel
+check: system lint  ## clean and export change nothing, lint, layers, types, all tests, the wheel
 	python tests/check_export.py
 	python -m pytest -n 2 --dist loadgroup
 	python tests/check_wheel.py
@@ -93,4 +94,4 @@ lock:  ## resolve again; every extra and group, both Pythons, no addresses
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*
