@@ -23,7 +23,7 @@ from conftest import free_port
 from mlops_nb.core import cluster, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.front.cli import parameters
+from mlops_nb.front.cli import parse_parameters
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -187,7 +187,7 @@ def test_a_parameter_is_what_its_type_says(declared, given, value):
     from mlops_nb.flow.workflow.stages import _parameters
 
     stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse_cell(declared))})
-    assert repr(parameters([f"x={given}"], [stage])) == repr({"x": value})
+    assert repr(parse_parameters([f"x={given}"], [stage])) == repr({"x": value})
 
 
 def test_a_parameter_that_is_given_twice_is_a_mistake():
