@@ -53,7 +53,9 @@ WorkspaceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # %% ../../nbs/7_front/01_cli.ipynb #717e1bfa
-def error_text(error: Exception) -> str:
+def error_text(
+    error: Exception,  # ours, or any other
+) -> str:
     "Return an error in one sentence, with its secrets masked."
     if isinstance(error, MlopsError):
         return masked(str(error))
@@ -76,6 +78,22 @@ def run_cli() -> None:
         sys.exit(1)
 
 # %% ../../nbs/7_front/01_cli.ipynb #67d056ef
+def _start(workspace: Path | None) -> Settings:
+    "Load the settings and start the workspace. Return the settings."
+    from mlops_nb.front.jobs import start_workspace
+
+    settings = load_settings(workspace)
+    start_workspace(settings)
+    return settings
+
+
+def _user() -> str:
+    "Return the name of the person at the keyboard."
+    from mlops_nb.core import events
+
+    return events.user()
+
+
 @app.command("up")
 def up_command(workspace: WorkspaceOption = None) -> None:
     "Start the local Ray head, the pages and every deployed endpoint."
@@ -131,9 +149,7 @@ def _print_check(problems: list[Any], warnings: list[Any], *, as_json: bool) -> 
 def _print_run(run: Any, warnings: list[Any], *, as_json: bool, settings: Settings) -> None:
     "Print what came of a run."
     if as_json:
-        stages = [{"name": s.name, "state": s.state, "note": s.note} for s in run.stages]
-        facts = {"id": run.id, "state": run.state, "outputs": run.outputs, "stages": stages}
-        return print_json(facts | {"warnings": list(map(str, warnings))})
+        return print_json(_run_json(run) | {"warnings": list(map(str, warnings))})
     for stage in run.stages:
         if stage.note:
             typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
@@ -141,6 +157,12 @@ def _print_run(run: Any, warnings: list[Any], *, as_json: bool, settings: Settin
         reason = "nothing has changed since every stage was run"
         typer.echo(f"nothing to do: {reason} (--force runs them anyway)")
     print_lines(run_lines(run, settings=settings))
+
+
+def _run_json(run: Any) -> dict[str, Any]:
+    "Return what a program wants to know of a run."
+    stages = [{"name": s.name, "state": s.state, "note": s.note} for s in run.stages]
+    return {"id": run.id, "state": run.state, "outputs": run.outputs, "stages": stages}
 
 # %% ../../nbs/7_front/01_cli.ipynb #784cdd05
 @app.command("run")
@@ -176,7 +198,6 @@ def run_command(
 
 def _run(workflow: Any, values: dict[str, Any], settings: Settings, **stages: Any) -> Any:
     "Start the workspace, run the workflow and show each stage. Return the run."
-    from mlops_nb.core import events
     from mlops_nb.front.jobs import reuse_rules, start_workspace
 
     start_workspace(settings)
@@ -184,17 +205,16 @@ def _run(workflow: Any, values: dict[str, Any], settings: Settings, **stages: An
     live, update = run_status(console(stderr=True))
     with live:
         return workflow.run(
-            values, settings=settings, by=events.user(), on_event=update, **stages, **rules
+            values, settings=settings, by=_user(), on_event=update, **stages, **rules
         )
 
 # %% ../../nbs/7_front/01_cli.ipynb #f3e3c610
 def _map(notebook: Path, sets: list[dict[str, Any]], settings: Settings, **options: Any) -> Any:
     "Run a notebook for each set of parameters and show each. Return the batch."
-    from mlops_nb.core import events
     from mlops_nb.flow.workflow import batch as batches
 
     live, update = run_status(console(stderr=True))
-    by = events.user()
+    by = _user()
     with live:
         return batches.map(notebook, sets, by=by, settings=settings, on_event=update, **options)
 
@@ -335,14 +355,11 @@ def deploy_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     "Give an approved version the traffic, a share of it, or a copy of it."
-    from mlops_nb.core import events
-    from mlops_nb.front.jobs import start_workspace
-    from mlops_nb.service import deployment
+    from mlops_nb.service.deployment import deploy
 
-    settings = load_settings(workspace)
-    start_workspace(settings)
-    by = by or events.user()
-    _print_endpoint(deployment.deploy(ref, by=by, canary=canary, shadow=shadow, settings=settings))
+    settings = _start(workspace)
+    by = by or _user()
+    _print_endpoint(deploy(ref, by=by, canary=canary, shadow=shadow, settings=settings))
 
 
 @app.command("rollback")
@@ -353,15 +370,10 @@ def rollback_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     "Go back to what the endpoint served before."
-    from mlops_nb.core import events
-    from mlops_nb.front.jobs import start_workspace
-    from mlops_nb.service import deployment
+    from mlops_nb.service.deployment import rollback
 
-    settings = load_settings(workspace)
-    start_workspace(settings)
-    _print_endpoint(
-        deployment.rollback(model, by=by or events.user(), note=note, settings=settings)
-    )
+    settings = _start(workspace)
+    _print_endpoint(rollback(model, by=by or _user(), note=note, settings=settings))
 
 # %% ../../nbs/7_front/01_cli.ipynb #e0acdeb0
 def _print_endpoint(
@@ -372,6 +384,12 @@ def _print_endpoint(
     print_lines({"endpoint": endpoint.url, "versions": endpoint.versions, "state": state})
 
 # %% ../../nbs/7_front/01_cli.ipynb #116407b1
+def _monitoring_json(result: Any) -> dict[str, Any]:
+    "Return what a program wants to know of a monitoring run."
+    facts = {name: getattr(result, name) for name in ("rows", "versions", "quiet", "alerts")}
+    return facts | {"report": str(result.report)}
+
+
 @app.command("monitor")
 def monitor_command(
     model: _ModelArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None
@@ -383,9 +401,7 @@ def monitor_command(
     with console(stderr=True).status("checking the traffic"):
         result = monitoring.monitor(model, settings=settings)
     if as_json:
-        names = ("rows", "versions", "quiet", "alerts")
-        facts = {"model": model, **{name: getattr(result, name) for name in names}}
-        return print_json(facts | {"report": str(result.report)})
+        return print_json({"model": model} | _monitoring_json(result))
     alerts = monitoring.open_alerts(model, settings=settings)
     print_lines(
         {

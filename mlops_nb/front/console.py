@@ -59,7 +59,9 @@ def print_json(
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
-def print_warnings(warnings: Iterable[Any]) -> None:
+def print_warnings(
+    warnings: Iterable[Any],  # each becomes a string
+) -> None:
     "Print warnings on standard error, each on a line."
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -124,11 +126,14 @@ def champion_lines(
     if champion is None:
         return {}
     name = f"{champion['ref']} ({champion['candidate']})"
-    scores = [
-        f"{metric} {s['value']:.3f}, 95 % interval [{s['low']:.3f}, {s['high']:.3f}]"
-        for metric, s in champion["metrics"].items()
-    ]
+    scores = [_score_text(*score) for score in champion["metrics"].items()]
     return {"model": f"{name}: test split {''.join(scores[:1])}"}
+
+
+def _score_text(metric: str, score: dict[str, float]) -> str:
+    "Return a metric with its interval in words."
+    interval = f"[{score['low']:.3f}, {score['high']:.3f}]"
+    return f"{metric} {score['value']:.3f}, 95 % interval {interval}"
 
 # %% ../../nbs/7_front/00a_console.ipynb #fd6bd486
 def alerts_text(
@@ -195,11 +200,11 @@ def endpoint_lines(
     report = pages.report_file(name, settings=settings)
     if report and is_up:
         report = f"{endpoint['report']}  {report}"
-    again = "mlops-nb up brings it back"
+    hint = "mlops-nb up brings it back"
     return {
         f"endpoint {name}": f"{endpoint['state']} {roles_text(endpoint)} {endpoint['url']}",
         f"framework of {name}": "; ".join(endpoint["framework"]),
-        f"try {name}": curl_command(endpoint, settings=settings) if is_up else again,
+        f"try {name}": curl_command(endpoint, settings=settings) if is_up else hint,
         f"report of {name}": report,
         f"proposed for {name}": endpoint["proposal"],
     }
@@ -213,19 +218,27 @@ def state_lines(
     "Return the lines about a workspace."
     workspace = state["workspace"]
     ray = state["cluster"]
-    run = state["run"]
-    watch = state["watch"]
     lines = {
         "workspace": f"{workspace['name']} in {workspace['folder']}",
         "cluster": f"{ray['state']} {ray['url'] or ''}",
-        "run": f"{run['id']} {run['state']}" if run else None,
-        "watch": f"on since {watch.get('since')}, process {watch.get('process')}"
-        if watch
-        else None,
+        "run": _run_text(state["run"]),
+        "watch": _watch_text(state["watch"]),
     }
     lines |= _model_lines(state, settings)
     lines["stop"] = "mlops-nb down" if ray["state"] == "up" else None
     return lines
+
+
+def _run_text(run: dict[str, Any] | None) -> str | None:
+    "Return the last run in words, or None if there was none."
+    return f"{run['id']} {run['state']}" if run else None
+
+
+def _watch_text(watch: dict[str, Any] | None) -> str | None:
+    "Return the watch in words, or None if none is on."
+    if not watch:
+        return None
+    return f"on since {watch.get('since')}, process {watch.get('process')}"
 
 
 def _model_lines(state: dict[str, Any], settings: Settings) -> dict[str, Any]:

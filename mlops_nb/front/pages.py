@@ -63,12 +63,17 @@ def _cluster(settings: Settings) -> dict[str, str | None]:
 # %% ../../nbs/7_front/00_pages.ipynb #5aaf0df3
 def _mirror_roles(log: pl.DataFrame, settings: Settings) -> None:
     "Set MLflow's aliases to the newest decisions, where a process died before it did so."
-    newest = log.filter(kind="deployed").unique("subject", keep="last")
-    registered = log.filter(kind="registered")["subject"].str.split("/").list.first()
-    for event in newest.filter(pl.col("subject").is_in(registered.implode())).to_dicts():
+    for event in _newest_decisions(log):
         if not roles.mirrored(event["subject"], event["id"], settings=settings):
             with suppress(TrackingError):
                 roles.mirror(event["subject"], settings=settings)
+
+
+def _newest_decisions(log: pl.DataFrame) -> list[dict[str, Any]]:
+    "Return the newest event about the roles of each registered model."
+    newest = log.filter(kind="deployed").unique("subject", keep="last")
+    models = log.filter(kind="registered")["subject"].str.split("/").list.first()
+    return newest.filter(pl.col("subject").is_in(models.implode())).to_dicts()
 
 # %% ../../nbs/7_front/00_pages.ipynb #a61f610e
 def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
@@ -95,14 +100,19 @@ def models(
     log: pl.DataFrame,  # the audit log
 ) -> list[dict[str, Any]]:  # newest first: ref, metrics, decision, champion and more
     "Return the registered model versions."
-    champions = {
-        event["subject"]: roles.role_versions(event["details"]).get("champion")
-        for event in events.list_events(log, kind="deployed")
-    }
+    champions = _champions(log)
     decided = events.list_events(log, kind=("approved", "rejected"))
     decisions = {event["subject"]: event for event in decided}
     registered = reversed(events.list_events(log, kind="registered"))
     return [_model(event, champions, decisions.get(event["subject"])) for event in registered]
+
+
+def _champions(log: pl.DataFrame) -> dict[str, str | None]:
+    "Return each model's champion version, or None if it has none."
+    return {
+        event["subject"]: roles.role_versions(event["details"]).get("champion")
+        for event in events.list_events(log, kind="deployed")
+    }
 
 
 def _model(
@@ -217,20 +227,27 @@ def _check_request(body: RunRequest, settings: Settings) -> None:
     "Raise an HTTP error if the request names its sender, or parameters that no stage has."
     from fastapi import HTTPException
 
-    from mlops_nb.core.errors import WorkflowError
-    from mlops_nb.flow.workflow import Workflow
     from mlops_nb.flow.workflow.checks import misgiven
 
     if body.by is not None:
         raise HTTPException(
             422, "expected no `by`: who asks is known by the bearer token, not by what a body says"
         )
+    if problems := misgiven(_stages(settings), body.parameters):
+        raise HTTPException(422, "; ".join(p.message for p in problems))
+
+
+def _stages(settings: Settings) -> Any:  # of `flow.workflow.stages.Stage`
+    "Return the workspace's stages. Raise an HTTP error if they cannot be read."
+    from fastapi import HTTPException
+
+    from mlops_nb.core.errors import WorkflowError
+    from mlops_nb.flow.workflow import Workflow
+
     try:
-        stages = Workflow.discover(settings.notebooks).stages
+        return Workflow.discover(settings.notebooks).stages
     except WorkflowError as e:
         raise HTTPException(409, str(e)) from e
-    if problems := misgiven(stages, body.parameters):
-        raise HTTPException(422, "; ".join(p.message for p in problems))
 
 # %% ../../nbs/7_front/00_pages.ipynb #9d2fcf08
 _MAX_REQUEST_BYTES = 1 << 20  # of one body
@@ -315,16 +332,9 @@ def _invalid_body(
 # %% ../../nbs/7_front/00_pages.ipynb #37ddb09c
 def control_app(settings: Settings) -> Callable:  # an ASGI application behind the guard
     "Return the control application of a workspace."
-    from fastapi import APIRouter, Depends, FastAPI
-    from fastapi.exceptions import RequestValidationError
+    from fastapi import APIRouter, Depends
 
-    app = FastAPI(
-        title=f"mlops_nb: {settings.workspace.name}",
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        exception_handlers={RequestValidationError: _invalid_body},
-    )
+    app = _new_app(settings.workspace.name)
 
     @app.get("/healthz")
     def healthz() -> dict:
@@ -335,6 +345,20 @@ def control_app(settings: Settings) -> Callable:  # an ASGI application behind t
     _add_pages(router, settings)
     app.include_router(router)
     return behind_guard(app, settings.serve, limit=_MAX_REQUEST_BYTES)
+
+
+def _new_app(name: str) -> Any:  # a `fastapi.FastAPI`
+    "Return an application without routes, also without those that FastAPI adds."
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+
+    return FastAPI(
+        title=f"mlops_nb: {name}",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        exception_handlers={RequestValidationError: _invalid_body},
+    )
 
 # %% ../../nbs/7_front/00_pages.ipynb #517649bb
 def identity(settings: Settings) -> str:  # 12 hexadecimal digits
