@@ -16,8 +16,8 @@ from harness import ROOT, finish, options, run, workspace
 HEAD = """
 import os
 from mlops_nb.core import cluster
-from mlops_nb.core.settings import load
-cluster.connect(load())
+from mlops_nb.core.settings import load_settings
+cluster.connect(load_settings())
 given, glued = {given}, {{}}
 import mlops_nb
 mlops_nb.glue = glued.__setitem__

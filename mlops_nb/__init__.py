@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlops_nb.core import library as _library
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public names, lowest folder first: what a stage notebook needs.
 __all__ = [

@@ -36,7 +36,7 @@ GONE = ("*.html", "*.log", "__pycache__", "*.crc", "cluster.json", "libraries", 
 MODEL = '''"The club's model: what the notebooks share."
 import polars as pl
 
-from mlops_nb.science.objective import Objective
+from mlops_nb.objective import Objective
 
 OBJECTIVE = Objective(name="club", question="Which members leave?", goal="They get a call.", target="left",
                       positive="yes", key="member", metric="roc_auc", accept={"roc_auc": 0.6}, protected=("sex",))
@@ -48,29 +48,23 @@ def features(members: pl.DataFrame) -> pl.DataFrame:
 '''
 
 IMPORTS = """from club.model import OBJECTIVE
-from mlops_nb.core import tracking
-from mlops_nb.data import versions
-from mlops_nb.data.ingest import ingest
-from mlops_nb import glue
-from mlops_nb.models import registry
-from mlops_nb.science.pipeline import load
-from mlops_nb.service import deployment, monitoring
+from mlops_nb import datasets, deployment, monitoring, registry, tracking, training
+from mlops_nb.workflow import glue
 """
 
 NOTEBOOKS = {
     "1_ingest": (
         "source = 'data/members.csv'",
         """
-glue("dataset_version", ingest("club", source, key="member").ref)""",
+glue("dataset_version", datasets.ingest("club", source, key="member").ref)""",
     ),
     "2_train": (
         "dataset_version = 'club'\nseed = 0",
         """
 from ray import tune
 from sklearn.linear_model import LogisticRegression
-from mlops_nb.science.pipeline import Candidate
-from mlops_nb.science.search import search
-rows = versions.get(dataset_version).scan("train")
+from mlops_nb.training import Candidate, search
+rows = datasets.get(dataset_version).scan("train")
 one = Candidate("logistic", LogisticRegression(max_iter=500), {"C": tune.loguniform(1e-2, 1e2)})
 found = search(rows, OBJECTIVE, [one], features="club.model.features", trials=2, seed=seed)
 glue("candidate", found.best.save())""",
@@ -79,9 +73,9 @@ glue("candidate", found.best.save())""",
         "dataset_version = 'club'\ncandidate = ''",
         """
 import tempfile
-from mlops_nb.science.evaluation import evaluate
-fitted = load(candidate)
-rows = versions.get(dataset_version).scan("test").collect()
+from mlops_nb.evaluation import evaluate
+fitted = training.load(candidate)
+rows = datasets.get(dataset_version).scan("test").collect()
 result = evaluate(rows, fitted.probability(rows), OBJECTIVE, pipeline=fitted.pipeline)
 with tempfile.TemporaryDirectory() as folder:
     result.save(folder)
@@ -92,8 +86,8 @@ glue("passed", result.passed)""",
         "dataset_version = 'club'\ncandidate = ''\nreport = ''\npassed = False",
         """
 import polars as pl
-from mlops_nb.data.profiles.profiling import profile
-fitted, data = load(candidate), versions.get(dataset_version)
+from mlops_nb.profiles import profile
+fitted, data = training.load(candidate), datasets.get(dataset_version)
 test = data.scan("test").collect()
 inputs = data.scan("train").select(c.name for c in fitted.signature.columns).collect()
 known = profile(inputs).merge(profile(pl.DataFrame({"prediction": fitted.probability(test)})))
@@ -105,7 +99,7 @@ glue("model_version", version.ref)""",
         "model_version = ''\ndataset_version = 'club'",
         """
 deployment.stage(model_version)
-assert deployment.accept(model_version, versions.get(dataset_version).scan("test").head(50).collect()).passed
+assert deployment.accept(model_version, datasets.get(dataset_version).scan("test").head(50).collect()).passed
 glue("endpoint", deployment.promote(model_version, by="workflow").model)""",
     ),
 }
@@ -143,7 +137,7 @@ def command(root: Path, *words: str, fails: bool = False) -> str:
 
 def prepare(root: Path) -> None:
     "Settings, data, package and notebooks."
-    from mlops_nb.core.settings import create
+    from mlops_nb.settings import create
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -207,11 +201,12 @@ def work(root: Path) -> None:
 
 def unmoved(root: Path) -> None:
     "Predictions in a log whose replica is gone."
-    from mlops_nb.core import lake
-    from mlops_nb.core.settings import load_settings
-    from mlops_nb.service.serving.log import PredictionLog
+    from mlops_nb.serving.log import PredictionLog
+    from mlops_nb.settings import load
 
-    settings = load_settings(root)
+    from mlops_nb import lake
+
+    settings = load(root)
     log = lake.scan(settings.table("_predictions", "club")).filter(
         stage="production", model_version="1"
     )

@@ -15,7 +15,7 @@ from mlops_nb.core import forkserver
 from mlops_nb.core.forkserver import Forked, is_listening
 from mlops_nb.front import launcher
 
-SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](sys.argv[2], ())"
+SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], ())"
 PROGRAM = '''
 import os, subprocess, sys, time
 def tell():
@@ -230,8 +230,8 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
     packages.mkdir()
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); from mlops_nb.core import forkserver\n"
-        "forkserver.installed = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
-        "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve(sys.argv[2], ())"
+        "forkserver.installed_at = lambda: os.stat(sys.argv[3]).st_mtime_ns\n"
+        "open(sys.argv[4], 'a').write('started\\n'); forkserver.serve_forks(sys.argv[2], ())"
     )
     root, log = str(Path(forkserver.__file__).parents[2]), tmp_path / "log"
     process = subprocess.Popen([sys.executable, "-c", code, root, address, packages, log])

@@ -1238,7 +1238,7 @@ def test_a_dropped_connection_commits_nothing(ws, postgres):
 
 INGEST = """
 import sys
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 from mlops_nb.data import ingest, versions
 from mlops_nb.data.contracts import Column, Contract, conform, enforce
 from mlops_nb.data.inference import infer
@@ -1247,7 +1247,7 @@ from mlops_nb.data.sources import Source
 contract = Contract(columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)},
                              key="k")
 print("ready", flush=True)
-for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load(sys.argv[1]))
+for source in sys.argv[2:]: ingest("d", source, contract=contract, settings=load_settings(sys.argv[1]))
 print("done", flush=True)
 """
 
@@ -1327,7 +1327,7 @@ STEPS = [
     "_facts",
     "_set_aside",
     "_merged",
-    "record",
+    "record_version",
 ]  # of an ingest, from its commit on
 
 
@@ -1375,8 +1375,8 @@ def test_the_newest_version_is_the_greatest_however_late_another_was_recorded(ws
     from mlops_nb.data import versions
 
     with monkeypatch.context() as killed:  # after their commits
-        killed.setattr(steps, "record", lambda *args: None)
-        killed.setattr(steps, "newest", lambda *args: None)
+        killed.setattr(steps, "record_version", lambda *args, **named: None)
+        killed.setattr(steps, "newest_version", lambda *args, **named: None)
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     (newer, facts), (older, earlier) = versions.committed(ws.table("d"))
@@ -1390,8 +1390,8 @@ def test_every_version_that_was_killed_before_its_event_is_recorded_by_the_next_
     ws, monkeypatch
 ):
     with monkeypatch.context() as killed:
-        killed.setattr(steps, "record", lambda *args: None)
-        killed.setattr(steps, "newest", lambda *args: None)
+        killed.setattr(steps, "record_version", lambda *args, **named: None)
+        killed.setattr(steps, "newest_version", lambda *args, **named: None)
         for i in (0, 1):
             ingest("d", put(ws, f"{i}.csv", **rows_for(i * 5, 5)), key="k", settings=ws)
     last = ingest("d", put(ws, "2.csv", **rows_for(10, 5)), settings=ws)

@@ -223,7 +223,7 @@ from sklearn.linear_model import LogisticRegression
 import mlops_nb
 from mlops_nb.churn import train
 from mlops_nb.core import cluster, tracking
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
@@ -231,7 +231,7 @@ from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
 from mlops_nb.service import deployment
 
-settings = load(sys.argv[1])
+settings = load_settings(sys.argv[1])
 rows = pl.DataFrame({"id": range(60), "x": [float(i % 7) for i in range(60)],
                      "y": ["Yes" if i % 7 > 3 else "No" for i in range(60)]})
 objective = Objective(name="m", question="?", target="y", positive="Yes", key="id")
@@ -310,9 +310,9 @@ ELSEWHERE = """
 import sys
 import ray
 from mlops_nb.core import cluster
-from mlops_nb.core.settings import load
+from mlops_nb.core.settings import load_settings
 
-cluster.connect(load(sys.argv[1]))
+cluster.connect(load_settings(sys.argv[1]))
 def of_worker():
     from mlops_nb.churn import train
     from mlops_nb.core import events

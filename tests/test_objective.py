@@ -413,7 +413,7 @@ def test_the_quick_model_follows_the_split(by, column, monkeypatch):
 
     frame = signal(600).with_columns(g=pl.int_range(600) // 10, day=pl.int_range(600) // 6)
     learnt, fold = [], o.folded
-    monkeypatch.setattr(o, "folded", lambda *a, **k: learnt.extend(fold(*a, **k)) or learnt)
+    monkeypatch.setattr(o, "make_folds", lambda *a, **k: learnt.extend(fold(*a, **k)) or learnt)
     splitting = Splitting(
         salt="s", by=by, column=column, ends={"train": None} if by == "time" else None
     )

@@ -437,10 +437,10 @@ def test_import_loads_nothing_heavy_and_using_it_opens_no_socket():
         socket.socket.connect = socket.create_connection = refuse
         import threading; threading.excepthook = lambda a: os._exit(3)
         from mlops_nb.data.profiles.profiling import profile
-        from mlops_nb.data.profiles.constraints import check
+        from mlops_nb.data.profiles.constraints import check_constraints
         assert not {"whylogs", "matplotlib", "scipy", "pandas"} & set(sys.modules)
         import polars as pl
-        assert check(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
+        assert check_constraints(profile(pl.DataFrame({"a": [1]})), {"a": {"between": (0, 1)}}).passed
         import numpy
         assert not hasattr(numpy, "unicode_")
         """

@@ -107,8 +107,8 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
         "1_ingest",
         "rows: int",
         "import polars as pl\nfrom mlops_nb.core import lake; from mlops_nb.core.errors import LakeError\n"
-        "from mlops_nb.core.settings import load\nrows_ = pl.DataFrame({'n': range(rows)})\n"
-        "address = load().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
+        "from mlops_nb.core.settings import load_settings\nrows_ = pl.DataFrame({'n': range(rows)})\n"
+        "address = load_settings().table('numbers')\nlake.append(address, rows_)\nglue('address', address)\n"
         "glue('frame', rows_)",
     )
     stage(

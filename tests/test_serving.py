@@ -176,9 +176,9 @@ def wait(condition, seconds=10):
 
 CHILD = textwrap.dedent("""
     import os, sys
-    from mlops_nb.core.settings import load
+    from mlops_nb.core.settings import load_settings
     from mlops_nb.service.serving.log import PredictionLog
-    log, name = PredictionLog(load(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
+    log, name = PredictionLog(load_settings(sys.argv[1]), "churn", "_feedback").start(), sys.argv[2]
     for i in range(1_000_000):
         log.append({"prediction_id": [f"{name}-{i}"], "at": [0], "label": ["Yes"]})
         os.write(1, f"{name}-{i}\\n".encode())   # the acknowledgement

@@ -64,7 +64,7 @@ class Host:
         self.address = heads or forkserver.socket_in(tempfile.mkdtemp(prefix="mlops-nb-"))
         start = (
             "import runpy, sys; "  # as a file: no workspace code
-            f"runpy.run_path(sys.argv[1])['serve'](sys.argv[2], private={not heads})"
+            f"runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], private={not heads})"
         )
         env = {**plain(dict(os.environ)), "MPLBACKEND": forkserver.BACKEND}
         self.server = subprocess.Popen(
