@@ -26,7 +26,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # 70 % longer, so that 3.11 goes without; `make test COVERAGE=--cov` measures it all the same.
 MONITORS := import sys; print("--cov" if sys.version_info >= (3, 12) else "")
 COVERAGE = $(shell $(BIN)/python -c '$(MONITORS)')
-COVERED = $(if $(COVERAGE),lines that pytest itself runs: not those of lessons\, commands\, kernels and Ray,not measured: Python 3.12 or later does it at no cost (make PYTHON=python3.12 test))
+MEASURED := lines that pytest itself runs, without those of lessons, commands, kernels and Ray
+UNMEASURED := not measured: Python 3.12 and later do it at no cost (make PYTHON=/path/to/python3.12 test)
+COVERED = $(if $(COVERAGE),$(MEASURED),$(UNMEASURED))
 
 .PHONY: setup system demo test chaos check lint export outputs readme lock clean
 
