@@ -1,7 +1,7 @@
-"""The errors that mypy finds in the library are at most those of `tests/type_errors.json`, in each module.
+"""mypy finds at most as many errors in each module as `tests/type_errors.json` allows.
 
-`python tests/check_types.py` fails if a module has more than that. With `--lower` it writes the table anew,
-and refuses to if all modules together have more errors than before: so the sum can only fall.
+`python tests/check_types.py` fails if a module has more. With `--lower` it writes a new table, and
+refuses to if the modules together have more errors than before, so that the sum can only fall.
 """
 
 import json

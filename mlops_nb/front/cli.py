@@ -150,13 +150,18 @@ def _print_run(run: Any, warnings: list[Any], *, as_json: bool, settings: Settin
     "Print what came of a run."
     if as_json:
         return print_json(_run_json(run) | {"warnings": list(map(str, warnings))})
+    _print_notes(run)
+    print_lines(run_lines(run, settings=settings))
+
+
+def _print_notes(run: Any) -> None:
+    "Say why a stage stopped a run, and that a run did nothing."
     for stage in run.stages:
         if stage.note:
             typer.echo(f"{stage.name} stopped: {stage.note}", err=True)
     if all(stage.state == "reused" for stage in run.stages):
         reason = "nothing has changed since every stage was run"
         typer.echo(f"nothing to do: {reason} (--force runs them anyway)")
-    print_lines(run_lines(run, settings=settings))
 
 
 def _run_json(run: Any) -> dict[str, Any]:
@@ -490,10 +495,13 @@ def lab_command(
     "JupyterLab on the workspace."
     settings = load_settings(workspace)
     os.environ["MLOPS_NB_WORKSPACE"] = str(settings.root)
+    os.execv(sys.executable, _lab_command(settings.root, port, browser=browser))
+
+
+def _lab_command(root: Path, port: int, *, browser: bool) -> list[str]:
+    "Return the command line that starts JupyterLab."
     command = [sys.executable, "-m", "jupyterlab"]
-    command += [f"--ServerApp.root_dir={settings.root}", f"--ServerApp.port={port}"]
+    command += [f"--ServerApp.root_dir={root}", f"--ServerApp.port={port}"]
     if os.getuid() == 0:
         command.append("--allow-root")
-    if not browser:
-        command.append("--no-browser")
-    os.execv(sys.executable, command)
+    return command if browser else [*command, "--no-browser"]

@@ -153,13 +153,18 @@ def roles_text(
     endpoint: dict[str, Any],  # as in `pages.state`
 ) -> str:
     "Return which versions an endpoint serves, each with its role and share in percent."
-    roles = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
     served = [
-        f"{roles.get(version, 'version')} {version}: {share:g} %"
+        f"{_role(version, endpoint)} {version}: {share:g} %"
         for version, share in endpoint["versions"].items()
     ]
     shadows = [f"shadow {version}" for version in endpoint["shadow"]]
     return ", ".join([*served, *shadows]) or "nothing"
+
+
+def _role(version: str, endpoint: dict[str, Any]) -> str:
+    "Return the role of a version that answers requests."
+    roles = {endpoint["challenger"]: "challenger", endpoint["champion"]: "champion"}
+    return roles.get(version, "version")
 
 # %% ../../nbs/7_front/00a_console.ipynb #9782ff5e
 def curl_command(
@@ -260,9 +265,11 @@ def run_lines(
     reused = [stage.name for stage in run.stages if stage.state == "reused"]
     note = f" (reused: {', '.join(reused)})" if reused else ""
     lines = {"run": f"{run.id} {run.state}{note}", "data": run.outputs.get("dataset_version")}
-    lines |= _model_lines(pages.state(settings), settings)
-    return lines | {
-        "notebooks": "mlops-nb lab",
-        "MLflow": f"mlflow ui --backend-store-uri {shlex.quote(masked(settings.tracking_uri))}",
-        "stop": "mlops-nb down",
-    }
+    return lines | _model_lines(pages.state(settings), settings) | _next_lines(settings)
+
+
+def _next_lines(settings: Settings) -> dict[str, str]:
+    "Return the lines about what can be done next."
+    database = shlex.quote(masked(settings.tracking_uri))
+    mlflow = f"mlflow ui --backend-store-uri {database}"
+    return {"notebooks": "mlops-nb lab", "MLflow": mlflow, "stop": "mlops-nb down"}

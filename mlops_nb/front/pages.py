@@ -82,7 +82,16 @@ def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
     if not started:
         return None
     event = started[0]
-    run = {
+    run = _running(event)
+    finished = events.newest(log, "run_finished", event["subject"])
+    if finished:
+        run |= {"finished": finished["at"].isoformat(), **finished["details"]}
+    return run
+
+
+def _running(event: dict[str, Any]) -> dict[str, Any]:
+    "Return what is known of a run by its first event."
+    return {
         "id": event["subject"].removeprefix("run:"),
         "by": event["by"],
         "started": event["at"].isoformat(),
@@ -90,10 +99,6 @@ def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
         "finished": None,
         "stages": [],
     }
-    finished = events.newest(log, "run_finished", event["subject"])
-    if finished:
-        run |= {"finished": finished["at"].isoformat(), **finished["details"]}
-    return run
 
 # %% ../../nbs/7_front/00_pages.ipynb #5c2e02cb
 def models(
@@ -138,6 +143,7 @@ def _model(
 def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict[str, Any]:
     "Return what an endpoint serves, whether it answers, and what monitoring proposes."
     endpoint = applications.endpoint(name, settings=settings)
+    root = endpoint.url.rsplit("/models/", 1)[0]
     return {
         "model": name,
         "url": endpoint.url,
@@ -148,7 +154,7 @@ def _endpoint(name: str, log: pl.DataFrame, settings: Settings) -> dict[str, Any
         "state": "ready" if endpoint.ready else "down",
         "proposal": "retrain" if monitoring.proposal(log, name) else None,
         "framework": applications.notes(endpoint),
-        "report": f"{endpoint.url.rsplit('/models/', 1)[0]}/monitor/{name}",
+        "report": f"{root}/monitor/{name}",
     }
 
 # %% ../../nbs/7_front/00_pages.ipynb #fc5f1521
