@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_itemcollected(item):
-    "With `-n 2 --dist loadgroup`: tests that need the Ray cluster on one process, the rest by module."
+    "With `--dist loadgroup`: tests that need the Ray cluster on one process, the rest by module."
     if item.get_closest_marker("xdist_group"):
         return
     item.add_marker(
@@ -127,7 +127,7 @@ def s3_endpoint():
 
 @pytest.fixture
 def s3(s3_endpoint, monkeypatch):
-    "A fresh bucket: `address`, the server's `endpoint`, and the variables of this process as `env`."
+    "A fresh bucket: its `address`, the server's `endpoint`, and the variables set as `env`."
     env = {
         "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ALLOW_HTTP": "true",
