@@ -93,9 +93,11 @@ def _user() -> str:
 
     return events.user()
 
-
+# %% ../../nbs/7_front/01_cli.ipynb #a8f65e6f
 @app.command("up")
-def up_command(workspace: WorkspaceOption = None) -> None:
+def up_command(
+    workspace: WorkspaceOption = None,  # its folder
+) -> None:
     "Start the local Ray head, the pages and every deployed endpoint."
     from mlops_nb.front.jobs import start_workspace
 
@@ -104,7 +106,9 @@ def up_command(workspace: WorkspaceOption = None) -> None:
 
 
 @app.command("down")
-def down_command(workspace: WorkspaceOption = None) -> None:
+def down_command(
+    workspace: WorkspaceOption = None,  # its folder
+) -> None:
     "Stop this workspace's Ray head with all it runs; nothing else on the machine."
     from mlops_nb.core import cluster
 
@@ -182,7 +186,7 @@ def run_command(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only check: nothing runs.")] = False,
     as_json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Run the workflow; stages in which nothing changed are reused."
     from mlops_nb.flow.workflow import Workflow
@@ -235,7 +239,7 @@ def batch_command(
         bool, typer.Option("--force", help="Also those that were done before.")
     ] = False,
     as_json: JsonOption = False,
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Run a notebook for many sets of parameters."
     from mlops_nb.flow.workflow import Workflow, batch as batches
@@ -271,7 +275,10 @@ def _check_batch(
 
 # %% ../../nbs/7_front/01_cli.ipynb #1aa60284
 @app.command("status")
-def status_command(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+def status_command(
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,  # its folder
+) -> None:
     "Last run, models, endpoints, alerts."
     from mlops_nb.front import pages
 
@@ -288,7 +295,7 @@ def lineage_command(
         str, typer.Argument(help="churn@champion, churn/4, churn@3, run:ID, prediction:ID")
     ],
     form: Annotated[str, typer.Option("--format", help="text, json or mermaid")] = "text",
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Where something came from: code, data, parameters, report, approval."
     from mlops_nb.flow import lineage
@@ -305,14 +312,14 @@ _VersionArgument = Annotated[
 ]
 _ModelArgument = Annotated[str, typer.Argument(help="The endpoint's name.")]
 
-
+# %% ../../nbs/7_front/01_cli.ipynb #4169ced9
 @app.command("approve")
 def approve_command(
     ref: _VersionArgument,
     by: ByOption,
     note: _NoteOption = "",
     despite: Annotated[str, typer.Option("--despite", help="Why, although a test failed.")] = "",
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Approve a model version for production; who runs this is recorded beside --by."
     from mlops_nb.models import registry
@@ -325,7 +332,10 @@ def approve_command(
 
 @app.command("reject")
 def reject_command(
-    ref: _VersionArgument, by: ByOption, note: _NoteOption = "", workspace: WorkspaceOption = None
+    ref: _VersionArgument,
+    by: ByOption,
+    note: _NoteOption = "",
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Reject a model version for good: it will not be deployed, and nothing approves it again."
     from mlops_nb.models import registry
@@ -336,7 +346,7 @@ def reject_command(
     console().print(f"{version.ref} rejected by {by}")
     _warn_of_service(version, settings)
 
-
+# %% ../../nbs/7_front/01_cli.ipynb #5d076173
 def _warn_of_service(version: Any, settings: Settings) -> None:
     "Say so if a version that was rejected serves, or sees the traffic as a shadow."
     from mlops_nb.service.serving.versions import Desired
@@ -357,7 +367,7 @@ def deploy_command(
         bool, typer.Option("--shadow", help="See the traffic and answer none of it.")
     ] = False,
     by: ByOption = "",
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Give an approved version the traffic, a share of it, or a copy of it."
     from mlops_nb.service.deployment import deploy
@@ -372,7 +382,7 @@ def rollback_command(
     model: _ModelArgument,
     by: ByOption = "",
     note: _NoteOption = "",
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Go back to what the endpoint served before."
     from mlops_nb.service.deployment import rollback
@@ -423,7 +433,7 @@ def simulate_command(
     wave: Annotated[
         int, typer.Option("--wave", min=1, help="Which wave; the notebook says what it is.")
     ] = 1,
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Send simulated traffic to the endpoint, as the notebook simulate.ipynb says."
     from mlops_nb.core.errors import WorkflowError
@@ -453,7 +463,7 @@ def watch_command(
         float, typer.Option("--every", min=0.05, help="Time between two checks, s.")
     ] = 1.0,
     pages: Annotated[bool, typer.Option(help="Start the pages and endpoints too.")] = True,
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Run the workflow when a trigger is due: new data, a schedule, an alert, a request."
     from mlops_nb.flow import triggers
@@ -490,7 +500,7 @@ def _detach(settings: Settings, every: float) -> None:
 def lab_command(
     port: Annotated[int, typer.Option(help="Port of JupyterLab.")] = 8888,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
-    workspace: WorkspaceOption = None,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "JupyterLab on the workspace."
     settings = load_settings(workspace)
