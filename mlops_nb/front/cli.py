@@ -407,7 +407,9 @@ def _monitoring_json(result: Any) -> dict[str, Any]:
 
 @app.command("monitor")
 def monitor_command(
-    model: _ModelArgument, as_json: JsonOption = False, workspace: WorkspaceOption = None
+    model: _ModelArgument,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Check the traffic since the last monitoring run: report and alerts."
     from mlops_nb.service import monitoring
