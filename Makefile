@@ -22,12 +22,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export WHYLOGS_NO_ANALYTICS := True
 export MLFLOW_DISABLE_TELEMETRY := true
 
-# Coverage costs next to nothing where Python has sys.monitoring, from 3.12 on. Without it the tests take
+# Coverage is cheap where Python has sys.monitoring, from 3.12 on. Without it Python-heavy tests take
 # 70 % longer, so that 3.11 goes without; `make test COVERAGE=--cov` measures it all the same.
 MONITORS := import sys; print("--cov" if sys.version_info >= (3, 12) else "")
 COVERAGE = $(shell $(BIN)/python -c '$(MONITORS)')
 MEASURED := lines that pytest itself runs, without those of lessons, commands, kernels and Ray
-UNMEASURED := not measured: Python 3.12 and later do it at no cost (make PYTHON=/path/to/python3.12 test)
+UNMEASURED := not measured: it is cheap from Python 3.12 on (make PYTHON=/path/to/python3.12 test)
 COVERED = $(if $(COVERAGE),$(MEASURED),$(UNMEASURED))
 
 .PHONY: setup system demo test chaos check lint export outputs readme lock clean
