@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_itemcollected(item):
-    "On two processes (`-n 2 --dist loadgroup`), one has what needs the Ray cluster, the other the rest, by module."
+    "With `--dist loadgroup`: tests that need the Ray cluster on one process, the rest by module."
     if item.get_closest_marker("xdist_group"):
         return
     item.add_marker(
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
-    "The session's Ray head. Every workspace made while it runs joins it, in this process and in those it starts."
+    "The session's Ray head; workspaces made while it runs join it, also those of child processes."
     home = create(tmp_path_factory.mktemp("cluster"), serve={"port": free_port()})
     mark = os.environ.pop(
         "PYTEST_CURRENT_TEST", None
@@ -116,7 +116,7 @@ server.stop()
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
-    "An S3 server. In a process of its own: deltalake does not let other threads of its process run while it waits."
+    "An S3 server, in its own process: while deltalake waits, no other thread of its process runs."
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -127,7 +127,7 @@ def s3_endpoint():
 
 @pytest.fixture
 def s3(s3_endpoint, monkeypatch):
-    "A fresh bucket: its `address`, the server's `endpoint`, and the `env` that leads there, which this process has."
+    "A fresh bucket: its `address`, the server's `endpoint`, and the variables set as `env`."
     env = {
         "AWS_ENDPOINT_URL": s3_endpoint,
         "AWS_ALLOW_HTTP": "true",
@@ -194,7 +194,8 @@ def postgres():
             "UTF8",
             "--no-sync",
         )
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options += f" -c unix_socket_directories={folder}"
         run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
         yield f"postgresql://tester:open%20sesame%401@127.0.0.1:{port}/postgres"
     finally:

@@ -23,7 +23,7 @@ from conftest import free_port
 from mlops_nb.core import cluster, head, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.front.cli import parameters
+from mlops_nb.front.cli import parse_parameters
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -187,7 +187,7 @@ def test_a_parameter_is_what_its_type_says(declared, given, value):
     from mlops_nb.flow.workflow.stages import _parameters
 
     stage = SimpleNamespace(parameters={p.name: p for p in _parameters(parse_cell(declared))})
-    assert repr(parameters([f"x={given}"], [stage])) == repr({"x": value})
+    assert repr(parse_parameters([f"x={given}"], [stage])) == repr({"x": value})
 
 
 def test_a_parameter_that_is_given_twice_is_a_mistake():
@@ -265,7 +265,7 @@ def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_clus
 
 
 def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
-    "Driven from the command's own process, without a Ray worker: the lock, the kernel and its sockets go."
+    "The command drives it without a Ray worker: the lock, the kernel and its sockets are removed."
     left = lambda: set(Path(tempfile.gettempdir()).glob("mlops-nb-*"))
     settings, before = create(tmp_path / "w", serve={"port": free_port()}), left()
     (settings.root / "nbs").mkdir()
@@ -313,7 +313,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
 
 
 def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
-    "Both up; one's replica is killed again and again; the other never answers for it, and is not disturbed."
+    "Both are up and the replicas of one are killed: the other never answers for it and goes on."
     a, b = (create(tmp_path / n, workspace={"name": n}, serve={"port": free_port()}) for n in "ab")
     urls = {s.workspace.name: f"http://127.0.0.1:{s.serve.port}/api/status" for s in (a, b)}
     try:

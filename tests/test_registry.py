@@ -363,9 +363,9 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
     now = pages.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
     assert note in pages.control_page(now)
-    cli.status(as_json=True, workspace=place.settings.root)
+    cli.status_command(as_json=True, workspace=place.settings.root)
     assert json.loads(capsys.readouterr().out)["endpoints"][0]["framework"] == [note]
-    cli.status(workspace=place.settings.root)
+    cli.status_command(workspace=place.settings.root)
     assert f"framework of m  {note}" in capsys.readouterr().out
 
 

