@@ -25,7 +25,6 @@ __all__ = [
     "load_candidate",
     "evaluate",
     "champion_scores",
-    "tested",
     "register",
     "stage",
     "accept",
@@ -33,7 +32,6 @@ __all__ = [
     "promote",
     "rollback",
     "monitor",
-    "open_alerts",
     "glue",
     "workflow",
 ]
@@ -45,19 +43,16 @@ if TYPE_CHECKING:
     from mlops_nb.data.versions import dataset
     from mlops_nb.flow import workflow
     from mlops_nb.flow.workflow.outputs import glue
-    from mlops_nb.models.registry import champion_scores, register, tested
+    from mlops_nb.models.registry import approve, champion_scores, register
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
     from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
     from mlops_nb.science.objective import Costs, Objective, Rule
-    from mlops_nb.science.pipeline import Candidate
-    from mlops_nb.science.pipeline import load_candidate
+    from mlops_nb.science.pipeline import Candidate, load_candidate
     from mlops_nb.science.search import search
     from mlops_nb.service.deployment import promote, rollback, stage
     from mlops_nb.service.deployment.acceptance import accept
-    from mlops_nb.service.deployment.acceptance import require_approval as approve
     from mlops_nb.service.monitoring import monitor
-    from mlops_nb.service.monitoring import open_alerts
 
 # Where each of them is defined, as `module:name`. It is imported when it is first used (PEP 562), so
 # that importing this package does nothing.
@@ -78,15 +73,13 @@ _HOMES = {
     "load_candidate": "science.pipeline:load_candidate",
     "evaluate": "science.evaluation:evaluate",
     "champion_scores": "models.registry:champion_scores",
-    "tested": "models.registry:tested",
     "register": "models.registry:register",
     "stage": "service.deployment:stage",
     "accept": "service.deployment.acceptance:accept",
-    "approve": "service.deployment.acceptance:require_approval",
+    "approve": "models.registry:approve",
     "promote": "service.deployment:promote",
     "rollback": "service.deployment:rollback",
     "monitor": "service.monitoring:monitor",
-    "open_alerts": "service.monitoring:open_alerts",
     "glue": "flow.workflow.outputs:glue",
     "workflow": "flow.workflow",
 }

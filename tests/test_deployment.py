@@ -605,25 +605,6 @@ def test_an_acceptance_with_one_failure_has_not_passed():
     assert failed.table.filter(~pl.col("passed"))["got"].to_list() == ["<b>"]
 
 
-def test_the_rule_approves_what_passed_and_says_how_a_person_can_all_the_same(monkeypatch):
-    approved = []
-    monkeypatch.setattr(
-        registry,
-        "approve",
-        lambda ref, *, settings: approved.append(ref) or SimpleNamespace(id="an id"),
-    )
-    good, bad = (
-        Acceptance("churn/1", (AcceptanceCheck("schema", passed, "3", "3"),))
-        for passed in (True, False)
-    )
-    with pytest.raises(
-        DeploymentError, match="churn/1 failed its acceptance.*approve churn/1 --by NAME --despite"
-    ):
-        acceptance.require_approval("churn/1", bad)
-    assert not approved
-    assert acceptance.require_approval("churn/1", good) == "an id" and approved == ["churn/1"]
-
-
 def test_an_endpoint_that_is_not_there_is_named():
     import httpx
 

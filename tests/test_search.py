@@ -233,8 +233,7 @@ def test_a_frame_may_have_whole_numbers_as_floats(n, numbers):
     [
         (
             {"n": [1.0, 2.5]},
-            "row 1, column 'n': expected an integer of 64 bits or null, "
-            "got dtype Float64 with 2.5",
+            "row 1, column 'n': expected an integer of 64 bits or null, got dtype Float64 with 2.5",
         ),
         ({"n": [1.0, 2.0**53]}, "row 1, column 'n'"),
         ({"n": [1.0, float("inf")]}, "row 1, column 'n'"),
