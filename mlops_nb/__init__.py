@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mlops_nb.service.deployment.acceptance import accept
     from mlops_nb.service.monitoring import monitor
 
-# Where each of them is defined, as `module:name`. It is imported when it is first used (PEP 562), so
+# Where each of them is defined, as `module:name`. It is imported on first use (PEP 562), so
 # that importing this package does nothing.
 _HOMES = {
     "Column": "data.contracts:Column",

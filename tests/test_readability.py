@@ -32,7 +32,7 @@ def test_compound_lines_are_recognised():
 
 
 def test_functions_are_measured_without_their_docstrings():
-    cell = 'def f(x):\n    "Return it,\n    twice."\n    return  x +\\\n        x\n'
+    cell = 'def f(x):\n    """Return it,\n    twice."""\n    return  x +\\\n        x\n'
     assert list(readability.functions(cell)) == [(len("return x +\\ x"), 3, "f")]
 
 

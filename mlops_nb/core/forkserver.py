@@ -474,8 +474,7 @@ class ForkedProcess:
 
     def status(self) -> int | None:
         "Wait for the exit code, negative for a signal. Return None if it was not sent."
-        line = self.answers.readline()
-        return int(line) if line else None
+        return int(line) if (line := self.answers.readline()) else None
 
     def send_signal(self, number: int) -> None:
         "Send a signal to the fork and its children."

@@ -213,9 +213,8 @@ class BundleFacts(Sealed):
     def labels(self) -> tuple[str, str]:
         "The negative and the positive label. Older bundles spell them `True` or `0.0`."
         negative, positive = self.candidate["labels"]
-        if isinstance(self.objective.positive, str):
-            return negative, positive
-        return respelled(negative), respelled(positive)
+        is_old = not isinstance(self.objective.positive, str)
+        return (respelled(negative), respelled(positive)) if is_old else (negative, positive)
 
     @cached_property
     def profile(self) -> "Profile":

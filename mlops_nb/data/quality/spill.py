@@ -62,9 +62,8 @@ class Spill:
 
     def _scan(self, table: str) -> pl.LazyFrame:
         "Return all rows of a table; a table that nothing was added to is empty."
-        if table in self._files:
-            return lake.scan_files(self._files[table])
-        return pl.LazyFrame(schema=self.schema)
+        files = self._files.get(table)
+        return lake.scan_files(files) if files else pl.LazyFrame(schema=self.schema)
 
 # %% ../../../nbs/2_data/26_quality_spill.ipynb #72bc47b2
 def batches(

@@ -99,7 +99,8 @@ def _database(
     except Exception as e:
         raise TriggerError(
             f"the watermark {section.watermark} of {section.query} cannot be read from the "
-            f"database: {driver_message(e, uri)}. Check database, query and watermark in settings.ini"
+            f"database: {driver_message(e, uri)}. "
+            "Check database, query and watermark in settings.ini"
         ) from None
     if mark is None:
         return None

@@ -19,7 +19,12 @@ from ...models.bundle import Bundle
 from ...science.labels import as_ones
 from .alerts import notify, open_alerts, propose, react, retire
 from .checks import judge, logged_frame, telemetry
-from .report import Judged, MonitoringRun, run_facts, save_report
+from mlops_nb.service.monitoring.report import (
+    Judged,
+    MonitoringRun,
+    run_facts,
+    save_monitoring_report,
+)
 from .traffic import NewTraffic, gather, labelled_predictions, settle
 
 # %% ../../../nbs/5_service/16_monitoring.ipynb #05ad504b
