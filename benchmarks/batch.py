@@ -1,5 +1,8 @@
-"""Many parameterizations of a notebook that computes for 0.2 s, each in a process of its own: `mlops-nb batch` on a running
-cluster against papermill, one after another in one process (its kernels are processes of their own too)."""
+"""Many parameterizations of a short notebook: `mlops-nb batch` against papermill.
+
+The notebook computes for 0.2 s, each time in a process of its own. Ours is on a running cluster;
+papermill runs one after another in one process (its kernels are processes of their own too).
+"""
 
 import json
 import sys
@@ -13,7 +16,9 @@ while time.process_time() < until: pass
 n * n"""
 PAPERMILL = """import sys, papermill
 for n in range(int(sys.argv[1])):
-    papermill.execute_notebook("work.ipynb", f"out{n}.ipynb", {"n": n}, kernel_name="python3", progress_bar=False)"""
+    papermill.execute_notebook(
+        "work.ipynb", f"out{n}.ipynb", {"n": n}, kernel_name="python3", progress_bar=False
+    )"""
 
 
 def main() -> None:

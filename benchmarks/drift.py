@@ -1,9 +1,10 @@
-"""Drift of 1M rows × 10 mixed columns against as many (--quick: 200,000): profile both and score, against Evidently.
+"""Drift of 1M rows × 10 mixed columns against as many: profile both and score, against Evidently.
 
-Evidently's data drift preset runs in an environment of its own; both may use all cores. Data is in memory before the
-clock starts, as polars frames for us and as pandas frames for Evidently, and imports are not timed. Identifiers and
-moments are left out for Evidently (it has no test for them), not for us. One column has moved by a twentieth of its
-standard deviation. The median of three runs of ours, one run of Evidently's after a small one.
+Evidently's data drift preset runs in an environment of its own; both may use all cores. Data is in
+memory before the clock starts, as polars frames for us and as pandas frames for Evidently, and
+imports are not timed. Identifiers and moments are left out for Evidently (it has no test for them),
+not for us. One column has moved by a twentieth of its standard deviation. The median of three runs
+of ours, one run of Evidently's after a small one. `--quick`: 200,000 rows.
 """
 
 import json

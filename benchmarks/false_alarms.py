@@ -1,11 +1,13 @@
-"""How often does a quiet window raise an alarm? Simulated where chance is hardest to judge (--quick: a tenth of the draws).
+"""How often does a quiet window raise an alarm? Simulated where chance is hardest to judge.
 
-`sparse`: windows of 100 to 1,000 rows whose six columns (numbers and categories) are 90, 98 and 99.5 % null, against a
-reference of 3,000 rows of the same kind; the chance of any alarm is to be at most 1 %. `new categories`: the question of
-unknown categories alone, for equally frequent and for Zipf-like categories, at p < 0.01 and at p < 0.00025. The ratio of a
-line is the lower end of the rate's 99 % interval (Clopper-Pearson) to the promised rate, so that a line is above 1 only
-if more than chance speaks against it. `power`: the share of windows in which a real change is found: a column of 90 %
-nulls that has none, or only nulls, any more, and 5 % of 200 rows in a new category.
+`sparse`: windows of 100 to 1,000 rows whose six columns (numbers and categories) are 90, 98 and
+99.5 % null, against a reference of 3,000 rows of the same kind; the chance of any alarm is to be at
+most 1 %. `new categories`: the question of unknown categories alone, for equally frequent and for
+Zipf-like categories, at p < 0.01 and at p < 0.00025. The ratio of a line is the lower end of the
+rate's 99 % interval (Clopper-Pearson) to the promised rate, so that a line is above 1 only if more
+than chance speaks against it. `power`: the share of windows in which a real change is found: a
+column of 90 % nulls that has none, or only nulls, any more, and 5 % of 200 rows in a new category.
+`--quick`: a tenth of the draws.
 """
 
 import harness

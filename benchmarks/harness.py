@@ -1,9 +1,11 @@
-"""What the benchmarks share: options, timed processes, peers in environments of their own, the lines of the targets.
+"""What the benchmarks share: options, timed processes, peers' environments, lines of the targets.
 
-A script runs us and the peer side by side on this machine. It prints what it measured, then a line a target, `NAME ratio
-R target >=T` or `NAME ratio R target <=T`; the last line is the worst of them, the one with the least margin. A target
-without a peer is the measured figure over the figure it has to keep to, with T = 1 (`Result.absolute`). With `--quick`,
-the first line says what is left out. The JSON form (`--json`) has every target and whether it holds, and every figure.
+A script runs us and the peer side by side on this machine, each peer in an environment of its own.
+It prints what it measured, then a line a target, `NAME ratio R target >=T` or
+`NAME ratio R target <=T`; the last line is the worst of them, the one with the least margin. A
+target without a peer is the measured figure over the figure it has to keep to, with T = 1
+(`Result.absolute`). With `--quick`, the first line says what is left out. The JSON form (`--json`)
+has every target and whether it holds, and every figure.
 """
 
 import argparse
@@ -78,7 +80,10 @@ def run(
 
 
 def peer(*packages: str) -> list[str]:
-    "A Python with these packages only, as the start of a command. Its environment lasts as long as the process."
+    """A Python with these packages only, as the start of a command.
+
+    Its environment lasts as long as the process.
+    """
     asked = [option for package in packages for option in ("--with", package)]
     start = [
         UV,
@@ -98,7 +103,9 @@ import json, subprocess, sys, time
 times = []
 for _ in range(int(sys.argv[1]) + 1):
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *sys.argv[2:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [sys.executable, *sys.argv[2:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode: sys.exit(done.stdout[-3000:])
     times.append(time.perf_counter() - began)
 print(json.dumps(times[1:]))
@@ -209,7 +216,10 @@ class Result:
         return better / worse if worse else float("inf")
 
     def __str__(self) -> str:
-        return f"{self.name} ratio {self.ratio:.3f} target {'>=' if self.higher else '<='}{self.target:g}"
+        return (
+            f"{self.name} ratio {self.ratio:.3f} "
+            f"target {'>=' if self.higher else '<='}{self.target:g}"
+        )
 
 
 def report(results: list[Result], *, asked: argparse.Namespace, **facts) -> None:

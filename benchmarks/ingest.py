@@ -1,9 +1,10 @@
-"""A CSV of 2 GB, 17M rows × 10 columns, ingested (--quick: 0.25 GB): `ingest` against bare polars `scan_csv` → Delta.
+"""A CSV of 2 GB, 17M rows × 10 columns, ingested: `ingest` against polars' `scan_csv` → Delta.
 
-Ours infers and enforces a contract, finds doubled keys, splits, fingerprints and profiles every row, and takes the file's
-SHA-256; polars parses and writes. Each in a process of its own on all cores, imports not timed; the file is read once
-before, so that both find it in the page cache. Then ours again with twice the rows, for its memory: greatest resident
-size of the process, with its imports.
+Ours infers and enforces a contract, finds doubled keys, splits, fingerprints and profiles every
+row, and takes the file's SHA-256; bare polars parses and writes. Each in a process of its own on
+all cores, imports not timed; the file is read once before, so that both find it in the page cache.
+Then ours again with twice the rows, for its memory: greatest resident size of the process, with its
+imports. `--quick`: 0.25 GB.
 """
 
 import json

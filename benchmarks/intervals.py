@@ -1,9 +1,11 @@
-"""Do intervals hold the true value as often as they claim, and are gates and verdicts wrong no more often than they may be?
+"""Do intervals hold the true value as often as they claim?
 
-Rows are drawn 2,000 times from populations whose true figures are known (`populations.py`): 200 and 1,000 rows, 5 % and 30 %
-positive, plain and tied scores, one row a key and four. A 95 % interval must hold the truth in 93 to 97 of 100 draws where
-there are 30 rows of each class, in 90 at least where there are fewer. `--quick`: 200 draws, without the populations of one
-row a key and without plain scores; so few draws show gross faults only.
+And are gates and verdicts wrong no more often than they may be? Rows are drawn 2,000 times from
+populations whose true figures are known (`populations.py`): 200 and 1,000 rows, 5 % and 30 %
+positive, plain and tied scores, one row a key and four. A 95 % interval must hold the truth in 93
+to 97 of 100 draws where there are 30 rows of each class, in 90 at least where there are fewer.
+`--quick`: 200 draws, without the populations of one row a key and without plain scores; so few
+draws show gross faults only.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +28,10 @@ def margin(rate: float, draws: int) -> float:
 
 
 def coverage(population: Population, draws: int) -> dict[str, float]:
-    "How often each interval holds the truth, a figure a metric; and how often each gate lets the wrong model pass."
+    """How often each interval holds the truth, a figure a metric.
+
+    And how often each gate lets the wrong model pass.
+    """
     rng, true, other = (
         np.random.default_rng(0),
         population.truth(),
@@ -61,7 +66,10 @@ def coverage(population: Population, draws: int) -> dict[str, float]:
 
 
 def verdicts(kind: str, per_key: int, draws: int) -> dict[str, float]:
-    "How often an association of just 0.1 is called supported or refuted, and how often none is called significant."
+    """How often an association of just 0.1 is called supported or refuted.
+
+    And how often none is called significant.
+    """
     rng, effect, wrong, false = np.random.default_rng(0), 0.1, [], []
     shares = (
         np.array([0.4, 0.3, 0.2, 0.1])
@@ -146,7 +154,8 @@ def targets(quick: bool) -> list[Result]:
         Result(f"{name}, widest", max(rates), round(wide, 4)) for name, rates in many.items()
     ]
     for name, rates in wrong.items():
-        # A gate uses one end of an interval, whose two ends miss unequally often: 5 % is claimed, not 2.5 %.
+        # A gate uses one end of an interval, whose two ends miss unequally often:
+        # 5 % is claimed, not 2.5 %.
         exact = name.startswith("gate") and not quick
         by_luck = 0.0 if exact else margin(0.05, max(QUICK, draws // 4))
         results.append(Result(name, max(rates), round(0.05 + by_luck, 4)))

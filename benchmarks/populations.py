@@ -1,7 +1,8 @@
-"""Populations whose true figures are known: rows to draw from them, for the simulations of intervals and tests.
+"""Populations whose true figures are known, to draw rows from.
 
-A row has a latent number; it is positive where that number is large. A score sees the latent number through noise, and its
-probability is the exact one given the score. Rows of one key share half of the variance of both.
+They are for the simulations of intervals and tests. A row has a latent number; it is positive where
+that number is large. A score sees the latent number through noise, and its probability is the exact
+one given the score. Rows of one key share half of the variance of both.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +26,8 @@ class Population:
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows, {self.prevalence:.0%} positive, {'tied' if self.tied else 'plain'} scores, "
-            f"{self.per_key} a key"
+            f"{self.rows} rows, {self.prevalence:.0%} positive, "
+            f"{'tied' if self.tied else 'plain'} scores, {self.per_key} a key"
         )
 
     def _number(self, rng: np.random.Generator) -> np.ndarray:
@@ -117,7 +118,10 @@ def correlated(
 def categories(
     rng: np.random.Generator, rows: int, effect: float, shares: np.ndarray, *, per_key: int = 1
 ) -> tuple[np.ndarray, ...]:
-    "Labels, categories whose Cramér's V with them is `effect` (the first ones are more often positive), keys."
+    """Labels, categories whose Cramér's V with them is `effect`, keys.
+
+    The first categories are more often positive.
+    """
     places = np.repeat(rng.random(-(-rows // per_key)), per_key)[:rows]
     if per_key > 1:
         places = np.where(rng.random(rows) < 0.7, places, rng.random(rows))

@@ -1,10 +1,11 @@
-"""Profiles of 1M rows × 10 mixed columns (--quick: 200,000): `profiles.profile` against whylogs' own `why.log`.
+"""Profiles of 1M rows × 10 mixed columns: `profiles.profile` against whylogs' own `why.log`.
 
-Each runs in a process of its own, on all cores that it can use (why.log uses one); data is in memory before the clock
-starts, as a polars frame for us and as a pandas frame for why.log, and imports are not timed. why.log works on NumPy 2
-only with `np.unicode_` put back, which is done here. Medians of three runs; then each column alone. (why.log
-sees moments one Python object after another and needs most of its time for them: the ratio is given without, too.)
-Peak memory is the process's own, its data and imports with it.
+Each runs in a process of its own, on all cores that it can use (why.log uses one); data is in
+memory before the clock starts, as a polars frame for us and as a pandas frame for why.log, and
+imports are not timed. why.log works on NumPy 2 only with `np.unicode_` put back, which is done
+here. Medians of three runs; then each column alone. (why.log sees moments one Python object after
+another and needs most of its time for them: the ratio is given without, too.) Peak memory is the
+process's own, its data and imports with it. `--quick`: 200,000 rows.
 """
 
 import json

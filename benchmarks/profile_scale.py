@@ -1,8 +1,9 @@
-"""100M rows in 100 Parquet files profiled on Ray (--quick: 10M in 10): rows a second, linear in rows, memory bounded.
+"""100M rows in 100 Parquet files profiled on Ray: rows a second, linear in rows, memory bounded.
 
-The cluster is this machine, started and ended here. The ratio is the time of all files to that of a tenth of them, both
-after the workers have imported what they need. Memory: the greatest resident size of any worker, sampled ten times a
-second, for all files and for a tenth of them; a worker holds one batch of a million rows.
+The cluster is this machine, started and ended here. The ratio is the time of all files to that of a
+tenth of them, both after the workers have imported what they need. Memory: the greatest resident
+size of any worker, sampled ten times a second, for all files and for a tenth of them; a worker
+holds one batch of a million rows. `--quick`: 10M rows in 10 files.
 """
 
 import tempfile

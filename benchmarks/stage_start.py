@@ -1,6 +1,7 @@
-"""Seven stages that import ray, polars, scikit-learn, mlflow and deltalake: our run against plain papermill (nbclient).
+"""Seven stages with heavy imports: our run against plain papermill (nbclient).
 
-Both sides are whole processes on a machine where what stays is up: ours on a running cluster, papermill seven times.
+They import ray, polars, scikit-learn, mlflow and deltalake. Both sides are whole processes on a
+machine where what stays is up: ours on a running cluster, papermill seven times.
 """
 
 import statistics

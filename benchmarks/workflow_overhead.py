@@ -1,7 +1,8 @@
-"""Five empty stages in a row, from the shell prompt to the shell prompt: ours on a running cluster against Metaflow's local run.
+"""Five empty stages in a row: ours on a running cluster against Metaflow's local run.
 
-Each of ours is a notebook with a kernel of its own, executed and kept; each of Metaflow's is a process. Forced, so that
-nothing is reused. Also printed: plain papermill, one notebook after the other, and ZenML (where it can be installed).
+Timed from the shell prompt to the shell prompt. Each of ours is a notebook with a kernel of its
+own, executed and kept; each of Metaflow's is a process. Forced, so that nothing is reused. Also
+printed: plain papermill, one notebook after the other, and ZenML (where it can be installed).
 """
 
 import statistics

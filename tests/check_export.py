@@ -1,4 +1,4 @@
-"Clean and export change nothing: the notebooks are clean, and library and README.md are what they say."
+"Clean and export change nothing: notebooks are clean, library and README.md are what they say."
 
 import hashlib
 import os

@@ -37,7 +37,8 @@ with tempfile.TemporaryDirectory() as folder:
     run(
         fresh / "python",
         "-c",
-        "import mlops_nb, sys; assert 'site-packages' in mlops_nb.__file__; assert 'ray' not in sys.modules",
+        "import mlops_nb, sys; assert 'site-packages' in mlops_nb.__file__; "
+        "assert 'ray' not in sys.modules",
     )
     run(fresh / "python", "-c", PAGE)
     run(fresh / "mlops-nb", "--help")

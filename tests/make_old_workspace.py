@@ -1,14 +1,16 @@
-"""Make `old_workspace.tar.gz`: a small workspace as an earlier version left it, for test_old_workspace.py.
+"""Make `old_workspace.tar.gz`: a small workspace as an earlier version left it.
 
-Run it only with that code (commit c756e1a): `git worktree add OLD c756e1a`, then `python tests/make_old_workspace.py`
-there, with this file beside the others. The workspace is the work of real commands: a workflow of six notebooks, a
-person's approval, requests over HTTP, labels, two monitoring passes (the second one alarmed), a second version that was
-a canary, was rolled back and rejected. Afterwards 140 predictions are left that no pass has judged, 20 of them in a log
-that no replica moved. Its cluster is stopped and what can be made again is taken out: pages, code snapshots, caches,
-logs.
+It is for test_old_workspace.py. Run this script only with the code of that version (commit
+c756e1a): `git worktree add OLD c756e1a`, then `python tests/make_old_workspace.py` there, with this
+file beside the others. The workspace is the work of real commands: a workflow of six notebooks, a
+person's approval, requests over HTTP, labels, two monitoring passes (the second one alarmed), a
+second version that was a canary, was rolled back and rejected. Afterwards 140 predictions are left
+that no pass has judged, 20 of them in a log that no replica moved. Its cluster is stopped and what
+can be made again is taken out: pages, code snapshots, caches, logs.
 
-A workspace remembers its own folder in MLflow's database, in events (where bundles and reports are) and in executed
-notebooks. There the archive has `ROOT`, and `unpack` puts the new folder in its place.
+A workspace remembers its own folder in MLflow's database, in events (where bundles and reports are)
+and in executed notebooks. There the archive has `ROOT`, and `unpack` puts the new folder in its
+place.
 """
 
 import json
@@ -38,8 +40,10 @@ import polars as pl
 
 from mlops_nb.objective import Objective
 
-OBJECTIVE = Objective(name="club", question="Which members leave?", goal="They get a call.", target="left",
-                      positive="yes", key="member", metric="roc_auc", accept={"roc_auc": 0.6}, protected=("sex",))
+OBJECTIVE = Objective(name="club", question="Which members leave?", goal="They get a call.", \
+target="left",
+                      positive="yes", key="member", metric="roc_auc", \
+accept={"roc_auc": 0.6}, protected=("sex",))
 
 
 def features(members: pl.DataFrame) -> pl.DataFrame:
@@ -99,7 +103,8 @@ glue("model_version", version.ref)""",
         "model_version = ''\ndataset_version = 'club'",
         """
 deployment.stage(model_version)
-assert deployment.accept(model_version, datasets.get(dataset_version).scan("test").head(50).collect()).passed
+assert deployment.accept(model_version, \
+datasets.get(dataset_version).scan("test").head(50).collect()).passed
 glue("endpoint", deployment.promote(model_version, by="workflow").model)""",
     ),
 }

@@ -1,4 +1,7 @@
-"After `make demo`: gives the reference notebooks the outputs of their last execution, so that readers see what is true."
+"""After `make demo`: gives the reference notebooks the outputs of their last execution.
+
+So readers see what is true.
+"""
 
 import subprocess
 import sys

@@ -1,7 +1,8 @@
-"""How easily the exported library reads: `python tests/readability.py [--notebooks]` prints each figure with its bound.
+"""How easily the exported library reads: each figure with its bound.
 
-A function's body and length are counted without its docstring. A line is counted without what indents it;
-blank lines, comments and what nbdev writes itself are left out.
+`python tests/readability.py [--notebooks]` prints them. A function's body and length are counted
+without its docstring. A line is counted without what indents it; blank lines, comments and what
+nbdev writes itself are left out.
 """
 
 import ast
@@ -59,7 +60,7 @@ def functions(cell: str) -> Iterator[tuple[int, int, str]]:
 
 
 def compounds(cell: str, longest: int = 80) -> Iterator[str]:
-    "Yield each line longer than this that holds a statement and the block it opens, or two statements."
+    "Yield each line longer than this that holds a statement and its block, or two statements."
     lines = cell.splitlines()
     for node in ast.walk(ast.parse(cell)):
         for block in ("body", "orelse", "finalbody", "handlers"):
@@ -114,7 +115,7 @@ def holds(figure: Figure) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    "Print the figures, of the library or of each notebook. Return 1 if one of them breaks its bound."
+    "Print the figures, of the library or of each notebook. Return 1 if one breaks its bound."
     if "--notebooks" in arguments:
         for notebook in notebooks():
             values = "  ".join(f"{value:7.2f}" for _, value, _, _ in figures([notebook])[:-1])

@@ -1,4 +1,7 @@
-"The reference workflow, whole: from data to a live, monitored endpoint, and what can be asked of it afterwards."
+"""The reference workflow, whole: from data to a live, monitored endpoint.
+
+Also what can be asked of it afterwards.
+"""
 
 import json
 import re
@@ -187,7 +190,10 @@ def test_running_again_reuses_what_has_not_changed(churn):
 
 
 def test_a_person_decides(churn):
-    "A rejection is final for the rule, for people, and for the same model under another number, unless a person says so."
+    """A rejection is final unless a person says so.
+
+    It is so for the rule, for people, and for the same model under another number.
+    """
     assert (
         call("reject", "churn/1", "--by", "carol", "--note", "not yet", "-w", churn.root).returncode
         == 0

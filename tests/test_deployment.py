@@ -1,4 +1,4 @@
-"Deployment on a real Ray head over real HTTP: what is promised while versions change, and when something fails."
+"Deployment on a real Ray head over real HTTP: what is promised during changes and failures."
 
 import os
 import signal
@@ -43,8 +43,11 @@ ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 
 @pytest.fixture(scope="module")
 def shop(ray_cluster, tmp_path_factory):
-    """A workspace whose models are churn/1 and /2 (one library), /3 (another library), /4 (as 1), /5 (as 1, without the
-    column tenure and with whole monthly charges), /6 (as 1); all approved but 4. A library has a feature function."""
+    """A workspace of the models churn/1 to churn/6, all approved but 4.
+
+    They are /1 and /2 (one library), /3 (another library), /4 (as 1), /5 (as 1, without the column
+    tenure and with whole monthly charges), /6 (as 1). A library has a feature function.
+    """
     settings = create(
         tmp_path_factory.mktemp("shop"),
         workspace={"package": "shop"},
@@ -181,7 +184,8 @@ def test_a_live_endpoint_answers_only_for_our_names_and_has_no_websocket(shop):
     assert "frame-ancestors 'none'" in answers[0].headers["content-security-policy"]
     upgrade = (
         "GET /models/churn/predict HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
         line.sendall(upgrade.encode())
@@ -189,7 +193,7 @@ def test_a_live_endpoint_answers_only_for_our_names_and_has_no_websocket(shop):
 
 
 def test_without_approval_nothing_is_deployed(shop):
-    "Nor a part of the traffic, nor a copy of it: a shadow sees real inputs in the production process."
+    "Nor a part of the traffic, nor a copy: a shadow sees real inputs in the production process."
     before, ways = newest(shop), ({}, {"canary": 5}, {"shadow": True})
     for way in ways:
         with pytest.raises(DeploymentError, match="churn/4 has no approval: approve it first"):
@@ -361,7 +365,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_decision_between_any_two_reads_is_not_overwritten(on_paper, monkeypatch, operation):
-    "Carol decides after the first read, after the second, and so on, also within the comparison itself."
+    "Carol decides after the first read, the second, and so on, also within the comparison."
     details = deployed(on_paper, 1)
     for _ in range(2):
         events.record(
@@ -540,8 +544,8 @@ def test_a_rollback_brings_no_rejected_version_back(tmp_path):
         )
     approvals.record_rejection("churn/6", "d1g3st", by="carol", note="unfair", settings=settings)
     says = (
-        "churn/6 was served before, but carol rejected it since: unfair. Before it churn/1 was served: "
-        "`mlops-nb deploy churn/1`"
+        "churn/6 was served before, but carol rejected it since: unfair. "
+        "Before it churn/1 was served: `mlops-nb deploy churn/1`"
     )
     with pytest.raises(DeploymentError, match=says):
         deployment.rollback("churn", by="bob", note="slow", settings=settings)

@@ -1,4 +1,7 @@
-"Monitoring: what a window's questions answer, windows that lose and repeat nothing, alerts through crashes and races."
+"""Monitoring: what a window's questions answer, and what is kept.
+
+Windows lose and repeat nothing; alerts survive crashes and races.
+"""
 
 import json
 import threading
@@ -135,7 +138,7 @@ def alarms(found: checks.Verdict) -> set[tuple[str, str]]:
     return {(a["kind"], a["column"]) for a in found.alarms}
 
 
-# -- the questions ------------------------------------------------------------------------------------------------
+# -- the questions ---------------------------------------------------------------------------------
 
 
 def test_quiet_windows_stay_quiet():
@@ -371,7 +374,7 @@ def test_inputs_come_back_as_they_were(rows):
     assert checks.logged_frame(log, schema).drop("prediction").equals(frame)
 
 
-# -- windows ------------------------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------------------
 
 
 def test_no_traffic_and_too_little_get_no_verdict_and_wait(space):
@@ -672,7 +675,7 @@ def test_what_replicas_acknowledged_is_waited_for(space):
         log.close()
 
 
-# -- what is remembered -------------------------------------------------------------------------------------------
+# -- what is remembered ----------------------------------------------------------------------------
 
 
 def test_profile_report_and_event_of_a_window(space):
@@ -715,7 +718,7 @@ def test_alerts_open_once_propose_once_and_close(space):
 
 
 def test_broken_data_proposes_no_retraining(space):
-    "Neither by itself, nor when the same version drifts as well; once it is mended, the drift proposes."
+    "Neither by itself, nor when the same version drifts too; once it is mended, the drift proposes."
     half = pl.int_range(pl.len()) % 2 == 0
     nulls = pl.when(half).then(None).otherwise("lines").alias("lines")
     serve(space, people(300, 1, shift=9).with_columns(nulls), hour=0)
@@ -801,7 +804,7 @@ def test_of_two_passes_at_once_one_gives_way(space):
     assert log.count("alert_opened") == len(open_alerts("m", settings=space.settings))
 
 
-# -- telling ------------------------------------------------------------------------------------------------------
+# -- telling ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

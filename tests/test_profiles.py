@@ -582,7 +582,10 @@ def test_broken_columns_are_problems_not_drift(telco):
 
 
 def test_a_column_without_values_is_a_matter_of_chance():
-    "Of 50 rows of a column with values in 10 of 500, a third has none; of one with values in half of them, none has."
+    """Of samples of 50 rows, a third has no value if 10 of 500 rows have one.
+
+    If half of the rows have one, no sample is without.
+    """
     column = lambda values, rows: profile(
         pl.DataFrame({"a": [1.0] * values + [None] * (rows - values)}, schema={"a": pl.Float64})
     )

@@ -75,7 +75,8 @@ def refuse(*a, **k): raise RuntimeError("network")
 socket.socket.connect = refuse
 import importlib
 for name in {names!r}: importlib.import_module(name)
-print([m for m in ("ray", "mlflow", "whylogs", "sklearn", "matplotlib", "papermill") if m in sys.modules])
+heavy = ("ray", "mlflow", "whylogs", "sklearn", "matplotlib", "papermill")
+print([m for m in heavy if m in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
@@ -143,7 +144,8 @@ def test_an_upward_import_for_type_checkers_is_refused(tmp_path):
     (tmp_path / ".importlinter").write_text(
         "[importlinter]\nroot_package = house\n"
         + "".join(f"{k} = {v}\n" for k, v in options.items())
-        + "[importlinter:contract:1]\nname = layers\ntype = layers\ncontainers = house\nlayers =\n    upper\n    lower\n"
+        + "[importlinter:contract:1]\nname = layers\ntype = layers\ncontainers = house\n"
+        + "layers =\n    upper\n    lower\n"
     )
     lint = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(
@@ -207,7 +209,7 @@ def test_the_rooms_of_the_architecture_are_there():
 
 
 def imported(module: Path) -> list[tuple[str, str]]:
-    "What a module imports anywhere, also inside functions: (module, name) of each `from … import …`."
+    "What a module imports, also inside functions: (module, name) of each `from … import …`."
     package, pairs = [*module.parent.relative_to(ROOT).parts], []
     for node in ast.walk(ast.parse(module.read_text())):
         if not isinstance(node, ast.ImportFrom):
@@ -222,7 +224,7 @@ BELOW = [m for m in MODULES if m.relative_to(ROOT).parts[1] in HOUSE[HOUSE.index
 
 
 def test_the_folders_below_the_workflow_do_not_use_the_public_surface():
-    "The package itself stands above all folders: what it offers is imported from where it is defined."
+    "The package stands above all folders: what it offers is imported from where it is defined."
     wrong = {}
     for module in BELOW:
         names = {name for source, name in imported(module) if source == "mlops_nb"}
@@ -266,7 +268,7 @@ def defined(module: Path) -> set[str]:
 
 
 def test_no_module_offers_what_another_defines():
-    "A name has one home: it is in `__all__` of the module that defines it, and imported from there."
+    "A name has one home: the `__all__` of the module that defines it. It is imported from there."
     homes = {dotted(m): defined(m) for m in MODULES}
     offered, wrong = {}, {}
     for module in MODULES:

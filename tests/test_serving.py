@@ -1,4 +1,4 @@
-"What a replica promises: nothing acknowledged is lost or doubled, nothing a client sends brings it down."
+"What a replica promises: nothing acknowledged is lost or doubled, no request brings it down."
 
 import asyncio
 import io
@@ -404,7 +404,7 @@ def test_feedback(settings):
 
 @pytest.mark.parametrize("word", ["yes", "Perhaps", 1, True, 1.5, None, ["Yes"], {}])
 def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, word):
-    "Also about an unknown prediction: that may be one of another replica, the word is wrong in any case."
+    "Also about an unknown prediction: it may be another replica's, the word is wrong in any case."
     endpoint, http = client(settings)
     labels = [{"prediction_id": "a", "label": "Yes"}, {"prediction_id": "nowhere", "label": word}]
     (refused,) = ask(http, ("POST", "/feedback", {"json": {"labels": labels}}))
@@ -989,7 +989,8 @@ def test_the_documentation_works_in_a_browser_under_its_policy(settings, chromiu
         page.locator("#answer", has_text="prediction_id").wait_for()
         assert page.locator("#answer").text_content().startswith("200")
         page.evaluate(
-            "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')"
+            "document.body.insertAdjacentHTML("
+            "'beforeend', '<img src=x onerror=\"window.broken = 1\">')"
         )
         page.wait_for_timeout(300)
         assert (

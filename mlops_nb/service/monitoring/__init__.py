@@ -151,7 +151,7 @@ def monitor(
     traffic = gather(model, now or datetime.now(UTC), settings=settings)
     run, marks = _judge_all(traffic)
     if run.judged:
-        report = save_report(run, traffic.mark["version"], settings=settings)
+        report = save_monitoring_report(run, traffic.mark["version"], settings=settings)
         run = replace(run, report=report)
         _record(run, traffic.left(marks), traffic.last, settings=settings)
         notify(model, settings=settings)
