@@ -3318,6 +3318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlops_nb/science/report.py'),
                                          'mlops_nb.science.report.story': ('3_science/report.html#story', 'mlops_nb/science/report.py')},
             'mlops_nb.science.search': { 'mlops_nb.science.search.Search': ('3_science/search.html#search', 'mlops_nb/science/search.py'),
+                                         'mlops_nb.science.search.Search.__repr__': ( '3_science/search.html#search.__repr__',
+                                                                                      'mlops_nb/science/search.py'),
                                          'mlops_nb.science.search.Search._repr_html_': ( '3_science/search.html#search._repr_html_',
                                                                                          'mlops_nb/science/search.py'),
                                          'mlops_nb.science.search.Search.figure': ( '3_science/search.html#search.figure',

@@ -22,9 +22,9 @@ VOLATILE = {
     "a temporary path": r"/(?:tmp|var/folders|private/var)/\S+|\btmp(?=\w*\d)[a-z0-9_]{8}\b",
     "a person's folder": r"/(?:home|root|Users)/\S+",
     "an address in memory": r"\bat 0x[0-9a-f]{6,}|x[0-9a-f]{10,}(?=&gt;|>)",
-    "a network address": r"\b(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d{4,5}",
+    "a network address": r"\b(?!127\.0\.0\.1:8000\b)(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d{4,5}",
     "an id": r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\bruns:/[0-9a-f]{32}",
-    "the time of a run": r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{3,6}",
+    "the time of a run": r"\b20(?:2[6-9]|[3-9]\d)-\d\d-\d\d[T ]\d\d:\d\d:\d\d\.\d{3,6}",
     "seconds since 1970": r"\b1[7-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b",
     "a progress bar": r"\d%\|.*?\|.*|\b\d+(?:\.\d+)?(?:it/s|s/it)",
 }

@@ -148,7 +148,7 @@ class _Processes:
         rmtree(kernel_folder(self.address, pid), ignore_errors=True)
 
 # %% ../../nbs/1_core/06_forkserver.ipynb #62b224ce
-def _start_sweeper(folder: str) -> "subprocess.Popen":  # noqa: F821
+def _start_sweeper(folder: str) -> Any:  # its `Popen`
     "Start a process that removes a folder when this process has ended."
     from subprocess import DEVNULL, PIPE, Popen
 

@@ -290,6 +290,10 @@ class Search:
         axes.legend(loc="lower right", fontsize="small")
         return figure
 
+    def __repr__(self) -> str:
+        cv = self.best.cv
+        return f"Search: {len(self.trials)} trials, best {self.best.name}, {self.metric} {cv['mean']:.4f}"
+
     def _repr_html_(self) -> str:
         alt = f"{self.metric} of {len(self.trials)} trials, by candidate"
         return render("search.html", trials=figure_html(self.figure(), alt), best=self.best)

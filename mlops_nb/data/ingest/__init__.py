@@ -132,7 +132,7 @@ def _used_paths(plan: Plan) -> set[str]:
 # %% ../../../nbs/2_data/35_ingest.ipynb #1034b51e
 def _propose_contract(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
     "Return the plan with the contract that the first rows propose, and notes on its columns."
-    observed = merge_summaries([chunk.seen for chunk in chunks], plan.contract.columns)
+    observed = merge_summaries([chunk.summaries for chunk in chunks], plan.contract.columns)
     contract = tightened(plan.contract, observed)
     notes = text_column_notes(parts, contract, plan.notes)
     return replace(plan, contract=contract, notes=tuple(notes), observe=False)
@@ -177,7 +177,7 @@ def _facts(
 def _row_facts(change: TableChange, plan: Plan) -> dict[str, Any]:
     "Return the numbers of rows of a change, and the digest of all rows after it."
     read = sum(chunk.read for chunk in change.chunks)
-    rejected = sum(chunk.refused for chunk in change.chunks)
+    rejected = sum(chunk.rejected_rows for chunk in change.chunks)
     tally = change.tally
     return {
         "read": read,

@@ -20,7 +20,7 @@ from ..profiles.profiling import Profile
 def _check_rejected(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
     "Raise `DataError` if too many rows break the contract."
     read = sum(chunk.read for chunk in chunks)
-    rejected = sum(chunk.refused for chunk in chunks)
+    rejected = sum(chunk.rejected_rows for chunk in chunks)
     if rejected <= plan.contract.max_rejected * read:
         return
     raise DataError(

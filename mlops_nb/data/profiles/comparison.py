@@ -298,8 +298,9 @@ class Drift:
         row = self.table.row(by_predicate=pl.col("column") == column, named=True)
         if row["kind"] is None:
             return ""
-        pair = [p.view.get_column(column) for p in (self.target, self.reference)]
-        return overlay_html(*pair, row["kind"], _RED if row["drifted"] else TARGET_COLOR)
+        target, reference = (p.view.get_column(column) for p in (self.target, self.reference))
+        color = _RED if row["drifted"] else TARGET_COLOR
+        return overlay_html(target, reference, row["kind"], color)
 
     def _repr_html_(self) -> str:
         columns = self.table.head(_MAX_SHOWN).to_dicts()
