@@ -1,6 +1,7 @@
 """After `make demo`: gives the reference notebooks the outputs of their last execution.
 
-So readers see what is true. What no two runs share (times, ids, paths) is shown as `…`, and progress is left out.
+So readers see what is true. What no two runs share (times, ids, paths) is shown as `…`, and
+progress is left out.
 """
 
 import re

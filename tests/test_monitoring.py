@@ -718,7 +718,7 @@ def test_alerts_open_once_propose_once_and_close(space):
 
 
 def test_broken_data_proposes_no_retraining(space):
-    "Neither by itself, nor when the same version drifts too; once it is mended, the drift proposes."
+    "Neither by itself, nor when the same version drifts too; once mended, the drift proposes."
     half = pl.int_range(pl.len()) % 2 == 0
     nulls = pl.when(half).then(None).otherwise("lines").alias("lines")
     serve(space, people(300, 1, shift=9).with_columns(nulls), hour=0)

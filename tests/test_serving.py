@@ -1,4 +1,4 @@
-"What a replica promises: nothing acknowledged is lost or doubled, no request brings it down."
+"What a replica promises: nothing acknowledged is lost or doubled, no client brings it down."
 
 import asyncio
 import io

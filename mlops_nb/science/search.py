@@ -291,8 +291,8 @@ class Search:
         return figure
 
     def __repr__(self) -> str:
-        cv = self.best.cv
-        return f"Search: {len(self.trials)} trials, best {self.best.name}, {self.metric} {cv['mean']:.4f}"
+        best = f"{self.best.name}, {self.metric} {self.best.cv['mean']:.4f}"
+        return f"Search: {len(self.trials)} trials, best {best}"
 
     def _repr_html_(self) -> str:
         alt = f"{self.metric} of {len(self.trials)} trials, by candidate"
