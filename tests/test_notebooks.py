@@ -160,7 +160,8 @@ def test_differences_between_outputs_are_told(tmp_path, committed, executed, rea
         ("/tmp/tmpab12cd34/lake", "a temporary path"),
         ("PosixPath('/root/mlops_nb/storage')", "a person's folder"),
         ("function(func=&lt;function f at 0x7f743c4f2d40&gt;)", "an address in memory"),
-        ("http://127.0.0.1:8000/models/churn", "a network address"),
+        ("http://127.0.0.1:45123/models/churn", "a network address"),
+        ("http://127.0.0.1:8000/models/churn", None),  # the default of settings.ini
         ("runs:/b85775d6b2a943c1b844f54d233e45a2/candidate", "an id"),
         ("2026-11-27T21:39:55.174656+00:00", "the time of a run"),
         ("1795809477939564960", "seconds since 1970"),
