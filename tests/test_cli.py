@@ -242,7 +242,7 @@ def test_a_leaking_source_is_refused(tmp_path, ray_cluster):
     fails(
         call("run", "-w", work, "--to", "ingest", "-p", "source=data/twice.parquet"),
         "churn@0 leaks",
-        "stand in train too",
+        "repeat a row of train",
     )
 
 

@@ -455,7 +455,7 @@ def test_a_value_that_is_not_of_its_type_is_quarantined_in_odd_columns(tmp_path)
     [
         (["id", "ID"], "columns id and ID differ only in case"),
         (["ä", "Ä"], "columns ä and Ä differ only in case"),
-        (["id", "^a.*$"], "columns '\\^a.\\*\\$'.* polars takes a name between"),
+        (["id", "^a.*$"], "columns '\\^a.\\*\\$'.* polars reads a name between"),
         (["id", "_split"], "column _split: a dataset has its own of that name"),
         (["id", "_Source"], "column _Source: a dataset has its own of that name"),
         (["id", "_ingested_at"], "column _ingested_at"),
@@ -682,7 +682,7 @@ def test_ends_follow_the_shares_when_asked_to(tmp_path):
             {"train": date(2024, 1, 2), "test": None},
             "train ends at 2024-01-10 00:00:00 and cannot end earlier",
         ),
-        ({"train": date(2024, 2, 2)}, "none for the last"),
+        ({"train": date(2024, 2, 2)}, "None for the last"),
         ({"a": date(2024, 2, 2), "test": None}, "expected an end of each split"),
     ],
 )

@@ -295,7 +295,7 @@ def test_a_wrong_schedule_is_said_at_once(tmp_path):
 
 
 def test_two_sources_in_one_trigger(tmp_path):
-    with pytest.raises(SettingsError, match="it has files and cron"):
+    with pytest.raises(SettingsError, match="got files and cron"):
         made(tmp_path, files="*", cron="* * * * *")
 
 

@@ -1454,7 +1454,7 @@ def kernel(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("either", "victim", "error"),
     [
-        ("placed", "ray::work", "WorkerCrashedError"),
+        ("placed", "ray::execute_task", "WorkerCrashedError"),
         ("placed", "runpy.run_path", "DeadKernelError"),
         ("beside", "runpy.run_path", "DeadKernelError"),
     ],
