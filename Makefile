@@ -78,6 +78,7 @@ chaos: system  ## the random-kill suites in full
 
 lint: setup
 	ruff check .
+	ruff format --check .
 	lint-imports --no-cache
 	python tests/check_types.py
 

@@ -498,7 +498,7 @@ def test_a_panic_does_not_end_a_watch(tmp_path, monkeypatch):
         panic, lambda what, why: heard.append((what, why)), settings=settings
     )
     assert heard[-1][0] == "failed" and "out of bounds" in heard[-1][1]
-    monkeypatch.setattr(triggers, "_due", panic)
+    monkeypatch.setattr(reasons, "_due", panic)
     reasons.pending(settings, on_error=lambda name, e: heard.append((name, str(e))))
     assert heard[-1][0] == "t" and "out of bounds" in heard[-1][1]
 
