@@ -325,7 +325,7 @@ def ingest(
     contract: Contract | None = None,  # default: the dataset's; at first, inferred
     key: str | None = None,  # the column that identifies a row; default: the contract's
     time: str | None = None,  # the column with the date or time of a row; default: the contract's
-    shares: dict[str, float] | None = None,  # split → share; default `SPLITS`
+    shares: dict[str, float] | None = None,  # split → share; default `DEFAULT_SHARES`
     group: str | None = None,  # rows with the same value of this column stay in one split
     ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end
     options: Mapping[str, Any] | None = None,  # of the source: see `data.sources`
