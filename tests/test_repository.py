@@ -438,7 +438,7 @@ def test_a_stage_is_a_page(notebook):
     lines = [line.strip() for c in cells for line in "".join(c["source"]).splitlines()]
     assert len([line for line in lines if line and not line.startswith("#")]) <= 60
     modules = {m[1] for line in lines if (m := re.match(r"from mlops_nb\.([\w.]+) import", line))}
-    others = {"core.errors"} if notebook.name[0].isdigit() else {"service.deployment"}
+    others = set() if notebook.name[0].isdigit() else {"service.deployment"}
     assert {m for m in modules if not m.startswith("churn.")} <= others
 
 
