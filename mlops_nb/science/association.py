@@ -9,12 +9,10 @@ __all__ = ['rank_biserial', 'cramers_v']
 import numpy as np
 import polars as pl
 
+from .binary_metrics import auc, influence_on_auc, rarer_class_size
 from mlops_nb.science.intervals import (
     Interval,
-    auc,
     group_numbers,
-    influence_on_auc,
-    rarer_class_size,
 )
 
 # %% ../../nbs/3_science/01_association.ipynb #03a7e0fa
