@@ -108,9 +108,7 @@ def class_rates(rows, shares, draws=DRAWS, per_key=1):
         if per_key > 1:
             codes, p, q = (np.repeat(v, per_key, axis=0) for v in (codes, p, q))
         keys = np.arange(len(codes)) // per_key
-        one, other = (
-            cm.measure_classes(codes, s, s.argmax(axis=1), groups=keys) for s in (p, q)
-        )
+        one, other = (cm.measure_classes(codes, s, s.argmax(axis=1), groups=keys) for s in (p, q))
         for metric, true in first.items():
             value = one.interval(metric)
             hits.setdefault(metric, []).append(value.low <= true <= value.high)
