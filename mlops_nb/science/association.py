@@ -10,10 +10,7 @@ import numpy as np
 import polars as pl
 
 from .binary_metrics import auc, influence_on_auc, rarer_class_size
-from mlops_nb.science.intervals import (
-    Interval,
-    group_numbers,
-)
+from .intervals import Interval, group_numbers
 
 # %% ../../nbs/3_science/01_association.ipynb #03a7e0fa
 def rank_biserial(

@@ -194,11 +194,7 @@ def measure_with(
 
 
 def _resampled(
-    task: Task,
-    metric: str,
-    actual: np.ndarray,
-    predictions: Predictions,
-    groups: np.ndarray | None,
+    task: Task, metric: str, actual: np.ndarray, predictions: Predictions, groups: np.ndarray | None
 ) -> ResampledEstimate:
     "Return a metric with its values on resampled groups."
 
