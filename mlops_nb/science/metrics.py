@@ -186,16 +186,18 @@ def fairness(
     protected: pl.DataFrame,  # the protected columns
     labels: np.ndarray,  # zeros and ones
     probability: np.ndarray,  # of the positive class
-    threshold: float,  # the least probability at which a row is picked out
+    threshold: float = 0.5,  # the least probability at which a row is picked out
     *,
     groups: object = None,  # a value a row; rows with the same value belong together
+    picked: np.ndarray | None = None,  # the rows that are picked out, instead of a threshold
 ) -> pl.DataFrame:  # a row for each column, group and measure
     "Return how each group of each protected column is treated."
     numbers = group_numbers(groups)
+    picked = probability >= threshold if picked is None else picked
     rows = []
     for column, group, members in protected_groups(protected):
-        scores = probability[members]
-        measures = _measures(labels[members], scores, threshold, groups_of(members, numbers))
+        part = groups_of(members, numbers)
+        measures = _measures(labels[members], probability[members], picked[members], part)
         rows += [{"column": column, "group": group} | measure for measure in measures]
     return pl.DataFrame(rows)
 
@@ -211,10 +213,9 @@ def protected_groups(
 
 # %% ../../nbs/3_science/04_metrics.ipynb #52da3382
 def _measures(
-    labels: np.ndarray, scores: np.ndarray, threshold: float, groups: np.ndarray | None
+    labels: np.ndarray, scores: np.ndarray, picked: np.ndarray, groups: np.ndarray | None
 ) -> Iterator[dict]:
     "Yield each measure of one group with the number of rows behind it, and its interval."
-    picked = scores >= threshold
     rates = {"selection_rate": np.ones(len(labels), bool), "tpr": labels == 1, "fpr": labels == 0}
     for measure, counted in rates.items():
         if counted.any():

@@ -36,7 +36,8 @@ class Comparison(BaseModel, frozen=True):
     "Another prediction on the same rows."
 
     name: str
-    value: Interval  # of the other prediction, in the objective's metric
+    metric: str = "the metric"  # in which it is measured; missing in reports of earlier releases
+    value: Interval  # of the other prediction
     gain: Interval  # how much better the model is
 
 # %% ../../nbs/3_science/13_report.ipynb #841b15b9
