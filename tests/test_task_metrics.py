@@ -1,8 +1,6 @@
 "Metrics of several labels and of numbers: scikit-learn's values, intervals that hold the truth."
 
 import numpy as np
-import pytest
-from sklearn import metrics as sk
 
 from mlops_nb.science import class_metrics as cm
 from mlops_nb.science import number_metrics as nm

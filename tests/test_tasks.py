@@ -270,3 +270,14 @@ def test_a_direction_needs_one_label():
         check_hypotheses(wine(), [belief], WINE)
     with pytest.raises(ObjectiveError, match="no label in a regression"):
         check_hypotheses(wine(), [belief], ALCOHOL)
+
+
+def test_a_model_of_any_task_is_warranted_or_not():
+    guess = pl.when(pl.col("alcohol") > 13).then(pl.lit("Barolo")).otherwise(pl.lit("Grignolino"))
+    classes = WINE.warrant(wine(), Rule(name="strong", expression=guess))
+    assert classes.warranted and classes.metric == "accuracy"
+    mean = Rule(name="13", expression=pl.col("hue") * 0 + 13.0)
+    numbers = ALCOHOL.warrant(wine(), mean)
+    assert numbers.warranted and numbers.metric == "rmse" and 0 < numbers.min_gain < 0.02
+    known = Rule(name="the answer", expression="alcohol")
+    assert not ALCOHOL.warrant(wine(), known).warranted

@@ -42,7 +42,8 @@ from mlops_nb.models.origin import (
 )
 from .roles import ROLES
 from .sealing import seal
-from ..science.objective import Objective, model_name
+from ..science.objective import Objective
+from ..science.statement import model_name
 from ..science.pipeline import load_pipeline, types_in_file, load_candidate_files
 from ..science.signature import Signature
 

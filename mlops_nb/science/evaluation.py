@@ -39,12 +39,13 @@ from mlops_nb.science.metrics import (
     paired_gain,
     worst_segments,
 )
-from .objective import DEFAULT_METRIC, Objective, input_columns, is_probability
+from .objective import Objective, input_columns, is_probability
 from .objective import with_decision
 from .pipeline import Fitted
 from .predictions import Predictions
 from .report import Check, Comparison, Report, ReportTables
 from .rules import Rule
+from .statement import DEFAULT_METRIC
 from .scoring import measure_with, score
 from .task import Binary, Task
 from mlops_nb.science.treatment import (
@@ -263,7 +264,9 @@ def _against_baseline(test: _Test, model: Measurement, baseline: Any) -> Compari
         name = f"the rule “{baseline.name}”"
         baseline = baseline.predict(test.frame, test.task)
     unit = lower_is_better(test.metric)
-    return _comparison(test, name, model, _as_predictions(baseline, test.task, rows, name, unit=unit))
+    return _comparison(
+        test, name, model, _as_predictions(baseline, test.task, rows, name, unit=unit)
+    )
 
 
 def _comparison(test: _Test, name: str, model: Measurement, other: Predictions) -> Comparison:
