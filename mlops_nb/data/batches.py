@@ -30,7 +30,8 @@ from .profiles.profiling import profile
 from .sources.partition import Part
 from .splits import Splitting, sum_hashes, row_hashes, split_hash
 from .validation import apply_rules, conform, reason
-from .values import DTYPE_WORDS, is_lost, unparsable_error
+from .conversion import DTYPE_WORDS, unparsable_error
+from .values import is_lost
 
 # %% ../../nbs/2_data/24_batches.ipynb #d7f25502
 QUARANTINE = {

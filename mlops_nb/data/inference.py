@@ -27,7 +27,8 @@ from mlops_nb.data.contracts import (
 from .evidence import Evidence, collect_evidence, odd_values_note
 from .sources.partition import Part
 from .validation import apply_rules, conform
-from .values import DTYPE_WORDS, convert, is_lost, unparsable_error, common_kind
+from .conversion import DTYPE_WORDS, convert, unparsable_error
+from .values import is_lost, common_kind
 
 # %% ../../nbs/2_data/23_inference.ipynb #0065f7dd
 def guess_contract(

@@ -21,7 +21,7 @@ from mlops_nb.data.contracts import (
     schema_differences,
 )
 from .splits import row_hashes
-from .values import convert, nan_to_null
+from .conversion import convert, nan_to_null
 
 # %% ../../nbs/2_data/11_validation.ipynb #479e8ece
 def conform(

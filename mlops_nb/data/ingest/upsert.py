@@ -15,7 +15,7 @@ import polars_hash as plh
 from ...core import lake
 from ...core.lake import DataFile
 from ..batches import Chunk, Plan, Tally, described
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/31_ingest_upsert.ipynb #03f871c8
 _RowNumbers = dict[str, list[pl.Series]]  # path of a file → numbers of its rows, in several pieces

@@ -26,13 +26,8 @@ from ...core.errors import DataError, Unparsable
 from ...core.masking import masked, scrubbed
 from .partition import Part, rebatched
 from ..splits import sum_hashes, table_digest, row_hashes
-from mlops_nb.data.values import (
-    EXACT_FLOAT_LIMIT,
-    convert,
-    is_lost,
-    parse_numbers,
-    require_plain_names,
-)
+from ..conversion import convert
+from ..values import EXACT_FLOAT_LIMIT, is_lost, parse_numbers, require_plain_names
 
 # %% ../../../nbs/2_data/19_sources_databases.ipynb #b266abf8
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")

@@ -17,7 +17,8 @@ import polars as pl
 
 from ...core.errors import CutShort, DataError, NoRows
 from .spellings import column_types
-from ..values import TextFormat, require_plain_names
+from ..conversion import TextFormat
+from ..values import require_plain_names
 
 # %% ../../../nbs/2_data/13_sources_dialects.ipynb #4c5a111c
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from mlops_nb.data.sources.storage import (
     readable_path,
 )
 from .text import read_text, scan_text
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/18_sources_files.ipynb #4cd41d69
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # bytes; a longer row is a quote that was not closed

@@ -14,7 +14,7 @@ from datetime import datetime
 import polars as pl
 
 from ...core.errors import DataError, panics_as_errors
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #e2bf65ee
 @dataclass(frozen=True)

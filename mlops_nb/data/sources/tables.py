@@ -21,7 +21,7 @@ from ...core import lake
 from ...core.errors import DataError
 from .partition import Part, rebatched, rows_per_read
 from .storage import bucket_and_key, is_remote
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/20_sources_tables.ipynb #11a89e82
 def is_table(

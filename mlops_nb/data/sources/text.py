@@ -14,7 +14,7 @@ import polars as pl
 from ...core.errors import DataError
 from .dialects import Dialect, wrong_width
 from .jsonlines import native_types, scan_lines, scan_objects
-from ..values import DTYPE_WORDS, convert, unparsable_error
+from ..conversion import DTYPE_WORDS, convert, unparsable_error
 
 # %% ../../../nbs/2_data/17_sources_text.ipynb #aca387d1
 def scan_text(
