@@ -281,7 +281,7 @@ class _InMemory(Part):
         return self.rows.schema
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        yield convert(self.rows, dtypes, self.origin)
+        yield convert(self.rows, dtypes, self.origin, self.text_format)
 
 
 def infer(

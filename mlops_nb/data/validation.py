@@ -166,6 +166,9 @@ def reason(
     name, _, check = rule.rpartition("|")
     limits = contract.columns[name]
     categories = limits.categories or []
+    spelling = _SPELLINGS.get(limits.dtype, limits.dtype)
+    if limits.format:
+        spelling = f"a {limits.dtype} written as {limits.format}"
     listed = ", ".join(categories[:10]) + (", …" if len(categories) > 10 else "")
     requirements = {
         "nullability": "must not be missing",
@@ -174,7 +177,7 @@ def reason(
         "regex": f"must match {limits.pattern}",
         "check__category": f"must be one of {listed}",
         "inf": "must be finite",
-        "dtype": f"must be {_SPELLINGS.get(limits.dtype, limits.dtype)}",
+        "dtype": f"must be {spelling}",
         UNIQUE: "must be unique: another row of this ingest has it",
     }
     return f"{name} {requirements.get(check, f'breaks {check}')}"

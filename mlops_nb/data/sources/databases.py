@@ -307,7 +307,8 @@ class QueryPart(Part):
         frames = rebatched(self._frames(self.sql, rows), rows)
         if "digest" in self.state:
             frames = _with_same_digest(self, frames)
-        yield from (convert(frame, dtypes, self.origin) for frame in frames)
+        for frame in frames:
+            yield convert(frame, dtypes, self.origin, self.text_format)
 
     def _error(self, e: Exception) -> DataError:
         return _query_error(self, e)

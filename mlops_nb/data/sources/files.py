@@ -167,7 +167,7 @@ def _binary_batches(part: FilePart, dtypes: dict, rows: int) -> Iterator[pl.Data
     size = rows_per_read(rows)
     frames = _scan_binary(part.path).collect_batches(chunk_size=size, maintain_order=True)
     for frame in rebatched(frames, rows):
-        yield convert(frame, dtypes, part.origin)
+        yield convert(frame, dtypes, part.origin, part.text_format)
 
 
 def _text_batches(part: FilePart, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
@@ -178,5 +178,5 @@ def _text_batches(part: FilePart, dtypes: dict, text: bool, rows: int) -> Iterat
         types = dict.fromkeys(types, pl.String())
     packing = file_format(part.path)[1]
     with readable_path(part.path, packing, dialect.encoding) as path:
-        frames = read_text(path, dialect, types, rows_per_read(rows), part.origin)
+        frames = read_text(path, part.text_format, types, rows_per_read(rows), part.origin)
         yield from rebatched(frames, rows)

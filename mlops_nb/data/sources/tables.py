@@ -107,7 +107,7 @@ class TablePart(Part):
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         frames = self._frames(rows_per_read(rows))
         for frame in rebatched(frames, rows):
-            yield convert(frame, dtypes, self.origin)
+            yield convert(frame, dtypes, self.origin, self.text_format)
 
 # %% ../../../nbs/2_data/20_sources_tables.ipynb #d4bbc4fb
 def _file_rows(part: TablePart, path: str, partition: str) -> pl.LazyFrame:
