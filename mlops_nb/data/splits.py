@@ -128,9 +128,17 @@ def _alike_hashes(rows: pl.DataFrame) -> np.ndarray:
     total = np.zeros(rows.height, np.uint64)
     for values in rows.iter_columns():
         bits = _mixed(_alike_bits(values) ^ _name_bits(values.name))
-        bits[values.is_null().to_numpy()] = 0
+        bits[_is_missing(values)] = 0
         total += bits
     return _mixed(total)
+
+
+def _is_missing(values: pl.Series) -> np.ndarray:
+    "Return which values are null or NaN."
+    missing = values.is_null()
+    if values.dtype.is_float():
+        missing = missing | values.is_nan().fill_null(False)
+    return missing.to_numpy()
 
 
 def _alike_bits(values: pl.Series) -> np.ndarray:

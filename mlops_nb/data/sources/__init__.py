@@ -80,9 +80,10 @@ _OPTIONS = {
         "null_values": _words,
         "quote": str,
         "header": _boolean,
+        "complete": _boolean,
     },
-    "database": {"table": str, "query": str, "watermark": str},
-    "table": {"version": int},
+    "database": {"table": str, "query": str, "watermark": str, "complete": _boolean},
+    "table": {"version": int, "complete": _boolean},
 }  # kind of source → option → how its value is read
 
 # %% ../../../nbs/2_data/21_sources.ipynb #1e358152
@@ -344,6 +345,17 @@ class Source(_SourceUri):
     def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
         return _parts_of_kind(self, root, since)
 
+    @property
+    def complete(self) -> bool:
+        "Whether an option says that its parts are a full export: all rows that there are."
+        written = self._split_uri[1]
+        return _parse_options(written, self.kind, self.uri).get("complete", False)
+
+    @property
+    def is_incremental(self) -> bool:
+        "Whether an option asks for new rows only."
+        return "watermark" in self._split_uri[1]
+
     def facts(self) -> dict[str, str]:
         "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."
         return {part.origin: _part_digest(part) for part in self.parts()}
@@ -368,6 +380,7 @@ def _parts_of_kind(source: Source, root: Path, since: dict[str, dict]) -> list[P
     location = source.location
     kind = source.kind
     options = _parse_options(source._split_uri[1], kind, source.uri)
+    options.pop("complete", None)  # for the ingest, not for reading
     if kind == "database":
         return database_parts(location, root, options, since)
     if kind == "table":

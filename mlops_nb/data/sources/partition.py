@@ -101,7 +101,7 @@ class Part(_PartRecord):
 
     def with_formats(self, formats: Mapping[str, str]) -> Self:
         "Return the part with formats of columns, which count more than what its beginning shows."
-        return replace(self, formats=dict(formats))
+        return replace(self, formats=dict(formats)) if formats else self
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #4defdd85
 def rebatched(
