@@ -15,13 +15,7 @@ import polars as pl
 from ..core.errors import DataError, Unparsable
 from ..core.lake import column
 from .number_formats import parse_formatted
-from mlops_nb.data.values import (
-    EXACT_FLOAT_LIMIT,
-    is_lost,
-    is_midnight,
-    parse_numbers,
-    parse_times,
-)
+from .values import EXACT_FLOAT_LIMIT, is_lost, is_midnight, parse_numbers, parse_times
 
 # %% ../../nbs/2_data/00b_conversion.ipynb #00175c29
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ class VersionSplits(VersionFacts):
     def _repr_html_(self) -> str:
         facts = self.facts
         rows = {"rows": facts["rows"], **{f"{s} rows": n for s, n in self.counts.items()}}
-        rows |= {"quarantined": facts["rejected"], "columns": len(self.contract.columns)}
+        reasons = [f"{rows:,}: {reason}" for reason, rows in facts.get("broken", {}).items()]
+        rows |= {"quarantined": "; ".join(reasons) or facts["rejected"]}
+        rows |= {"columns": len(self.contract.columns)}
         rows |= {name: facts[name] for name in ("key", "digest", "source")}
         if self.notes:
             rows["notes"] = "; ".join(self.notes)

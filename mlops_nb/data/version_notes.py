@@ -21,8 +21,8 @@ KEEP_TOGETHER = (
 
 def _repeat_sentences(repeats: Mapping[str, Any] | None) -> Iterator[str]:
     "Yield what is to be said of rows that repeat others."
-    if not repeats:
-        return
+    if not repeats or repeats["columns"] == 1:
+        return  # equal values of one column are no equal things
     for split, rows in repeats["across"].items():
         yield f"{repeated_rows(split, rows, repeats)}: {KEEP_TOGETHER}"
     if repeats["rows"] and not repeats["across"] and repeats["but"] is None:
@@ -60,5 +60,7 @@ def version_sentences(
     "Return what the ingest of a version noticed, a sentence each."
     sentences = [note_sentence(note) for note in facts.get("notes", [])]
     if index := facts["contract"].get("index"):
-        sentences.append(f"column '{index}' numbers the rows: kept as {ROW_NUMBER}, never a feature")
+        sentences.append(
+            f"column '{index}' numbers the rows: kept as {ROW_NUMBER}, never a feature"
+        )
     return [*sentences, *_repeat_sentences(facts.get("repeats")), *_absence_sentences(facts)]

@@ -42,7 +42,9 @@ class RowContents:
         self,
         splits: Sequence[str],  # the first one first
         dropped: pl.DataFrame,  # `chunk` and `row` of those that do not count
-    ) -> tuple[int, Counter]:  # rows that repeat another; by split, those that repeat an earlier split
+    ) -> tuple[
+        int, Counter
+    ]:  # rows that repeat another; by split, those that repeat an earlier split
         "Return how many rows repeat others."
         repeated = 0
         across: Counter = Counter()
@@ -77,6 +79,7 @@ def repeat_facts(
         "splits": {split: counts[split] for split in splits if counts[split]},
         "first": splits[0] if len(splits) == 2 else "an earlier split",
         "but": plan.contract.key,
+        "columns": len(plan.contract.columns.keys() - {plan.contract.key}),
     }
 
 

@@ -20,12 +20,7 @@ from ..batches import Tally
 from ..profiles.profiling import profile
 from ..splits import Splitting, table_digest, ends_by_shares, naive_utc
 from ..dataset_names import dataset_name
-from mlops_nb.data.versions import (
-    DatasetVersion,
-    commit_version,
-    newest_version,
-    record_version,
-)
+from ..versions import DatasetVersion, commit_version, newest_version, record_version
 
 # %% ../../../nbs/2_data/32_ingest_resplitting.ipynb #2bebe34b
 def _moved_splitting(
