@@ -23,6 +23,7 @@ from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
 from ..batches import QUARANTINE, Chunk, Plan, Tally, source_of, write_all
 from ..duplicates import KeyHashes, without_duplicate_keys
+from ..appearance import appearance_notes
 from ..contracts import Contract
 from ..inference import merge_summaries, tightened, widened_contract
 from ..evidence import text_column_notes
@@ -158,8 +159,15 @@ def _propose_contract(parts: Sequence[Part], written: _Written) -> _Written:
     observed = merge_summaries([chunk.summaries for chunk in chunks], plan.contract.columns)
     contract = tightened(plan.contract, observed)
     notes = text_column_notes(parts, contract, plan.notes)
+    notes += appearance_notes(parts, _plain_text_columns(contract, notes))
     plan = replace(plan, contract=contract, notes=tuple(notes), observe=False)
     return written._replace(plan=plan)
+
+
+def _plain_text_columns(contract: Contract, notes: Sequence[dict]) -> list[str]:
+    "Return the columns of text without a note; the key is text on purpose."
+    excluded = {contract.key, *(note["column"] for note in notes)}
+    return [n for n, c in contract.columns.items() if c.dtype == "string" and n not in excluded]
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #4754434f
 def _commit_quarantine(chunks: Sequence[Chunk], plan: Plan) -> None:
