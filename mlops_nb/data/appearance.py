@@ -52,9 +52,12 @@ class Appearance:
 _CURRENCIES = "USD EUR GBP CHF JPY CNY INR SEK NOK DKK PLN CZK HUF BRL CAD AUD Rs kr zł Kč".split()
 _SPACE = r"[ \u00a0\u202f]?"
 _WRITTEN_NUMBER = re.compile(
-    rf"[+-]?(?:([^\d\s+.,'-]{{1,3}}){_SPACE})?[+-]?(\d[\d.,'’ \u00a0\u202f]*)"
+    rf"[+-]?(?:([^\d\s+.,'-]{{1,3}})({_SPACE}))?[+-]?(?:\d(?:[\d.,'’ \u00a0\u202f]*\d)?)"
     rf"(?:({_SPACE})([^\d\s.,'][^\d\s]{{0,7}}))?"
 )
+
+
+_PLAIN_FIRST = sorted(EXAMPLE_NUMBERS, key=len)  # percentages and weights are seldom in thousands
 
 
 def _is_currency(affix: str) -> bool:
@@ -78,13 +81,14 @@ def _number_looks(before: str, after: str) -> str | None:
 def _number_appearances(text: pl.Series) -> Iterator[Appearance]:
     "Yield the ways in which texts could be numbers."
     matches = [_WRITTEN_NUMBER.fullmatch(value.strip()) for value in text]
-    affixes = Counter((m[1] or "", m[3] or "", m[4] or "") for m in matches if m)
+    affixes = Counter(tuple(group or "" for group in m.groups()) for m in matches if m)
     if not affixes:
         return
-    (before, space, after), _ = affixes.most_common(1)[0]
+    (before, gap, space, after), _ = affixes.most_common(1)[0]
     looks = _number_looks(before, after)
-    for number in EXAMPLE_NUMBERS if looks else ():
-        yield Appearance(looks, "float", f"{before}{number}{space}{after}")
+    numbers = [*EXAMPLE_NUMBERS] if looks in ("money", "numbers with separators") else _PLAIN_FIRST
+    for number in numbers if looks else ():
+        yield Appearance(looks, "float", f"{before}{gap}{number}{space}{after}")
 
 # %% ../../nbs/2_data/22a_appearance.ipynb #66742c40
 _LEAST_SHARE = 0.5  # of the values that must look alike

@@ -168,7 +168,7 @@ def reason(
     categories = limits.categories or []
     spelling = _SPELLINGS.get(limits.dtype, limits.dtype)
     if limits.format:
-        spelling = f"a {limits.dtype} written as {limits.format}"
+        spelling = f"written as {limits.format}"
     listed = ", ".join(categories[:10]) + (", …" if len(categories) > 10 else "")
     requirements = {
         "nullability": "must not be missing",
