@@ -149,7 +149,7 @@ def _supposed_looks(part: Part, names: Sequence[str]) -> dict[str, list[Appearan
             looks[values.name] = fitting
     return looks
 
-
+# %% ../../nbs/2_data/22a_appearance.ipynb #693005f8
 def _count_values(
     text: pl.Series, look: Appearance, counts: Counter, examples: dict[str, str]
 ) -> None:

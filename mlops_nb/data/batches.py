@@ -210,7 +210,7 @@ class _Judged(NamedTuple):
     rejected: list[pl.DataFrame]  # rows for the quarantine
     keys: np.ndarray  # hashes of the keys of rejected rows
 
-
+# %% ../../nbs/2_data/24_batches.ipynb #dd4726f2
 def _judge_rows(rows: pl.DataFrame, part: Part, is_text: bool, plan: Plan) -> _Judged:
     "Divide the rows of a batch by the contract."
     contract = plan.contract.with_row_numbers
@@ -269,7 +269,7 @@ def _write_batch(
         newest=_newest(good, plan),
     )
 
-
+# %% ../../nbs/2_data/24_batches.ipynb #5013d784
 def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
     "Return 64 bits for the key of each row; an empty array without a key."
     if plan.contract.key is None:

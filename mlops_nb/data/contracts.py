@@ -82,7 +82,7 @@ class Column(TypedColumn):
             raise ValueError(f"a {self.dtype} column has no range")
         return _LIMIT_PARSERS[self.dtype](value)
 
-
+# %% ../../nbs/2_data/10_contracts.ipynb #91410aee
 def _check_format(kind: str, form: str | None) -> None:
     "Raise `DataError` for a format that the values of a column cannot have."
     if form is None:

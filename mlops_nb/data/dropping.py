@@ -37,7 +37,7 @@ _RUNNING_HOURS = 24  # age up to which files without a commit may be those of a 
 
 
 def _delete_unused(table: str) -> None:
-    "Delete the files that are not part of a table's newest version, but for those of running ingests."
+    "Delete the files that no version needs, but for those of running ingests."
     used = {file.path for file in lake.table_files(table)}
     limit = datetime.now(UTC) - timedelta(hours=_RUNNING_HOURS)
     unused = []

@@ -27,7 +27,7 @@ EXAMPLE_NUMBERS = {  # 1234.5 as it is written → between thousands, before the
 
 
 def _example_in(form: str) -> tuple[str, str, str, str] | None:
-    "Return what is before and after the number of a format, and its two marks; None if it has none."
+    "Return what is around the number of a format, and its two marks; None if it has none."
     for number, (thousands, fraction) in EXAMPLE_NUMBERS.items():
         for written in (number, number[:-2]):
             before, example, after = form.partition(written)
@@ -49,7 +49,7 @@ def require_number_format(
 # %% ../../nbs/2_data/00a_number_formats.ipynb #05c9cbe0
 @cache
 def _number_pattern(form: str) -> str:
-    "Return the regular expression of a number in a format, with two signs and the digits as groups."
+    "Return the regular expression of a number: its groups are two signs and the digits."
     before, after, thousands, fraction = _example_in(form)
     whole = r"\d+"
     if thousands:

@@ -153,7 +153,7 @@ def _alike_bits(values: pl.Series) -> np.ndarray:
         bits = np.where(is_exact, _float_bits(values), bits)
     return bits
 
-
+# %% ../../nbs/2_data/09_splits.ipynb #ba734151
 def split_hash(
     rows: pl.DataFrame,  # with that column
     salt: str,  # the dataset's name

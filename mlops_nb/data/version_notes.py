@@ -44,11 +44,14 @@ def repeated_rows(
     return f"{share} repeat a row of {repeats['first']} {columns}"
 
 # %% ../../nbs/2_data/29b_version_notes.ipynb #9a5f2979
+_REMEDY = "complete=True removes such rows"
+
+
 def _absence_sentences(facts: Mapping[str, Any]) -> Iterator[str]:
     "Yield what is to be said of rows that the source no longer has."
     if missing := facts.get("missing"):
         verb = "row is" if missing == 1 else "rows are"
-        yield f"{missing:,} {verb} no longer in the source and stayed: complete=True removes such rows"
+        yield f"{missing:,} {verb} no longer in the source and stayed: {_REMEDY}"
     if removed := facts.get("removed"):
         verb = "row that is" if removed == 1 else "rows that are"
         yield f"{removed:,} {verb} no longer in the source removed; earlier versions have them"

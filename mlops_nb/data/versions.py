@@ -164,7 +164,7 @@ def dataset(
     facts = json.loads(event["details"]) | {"by": event["by"]}
     return DatasetVersion(name, int(event["subject"].split("@")[1]), facts, settings)
 
-
+# %% ../../nbs/2_data/30_versions.ipynb #d6a8ce6e
 def _raise_if_dropped(name: str, number: str | None, settings: Settings) -> None:
     "Raise `DataError` if a version, or without a number the dataset, was dropped."
     drop = drop_of(name, None if number is None else int(number), settings=settings)
@@ -237,7 +237,7 @@ def dropped_at(
 
 
 def _newest_drop(table: str) -> dict | None:
-    "Return the newest commit that dropped a dataset, among the last hundred; None if there is none."
+    "Return the newest commit that dropped a dataset, or None if there is none."
     commits = lake.commits(table) if lake.table_exists(table) else []
     return next((commit for commit in commits if DROPPED in commit), None)
 

@@ -35,8 +35,8 @@ def trained_models(
 def _serving_versions(log: pl.DataFrame) -> set[str]:
     "Return the model versions that endpoints serve, or show their traffic as shadows."
     serving = set()
-    for model in log.filter(kind="deployed")["subject"].unique():
-        details = events.newest(log, "deployed", model)["details"]
+    newest = {e["subject"]: e["details"] for e in events.list_events(log, kind="deployed")}
+    for model, details in newest.items():
         numbers = [*details["versions"], *details.get("shadow", ())]
         serving |= {f"{model}/{number}" for number in numbers}
     return serving

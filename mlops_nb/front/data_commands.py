@@ -18,7 +18,7 @@ from .console import print_json, print_lines
 
 # %% ../../nbs/7_front/01a_data_commands.ipynb #706860f5
 def drop_command(
-    ref: Annotated[str, typer.Argument(help="dataset:NAME")],
+    ref: Annotated[str, typer.Argument(help="dataset:NAME")],  # as a whole, all versions
     by: Annotated[str, typer.Option("--by", help="Who decides.")],
     note: Annotated[str, typer.Option("--note", help="Why.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,

@@ -208,7 +208,7 @@ def _facts(
         **_row_facts(change, plan),
     }
 
-
+# %% ../../../nbs/2_data/35_ingest.ipynb #e735d2a7
 def _row_facts(change: TableChange, plan: Plan) -> dict[str, Any]:
     "Return the numbers of rows of a change, and the digest of all rows after it."
     read = sum(chunk.read for chunk in change.chunks)
@@ -328,7 +328,7 @@ def _old_files(table: str) -> dict[str, list[lake.DataFile]]:
             files.setdefault(path.partition("-")[0], []).append(lake.DataFile(path, 0, 0))
     return files
 
-
+# %% ../../../nbs/2_data/35_ingest.ipynb #dc7012e5
 def _finish(
     request: IngestRequest, plan: Plan, version: int, facts: dict, change: TableChange
 ) -> DatasetVersion:

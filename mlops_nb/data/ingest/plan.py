@@ -103,7 +103,7 @@ def _whole_source(request: IngestRequest) -> tuple[list[Part], list[Part]]:
         )
     return parts, with_rows
 
-
+# %% ../../../nbs/2_data/33_ingest_plan.ipynb #89f5ed49
 def _was_read_last(parts: Sequence[Part], request: IngestRequest) -> bool:
     "Return whether the newest version is of a full export with these very parts."
     if request.previous is None or request.contract_changed:
@@ -180,7 +180,7 @@ def plan_ingest(
         complete=request.complete,
     )
 
-
+# %% ../../../nbs/2_data/33_ingest_plan.ipynb #7e345ef2
 def _require_key(request: IngestRequest, contract: Contract) -> None:
     "Raise `DataError` for a full export without a key: nothing says which rows are the same."
     if request.complete and contract.key is None:
