@@ -1,4 +1,4 @@
-"Tables as they come: exports that lose rows, row numbers, repeated rows, text that looks like money."
+"Tables as they come: exports that lose rows, row numbers, repeated rows, money that is text."
 
 import json
 import warnings

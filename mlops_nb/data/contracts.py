@@ -222,8 +222,8 @@ def _check_index(contract: _ContractFields) -> None:
         )
 
 # %% ../../nbs/2_data/10_contracts.ipynb #ba878db3
-class Contract(_ContractFields):
-    "What a dataset's rows must be."
+class _ContractColumns(_ContractFields):
+    "What a contract says of the columns of a dataset's table."
 
     @property
     def dtypes(self) -> dict[str, pl.DataType]:
@@ -252,12 +252,16 @@ class Contract(_ContractFields):
         return {**SYSTEM_COLUMNS, **({ROW_NUMBER: pl.Int64()} if self.index else {})}
 
     @property
-    def with_row_numbers(self) -> "Contract":
+    def with_row_numbers(self) -> Self:
         "The contract with the row numbers as a column; the same contract if there are none."
         if self.index is None:
             return self
         numbers = Column(dtype="integer", nullable=True)
         return self.model_copy(update={"columns": {**self.columns, ROW_NUMBER: numbers}})
+
+# %% ../../nbs/2_data/10_contracts.ipynb #b496e4e7
+class Contract(_ContractColumns):
+    "What a dataset's rows must be."
 
     @property
     def digest(self) -> str:

@@ -21,6 +21,8 @@ from ...core.progress import progress_bar
 from ...core import lake
 from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
+
+# %% ../../../nbs/2_data/35_ingest.ipynb #8103fe81
 from ..batches import QUARANTINE, Chunk, Plan, Tally, source_of, write_all
 from ..duplicates import KeyHashes, without_duplicate_keys
 from ..appearance import appearance_notes

@@ -323,9 +323,24 @@ class _SourceUri:
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"
 
+# %% ../../../nbs/2_data/21_sources.ipynb #d0e191ef
+class _SourceOptions(_SourceUri):
+    "What the options of a source say to an ingest."
+
+    @property
+    def complete(self) -> bool:
+        "Whether an option says that its parts are a full export: all rows that there are."
+        written = self._split_uri[1]
+        return _parse_options(written, self.kind, self.uri).get("complete", False)
+
+    @property
+    def is_incremental(self) -> bool:
+        "Whether an option asks for new rows only."
+        return "watermark" in self._split_uri[1]
+
 # %% ../../../nbs/2_data/21_sources.ipynb #86e077f6
 @dataclass(frozen=True, repr=False)
-class Source(_SourceUri):
+class Source(_SourceOptions):
     "Where rows come from: files, a database, a table."
 
     def parts(
@@ -344,17 +359,6 @@ class Source(_SourceUri):
 
     def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
         return _parts_of_kind(self, root, since)
-
-    @property
-    def complete(self) -> bool:
-        "Whether an option says that its parts are a full export: all rows that there are."
-        written = self._split_uri[1]
-        return _parse_options(written, self.kind, self.uri).get("complete", False)
-
-    @property
-    def is_incremental(self) -> bool:
-        "Whether an option asks for new rows only."
-        return "watermark" in self._split_uri[1]
 
     def facts(self) -> dict[str, str]:
         "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."

@@ -45,6 +45,21 @@ class _PartRecord:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         return DataError(f"{self.origin} cannot be read: {reason}")
 
+    @property
+    def text_format(self) -> TextFormat:
+        "How the values of its columns of text are written, with the formats of the contract."
+        own = self.dialect or TextFormat({})
+        if not self.formats:
+            return own
+        unsure = {c: option for c, option in (own.unsure or {}).items() if c not in self.formats}
+        commas = own.commas - self.formats.keys()
+        formats = {**(own.formats or {}), **self.formats}
+        return replace(own, formats=formats, unsure=unsure, commas=commas)
+
+    def with_formats(self, formats: Mapping[str, str]) -> Self:
+        "Return the part with formats of columns, which count more than what its beginning shows."
+        return replace(self, formats=dict(formats)) if formats else self
+
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #20b7f73b
 @dataclass(frozen=True)
 class Part(_PartRecord):
@@ -87,21 +102,6 @@ class Part(_PartRecord):
     def typed(self, frame: pl.DataFrame, dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:
         "Return a batch of text in these types: null where a value is not of its type."
         return convert(frame, dtypes, self.origin, self.text_format, strict=False)
-
-    @property
-    def text_format(self) -> TextFormat:
-        "How the values of its columns of text are written, with the formats of the contract."
-        own = self.dialect or TextFormat({})
-        if not self.formats:
-            return own
-        unsure = {c: option for c, option in (own.unsure or {}).items() if c not in self.formats}
-        commas = own.commas - self.formats.keys()
-        formats = {**(own.formats or {}), **self.formats}
-        return replace(own, formats=formats, unsure=unsure, commas=commas)
-
-    def with_formats(self, formats: Mapping[str, str]) -> Self:
-        "Return the part with formats of columns, which count more than what its beginning shows."
-        return replace(self, formats=dict(formats)) if formats else self
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #4defdd85
 def rebatched(
