@@ -50,6 +50,7 @@ class Appearance:
 
 # %% ../../nbs/2_data/22a_appearance.ipynb #df82fed4
 _CURRENCIES = "USD EUR GBP CHF JPY CNY INR SEK NOK DKK PLN CZK HUF BRL CAD AUD Rs kr zł Kč".split()
+_SEPARATED = r"\d[,'’ \u00a0\u202f]\d|\..*\."
 _SPACE = r"[ \u00a0\u202f]?"
 _WRITTEN_NUMBER = re.compile(
     rf"[+-]?(?:([^\d\s+.,'-]{{1,3}})({_SPACE}))?[+-]?(?:\d(?:[\d.,'’ \u00a0\u202f]*\d)?)"
@@ -86,6 +87,8 @@ def _number_appearances(text: pl.Series) -> Iterator[Appearance]:
         return
     (before, gap, space, after), _ = affixes.most_common(1)[0]
     looks = _number_looks(before, after)
+    if not before and not after and not text.str.contains(_SEPARATED).any():
+        return  # plain numbers, which are text on purpose, as in JSON
     numbers = [*EXAMPLE_NUMBERS] if looks in ("money", "numbers with separators") else _PLAIN_FIRST
     for number in numbers if looks else ():
         yield Appearance(looks, "float", f"{before}{gap}{number}{space}{after}")
