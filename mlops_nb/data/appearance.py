@@ -89,8 +89,10 @@ def _number_appearances(text: pl.Series) -> Iterator[Appearance]:
     looks = _number_looks(before, after)
     if not before and not after and not text.str.contains(_SEPARATED).any():
         return  # plain numbers, which are text on purpose, as in JSON
+    if looks is None:
+        return
     numbers = [*EXAMPLE_NUMBERS] if looks in ("money", "numbers with separators") else _PLAIN_FIRST
-    for number in numbers if looks else ():
+    for number in numbers:
         yield Appearance(looks, "float", f"{before}{gap}{number}{space}{after}")
 
 # %% ../../nbs/2_data/22a_appearance.ipynb #66742c40
@@ -100,7 +102,8 @@ _LEAST_SHARE = 0.5  # of the values that must look alike
 def _fitting_appearances(text: pl.Series) -> list[Appearance]:
     "Return the appearances that most texts have; several if these read the texts differently."
     possible = [*_number_appearances(text)]
-    if text.str.contains(r"\d").mean() >= _LEAST_SHARE:
+    with_digits = text.filter(text.str.contains(r"\d"))
+    if len(with_digits) >= _LEAST_SHARE * len(text):
         possible += [Appearance("dates", "date", form) for form in _DATE_FORMATS]
     counts = {look: look.count(text) for look in possible}
     most = max(counts.values(), default=0)
