@@ -20,6 +20,7 @@ import typer
 from ..core.errors import MlopsError, panics_as_errors
 from ..core.masking import masked
 from ..core.settings import Settings, load_settings
+from .data_commands import drop_command
 from mlops_nb.front.console import (
     alerts_text,
     console,
@@ -272,6 +273,9 @@ def _check_batch(
             f"{len(batch.failed)} of {size} sets failed: mend the cause and run the same "
             "command again, it repeats only these"
         )
+
+# %% ../../nbs/7_front/03_cli.ipynb #c6e4b140
+app.command("drop")(drop_command)
 
 # %% ../../nbs/7_front/03_cli.ipynb #1aa60284
 @app.command("status")

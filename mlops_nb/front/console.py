@@ -264,8 +264,25 @@ def run_lines(
 
     reused = [stage.name for stage in run.stages if stage.state == "reused"]
     note = f" (reused: {', '.join(reused)})" if reused else ""
-    lines = {"run": f"{run.id} {run.state}{note}", "data": run.outputs.get("dataset_version")}
+    data = run.outputs.get("dataset_version")
+    lines = {"run": f"{run.id} {run.state}{note}", "data": data}
+    lines |= _data_lines(data, settings)
     return lines | _model_lines(pages.state(settings), settings) | _next_lines(settings)
+
+
+def _data_lines(ref: str | None, settings: Settings) -> dict[str, str]:
+    "Return a line for each thing that the ingest of a dataset version noticed."
+    from mlops_nb.core.errors import MlopsError
+    from mlops_nb.data.versions import dataset
+
+    if ref is None:
+        return {}
+    try:
+        notes = dataset(ref, settings=settings).notes
+    except MlopsError:
+        return {}  # no dataset of this workspace
+    numbers = range(1, len(notes) + 1)
+    return {f"note {number}": note for number, note in zip(numbers, notes, strict=True)}
 
 
 def _next_lines(settings: Settings) -> dict[str, str]:
