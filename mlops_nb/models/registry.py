@@ -182,7 +182,7 @@ def tested(
     path = tracking.fetch(report_uri, settings=settings) / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     judged = report if report.get("checks") else {"passed": False}
-    require_passed(judged, report_uri)
+    require_passed(judged, report_uri, undecided=approvals.undecided_policy(objective))
     require_same_objective(report, objective, report_uri)
     return report
 
@@ -322,7 +322,8 @@ def _require_report(folder: Path, objective: Objective, uri: str, despite: str) 
     "Raise `RegistryError` if a test report failed, or judges by another objective."
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     require_same_objective(report, objective, uri)
-    require_passed(report, uri, despite=despite)
+    undecided = approvals.undecided_policy(objective)
+    require_passed(report, uri, despite=despite, undecided=undecided)
 
 # %% ../../nbs/4_models/05_registry.ipynb #945308b0
 def register(

@@ -24,7 +24,7 @@ from .checks import raise_problems, review
 from .execution import Execution, Progress, perform_stage, progress_listener
 from .files import Problem
 from .folders import stage_notebooks
-from .ledger import Ledger
+from .ledger import SUCCEEDED, Ledger
 from .runs import Run, StageRun, workflow_html
 from .stages import Stage, wiring
 
@@ -50,7 +50,7 @@ def _earlier_outputs(
     for giver, taker, name in wires:
         if taker not in chosen or giver in chosen:
             continue
-        last = ledger.newest(stage=giver, stopped=True)
+        last = ledger.newest(*SUCCEEDED, stage=giver)
         if not last or name not in last.outputs:
             raise WorkflowError(
                 f"{taker} takes `{name}` from {giver}, which has not succeeded in any run yet: "
@@ -84,32 +84,39 @@ def _perform_stages(
 ) -> None:
     "Perform stages as soon as those before them are done; raise `WorkflowError` if one fails."
     results = {r.name: r for r in execution.run.stages}
-    failed = None
+    ended: list[StageRun] = []  # stages after which no other is started
     running: dict[Future, Stage] = {}
     with ThreadPoolExecutor(execution.at_once) as pool:
         try:
-            while running or (not failed and graph.is_active()):
-                ready = [] if failed else graph.get_ready()
+            while running or (not ended and graph.is_active()):
+                ready = [] if ended else graph.get_ready()
                 for stage in (stage for stage in stages if stage.name in ready):
                     running[pool.submit(perform, stage, results[stage.name])] = stage
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
-                    name = running.pop(future).name
-                    if results[name].state != "failed":
-                        graph.done(name)
-                    elif not failed:
-                        failed = results[name]
+                    result = results[running.pop(future).name]
+                    if result.state in SUCCEEDED:
+                        graph.done(result.name)
+                    else:
+                        ended.append(result)
         finally:
             execution.stop.set()
-    if failed:
-        raise WorkflowError(
-            f"stage {failed.name} failed. {failed.error}. "
-            f"The executed notebook is {failed.notebook}",
-            run=execution.run,
-        )
+    _raise_failure(execution.run, ended)
+
+
+def _raise_failure(run: Run, ended: list[StageRun]) -> None:
+    "Raise `WorkflowError` about the first stage that failed, if one did."
+    failed = next((stage for stage in ended if stage.state == "failed"), None)
+    if failed is None:
+        return
+    raise WorkflowError(
+        f"stage {failed.name} failed. {failed.error}. The executed notebook is {failed.notebook}",
+        run=run,
+    )
 
 # %% ../../../nbs/6_flow/18_workflow.ipynb #ba2e9ceb
-_STAGE_FACTS = ("name", "state", "seconds", "id", "notebook", "reused_from", "error", "note")
+_STAGE_FACTS = ("name", "state", "seconds", "id", "notebook", "reused_from")
+_STAGE_TEXTS = ("error", "note", "command")
 
 
 @contextmanager
@@ -125,9 +132,9 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
     events.record(log, "run_started", f"run:{run.id}", by=by, **started)
     try:
         yield
-        run.state = "done"
+        run.state = "waiting" if run.waiting else "done"
     finally:
-        if run.state != "done":
+        if run.state == "running":
             run.state = "failed"
         execution.ledger.close(run.id, run.state, run.outputs)
         finished = {"state": run.state, "stages": [_stage_facts(stage) for stage in run.stages]}
@@ -136,7 +143,7 @@ def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> I
 
 def _stage_facts(stage: StageRun) -> dict[str, Any]:
     "Return what the log keeps of a stage."
-    facts = {name: getattr(stage, name) for name in _STAGE_FACTS}
+    facts = {name: getattr(stage, name) for name in _STAGE_FACTS + _STAGE_TEXTS}
     return facts | {"seconds": round(stage.seconds, 2)}
 
 # %% ../../../nbs/6_flow/18_workflow.ipynb #2aa40049
