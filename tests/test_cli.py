@@ -23,7 +23,7 @@ from conftest import free_port
 from mlops_nb.core import cluster, head, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.front.cli import parse_parameters
+from mlops_nb.front.run_commands import parse_parameters
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"

@@ -91,6 +91,7 @@ def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
     finished = events.newest(log, "run_finished", event["subject"])
     if finished:
         run |= {"finished": finished["at"].isoformat(), **finished["details"]}
+        run["waits"] = _waits(finished, log)
     return run
 
 
@@ -103,7 +104,31 @@ def _running(event: dict[str, Any]) -> dict[str, Any]:
         "state": "running",
         "finished": None,
         "stages": [],
+        "waits": [],
     }
+
+
+def _waits(finished: dict[str, Any], log: pl.DataFrame) -> list[dict[str, Any]]:
+    "Return for each waiting stage of a run the reason, the command, and the decision since."
+    later = log.filter(pl.col("at") > finished["at"])
+    decisions = events.list_events(later, kind=("approved", "rejected"))
+    waiting = [s for s in finished["details"]["stages"] if s["state"] == "waiting"]
+    return [
+        {
+            "stage": stage["name"],
+            "reason": stage["note"],
+            "command": stage["command"],
+            "decision": _decision_text(stage["command"], decisions),
+        }
+        for stage in waiting
+    ]
+
+
+def _decision_text(command: str, decisions: list[dict[str, Any]]) -> str | None:
+    "Return the newest decision about what a command names, in words, or None."
+    subjects = command.split()
+    own = [event for event in decisions if event["subject"] in subjects]
+    return f"{own[-1]['subject']} was {own[-1]['kind']} by {own[-1]['by']}" if own else None
 
 # %% ../../nbs/7_front/00_pages.ipynb #5c2e02cb
 def models(
