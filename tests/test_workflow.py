@@ -1118,6 +1118,96 @@ def test_a_stage_that_ends_itself_before_it_gave_what_is_taken_failed(workspace,
         Workflow.discover(tmp_path).run(settings=workspace)
 
 
+def asking(folder: Path) -> tuple[Path, str]:
+    "A file that stands for a person's decision, and a cell that waits until it is there."
+    decided = folder / "decided"
+    return (
+        decided,
+        f"""\
+from pathlib import Path
+from mlops_nb.core.errors import WaitingForPerson
+print("asking")
+if not Path({str(decided)!r}).exists():
+    raise WaitingForPerson("m/1 waits for a person", "mlops-nb approve m/1 --by NAME")
+print("decided: " + Path({str(decided)!r}).read_text())""",
+    )
+
+
+@pytest.mark.cluster
+def test_a_run_waits_for_a_person_and_goes_on_after_the_decision(either, tmp_path):
+    decided, ask = asking(tmp_path)
+    stage(tmp_path, "1_a", "", "glue('x', 1)")
+    stage(tmp_path, "2_b", "x: int", "glue('half', x)", ask, "glue('y', x)")
+    stage(tmp_path, "3_c", "y: int", "glue('z', y)")
+    lines = []
+    flow, options = Workflow.discover(tmp_path), {"settings": either}
+    run = flow.run(on_event=lambda now: lines.append((now.what, now.stage)), **options)
+    assert [s.state for s in run.stages] == ["done", "waiting", "not run"]
+    assert run.state == "waiting" and ("waiting", "b") in lines and run.outputs["half"] == 1
+    [waits] = run.waiting
+    assert (waits.note, waits.command) == (
+        "m/1 waits for a person",
+        "mlops-nb approve m/1 --by NAME",
+    )
+    assert waits.error is None and "mlops-nb approve m/1" in run._repr_html_()
+
+    nb = nbformat.read(waits.notebook, as_version=4)
+    assert status(waits.notebook) == ["completed"] * 3 + ["waiting", "not run"]
+    outputs = [o for cell in code(waits.notebook) for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"], "nothing looks like a failure"
+    assert outputs[-2].text == "asking\n" and "approve m/1" in outputs[-1].data["text/html"]
+    assert not nb.metadata.papermill.exception
+    assert "approve m/1" in Path(waits.notebook).with_suffix(".html").read_text()
+
+    ledger = Ledger(either)
+    stage_run, whole = (ledger.client.get_run(id_) for id_ in (waits.id, run.id))
+    assert stage_run.data.tags["mlops_nb.command"] == waits.command
+    assert whole.data.tags["mlops_nb.state"] == "waiting" and whole.info.status == "FINISHED"
+    finished = events.newest(either.events, "run_finished", f"run:{run.id}")["details"]
+    assert (finished["state"], finished["stages"][1]["command"]) == ("waiting", waits.command)
+
+    assert [s.state for s in flow.run(**options).stages] == ["reused", "waiting", "not run"]
+    decided.write_text("yes")
+    after = flow.run(**options)
+    assert after.state == "done" and [s.state for s in after.stages] == ["reused", "done", "done"]
+    assert [s.state for s in flow.run(**options).stages] == ["reused"] * 3
+
+
+@pytest.mark.cluster
+def test_a_failure_beside_a_stage_that_waits_is_the_runs_end(workspace, tmp_path):
+    _, ask = asking(tmp_path)
+    workspace = workspace.model_copy(
+        update={"cluster": workspace.cluster.model_copy(update={"stages": 2})}
+    )
+    stage(tmp_path, "1_a", "", ask)
+    stage(tmp_path, "2_b", "", "import time\ntime.sleep(3)", "1 / 0", "glue('y', 1)")
+    stage(tmp_path, "3_c", "y: int", "glue('z', y)")
+    with pytest.raises(WorkflowError, match="stage b failed") as e:
+        Workflow.discover(tmp_path).run(settings=workspace)
+    assert e.value.run.state == "failed"
+    assert [s.state for s in e.value.run.stages] == ["waiting", "failed", "not run"]
+
+
+@pytest.mark.cluster
+def test_a_batch_with_a_set_that_waits_has_not_failed(workspace, tmp_path):
+    _, ask = asking(tmp_path)
+    path = stage(tmp_path, "ask", "n = 0", "if n == 1:\n    " + ask.replace("\n", "\n    "))
+    batch = workflow_map(path, [{"n": 0}, {"n": 1}], settings=workspace)
+    assert [s.state for s in batch.stages] == ["done", "waiting"]
+    assert batch.state == "waiting" and not batch.failed
+
+
+@pytest.mark.cluster
+def test_a_stage_left_out_gives_what_its_last_run_used(workspace, tmp_path):
+    "Also if that run reused an older result: the result in between is not the last."
+    stage(tmp_path, "1_a", "n = 0", "glue('x', n)")
+    stage(tmp_path, "2_b", "x: int", "glue('y', x)")
+    flow, options = Workflow.discover(tmp_path), {"settings": workspace}
+    for n in (1, 2, 1):
+        flow.run({"n": n}, **options)
+    assert flow.run(first="b", **options).outputs == {"y": 1}
+
+
 @pytest.mark.cluster
 def test_warnings_are_with_the_run(workspace, tmp_path):
     path = stage(tmp_path, "1_a", "", "get_ipython().user_ns['y'] = 1", "glue('x', y)")
