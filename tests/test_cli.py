@@ -304,7 +304,7 @@ def test_a_run_that_waits_exits_0_and_says_what_to_type(tmp_path, ray_cluster):
     assert "m/1 was approved by ann: the next run goes on" in control_page(state(settings))
     done = call("run", *here)
     assert done.returncode == 0 and "waiting" not in done.stdout
-    assert "waits" not in call("status", *here).stdout
+    assert "go on" not in call("status", *here).stdout
 
 
 def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):

@@ -165,7 +165,7 @@ def approve_command(
     from mlops_nb.models import registry
 
     settings = load_settings(workspace)
-    decision = registry.approve(ref, by=by, settings=settings, note=note, despite=despite)
+    decision: Any = registry.approve(ref, by=by, settings=settings, note=note, despite=despite)
     console().print(f"{decision.ref} approved by {by}")
     for check in decision.undecided:
         console().print(f"its test could not decide {check}", soft_wrap=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULE', 'Approval', 'decision', 'rejection', 'policy', 'check_text', 'undecided_policy', 'failed_checks',
            'undecided_checks', 'report_passed', 'acceptance', 'record_approval', 'objection', 'record_rule_approval',
-           'record_rejection']
+           'approval_preview', 'record_rejection']
 
 # %% ../../nbs/4_models/03_approvals.ipynb #5e7fb079
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core import events
 from ..core.errors import ApprovalError, WaitingForPerson
+from ..core.preview import Preview
 from ..core.settings import Settings
 from ..core.templates import render
 from .bundle import Bundle
@@ -350,6 +351,21 @@ def _require_valid(
     waiting = _waiting(approval.ref, bundle, settings)
     if waiting and approval.by == RULE:
         raise waiting
+
+# %% ../../nbs/4_models/03_approvals.ipynb #84d76309
+def approval_preview(
+    ref: str,  # of the version
+    bundle: Bundle,
+    *,
+    settings: Settings,
+) -> Preview:
+    "Return what an approval by the rule would do now."
+    if before := decision(ref, settings=settings):
+        return Preview(f"{ref} stays {before.kind} by {before.by}")
+    accepted = acceptance(ref, bundle.digest, settings=settings)
+    if error := objection(ref, bundle, accepted, settings=settings):
+        return Preview(f"the rule would not approve {ref} as it is now", {"reason": str(error)})
+    return Preview(f"the rule would approve {ref}")
 
 # %% ../../nbs/4_models/03_approvals.ipynb #8620503d
 def record_rejection(

@@ -21,6 +21,7 @@ import polars as pl
 
 from ..core import cluster, events, library, tracking
 from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
+from ..core.preview import Preview
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import render
 from . import approvals, roles
@@ -435,12 +436,15 @@ def approve(
     by: str = RULE,  # the person who decides; "rule": the rule does
     note: str = "",
     despite: str = "",  # why a person approves although a check of its tests failed
+    confirm: bool = True,  # False: do nothing, and return what the rule would do
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Approval:
+) -> Approval | Preview:
     "Approve a version for production, or raise `ApprovalError`. Return the approval."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     bundle = version.bundle(settings)
+    if not confirm:
+        return approvals.approval_preview(version.ref, bundle, settings=settings)
     if by == RULE and not despite:
         return approvals.record_rule_approval(version.ref, bundle, note=note, settings=settings)
     facts = {"by": by, "note": note, "despite": despite}

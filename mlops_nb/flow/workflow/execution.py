@@ -35,7 +35,7 @@ from .ledger import Ledger
 from .outputs import save_outputs
 from .publishing import publish
 from .runs import ENDED_STATES, Run, StageRun
-from .stages import RESERVED, Stage
+from .stages import Stage
 from .values import type_errors
 
 # %% ../../../nbs/6_flow/16_workflow_execution.ipynb #3de9e142
@@ -150,12 +150,12 @@ def perform_stage(
     execution: Execution,
     stage: Stage,
     result: StageRun,  # is filled in
-    values: dict[str, Any],  # parameters by name, without `run_id`
+    values: dict[str, Any],  # parameters by name, without the reserved ones
     name: str = "",  # of the executed notebook; default: the stage's own
 ) -> None:
     "Reuse a stage's earlier result, or execute its notebook."
-    if RESERVED in stage.parameters:
-        values = {**values, RESERVED: execution.run.id}
+    engines = {"run_id": execution.run.id, "confirm": True}
+    values = {**values, **{name: engines[name] for name in stage.reserved}}
     digest = _stage_key(execution, stage, values)
     earlier = _reusable(execution, stage, digest)
     facts = {"parameters": values, "stage": stage.name, "key": digest}
