@@ -258,7 +258,7 @@ def monitor_command(
 
     settings = load_settings(workspace)
     with console(stderr=True).status("checking the traffic"):
-        result = monitoring.monitor(model, settings=settings)
+        result: Any = monitoring.monitor(model, settings=settings)
     if as_json:
         return print_json({"model": model} | _monitoring_json(result))
     alerts = [alert.as_dict() for alert in result.open_alerts]

@@ -155,7 +155,7 @@ def wait_lines(
     run: dict[str, Any] | None,  # the last run, as in `pages.state`
 ) -> dict[str, str]:  # text by name, for `print_lines`
     "Return the lines about the stages that wait for a person, or nothing if none does."
-    lines = {}
+    lines: dict[str, str] = {}
     for wait in (run or {}).get("waits", []):
         if wait["decision"]:
             lines |= {"decided": wait["decision"], "go on": "mlops-nb run"}

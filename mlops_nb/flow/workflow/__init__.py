@@ -296,7 +296,7 @@ def _of_run(name: str, settings: Settings) -> tuple[datetime, Any, str] | None:
     result = ledger.newest(*SUCCEEDED, stage=stage)
     if result is None or name not in result.outputs:
         return None
-    ended = ledger.client.get_run(result.id).info.end_time
+    ended = ledger.client.get_run(str(result.id)).info.end_time
     at = datetime.fromtimestamp(ended / 1000, UTC)
     origin = f"of stage {stage} in run {result.reused_from}, {at:%Y-%m-%d %H:%M} UTC"
     return at, result.outputs[name], origin

@@ -189,7 +189,7 @@ def _run_cell(client: Recorder, i: int, cell: dict) -> bool:
     return what == "done"
 
 
-def _close(cell: dict, ending: tuple[str, str] | None) -> str:
+def _close(cell: Any, ending: tuple[str, str] | None) -> str:
     "Give a cell the output that says how it ended. Return done, waiting or failed."
     if ending is None:
         return "done"
@@ -210,7 +210,7 @@ def _add_error(cell: dict, kind: str, message: str) -> None:
 WAITING_MIME = "application/vnd.mlops-nb.waiting+json"  # its value has `reason` and `command`
 
 
-def _show_waiting(cell: dict) -> bool:
+def _show_waiting(cell: Any) -> bool:
     "Replace the error output of a cell that waits for a person by a note, if it has one."
     for i, output in enumerate(cell.outputs):
         is_waiting = output.get("ename") == WaitingForPerson.__name__
