@@ -2332,8 +2332,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlops_nb/flow/workflow/stages.py'),
                                                'mlops_nb.flow.workflow.stages._glue_calls': ( '6_flow/workflow_stages.html#_glue_calls',
                                                                                               'mlops_nb/flow/workflow/stages.py'),
-                                               'mlops_nb.flow.workflow.stages._is_confirm': ( '6_flow/workflow_stages.html#_is_confirm',
-                                                                                              'mlops_nb/flow/workflow/stages.py'),
                                                'mlops_nb.flow.workflow.stages._literal_name': ( '6_flow/workflow_stages.html#_literal_name',
                                                                                                 'mlops_nb/flow/workflow/stages.py'),
                                                'mlops_nb.flow.workflow.stages._name_problems': ( '6_flow/workflow_stages.html#_name_problems',

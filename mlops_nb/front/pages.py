@@ -107,7 +107,7 @@ def _running(event: dict[str, Any]) -> dict[str, Any]:
         "waits": [],
     }
 
-
+# %% ../../nbs/7_front/00_pages.ipynb #22d644a8
 def _waits(finished: dict[str, Any], log: pl.DataFrame) -> list[dict[str, Any]]:
     "Return for each waiting stage of a run the reason, the command, and the decision since."
     later = log.filter(pl.col("at") > finished["at"])

@@ -286,7 +286,7 @@ def objection(
         return ApprovalError(f"{untested}, or `{command}`")
     return None
 
-
+# %% ../../nbs/4_models/03_approvals.ipynb #ea778b16
 def _waiting(ref: str, bundle: Bundle, settings: Settings) -> WaitingForPerson | None:
     "Return that a person has to decide and why, or None if the rule may."
     reason = None

@@ -47,6 +47,7 @@ from ..science.objective import Objective, model_name
 from ..science.pipeline import load_pipeline, types_in_file, load_candidate_files
 from ..science.signature import Signature
 
+# %% ../../nbs/4_models/05_registry.ipynb #3794b438
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient

@@ -213,7 +213,7 @@ class Batch(Run):
         sets = table.head(_SHOWN_SETS)
         return render("batch.html", id=self.id, counts=counts, sets=sets, more=more)
 
-
+# %% ../../../nbs/6_flow/17_workflow_batch.ipynb #7b087670
 def _table_row(values: dict[str, Any], stage: StageRun) -> dict[str, Any]:
     "Return one set of parameters with what came of it."
     return {

@@ -189,7 +189,7 @@ def _execute(execution: Execution, stage: Stage, result: StageRun, values: dict[
             result.state = "failed"
         _record(execution, result)
 
-
+# %% ../../../nbs/6_flow/16_workflow_execution.ipynb #180d1684
 def _complete(execution: Execution, stage: Stage, result: StageRun, values: dict[str, Any]) -> None:
     "Execute a stage's notebook, with retries, and fill in what it gave."
     errors = type_errors(stage, values)

@@ -107,11 +107,6 @@ def _literal_name(arguments: list[ast.expr]) -> str | None:
     return None
 
 # %% ../../../nbs/6_flow/03_workflow_stages.ipynb #966e4a4b
-def _is_confirm(name: str, default: str | None) -> bool:
-    "Return whether a parameter is the one that a run sets to True."
-    return name == "confirm" and default == "False"
-
-
 class Stage(Notebook):
     "A notebook with parameters and outputs."
 
@@ -139,8 +134,9 @@ class Stage(Notebook):
     @property
     def reserved(self) -> list[str]:
         "Return the parameters to which the engine alone gives a value."
-        defaults = {name: parameter.default for name, parameter in self.parameters.items()}
-        return [name for name in defaults if name == "run_id" or _is_confirm(name, defaults[name])]
+        confirms = self.parameters.get("confirm")
+        names = ["run_id"] if "run_id" in self.parameters else []
+        return [*names, "confirm"] if confirms and confirms.default == "False" else names
 
     @cached_property
     def glues(self) -> dict[str, int]:

@@ -161,7 +161,7 @@ def monitor(
         notify(model, settings=settings)
     return replace(run, open_alerts=tuple(open_alerts(model, settings=settings)))
 
-
+# %% ../../../nbs/5_service/16_monitoring.ipynb #6c818ff8
 def _preview(model: str, settings: Settings) -> Preview:
     "Return what a monitoring run would judge."
     traffic = gather(model, datetime.now(UTC), settings=settings)
