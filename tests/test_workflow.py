@@ -30,7 +30,7 @@ from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import imported_modules
 from mlops_nb.core.locks import try_lock, workspace_lock
 from mlops_nb.core.settings import StageSection, create, load_settings
-from mlops_nb.flow.workflow import Workflow, driver, kernels
+from mlops_nb.flow.workflow import Workflow, driver, kernels, latest
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
@@ -1206,6 +1206,93 @@ def test_a_stage_left_out_gives_what_its_last_run_used(workspace, tmp_path):
     for n in (1, 2, 1):
         flow.run({"n": n}, **options)
     assert flow.run(first="b", **options).outputs == {"y": 1}
+
+
+# By hand
+
+
+@pytest.fixture
+def bench(ray_cluster, tmp_path):
+    "A workspace with two stages; the second takes the latest output of the first by hand."
+    settings = create(tmp_path / "w")
+    settings.notebooks.mkdir()
+    stage(settings.notebooks, "1_a", "n = 0", "glue('x', 10 // n)")
+    parameters = "from mlops_nb import workflow\n\nx = workflow.latest('x')\nconfirm = False"
+    stage(settings.notebooks, "2_b", parameters, "glue('y', [x, confirm])")
+    return settings
+
+
+def by_hand(settings, name: str) -> list:
+    "What a notebook shows if a person runs it in a kernel of JupyterLab: its outputs."
+    path = settings.notebooks / f"{name}.ipynb"
+    env = os.environ | {"JPY_SESSION_NAME": str(path), "MLOPS_NB_WORKSPACE": str(settings.root)}
+    nb = nbformat.read(path, as_version=4)
+    ends = [c for what, _, c in drive(nb, env=env, cwd=str(path.parent)) if what in STORY_ENDS]
+    return [output for cell in ends for output in cell["outputs"]]
+
+
+STORY_ENDS = ("done", "failed")
+
+
+@pytest.mark.cluster
+def test_the_latest_output_is_of_the_last_run_whose_stage_succeeded(bench, monkeypatch):
+    with pytest.raises(WorkflowError, match="expected a run of stage a, .*`mlops-nb run --to a`"):
+        latest("x", settings=bench)
+    with pytest.raises(WorkflowError, match="'xx', which no stage in .* glues"):
+        latest("xx", settings=bench)
+    flow = Workflow.discover(bench.notebooks)
+    for n, x in ((1, 10), (5, 2), (1, 10)):  # the third reuses the first
+        assert flow.run({"n": n}, settings=bench).outputs["y"] == [x, True]
+        assert latest("x", settings=bench) == x
+    with pytest.raises(WorkflowError, match="ZeroDivisionError"):
+        flow.run({"n": 0}, settings=bench)
+    assert latest("x", settings=bench) == 10
+    monkeypatch.setenv("MLOPS_NB_RUN_ID", "1")
+    monkeypatch.setattr(Ledger, "newest", None)
+    assert latest("x", settings=bench) == "", "a run looks nothing up"
+
+
+@pytest.mark.cluster
+def test_notebooks_run_by_hand_hand_on_what_they_glue(bench):
+    [error] = by_hand(bench, "2_b")
+    assert "expected a run of stage a, which gives `x`, got none yet" in error["evalue"]
+    edit(bench.notebooks / "1_a.ipynb", "n = 0", "n = 3")
+    by_hand(bench, "1_a")
+    origin, glued = by_hand(bench, "2_b")
+    assert origin["data"]["text/plain"].startswith("x: of 1_a.ipynb, run by hand 2")
+    assert glued["data"]["text/plain"] == "y = [3, false]", "nothing is confirmed by hand"
+    run = Workflow.discover(bench.notebooks).run({"n": 5}, settings=bench)
+    origin, glued = by_hand(bench, "2_b")
+    assert f"x: of stage a in run {run.id}" in origin["data"]["text/plain"]
+    assert glued["data"]["text/plain"] == "y = [2, false]"
+    by_hand(bench, "1_a")
+    assert latest("x", settings=bench) == 3, "the newer of the two"
+
+
+@pytest.mark.cluster
+def test_a_table_glued_by_hand_is_a_file(bench):
+    cell = "import polars as pl\nglue('t', pl.DataFrame({'a': [1, 2]}))"
+    stage(bench.notebooks, "3_c", "", cell)
+    by_hand(bench, "3_c")
+    assert pl.read_parquet(latest("t", settings=bench))["a"].to_list() == [1, 2]
+
+
+def test_a_default_for_work_by_hand_is_none_in_a_run(tmp_path):
+    path = stage(tmp_path, "2_b", "x = workflow.latest('x')", "glue('y', x)")
+    edit(path, "x = workflow", "from mlops_nb import workflow\\nx = workflow")
+    [problem] = Workflow.discover(tmp_path).check()
+    assert "`x` has a default for work by hand and no stage glues it" in problem.message
+    assert Workflow.discover(tmp_path).check({"x": 1}) == []
+    stage(tmp_path, "1_a", "", "glue('x', 1)")
+    assert Workflow.discover(tmp_path).check() == []
+
+
+def test_only_the_workflow_confirms(tmp_path):
+    stage(tmp_path, "1_a", "confirm = False", "glue('x', confirm)")
+    [problem] = Workflow.discover(tmp_path).check({"confirm": False})
+    assert "`confirm` cannot be given: the workflow fills it in" in problem.message
+    stage(tmp_path, "1_a", "confirm = 'no'", "glue('x', confirm)")
+    assert Workflow.discover(tmp_path).check({"confirm": "yes"}) == [], "an ordinary parameter"
 
 
 @pytest.mark.cluster
