@@ -2469,6 +2469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlops_nb.front.pages.RunRequest': ('7_front/pages.html#runrequest', 'mlops_nb/front/pages.py'),
                                       'mlops_nb.front.pages._add_api': ('7_front/pages.html#_add_api', 'mlops_nb/front/pages.py'),
                                       'mlops_nb.front.pages._add_pages': ('7_front/pages.html#_add_pages', 'mlops_nb/front/pages.py'),
+                                      'mlops_nb.front.pages._again': ('7_front/pages.html#_again', 'mlops_nb/front/pages.py'),
                                       'mlops_nb.front.pages._champions': ('7_front/pages.html#_champions', 'mlops_nb/front/pages.py'),
                                       'mlops_nb.front.pages._check_request': ( '7_front/pages.html#_check_request',
                                                                                'mlops_nb/front/pages.py'),

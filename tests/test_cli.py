@@ -282,12 +282,14 @@ def test_a_run_that_waits_exits_0_and_says_what_to_type(tmp_path, ray_cluster):
     nbformat.write(ask, settings.root / "nbs" / "2_ask.ipynb")
     here = ("-w", settings.root)
 
-    done = call("run", *here)
+    command = ("run", "-p", "rows=2", *here)
+    done = call(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("waiting", "ask: m/1 waits for a person", "mlops-nb approve m/1 --by NAME"):
         assert words in done.stdout
+    assert "then  mlops-nb run -p rows=2\n" in done.stdout, "the same run"
     assert "error" not in done.stdout + done.stderr
-    told = json.loads(call("run", "--json", *here).stdout)
+    told = json.loads(call(*command, "--json").stdout)
     assert told["state"] == "waiting"
     assert [s["state"] for s in told["stages"]] == ["reused", "waiting"]
     assert told["stages"][1]["command"] == "mlops-nb approve m/1 --by NAME"
@@ -299,10 +301,10 @@ def test_a_run_that_waits_exits_0_and_says_what_to_type(tmp_path, ray_cluster):
     events.record(settings.events, "approved", "m/1", by="ann")
     (settings.root / "decided").touch()
     text = call("status", *here).stdout
-    assert "m/1 was approved by ann" in text and "go on  mlops-nb run" in text
+    assert "m/1 was approved by ann" in text and "go on  mlops-nb run -p rows=2" in text
     assert "to decide" not in text
-    assert "m/1 was approved by ann: the next run goes on" in control_page(state(settings))
-    done = call("run", *here)
+    assert "m/1 was approved by ann. To go on" in control_page(state(settings))
+    done = call(*command)
     assert done.returncode == 0 and "waiting" not in done.stdout
     assert "go on" not in call("status", *here).stdout
 

@@ -143,7 +143,7 @@ class WaitingForPerson(ApprovalError):
         reason: str,  # what waits, and why a person has to decide
         command: str,  # that records the decision
     ):
-        super().__init__(f"{reason}: `{command}`, then `mlops-nb run` again")
+        super().__init__(f"{reason}: `{command}`, then `mlops-nb run` as before")
         self.reason = reason
         self.command = command
 

@@ -169,7 +169,7 @@ def approve_command(
     console().print(f"{decision.ref} approved by {by}")
     for check in decision.undecided:
         console().print(f"its test could not decide {check}", soft_wrap=True)
-    console().print(f"to go live: mlops-nb run, or mlops-nb deploy {decision.ref}")
+    console().print(f"to go live: the same mlops-nb run again, or mlops-nb deploy {decision.ref}")
 
 
 @app.command("reject")

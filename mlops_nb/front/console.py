@@ -156,12 +156,14 @@ def wait_lines(
 ) -> dict[str, str]:  # text by name, for `print_lines`
     "Return the lines about the stages that wait for a person, or nothing if none does."
     lines: dict[str, str] = {}
-    for wait in (run or {}).get("waits", []):
+    if run is None:
+        return lines
+    for wait in run["waits"]:
         if wait["decision"]:
-            lines |= {"decided": wait["decision"], "go on": "mlops-nb run"}
+            lines |= {"decided": wait["decision"], "go on": run["again"]}
         else:
             lines |= {"waits": f"{wait['stage']}: {wait['reason']}", "to decide": wait["command"]}
-            lines["go on"] = "mlops-nb run, after the decision"
+            lines["then"] = run["again"]
     return lines
 
 # %% ../../nbs/7_front/01_console.ipynb #a1a4ee37

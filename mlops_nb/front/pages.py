@@ -9,6 +9,7 @@ __all__ = ['state', 'models', 'control_page', 'report_file', 'report', 'RunReque
 # %% ../../nbs/7_front/00_pages.ipynb #4a1a18cc
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -95,6 +96,17 @@ def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
     return run
 
 
+def _again(started: dict[str, Any]) -> str:
+    "Return the command that starts the same run again."
+    options = []
+    for name, value in started.get("parameters", {}).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        options += ["-p", f"{name}={text}"]
+    for option, stage in (("--from", started.get("first")), ("--to", started.get("last"))):
+        options += [option, stage] if stage else []
+    return shlex.join(["mlops-nb", "run", *options])
+
+
 def _running(event: dict[str, Any]) -> dict[str, Any]:
     "Return what is known of a run by its first event."
     return {
@@ -105,6 +117,7 @@ def _running(event: dict[str, Any]) -> dict[str, Any]:
         "finished": None,
         "stages": [],
         "waits": [],
+        "again": _again(json.loads(event["details"])),
     }
 
 # %% ../../nbs/7_front/00_pages.ipynb #22d644a8

@@ -125,14 +125,17 @@ _STAGE_TEXTS = ("error", "note", "command")
 
 
 @contextmanager
-def _recorded(execution: Execution, by: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-    "Record that a run started, and how it ended."
+def _recorded(
+    execution: Execution, by: str, parameters: Mapping[str, Any], **between: str | None
+) -> Iterator[None]:
+    "Record that a run started, with its first and last stage if named, and how it ended."
     run = execution.run
     log = execution.settings.events
     started = {
         "stages": [stage.name for stage in run.stages],
         "parameters": masked_all(parameters),
         "warnings": [str(warning) for warning in run.warnings],
+        **between,
     }
     events.record(log, "run_started", f"run:{run.id}", by=by, **started)
     try:
@@ -247,7 +250,7 @@ class Workflow(_Plan):
             note(run=run.id)
             listen = on_event or progress_listener()
             execution = Execution(settings, run, ledger, listen, force, resolve, valid)
-            with _recorded(execution, by, parameters):
+            with _recorded(execution, by, parameters, first=first, last=last):
                 _run_stages(execution, stages, parameters)
         return run
 
