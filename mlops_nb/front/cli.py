@@ -504,16 +504,10 @@ def lab_command(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     workspace: WorkspaceOption = None,  # its folder
 ) -> None:
-    "JupyterLab on the workspace."
+    "JupyterLab on the workspace: saving a notebook exports it."
+    from mlops_nb.front.lab import lab_arguments, lab_variables
+
     settings = load_settings(workspace)
-    os.environ["MLOPS_NB_WORKSPACE"] = str(settings.root)
-    os.execv(sys.executable, _lab_command(settings.root, port, browser=browser))
-
-
-def _lab_command(root: Path, port: int, *, browser: bool) -> list[str]:
-    "Return the command line that starts JupyterLab."
-    command = [sys.executable, "-m", "jupyterlab"]
-    command += [f"--ServerApp.root_dir={root}", f"--ServerApp.port={port}"]
-    if os.getuid() == 0:
-        command.append("--allow-root")
-    return command if browser else [*command, "--no-browser"]
+    os.environ.update(lab_variables(settings))
+    os.chdir(settings.root)
+    os.execv(sys.executable, lab_arguments(settings.root, port, browser=browser))

@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 
 from ..core import tracking
-from ..core.cluster import connect
+from ..core.authoring import require_exported
+from ..core.cluster import connect, renew_code
 from ..core.errors import FoldError, TrainingError
 from ..core.progress import progress_bar
 from ..core.settings import Settings, load_settings
@@ -392,6 +393,7 @@ def search(
 ) -> Search:
     "Return the best of several candidates by cross-validation inside the training split."
     settings = settings or load_settings()
+    require_exported(settings)
     _require_trials(candidates, trials)
     train, splitting = _training_split(frame, splitting)
     parts = trial_folds(train, objective, folds, seed, splitting=splitting)
@@ -400,6 +402,7 @@ def search(
     for candidate in candidates:
         build_pipeline(candidate, {}, signature, import_function(name) if name else None)
     _require_cpu(settings)
+    renew_code(settings)
 
     shared = {"frame": train, "objective": objective, "parts": parts, "seed": seed}
     shared |= {"features": name, "signature": signature}
