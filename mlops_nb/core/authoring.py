@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LAB_VARIABLE', 'Definition', 'defined_names', 'NotebookCode', 'read_code', 'source_notebook', 'unexported',
-           'executed_otherwise', 'value_text', 'comparable_code', 'outdated_names', 'notebook_path',
+           'executed_otherwise', 'value_text', 'comparable_code', 'looks_same', 'outdated_names', 'notebook_path',
            'export_differences', 'require_exported', 'export_advice']
 
 # %% ../../nbs/1_core/07a_authoring.ipynb #37d43bae
 import ast
+import dis
 import json
 import os
 import re
@@ -239,17 +240,29 @@ def value_text(value: Any) -> str:
     return _MODULE.sub(r"\1", _ADDRESS.sub("", repr(value)))
 
 
+_WITHOUT_MEANING = ("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "RESUME")
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}  # their distances differ with the instructions between
+
+
 def comparable_code(code: CodeType) -> tuple:
     "Return what code does, as a value that equals that of the same code elsewhere."
-    constants = [_comparable_constant(constant) for constant in code.co_consts]
-    return code.co_code, code.co_names, code.co_varnames, constants
+    steps = [i for i in dis.get_instructions(code) if i.opname not in _WITHOUT_MEANING]
+    return [_comparable_step(step) for step in steps], code.co_varnames
 
 
-def _comparable_constant(value: Any) -> tuple | str:
-    return comparable_code(value) if isinstance(value, CodeType) else value_text(value)
+def _comparable_step(step: dis.Instruction) -> tuple:
+    "Return an instruction. Python loads a method of an imported module in two ways."
+    name = step.opname.replace("LOAD_METHOD", "LOAD_ATTR")
+    if step.opcode in _JUMPS:
+        return (name,)
+    value = step.argval
+    return name, comparable_code(value) if isinstance(value, CodeType) else value_text(value)
 
 # %% ../../nbs/1_core/07a_authoring.ipynb #2b671acb
-def _looks_same(ours: Any, theirs: Any) -> bool:
+def looks_same(
+    ours: Any,
+    theirs: Any,
+) -> bool:
     "Return whether two values of modules are the same, as far as they show what they are."
     if ours is theirs:
         return True
@@ -261,7 +274,7 @@ def _looks_same(ours: Any, theirs: Any) -> bool:
         mine = _own_members(ours)
         others = _own_members(theirs)
         return mine.keys() == others.keys() and all(
-            _looks_same(mine[name], others[name]) for name in mine
+            looks_same(mine[name], others[name]) for name in mine
         )
     return value_text(ours) == value_text(theirs)
 
@@ -294,7 +307,7 @@ def outdated_names(
     names = defined_names(Path(str(module.__file__)).read_text(encoding="utf-8"), package or "")
     ours = vars(module)
     theirs = vars(fresh)
-    return [n for n in names if n in theirs and not (n in ours and _looks_same(ours[n], theirs[n]))]
+    return [n for n in names if n in theirs and not (n in ours and looks_same(ours[n], theirs[n]))]
 
 
 def _outdated(module: ModuleType) -> list[str]:
@@ -331,7 +344,7 @@ def _old_imports(cells: Iterable[str], names: dict[str, Any], package: str) -> l
     old = []
     for name, (module, original) in _imports(cells, package).items():
         now = getattr(sys.modules.get(module), original, None)
-        if name in names and now is not None and not _looks_same(names[name], now):
+        if name in names and now is not None and not looks_same(names[name], now):
             old.append(f"`{name}` was taken from {module} before that changed")
     return old
 
@@ -416,6 +429,7 @@ def export_advice(
     "Return the message of an error about code that is not exported."
     steps = "save the notebook, run `nbdev-export`, restart the kernel and run all cells"
     if in_lab:
-        steps = "save the notebook (Ctrl-S, which exports it) and run all cells again"
+        steps = "save the notebook (Ctrl-S, which exports it) and run all cells again; if "
+        steps += "that does not help, restart the kernel"
     listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if problems[5:] else "")
     return f"{listed}. A run, a trial and the endpoint use the package: {steps}"

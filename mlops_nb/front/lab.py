@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,9 @@ def load_ipython_extension(
     "Make a kernel import changed modules before each cell. IPython calls it."
     shell.extension_manager.load_extension("autoreload")
     shell.run_line_magic("autoreload", "2")
+    with suppress(KeyError, AttributeError):  # reload the whole module, not its changed parts
+        reloader = shell.magics_manager.registry["AutoreloadMagics"]._reloader
+        reloader.deduper_reloader.enabled = False
 
 # %% ../../nbs/7_front/02a_lab.ipynb #e2618933
 def lab_variables(settings: Settings) -> dict[str, str]:

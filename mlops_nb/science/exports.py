@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from ..core.authoring import comparable_code, value_text
+from ..core.authoring import comparable_code, looks_same, value_text
 from ..core.errors import TrainingError
 from ..core.library import is_within
 
@@ -53,13 +53,21 @@ def dotted_name(
         features = exported_function(features, package)
     name = f"{features.__module__}.{features.__qualname__}"
     _require_package(name, package)
-    if import_function(name) is not features:
+    if not _is_or_was(import_function(name), features):
         raise TrainingError(
             f"{name} imports something else than the function given: pass a module's own function"
         )
     return name
 
 # %% ../../nbs/3_science/10_exports.ipynb #bbb121cb
+def _is_or_was(present: Any, given: Any) -> bool:
+    "Return whether a function is a module's own, or the same from before the module was reloaded."
+    if present is given:
+        return True
+    plain = isinstance(given, FunctionType) and given.__closure__ is None
+    return plain and looks_same(given, present)
+
+
 def _require_package(name: str, package: str) -> None:
     "Raise `TrainingError` if a function's name does not lie in the package."
     foreign = package != "" and not is_within(name, package)
