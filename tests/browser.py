@@ -39,7 +39,7 @@ def _free_port() -> int:
 
 
 def _configuration(folder: Path) -> dict[str, str]:
-    "Write a configuration of JupyterLab; return the variables that name it and nothing of the user."
+    "Write a configuration of JupyterLab. Return the variables that name it, and no other."
     (folder / "jupyter_lab_config.json").write_text('{"LabApp": {"expose_app_in_browser": true}}')
     news = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)

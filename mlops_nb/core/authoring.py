@@ -259,10 +259,7 @@ def _comparable_step(step: dis.Instruction) -> tuple:
     return name, comparable_code(value) if isinstance(value, CodeType) else value_text(value)
 
 # %% ../../nbs/1_core/07a_authoring.ipynb #2b671acb
-def looks_same(
-    ours: Any,
-    theirs: Any,
-) -> bool:
+def looks_same(ours: Any, theirs: Any) -> bool:
     "Return whether two values of modules are the same, as far as they show what they are."
     if ours is theirs:
         return True

@@ -261,7 +261,7 @@ def _has_old_code(settings: Settings) -> bool:
     import ray
 
     context = ray.get_runtime_context()
-    if context.get_actor_id() or context.get_task_id():
+    if context.worker.mode != ray.SCRIPT_MODE:  # Ray's word for a driver
         return False
     env = dict(context.runtime_env.get("env_vars") or {})
     is_ours = env.get("MLOPS_NB_WORKSPACE") == str(settings.root)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from ..core.authoring import require_exported
 from ..core import cluster, events, library, tracking
 from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
 from ..core.settings import Settings, load_settings as workspace
@@ -341,6 +342,7 @@ def register(
 ) -> ModelVersion:
     "Make a candidate a version of a model. Return it; the same candidate has the same version."
     settings = settings or workspace()
+    require_exported(settings)
     _require_names(name, candidate_uri)
     candidate = tracking.fetch(candidate_uri, settings=settings)
     report = tracking.fetch(report_uri, settings=settings)

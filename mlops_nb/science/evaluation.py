@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
+from ..core.authoring import require_exported
 from ..core.errors import EvaluationError
 from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
@@ -272,6 +273,7 @@ def evaluate(
     seed: int = 0,  # of the sample and the shuffling behind the importance
 ) -> Report:
     "Measure predictions on the test split, and return the report with the gate's checks."
+    require_exported()
     test = _prepare(frame, probability, objective, threshold, groups)
     model = test.measure(test.probability)
     rule = _against_baseline(test, model, baseline)

@@ -17,6 +17,7 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from ..core.authoring import require_exported
 from ..core.errors import FoldError, ObjectiveError
 from ..core.templates import figure_html, render
 from ..data.splits import Splitting
@@ -127,6 +128,7 @@ class Objective(_ObjectiveFields, frozen=True, extra="forbid"):
         min_gain: float = 0.01,  # the least gain that is worth a model's upkeep, in the metric
     ) -> "Warrant":
         "Compare a rule with a quick cross-validated model, and return whether a model is worth it."
+        require_exported()
         return _warrant(version, self, rule, folds, splitting, min_gain)
 
 # %% ../../nbs/3_science/05_objective.ipynb #cbcbf78a

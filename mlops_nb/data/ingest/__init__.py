@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from ...core.authoring import require_exported
 from ...core.progress import progress_bar
 from ...core import lake
 from ...core.errors import DataError, Unparsable
@@ -334,6 +335,7 @@ def ingest(
 ) -> DatasetVersion:
     "Add what is new in a source to a dataset, in one commit. Return the resulting version."
     settings = settings or load_settings()
+    require_exported(settings)
     name = dataset_name(name, settings=settings)
     division = {"shares": shares, "group": group, "ends": ends}
     previous = newest_version(name, settings=settings)
