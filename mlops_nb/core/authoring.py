@@ -233,7 +233,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MODULE = re.compile(r"(?<=<)(class ')?[\w.]+\.(?=\w+[ '])")  # in `<class 'module.Name'>`
 
 
-def value_text(value: Any) -> str:
+def value_text(
+    value: Any,  # a default value, a constant
+) -> str:
     "Return a value as text: without addresses and modules, sets in order."
     if isinstance(value, set | frozenset):
         return f"set {sorted(map(repr, value))}"
@@ -244,7 +246,9 @@ _WITHOUT_MEANING = ("CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "PUSH_NULL", "RES
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}  # their distances differ with the instructions between
 
 
-def comparable_code(code: CodeType) -> tuple:
+def comparable_code(
+    code: CodeType,  # of a function
+) -> tuple:
     "Return what code does, as a value that equals that of the same code elsewhere."
     steps = [i for i in dis.get_instructions(code) if i.opname not in _WITHOUT_MEANING]
     return [_comparable_step(step) for step in steps], code.co_varnames
@@ -259,7 +263,10 @@ def _comparable_step(step: dis.Instruction) -> tuple:
     return name, comparable_code(value) if isinstance(value, CodeType) else value_text(value)
 
 # %% ../../nbs/1_core/07a_authoring.ipynb #2b671acb
-def looks_same(ours: Any, theirs: Any) -> bool:
+def looks_same(
+    ours: Any,  # a function, a class or a value
+    theirs: Any,  # of another module, or of another time
+) -> bool:
     "Return whether two values of modules are the same, as far as they show what they are."
     if ours is theirs:
         return True

@@ -20,7 +20,9 @@ from ..core.settings import Settings, load_settings
 
 # %% ../../nbs/7_front/02b_lab.ipynb #8dc4058d
 def export_notebook(
-    notebook: Path, *, settings: Settings
+    notebook: Path,  # one of those that nbdev exports
+    *,
+    settings: Settings,
 ) -> list[Path]:  # the modules that changed
     "Export one notebook as `nbdev-export` does; raise `SyntaxError` if a cell does not compile."
     from nbdev.export import nb_export
@@ -60,7 +62,11 @@ def _replace(file: Path, text: str) -> bool:
     return True
 
 # %% ../../nbs/7_front/02b_lab.ipynb #6edbf2f9
-def is_authored(path: Path, *, settings: Settings) -> bool:
+def is_authored(
+    path: Path,  # of a file
+    *,
+    settings: Settings,
+) -> bool:
     "Return whether a file is a notebook that the workspace exports."
     from mlops_nb.flow.workflow.folders import is_copy, library_notebooks
 
@@ -128,7 +134,9 @@ def load_ipython_extension(
         reloader.deduper_reloader.enabled = False
 
 # %% ../../nbs/7_front/02b_lab.ipynb #e2618933
-def lab_variables(settings: Settings) -> dict[str, str]:
+def lab_variables(
+    settings: Settings,  # of the workspace
+) -> dict[str, str]:
     "Return the environment variables of a JupyterLab on a workspace."
     package = settings.workspace.package
     imports = library.import_variables(settings.root, package) if package else {}

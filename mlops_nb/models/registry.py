@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from ..core.authoring import require_exported
 from ..core import cluster, events, library, tracking
+from ..core.authoring import require_exported
 from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import render
@@ -47,6 +47,7 @@ from ..science.objective import Objective, model_name
 from ..science.pipeline import load_pipeline, types_in_file, load_candidate_files
 from ..science.signature import Signature
 
+# %% ../../nbs/4_models/05_registry.ipynb #7e57c0de
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from ...core.authoring import require_exported
 from ...core.progress import progress_bar
 from ...core import lake
+from ...core.authoring import require_exported
 from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
 from ..batches import QUARANTINE, Chunk, Plan, Tally, source_of, write_all

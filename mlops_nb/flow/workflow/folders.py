@@ -74,7 +74,9 @@ def _outdated_modules(notebook: Path, settings: Settings) -> list[Path]:
         ]
 
 
-def export_target(settings: Settings) -> Path:  # relative to the workspace
+def export_target(
+    settings: Settings,  # of the workspace
+) -> Path:  # relative to the workspace
     "Return the folder that nbdev exports to."
     from nbdev.config import get_config
 
@@ -123,7 +125,9 @@ def export_problems(
     return problems
 
 
-def library_notebooks(settings: Settings) -> list[Path]:
+def library_notebooks(
+    settings: Settings,  # of the workspace
+) -> list[Path]:
     "Return the notebooks that nbdev exports, copies among them."
     from nbdev.config import get_config
 
