@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from ..core.authoring import require_exported
 from ..core.templates import figure_html, render
 from ..data.profiles.comparison import holm
 from ..data.splits import Splitting
@@ -235,6 +236,7 @@ def explore(
     splitting: Splitting | None = None,  # of a frame; default: a version's own, or by key
 ) -> Exploration:
     "Return what the training split shows of the target and of each column."
+    require_exported()
     frame, splitting = training_rows(data, splitting)
     train = split_rows(frame, "train")
     task = objective.task_for(train)

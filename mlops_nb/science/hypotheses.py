@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, Field
 
+from ..core.authoring import require_exported
 from ..core.errors import ObjectiveError
 from ..core.templates import figure_html, render
 from ..data.profiles.comparison import holm
@@ -242,6 +243,7 @@ def check_hypotheses(
     alpha: float = 0.05,  # the chance that any of the verdicts is wrong by luck
 ) -> Verdicts:
     "Test hypotheses together on the training split, and return the verdict on each."
+    require_exported()
     _require_distinct(hypotheses)
     frame, splitting = training_rows(frame, splitting)
     train = split_rows(frame, "train")
