@@ -16,7 +16,7 @@ import polars.selectors as cs
 from ..core.errors import EvaluationError
 from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
-from .features import unused_reason
+from .features import NOT_USED_REASON
 from mlops_nb.science.intervals import (
     METRICS,
     Interval,
@@ -154,9 +154,8 @@ def unused_columns(
     inputs = [step.feature_names_in_ for step in steps if hasattr(step, "feature_names_in_")]
     if not inputs:
         return {}
-    dates = frame.select(cs.temporal()).columns
     names = [name for name in input_columns(frame, objective) if name not in inputs[0]]
-    return {name: unused_reason(name in dates) for name in names}
+    return dict.fromkeys(names, NOT_USED_REASON)
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #eb805d00
 @dataclass(frozen=True)

@@ -396,7 +396,7 @@ def search(
     train, splitting = _training_split(frame, splitting)
     parts = trial_folds(train, objective, folds, seed, splitting=splitting)
     name = dotted_name(features, settings.workspace.package)
-    signature = make_signature(train, objective, name, seed=seed)
+    signature = make_signature(train, objective, name, candidates=candidates, seed=seed)
     for candidate in candidates:
         build_pipeline(candidate, {}, signature, import_function(name) if name else None)
     _require_cpu(settings)
@@ -435,5 +435,5 @@ def _trainable(candidates: Sequence[Candidate], shared: dict[str, Any]) -> Calla
     "Return what Tune runs, with its data in the object store."
     from ray import tune
 
-    without_space = {c.name: Candidate(c.name, c.estimator) for c in candidates}
+    without_space = {c.name: replace(c, space={}) for c in candidates}
     return tune.with_parameters(_run_trial, candidates=without_space, **shared)

@@ -61,6 +61,8 @@ def _unwrapped(estimator: Any) -> tuple[str, Any]:
 # %% ../../nbs/3_science/09a_treatments.ipynb #24cb468e
 _PARTS = ("year", "month", "weekday", "hour")
 _TIMES = ("date", "datetime")
+_CATEGORIES = ("string", "integer", "boolean")  # kinds of values that may name something
+NATIVE_LEVELS = 10  # most values of a category that gradient boosting gets as it is
 _READ = 2000  # different texts whose words are counted
 
 
@@ -72,6 +74,7 @@ class ColumnFacts:
     rows: int = 0  # 0: there were none to look at
     present: int = 0  # rows with a value
     levels: int | None = None  # different values; None: not counted
+    values: tuple[str, ...] = ()  # they themselves, if they are few and may be categories
     words: float = 0.0  # in a text, on average
     parts: tuple[str, ...] = ()  # of a date: those that vary
     latest: datetime | None = None  # of a date
@@ -93,6 +96,8 @@ def column_facts(
     facts: dict[str, Any] = {}
     if kind == "string":
         facts["words"] = _mean_words(distinct)
+    if kind in _CATEGORIES and len(distinct) <= NATIVE_LEVELS:
+        facts["values"] = tuple(distinct.cast(pl.String).unique().sort())
     if kind in _TIMES and len(distinct):
         facts["parts"] = _varying_parts(distinct, kind)
         facts["latest"] = distinct.cast(pl.Datetime("us")).max()
@@ -117,10 +122,12 @@ def _facts_without_rows(name: str, dtype: pl.DataType, signature: Signature | No
     kind = kind_of(dtype) or str(dtype)
     columns = {c.name: c for c in signature.columns} if signature else {}
     levels = columns[name].categories if name in columns and kind == "string" else None
+    few = levels is not None and len(levels) <= NATIVE_LEVELS
     parts = tuple(part for part in _PARTS if kind == "datetime" or part != "hour")
     return ColumnFacts(
         kind,
         levels=None if levels is None else len(levels),
+        values=tuple(levels or ()) if few else (),
         parts=parts if kind in _TIMES else (),
     )
 
@@ -170,7 +177,6 @@ class Treatments:
         return render("treatments.html", table=self.table)
 
 # %% ../../nbs/3_science/09a_treatments.ipynb #c66a5e86
-NATIVE_LEVELS = 10  # most values of a category that gradient boosting gets as it is
 ORDINAL_LEVELS = 255  # most values of a category that it gets in a bin each
 ONE_HOT_LEVELS = 30  # most values of a category that get a column each
 TEXT_COMPONENTS = 30  # most numbers that stand for a text
@@ -272,9 +278,9 @@ def _numbering(facts: ColumnFacts) -> str:
 # %% ../../nbs/3_science/09a_treatments.ipynb #cc3fdae7
 _CHOICES = {  # what may be chosen → kinds of columns that it fits
     "number": _NUMBERS,
-    "category": ("string", "integer", "boolean"),
-    "one-hot": ("string", "integer", "boolean"),
-    "target": ("string", "integer", "boolean"),
+    "category": _CATEGORIES,
+    "one-hot": _CATEGORIES,
+    "target": _CATEGORIES,
     "text": ("string",),
     "date": _TIMES,
 }
