@@ -30,7 +30,6 @@ def feature_columns(
         problem = f"fails on a frame without rows: {type(e).__name__}: {e}"
         raise TrainingError(f"feature function {features.__qualname__} {problem}") from e
 
-
 # %% ../../nbs/3_science/09_features.ipynb #75469793
 _MOST_ROWS = 50_000  # of the whole frame
 _SAMPLE = 200  # rows that go through the function in each way

@@ -33,12 +33,7 @@ from .labels import spelling, values_by_label
 from .objective import Objective, binary_labels
 from .preprocessing import native_columns, preprocessing
 from .signature import Signature
-from mlops_nb.science.targets import (
-    counted_rows,
-    fit_params,
-    require_weighable,
-    with_log_target,
-)
+from .targets import counted_rows, fit_params, require_weighable, with_log_target
 from mlops_nb.science.treatments import (
     EstimatorNeeds,
     Treatments,
@@ -128,7 +123,6 @@ def build_pipeline(
         ("estimator", estimator),
     ]
     return Pipeline(steps)
-
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #b8d2f1c3
 def candidate_treatments(
@@ -310,6 +304,7 @@ OWN_TYPES: tuple[str, ...] = (  # the framework's types and functions that a pip
     "mlops_nb.science.preprocessing.date_numbers",
     "mlops_nb.science.targets.LogTarget",
 )
+_OF_BOOSTING = ("functools.partial", "sklearn.utils.validation.check_array")
 
 
 def is_allowed(
@@ -319,10 +314,10 @@ def is_allowed(
     """Return whether a model file may name this.
 
     Allowed are types that scikit-learn defines, NumPy's scalars, dtypes and universal functions
-    such as `log1p`, what the workspace's package defines, and of the framework what `OWN_TYPES`
-    lists.
+    such as `log1p`, what the workspace's package defines, of the framework what `OWN_TYPES`
+    lists, and what gradient boosting with native categories consists of.
     """
-    if name in OWN_TYPES:
+    if name in (*OWN_TYPES, *_OF_BOOSTING):
         return True
     if is_within(name, "sklearn") or is_within(name, "numpy"):
         return _is_type(name)

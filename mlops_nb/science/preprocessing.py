@@ -57,7 +57,9 @@ def date_numbers(
     moments = frame.select(pl.all().dt.epoch("us"))
     columns = [(latest[name] - moments[name]) / _DAY for name in moments.columns]
     columns += [(moments[b] - moments[a]) / _DAY for a, b in _pairs(moments.columns)]
-    columns += [n for name in parts for part in parts[name] for n in _part(frame[name], part, cyclic)]
+    columns += [
+        n for name in parts for part in parts[name] for n in _part(frame[name], part, cyclic)
+    ]
     floats = np.column_stack([c.cast(pl.Float64).to_numpy() for c in columns])
     return _with_marks(floats, [moments.columns.index(name) for name in indicated])
 
@@ -104,9 +106,7 @@ def _code(name: str, levels: tuple[str, ...]) -> pl.Expr:
     return text.cast(pl.Enum(levels), strict=False).to_physical().cast(pl.Float64)
 
 
-def as_documents(
-    texts: pl.Series,
-) -> list[str]:
+def as_documents(texts: pl.Series) -> list[str]:
     "Return texts, an empty one for a missing value."
     return texts.cast(pl.String).fill_null("").to_list()
 
@@ -195,9 +195,7 @@ def preprocessing(
     return ColumnTransformer([step for step in steps if step[2]])
 
 
-def native_columns(
-    treatments: Treatments,
-) -> list[int]:
+def native_columns(treatments: Treatments) -> list[int]:
     "Return the positions of native categories in what the step makes."
     return list(range(len(treatments.of("native"))))
 

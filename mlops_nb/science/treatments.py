@@ -296,9 +296,7 @@ def require_choices(
             raise TrainingError(f"column '{name}': expected one of {expected}, got {choice!r}")
 
 
-def _chosen(
-    name: str, choice: str, facts: ColumnFacts, needs: EstimatorNeeds
-) -> tuple[str, str]:
+def _chosen(name: str, choice: str, facts: ColumnFacts, needs: EstimatorNeeds) -> tuple[str, str]:
     "Return the method that a person chose for a column, and what it does."
     if choice == "drop":
         return "drop", "chosen: the model does not use it"
