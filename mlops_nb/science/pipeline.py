@@ -76,7 +76,7 @@ class Candidate:
     def _error(self, problem: str) -> TrainingError:
         return TrainingError(f"candidate '{self.name}': {problem}")
 
-
+# %% ../../nbs/3_science/11_pipeline.ipynb #d6f0b9e2
 def _is_regressor(estimator: Any) -> bool:
     "Return whether an estimator predicts numbers."
     from sklearn.base import is_regressor
@@ -164,7 +164,7 @@ def _estimator(candidate: Candidate, params: dict[str, Any], seed: int) -> Any:
 
 
 def _is_seed(name: str) -> bool:
-    return name.split("__")[-1] == "random_state"
+    return name.rpartition("__")[2] == "random_state"
 
 
 def _require_task(candidate: Candidate, task: str) -> None:
@@ -243,7 +243,7 @@ def make_signature(
     keep = objective.protected
     return without_unused(signature, function, inputs, dropped=dropped, keep=keep, seed=seed)
 
-
+# %% ../../nbs/3_science/11_pipeline.ipynb #f8b2d1a4
 def _typed(frame: pl.DataFrame) -> pl.DataFrame:
     "Return a frame in which a column of nulls only is one of texts."
     return frame.with_columns(cs.by_dtype(pl.Null).cast(pl.String))
@@ -324,7 +324,7 @@ def is_allowed(
     module, _, _ = name.rpartition(".")
     return package != FRAMEWORK and is_within(module, package)
 
-
+# %% ../../nbs/3_science/11_pipeline.ipynb #b0d4f3c6
 _NUMPY_TYPES = (np.generic, np.dtype)  # scalars and dtypes
 
 

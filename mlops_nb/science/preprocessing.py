@@ -106,11 +106,13 @@ def _code(name: str, levels: tuple[str, ...]) -> pl.Expr:
     return text.cast(pl.Enum(levels), strict=False).to_physical().cast(pl.Float64)
 
 
-def as_documents(texts: pl.Series) -> list[str]:
+def as_documents(
+    texts: pl.Series,  # of one column
+) -> list[str]:
     "Return texts, an empty one for a missing value."
     return texts.cast(pl.String).fill_null("").to_list()
 
-
+# %% ../../nbs/3_science/09b_preprocessing.ipynb #b4d8f7c9
 def _text_step(treatment: Treatment, seed: int) -> Any:
     "Return what makes numbers of one column of prose."
     from sklearn.decomposition import TruncatedSVD
@@ -188,7 +190,7 @@ def preprocessing(
         "one-hot": _one_hot(),
         "target": _scaled(needs, _mean_target(task, seed)),
     }
-    steps = [_encoding(encoders[name], treatments.of(name), name) for name in encoders]
+    steps: list[_Step] = [_encoding(encoders[name], treatments.of(name), name) for name in encoders]
     steps += [_numbers(treatments.of("number"), needs), _dates(treatments.of("date"), needs)]
     texts = treatments.of("text")
     steps += [(f"text {i}", _text_step(t, seed), t.column) for i, t in enumerate(texts)]
@@ -200,7 +202,7 @@ def native_columns(treatments: Treatments) -> list[int]:
     return list(range(len(treatments.of("native"))))
 
 # %% ../../nbs/3_science/09b_preprocessing.ipynb #bbc6c5b8
-_Step = tuple[str, Any, list[str]]  # name, transformer, columns
+_Step = tuple[str, Any, list[str] | str]  # name, transformer, columns or one column
 
 
 def _encoding(encoder: Any, treatments: list[Treatment], name: str) -> _Step:

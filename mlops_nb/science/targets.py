@@ -57,7 +57,7 @@ class LogTarget:
             return y
         return np.expm1(np.clip(y, np.log1p(self.low_), np.log1p(self.high_)))
 
-
+# %% ../../nbs/3_science/09c_targets.ipynb #d2f6b5e8
 def _is_skewed(y: np.ndarray) -> bool:
     "Return whether the logarithm takes away most of a target's skewness."
     from scipy.stats import skew

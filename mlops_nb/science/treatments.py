@@ -116,7 +116,7 @@ def _varying_parts(times: pl.Series, kind: str) -> tuple[str, ...]:
     parts = {name: getattr(times.dt, name)() for name in possible}
     return tuple(name for name, values in parts.items() if values.n_unique() > 1)
 
-
+# %% ../../nbs/3_science/09a_treatments.ipynb #f2b6d5a7
 def _facts_without_rows(name: str, dtype: pl.DataType, signature: Signature | None) -> ColumnFacts:
     "Return what the types alone say about a column."
     kind = kind_of(dtype) or str(dtype)
