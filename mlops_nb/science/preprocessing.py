@@ -197,7 +197,9 @@ def preprocessing(
     return ColumnTransformer([step for step in steps if step[2]])
 
 
-def native_columns(treatments: Treatments) -> list[int]:
+def native_columns(
+    treatments: Treatments,  # that the step was made of
+) -> list[int]:
     "Return the positions of native categories in what the step makes."
     return list(range(len(treatments.of("native"))))
 
