@@ -34,7 +34,7 @@ from mlops_nb.science.pipeline import (
 )
 from mlops_nb.science.preprocessing import date_numbers
 from mlops_nb.science.signature import Signature
-from mlops_nb.science.targets import LogTarget, counted_rows, fit_params, row_weights
+from mlops_nb.science.fitting import LogTarget, counted_rows, fit_params, row_weights
 
 OBJECTIVE = Objective(name="t", question="?", target="y", positive=1, key="id")
 LINEAR = Candidate("linear", LogisticRegression(max_iter=1000))
@@ -376,7 +376,7 @@ def test_the_same_seed_gives_the_same_model():
         ("numpy.vectorize", False),
         ("mlops_nb.science.preprocessing.as_floats", True),
         ("mlops_nb.science.preprocessing.preprocessing", False),
-        ("mlops_nb.science.targets.LogTarget", True),
+        ("mlops_nb.science.fitting.LogTarget", True),
     ],
 )
 def test_of_functions_a_model_file_names_universal_ones_and_listed_ones(name, may):

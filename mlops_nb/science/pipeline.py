@@ -33,7 +33,7 @@ from .labels import spelling, values_by_label
 from .objective import Objective, binary_labels
 from .preprocessing import native_columns, preprocessing
 from .signature import Signature
-from .targets import counted_rows, fit_params, require_weighable, with_log_target
+from .fitting import counted_rows, fit_params, require_weighable, with_log_target
 from mlops_nb.science.treatments import (
     EstimatorNeeds,
     Treatments,
@@ -302,7 +302,7 @@ OWN_TYPES: tuple[str, ...] = (  # the framework's types and functions that a pip
     "mlops_nb.science.preprocessing.as_strings",
     "mlops_nb.science.preprocessing.category_codes",
     "mlops_nb.science.preprocessing.date_numbers",
-    "mlops_nb.science.targets.LogTarget",
+    "mlops_nb.science.fitting.LogTarget",
 )
 _OF_BOOSTING = ("functools.partial", "sklearn.utils.validation.check_array")
 
