@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'SealedError', 'ClusterError', 'TrackingError', 'LakeError', 'CommitConflict',
            'EventConflict', 'DataError', 'NoRows', 'CutShort', 'ProfileError', 'ConstraintError', 'Unparsable',
-           'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'EvaluationError', 'BundleError',
-           'OutdatedBundle', 'RegistryError', 'ApprovalError', 'WaitingForPerson', 'ServingError', 'DeploymentError',
-           'Refused', 'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError',
-           'panics_as_errors']
+           'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'ExportError', 'EvaluationError',
+           'BundleError', 'OutdatedBundle', 'RegistryError', 'ApprovalError', 'WaitingForPerson', 'ServingError',
+           'DeploymentError', 'Refused', 'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError',
+           'PanicError', 'panics_as_errors']
 
 # %% ../../nbs/1_core/00_errors.ipynb #fd1502ff
 from collections.abc import Iterator
@@ -113,6 +113,10 @@ class FoldError(MlopsError):
 
 class TrainingError(MlopsError):
     "A candidate, a search or a stored pipeline cannot be used."
+
+
+class ExportError(MlopsError):
+    "The package does not have the code of a notebook."
 
 
 class EvaluationError(MlopsError):

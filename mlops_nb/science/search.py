@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 
 from ..core import tracking
-from ..core.cluster import connect
+from ..core.authoring import require_exported
+from ..core.cluster import connect, renew_code
 from ..core.errors import FoldError, TrainingError
 from ..core.progress import progress_bar
 from ..core.settings import Settings, load_settings
@@ -393,16 +394,18 @@ def search(
 ) -> Search:
     "Return the best of several candidates by cross-validation inside the training split."
     settings = settings or load_settings()
+    require_exported(settings)
     _require_trials(candidates, trials)
     train, splitting = _training_split(frame, splitting)
     objective = objective.confirmed(train)
     require_metric(objective.task_for(train), str(objective.metric))
     parts = trial_folds(train, objective, folds, seed, splitting=splitting)
     name = dotted_name(features, settings.workspace.package)
-    signature = make_signature(train, objective, name, seed=seed)
+    signature = make_signature(train, objective, name, candidates=candidates, seed=seed)
     for candidate in candidates:
         build_pipeline(candidate, {}, signature, import_function(name) if name else None)
     _require_cpu(settings)
+    renew_code(settings)
 
     shared = {"frame": train, "objective": objective, "parts": parts, "seed": seed}
     shared |= {"features": name, "signature": signature}
@@ -438,5 +441,5 @@ def _trainable(candidates: Sequence[Candidate], shared: dict[str, Any]) -> Calla
     "Return what Tune runs, with its data in the object store."
     from ray import tune
 
-    without_space = {c.name: Candidate(c.name, c.estimator) for c in candidates}
+    without_space = {c.name: replace(c, space={}) for c in candidates}
     return tune.with_parameters(_run_trial, candidates=without_space, **shared)

@@ -19,6 +19,7 @@ import polars as pl
 
 from ...core.progress import progress_bar
 from ...core import lake
+from ...core.authoring import require_exported
 from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
 
@@ -393,6 +394,7 @@ def ingest(
 ) -> DatasetVersion:
     "Add what is new in a source to a dataset, in one commit. Return the resulting version."
     settings = settings or load_settings()
+    require_exported(settings)
     name = dataset_name(name, settings=settings)
     division = {"shares": shares, "group": group, "ends": ends}
     previous = newest_version(name, settings=settings)
