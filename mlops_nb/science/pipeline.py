@@ -191,7 +191,6 @@ def single_thread() -> Iterator[None]:
     with threadpool_limits(1), parallel_config(backend="sequential"):
         yield
 
-
 # %% ../../nbs/3_science/11_pipeline.ipynb #e10c6bda
 def fit(
     frame: pl.DataFrame,  # the rows to learn from
