@@ -86,8 +86,8 @@ def _searcher(halving: Halving, bar: Any):
         def restore(self, checkpoint_path):
             "Restore nothing."
 
-        def __getstate__(self):
-            return {}
+        def __reduce__(self):
+            return object, ()  # Tune pickles it only to restore a search
 
     return Jobs()
 
