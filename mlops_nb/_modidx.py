@@ -3357,6 +3357,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._killed': ( '3_science/search_jobs.html#_killed',
                                                                                         'mlops_nb/science/search/jobs.py'),
+                                              'mlops_nb.science.search.jobs._last_line': ( '3_science/search_jobs.html#_last_line',
+                                                                                           'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._portable': ( '3_science/search_jobs.html#_portable',
                                                                                           'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._quieten_tune': ( '3_science/search_jobs.html#_quieten_tune',

@@ -1027,15 +1027,6 @@ def behaving(before_fit) -> LogisticRegression:
     return Behaving()
 
 
-def once(folder) -> bool:
-    "Return True on the first call with this folder, in whichever process, and False afterwards."
-    try:
-        os.mkdir(folder)
-    except FileExistsError:
-        return False
-    return True
-
-
 def outcome(result) -> tuple:
     "What two searches with one seed have in common: all but the time."
     trials = result.trials.drop("seconds").to_dicts()
@@ -1102,9 +1093,13 @@ def test_a_trial_whose_worker_is_killed_begins_again_and_changes_nothing(
 ):
     from ray import tune
 
+    folder = tmp_path
+
     def die():
-        if once(tmp_path / "first") or once(tmp_path / "second"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for name in ("first", "second"):
+            if not os.path.exists(folder / name):
+                os.mkdir(folder / name)
+                os.kill(os.getpid(), signal.SIGKILL)
 
     candidates = [Candidate("mortal", behaving(die), {"C": tune.loguniform(1e-4, 10)})]
     options = {"trials": 4, "folds": 2, "settings": workspace_settings}
@@ -1120,6 +1115,17 @@ def test_a_worker_that_is_killed_each_time_is_an_error(workspace_settings):
     with pytest.raises(TrainingError, match=says) as e:
         search(table(), OBJECTIVE, [candidate], trials=1, generation=1, settings=workspace_settings)
     assert "died" in str(e.value.__cause__.__cause__)
+
+
+class OfThisFile(LogisticRegression):
+    "Workers cannot import it."
+
+
+@pytest.mark.cluster
+def test_what_workers_cannot_import_is_named(workspace_settings):
+    candidate = Candidate("mine", OfThisFile())
+    with pytest.raises(TrainingError, match="no worker could begin it: .*'test_search'"):
+        search(table(), OBJECTIVE, [candidate], trials=1, generation=1, settings=workspace_settings)
 
 
 @pytest.mark.cluster

@@ -166,11 +166,23 @@ def run_jobs(
 
 
 def _add_causes(halving: Halving, results: Any) -> None:
-    "Give the errors of killed processes the error that Tune reports as their cause."
+    "Say of each job that was given up what Tune reports of it."
+    from ray.exceptions import RayActorError
+
     for result in results:
-        if result.error:
-            job = result.config["job"]
-            halving.trials[job[0]].errors[job[1]].__cause__ = result.error
+        if not result.error:
+            continue
+        job = Job(*result.config["job"])
+        error = _killed()
+        if not isinstance(result.error, RayActorError):
+            error = TrainingError(f"no worker could begin it: {_last_line(result.error)}")
+        error.__cause__ = result.error
+        halving.trials[job.trial].errors[job.fold] = error
+
+
+def _last_line(error: Exception) -> str:
+    "Return the last line of an error's text: the error itself, below its traceback."
+    return str(error).strip().splitlines()[-1]
 
 # %% ../../../nbs/3_science/11c_search_jobs.ipynb #dfb0d253
 def require_cpu(
