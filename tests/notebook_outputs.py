@@ -35,8 +35,10 @@ VOLATILE_IN_STAGES = {  # where no second run is compared
 }
 # What depends on the notebooks that ran before in the same process: scikit-learn counts the
 # estimators it drew, asyncio reports a task when its memory is freed, Ray warns at its first start.
+# A model's digest is the same on every run, but the last bit of a model depends on the processor.
 OF_OTHERS = re.compile(
     r"sk-(?:container|estimator)-id-\d+|Task was destroyed but it is pending!\ntask: <Task .*\n"
+    r"|(?<=, digest )[0-9a-f]{12}\b"
     r"|SIGTERM handler is not set because current thread is not the main thread\.\n"
 )
 EMBEDDED = r"data:image/png;base64,([A-Za-z0-9+/=]+)"  # in HTML

@@ -5,7 +5,9 @@ import json
 import linecache
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from datetime import UTC, date, datetime
 from uuid import uuid4
@@ -701,7 +703,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
         f"import numpy as np\nimport polars as pl\ndef {name}(frame): return {body}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(searching, "_require_cpu", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "require_cpu", lambda settings: pytest.fail("the search began"))
     settings = create(tmp_path / "ws", workspace={"package": "rowpkg"})
     try:
         with pytest.raises(
@@ -722,7 +724,7 @@ def test_features_that_look_at_other_rows_are_refused_before_a_search(tmp_path, 
 
 
 def test_a_third_label_is_refused_before_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr(searching, "_require_cpu", lambda settings: pytest.fail("the search began"))
+    monkeypatch.setattr(searching, "require_cpu", lambda settings: pytest.fail("the search began"))
     frame = table()
     third = (
         pl.when(pl.int_range(pl.len()) % 10 == 0)
@@ -948,8 +950,8 @@ def test_a_search_takes_a_version_and_follows_its_split(monkeypatch, tmp_path):
     def stop(trainable, *args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "_require_cpu", lambda settings: None)
-    monkeypatch.setattr(searching, "_tune", stop)
+    monkeypatch.setattr(searching, "require_cpu", lambda settings: None)
+    monkeypatch.setattr(searching, "run_jobs", stop)
     real = searching.trial_folds
     monkeypatch.setattr(
         searching, "trial_folds", lambda *a, **k: seen.update(k, frame=a[0]) or real(*a, **k)
@@ -1007,30 +1009,47 @@ def ray(ray_cluster):
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def found(ray, tmp_path_factory):
-    from ray import tune
+def searched_rows() -> pl.DataFrame:
+    "300 rows to learn from, and 100 to test on."
+    is_train = pl.int_range(pl.len()) < 300
+    split = pl.when(is_train).then(pl.lit("train")).otherwise(pl.lit("test"))
+    return table(400).with_columns(_split=split)
 
-    settings = create(tmp_path_factory.mktemp("ws"), workspace={"name": "search"})
-    candidates = [
-        Candidate(
-            "logistic", LogisticRegression(), {"C": tune.loguniform(1e-4, 10), "max_iter": 200}
-        ),
-        Candidate("chance", DummyClassifier()),
-    ]
-    train = pl.int_range(pl.len()) < 300
-    rows = table(400).with_columns(
-        _split=pl.when(train).then(pl.lit("train")).otherwise(pl.lit("test"))
-    )
-    return [
-        search(rows, OBJECTIVE, candidates, trials=6, parallel=1, seed=4, settings=settings)
-        for _ in range(2)
-    ], rows
+
+@pytest.fixture(scope="module")
+def workspace_settings(ray, tmp_path_factory):
+    "A workspace on the session's cluster."
+    return create(tmp_path_factory.mktemp("ws"), workspace={"name": "search"})
+
+
+def behaving(before_fit) -> LogisticRegression:
+    "An estimator that does something before it is fitted; workers get the class by value."
+
+    class Behaving(LogisticRegression):
+        def fit(self, x, y):
+            before_fit()
+            return super().fit(x, y)
+
+    return Behaving()
+
+
+def outcome(result) -> tuple:
+    "What two searches with one seed have in common: all but the time."
+    trials = result.trials.drop("seconds").to_dicts()
+    return trials, result.best.params, result.best.cv, result.best.digest
 
 
 @pytest.mark.cluster
-def test_a_search_finds_the_better_candidate_and_refits_on_all_of_train(found):
-    (first, _), rows = found
+def test_a_search_finds_the_better_candidate_and_refits_on_all_of_train(workspace_settings):
+    from ray import tune
+
+    space = {"C": tune.loguniform(1e-4, 10), "max_iter": 200}
+    candidates = [
+        Candidate("logistic", LogisticRegression(), space),
+        Candidate("chance", DummyClassifier()),
+    ]
+    rows = searched_rows()
+    first = search(rows, OBJECTIVE, candidates, trials=6, seed=4, settings=workspace_settings)
     assert first.best.name == "logistic" and first.best.params["max_iter"] == 200
     assert set(first.trials["candidate"]) == {"logistic", "chance"} and first.trials.height == 6
     assert (
@@ -1038,27 +1057,140 @@ def test_a_search_finds_the_better_candidate_and_refits_on_all_of_train(found):
         == first.finished["score"][0]
         == pytest.approx(np.mean(first.best.cv["scores"]))
     )
-    alone = fit(rows.filter(_split="train"), OBJECTIVE, LOGISTIC, first.best.params)
-    assert np.allclose(alone.probability(rows), first.best.probability(rows))
+    alone = fit(rows.filter(_split="train"), OBJECTIVE, LOGISTIC, first.best.params, seed=4)
+    assert alone.digest == first.best.digest
 
 
 @pytest.mark.cluster
-def test_one_at_a_time_is_reproducible(found):
-    (first, second), _ = found
-    assert first.trials.drop("seconds").equals(second.trials.drop("seconds"))
+def test_one_seed_gives_one_table_and_one_model_in_any_order_of_arrival(workspace_settings):
+    from ray import tune
+
+    def delay():
+        time.sleep(os.urandom(1)[0] / 1000)  # to 0.26 s, other ones in each search
+
+    candidates = [
+        Candidate("slow", behaving(delay), {"C": tune.loguniform(1e-4, 10)}),
+        Candidate(
+            "forest",
+            RandomForestClassifier(n_estimators=5, n_jobs=2),
+            {"max_depth": tune.randint(1, 8)},
+        ),
+        Candidate(
+            "boosting",
+            HistGradientBoostingClassifier(max_iter=5),
+            {"learning_rate": tune.loguniform(0.01, 0.5)},
+        ),
+    ]
+    options = {"trials": 12, "generation": 4, "settings": workspace_settings}
+    results = [
+        search(searched_rows(), OBJECTIVE, candidates, parallel=parallel, seed=3, **options)
+        for parallel in (1, 2, 4, 1, 2, 4)
+    ]
+    first, *others = map(outcome, results)
+    assert all(other == first for other in others)
+    assert results[0].trials["scores"].list.len().to_list().count(3) == 6
+    other_seed = search(searched_rows(), OBJECTIVE, candidates, seed=4, **options)
+    assert outcome(other_seed) != first
 
 
 @pytest.mark.cluster
-def test_a_search_in_which_every_trial_fails_says_why(ray, tmp_path):
-    settings = create(tmp_path / "ws")
-    with pytest.raises(TrainingError, match="none of 2 trials.*max_iter"):
-        search(
-            table(),
-            OBJECTIVE,
-            [Candidate("bad", LogisticRegression(), {"max_iter": -1})],
-            trials=2,
-            settings=settings,
-        )
+def test_a_trial_whose_worker_is_killed_begins_again_and_changes_nothing(
+    workspace_settings, tmp_path
+):
+    from ray import tune
+
+    folder = tmp_path
+
+    def die():
+        for name in ("first", "second"):
+            if not os.path.exists(folder / name):
+                os.mkdir(folder / name)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    candidates = [Candidate("mortal", behaving(die), {"C": tune.loguniform(1e-4, 10)})]
+    options = {"trials": 4, "folds": 2, "settings": workspace_settings}
+    killed = search(searched_rows(), OBJECTIVE, candidates, **options)
+    assert (tmp_path / "second").exists() and killed.trials["error"].null_count() == 4
+    assert outcome(killed) == outcome(search(searched_rows(), OBJECTIVE, candidates, **options))
+
+
+@pytest.mark.cluster
+def test_a_worker_that_is_killed_each_time_is_an_error(workspace_settings):
+    candidate = Candidate("doomed", behaving(lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    says = "its process ended 3 times before it had a score.*trial 0 .doomed."
+    with pytest.raises(TrainingError, match=says) as e:
+        search(table(), OBJECTIVE, [candidate], trials=1, generation=1, settings=workspace_settings)
+    assert "died" in str(e.value.__cause__.__cause__)
+
+
+class OfThisFile(LogisticRegression):
+    "Workers cannot import it."
+
+
+@pytest.mark.cluster
+def test_what_workers_cannot_import_is_named(workspace_settings):
+    candidate = Candidate("mine", OfThisFile())
+    with pytest.raises(TrainingError, match="no worker could begin it: .*'test_search'"):
+        search(table(), OBJECTIVE, [candidate], trials=1, generation=1, settings=workspace_settings)
+
+
+@pytest.mark.cluster
+def test_an_interrupted_search_leaves_nothing_running(workspace_settings, tmp_path):
+    def run_on():
+        for _ in range(600):
+            (tmp_path / f"{os.getpid()}").touch()
+            time.sleep(0.1)
+
+    def interrupt():
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    candidate = Candidate("endless", behaving(run_on))
+    handler = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        search(table(), OBJECTIVE, [candidate], trials=4, settings=workspace_settings)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not [pid for pid in os.listdir(tmp_path) if is_running(int(pid))]
+
+
+def is_running(pid: int) -> bool:
+    "Return whether a process is there within ten seconds."
+    import psutil
+
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.TimeoutExpired:
+        return True
+    return False
+
+
+@pytest.mark.cluster
+def test_a_search_in_which_every_trial_fails_stops_and_says_why(workspace_settings):
+    bad = Candidate("bad", LogisticRegression(), {"max_iter": -1})
+    says = "InvalidParameterError: The 'max_iter' parameter .*none of 3 was scored on every fold"
+    with pytest.raises(TrainingError, match=says) as e:
+        search(table(), OBJECTIVE, [bad], trials=24, generation=3, settings=workspace_settings)
+    assert isinstance(e.value.__cause__, ValueError)
+    assert "_validate_params" in e.value.__cause__.__notes__[0]
+
+
+@pytest.mark.cluster
+def test_trials_that_fail_are_in_the_table_and_the_rest_go_on(workspace_settings):
+    from ray import tune
+
+    space = {"C": tune.choice([-1.0, 0.5, 1.0])}
+    candidates = [Candidate("half", LogisticRegression(), space)]
+    result = search(
+        table(), OBJECTIVE, candidates, trials=8, generation=4, settings=workspace_settings
+    )
+    failed = result.trials.filter(pl.col("error").is_not_null())
+    assert 0 < failed.height < 8 and result.best.params["C"] > 0
+    assert failed["error"].str.contains("'C' parameter").all() and failed["score"].is_null().all()
+    assert f"8 trials ({failed.height} failed)" in repr(result)
 
 
 @pytest.mark.cluster
