@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import ObjectiveError
-from .intervals import Estimate, Interval, Measurement
+from .intervals import Estimate, Interval, Measurement, group_numbers
 from .measures import decided_codes, measure, metrics_of
 from .metrics import lower_is_better
 from .predictions import Predictions
