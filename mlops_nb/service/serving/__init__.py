@@ -25,6 +25,7 @@ import polars as pl
 from ...core import cluster
 from ...core.errors import InputError, Refused, panics_as_errors
 from ...core.settings import Settings
+from ...science.predictions import Predictions
 from ...science.signature import Signature, plainly_fits
 from .documentation import docs_page, openapi_document
 from .guard import guarded
@@ -99,35 +100,43 @@ def _as_json(frame: pl.DataFrame) -> list[str]:
 def _log_columns(
     served: Served,
     frame: pl.DataFrame,
-    predicted: tuple[list[str], list[float]],  # labels, probabilities
+    predictions: Predictions,
     requests: list[PredictRequest],
     stage: str,
 ) -> dict[str, list]:
     "Return the predictions of one frame as columns of the prediction log."
-    labels, probabilities = predicted
     clock = time.perf_counter()
-    n = len(labels)
+    n = frame.height
     return {
-        "prediction_id": [uuid4().hex for _ in labels],
+        "prediction_id": [uuid4().hex for _ in range(n)],
         "at": [time.time_ns() // 1000] * n,
         "model_version": [served.version] * n,
         "signature": [served.signature.digest] * n,
         "inputs": _as_json(frame),
-        "prediction": labels,
-        "probability": probabilities,
         "latency_ms": [(clock - r.began) * 1000 for r in requests for _ in r.rows],
         "stage": [stage] * n,
+        **_predicted_columns(served, predictions),
     }
+
+
+def _predicted_columns(served: Served, predictions: Predictions) -> dict[str, list]:
+    "Return the log's columns of predictions. One that is no prediction gets no label."
+    columns = served.task.log_columns(predictions)
+    usable = served.task.usable(predictions)
+    if usable.all():
+        return columns
+    bad = int((~usable).sum())
+    _logger.warning("version %s: %d of %d predictions are unusable", served.version, bad, len(usable))
+    labels = zip(columns["prediction"], usable, strict=True)
+    return columns | {"prediction": [label if good else None for label, good in labels]}
 
 # %% ../../../nbs/5_service/05_serving.ipynb #df4b4573
 def _answer_bodies(columns: dict[str, list], requests: list[PredictRequest]) -> list[bytes]:
     "Return the answer to each request from the logged columns of one version."
-    version = requests[0].served.version
-    names = ("prediction", "probability", "prediction_id")
-    rows = (
-        {"prediction": label, "probability": p, "prediction_id": id_, "model_version": version}
-        for label, p, id_ in zip(*(columns[name] for name in names), strict=True)
-    )
+    served = requests[0].served
+    version = served.version
+    answers = zip(served.task.answers(columns), columns["prediction_id"], strict=True)
+    rows = (answer | {"prediction_id": id_, "model_version": version} for answer, id_ in answers)
     bodies = []
     for request in requests:
         predictions = [next(rows) for _ in request.rows]
@@ -151,8 +160,8 @@ class Scorer:
         stage: str = "",
     ) -> list[bytes]:
         "Return the answer to each request, after its predictions are in the log."
-        predicted = served.predict(frame)
-        columns = _log_columns(served, frame, predicted, requests, stage or self.stage)
+        predictions = served.predict(frame)
+        columns = _log_columns(served, frame, predictions, requests, stage or self.stage)
         try:
             self.log.append(columns)
         except OSError as e:
@@ -286,8 +295,9 @@ def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
 
 def _log_labels(handlers: Handlers, body: bytes, content_type: str) -> bytes:
     "Return the answer to a report of labels, after they are in the log."
-    allowed = handlers.versions.traffic.labels
-    columns = read_labels(body, content_type, limit=handlers.limit, labels=allowed)
+    traffic = handlers.versions.traffic
+    meaning = {"spelled": traffic.spelled, "expected": traffic.expected_label}
+    columns = read_labels(body, content_type, limit=handlers.limit, **meaning)
     now = [time.time_ns() // 1000] * len(columns["label"])
     try:
         handlers.labels.append(columns | {"at": now})
@@ -325,7 +335,7 @@ def _openapi(handlers: Handlers) -> bytes:
         server=prefix(versions.model, stage=handlers.stage),
         secured=bool(versions.settings.serve.tokens),
         limit=handlers.limit,
-        labels=versions.traffic.labels,
+        tasks=versions.traffic.tasks,
     )
     return orjson.dumps(document)
 
@@ -333,7 +343,8 @@ def _openapi(handlers: Handlers) -> bytes:
 def _docs(handlers: Handlers) -> bytes:
     "Return what GET /docs answers."
     versions = handlers.versions
-    return docs_page(versions.model, versions.traffic.champion.signature).encode()
+    traffic = versions.traffic
+    return docs_page(versions.model, traffic.champion.signature, traffic.tasks).encode()
 
 
 def _page(handlers: Handlers, body: Callable[[Handlers], bytes]) -> Callable:
