@@ -126,7 +126,9 @@ def _predicted_columns(served: Served, predictions: Predictions) -> dict[str, li
     if usable.all():
         return columns
     bad = int((~usable).sum())
-    _logger.warning("version %s: %d of %d predictions are unusable", served.version, bad, len(usable))
+    _logger.warning(
+        "version %s: %d of %d predictions are unusable", served.version, bad, len(usable)
+    )
     labels = zip(columns["prediction"], usable, strict=True)
     return columns | {"prediction": [label if good else None for label, good in labels]}
 

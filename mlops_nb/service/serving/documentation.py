@@ -180,6 +180,16 @@ def openapi_document(
     }
 
 # %% ../../../nbs/5_service/02_serving_documentation.ipynb #21568d6a
+def _answer_rows(schema: dict) -> list[tuple]:
+    "Return a row for each field of an answer: its name, its type, and what it may be."
+    rows = []
+    for name, field in schema["properties"].items():
+        types = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        values = field.get("enum") or field.get("properties") or ()
+        rows.append((name, types[0], [value for value in values if value is not None]))
+    return rows
+
+
 def docs_page(
     name: str,  # the model's name
     signature: Signature,
@@ -187,5 +197,6 @@ def docs_page(
 ) -> str:  # HTML
     "Return the documentation of one model's endpoint."
     body = orjson.dumps({"rows": [example(signature)]}, option=orjson.OPT_INDENT_2).decode()
-    facts = {"signature": signature, "example": body, "answers": answer_schemas(tasks)}
+    answers = [_answer_rows(schema) for schema in answer_schemas(tasks)]
+    facts = {"signature": signature, "example": body, "answers": answers}
     return render("endpoint_docs.html", name=name, **facts)

@@ -128,7 +128,9 @@ class ServedTraffic:
     @property
     def expected_label(self) -> str:
         "Return what feedback may report, in words."
-        return " or ".join([*self.labels, *([self.numbers.expected_label()] if self.numbers else [])])
+        return " or ".join(
+            [*self.labels, *([self.numbers.expected_label()] if self.numbers else [])]
+        )
 
     def spelled(
         self,
@@ -241,7 +243,6 @@ def _registered_tasks(
     of_model = pl.col("subject").str.starts_with(f"{model}/")
     log = events.history(settings.events, kind="registered").filter(of_model)
     details = log.select("details").collect()["details"]
-    facts = [json.loads(text) for text in details]
-    kinds = [(fact.get("task", "binary"), fact.get("labels")) for fact in facts]
-    known = [(kind, labels) for kind, labels in kinds if labels is not None]
-    return tuple(load_task({"kind": kind, "labels": labels}) for kind, labels in known)
+    events_with_labels = (fact for fact in map(json.loads, details) if "labels" in fact)
+    kinds = ((fact.get("task", "binary"), fact["labels"]) for fact in events_with_labels)
+    return tuple(load_task({"kind": kind, "labels": labels}) for kind, labels in kinds)
