@@ -298,8 +298,10 @@ def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
 def _log_labels(handlers: Handlers, body: bytes, content_type: str) -> bytes:
     "Return the answer to a report of labels, after they are in the log."
     traffic = handlers.versions.traffic
-    meaning = {"spelled": traffic.spelled, "expected": traffic.expected_label}
-    columns = read_labels(body, content_type, limit=handlers.limit, **meaning)
+    limit, expected = handlers.limit, traffic.expected_label
+    columns = read_labels(
+        body, content_type, limit=limit, spelled=traffic.spelled, expected=expected
+    )
     now = [time.time_ns() // 1000] * len(columns["label"])
     try:
         handlers.labels.append(columns | {"at": now})
