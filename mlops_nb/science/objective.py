@@ -10,7 +10,7 @@ __all__ = ['SCORERS', 'DEFAULT_METRIC', 'Costs', 'model_name', 'Objective', 'wit
 import re
 from difflib import get_close_matches
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,7 @@ from .labels import spelling, values_by_label
 from .metrics import BLUE, GAPS, LOWER_IS_BETTER, paired_gain
 from .rules import Rule
 from .targets import TaskKind, cost_matrix, task_of
-from .task import AnyTask, Task
+from .task import Binary, Multiclass, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +172,7 @@ class _Consistent(_ObjectiveFields, frozen=True, extra="forbid"):
         return accept
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> "Objective":
+    def _check_consistency(self) -> Self:
         if self.threshold is not None and self.costs:
             raise ValueError("expected a threshold or costs, got both")
         if set(self.accept) & set(GAPS) and not self.protected:
@@ -252,13 +252,13 @@ def _confirmed(objective: Objective, frame: pl.DataFrame) -> Objective:
 
 
 def with_decision(
-    task: AnyTask,  # of a fitted model
+    task: Task,  # of a fitted model
     objective: Objective,  # that decides now: its threshold or costs
-) -> AnyTask:
+) -> Task:
     "Return a task that decides as an objective says."
-    if task.kind == "binary":
+    if isinstance(task, Binary):
         return task.model_copy(update={"threshold": objective.decision_threshold})
-    if task.kind == "multiclass":
+    if isinstance(task, Multiclass):
         matrix = isinstance(objective.costs, dict) and cost_matrix(objective.costs, task.labels)
         return task.model_copy(update={"costs": matrix or None})
     return task

@@ -38,7 +38,7 @@ from .folds import Folds, make_folds
 from .objective import Objective
 from .predictions import Predictions
 from .signature import Signature
-from .task import AnyTask, Binary, Regression, load_task
+from .task import Binary, Regression, Task, load_task
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #c33c6a78
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Fitted:
     params: dict[str, Any]  # of the estimator
     pipeline: Any  # a fitted `sklearn.pipeline.Pipeline`
     signature: Signature
-    task: AnyTask  # what kind of answer it gives, with its labels
+    task: Task  # what kind of answer it gives, with its labels
     features: str | None = None  # the feature function's dotted name
     seed: int = 0
     cv: dict[str, Any] = field(default_factory=dict)  # metric, mean, std, scores; or empty
@@ -184,7 +184,7 @@ def fit(
     *,
     features: Callable | str | None = None,  # polars frame → polars frame, or its dotted name
     signature: Signature | None = None,  # of the whole training split, if `frame` is a part of it
-    task: AnyTask | None = None,  # the same
+    task: Task | None = None,  # the same
     parts: Folds | None = None,  # that the interval of a regression is measured on; (): none
     seed: int = 0,
 ) -> Fitted:
@@ -196,9 +196,9 @@ def fit(
     signature = signature or make_signature(frame, objective, name, seed=seed)
     pipeline = build_pipeline(candidate, params, signature, function, seed=seed)
     pipeline.fit(signature.conform(frame), task.encode(frame[objective.target]))
-    if task.kind == "regression" and parts != ():
-        options = {"features": features, "signature": signature, "task": task, "seed": seed}
-        fit_part = partial(fit, objective=objective, candidate=candidate, params=params, **options)
+    if isinstance(task, Regression) and parts != ():
+        recipe = partial(fit, objective=objective, candidate=candidate, params=params, seed=seed)
+        fit_part = partial(recipe, features=features, signature=signature, task=task, parts=())
         task = _with_interval(task, frame, objective, parts, fit_part)
     return Fitted(candidate.name, params, pipeline, signature, task, name, seed)
 
@@ -216,11 +216,10 @@ def _with_interval(
     "Return the task of a regression with an interval measured on rows not seen."
     actual = task.encode(frame[objective.target])
     if parts is None:
-        options: dict[str, Any] = {"stratified": False}
-        parts = make_folds(frame, actual, objective.identity, _INTERVAL_FOLDS, **options)
+        parts = make_folds(frame, actual, objective.identity, _INTERVAL_FOLDS, stratified=False)
     numbers = np.full(len(frame), np.nan)
     for learnt, scored in parts:
-        part = fit_part(frame[learnt], parts=())
+        part = fit_part(frame[learnt])
         numbers[scored] = part.predict(frame[scored]).numbers
     predicted = np.isfinite(numbers)
     return task.calibrated(actual[predicted], numbers[predicted])
@@ -311,7 +310,7 @@ def _file_name(file: str | Path | bytes) -> str:
 # %% ../../nbs/3_science/11_pipeline.ipynb #a7c41b04
 def saved_task(
     about: dict,  # what candidate.json holds
-) -> AnyTask:
+) -> Task:
     "Return the task of a saved candidate. Those of earlier releases are binary."
     if "task" in about:
         return load_task(about["task"])

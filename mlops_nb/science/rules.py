@@ -93,7 +93,7 @@ class Rule(BaseModel, frozen=True, extra="forbid"):
 def _rule_labels(rule: Rule, frame: pl.DataFrame, task: Task) -> list[str]:
     "Return the label that a rule gives to each row."
     values = evaluate_expression(frame, rule.expression)
-    labels = {value: matching_label(value, task.labels) for value in values.unique()}
+    labels = {value: matching_label(value, task.labels) or "" for value in values.unique()}
     if len(values) == len(frame) and set(labels.values()) <= set(task.labels):
         return [labels[value] for value in values]
     wrong = next((value for value, label in labels.items() if label not in task.labels), None)

@@ -53,9 +53,9 @@ def trial_folds(
     "Return the folds of the training split that every trial is judged on."
     task = objective.task_for(frame)
     target = task.encode(frame[objective.target])
-    options = {"splitting": splitting, "seed": seed, "stratified": bool(task.labels)}
+    division = partial(make_folds, frame, target, objective.identity, folds, seed=seed)
     try:
-        return make_folds(frame, target, objective.identity, folds, **options)
+        return division(splitting=splitting, stratified=bool(task.labels))
     except FoldError as e:
         raise TrainingError(str(e)) from e
 
@@ -75,11 +75,11 @@ def fold_scores(
     from threadpoolctl import threadpool_limits
 
     signature = signature or make_signature(frame, objective, features, seed=seed)
-    options = {"features": features, "signature": signature, "seed": seed, "parts": ()}
-    options["task"] = objective.task_for(frame)
+    task = objective.task_for(frame)
+    fit_part = partial(fit, features=features, signature=signature, task=task, parts=(), seed=seed)
     for learnt, scored in parts:
         with threadpool_limits(1):
-            fitted = fit(frame[learnt], objective, candidate, params, **options)
+            fitted = fit_part(frame[learnt], objective, candidate, params)
             score = _score(fitted, frame[scored], objective)
         yield score
 

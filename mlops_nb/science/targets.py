@@ -9,6 +9,7 @@ __all__ = ['TaskKind', 'infer_task', 'cost_matrix', 'task_of']
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from ..core.errors import LabelError, ObjectiveError
@@ -37,8 +38,8 @@ def infer_task(
     if _has_fractions(values) or distinct > _MOST_CODES:
         return "regression"
     raise ObjectiveError(
-        f"target {target.name!r} has {distinct} different integers, {values.min()} to "
-        f"{values.max()}: are they labels or numbers? State it in the objective: "
+        f"target {target.name!r} has {distinct} different integers, {values.min()!s} to "
+        f"{values.max()!s}: are they labels or numbers? State it in the objective: "
         "task='multiclass' or task='regression'"
     )
 
@@ -151,7 +152,7 @@ def _regression(target: pl.Series) -> Regression:
         raise ObjectiveError(str(e)) from e
     if len(set(numbers.tolist())) < 2:
         raise _target_error(target, "two different numbers or more", "one")
-    return Regression(mean=float(numbers.mean()), median=float(pl.Series(numbers).median()))
+    return Regression(mean=float(numbers.mean()), median=float(np.median(numbers)))
 
 # %% ../../nbs/3_science/04e_targets.ipynb #1a8d4c48
 def task_of(
