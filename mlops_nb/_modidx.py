@@ -2609,6 +2609,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlops_nb/models/bundle.py')},
             'mlops_nb.models.origin': { 'mlops_nb.models.origin._dataset_facts': ( '4_models/origin.html#_dataset_facts',
                                                                                    'mlops_nb/models/origin.py'),
+                                        'mlops_nb.models.origin._differing_fields': ( '4_models/origin.html#_differing_fields',
+                                                                                      'mlops_nb/models/origin.py'),
                                         'mlops_nb.models.origin._git': ('4_models/origin.html#_git', 'mlops_nb/models/origin.py'),
                                         'mlops_nb.models.origin.git_commit': ( '4_models/origin.html#git_commit',
                                                                                'mlops_nb/models/origin.py'),

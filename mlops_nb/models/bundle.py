@@ -32,7 +32,7 @@ from ..science.objective import Objective, with_decision
 from ..science.pipeline import load_pipeline, saved_task, types_in_file
 from ..science.predictions import Predictions
 from ..science.signature import Signature
-from ..science.task import AnyTask
+from ..science.task import Task
 
 if TYPE_CHECKING:
     from mlops_nb.data.profiles.profiling import Profile
@@ -180,9 +180,9 @@ def _environment_digests() -> set[str]:
 
 # %% ../../nbs/4_models/01_bundle.ipynb #0de297ec
 def bundled_task(
-    candidate: Mapping[str, Any],  # what candidate.json holds
+    candidate: dict,  # what candidate.json holds
     objective: Objective,  # in the same bundle
-) -> AnyTask:
+) -> Task:
     "Return the task of a bundle's model, decided as its objective says."
     task = saved_task(candidate)
     if "task" not in candidate and not isinstance(objective.positive, str):
@@ -222,7 +222,7 @@ class BundleFacts(Sealed):
         return self._json("candidate.json")
 
     @cached_property
-    def task(self) -> AnyTask:
+    def task(self) -> Task:
         "What kind of answer the model gives, decided as its objective says."
         return bundled_task(self.candidate, self.objective)
 

@@ -55,15 +55,15 @@ def _mlflow_signature(folder: Path) -> "ModelSignature":
     from mlflow.types import ColSpec, Schema
 
     signature = Signature.model_validate_json((folder / "signature.json").read_text())
-    inputs = [
+    inputs = (
         ColSpec(_MLFLOW_TYPES[column.dtype], column.name, required=not column.nullable)
         for column in signature.columns
-    ]
+    )
     task = saved_task(json.loads((folder / "candidate.json").read_text()))
     columns = _pyfunc_columns(task, task.constant(1))
     types = ["string" if isinstance(values, list) else "double" for values in columns.values()]
-    outputs = [ColSpec(kind, name) for kind, name in zip(types, columns, strict=True)]
-    return ModelSignature(Schema(inputs), Schema(outputs))
+    outputs = map(ColSpec, types, columns)
+    return ModelSignature(Schema([*inputs]), Schema([*outputs]))
 
 
 def write_mlmodel(

@@ -23,7 +23,7 @@ from ...models import registry
 from ...models.bundle import Bundle
 from ...science.predictions import Predictions
 from ...science.signature import InputColumn, Signature
-from ...science.task import AnyTask
+from ...science.task import Binary, Multiclass, Task
 from mlops_nb.service.deployment.applications import (
     app_name,
     ask,
@@ -98,7 +98,7 @@ def _schema_check(probe: Probe) -> AcceptanceCheck:
 _TOLERANCE = 1e-6  # of probabilities, and of numbers relative to their size
 
 
-def _answered(task: AnyTask, answers: list[dict]) -> Predictions:
+def _answered(task: Task, answers: list[dict]) -> Predictions:
     "Return the predictions in answers of the endpoint."
     if not task.labels:
         names = {"number": "prediction", "low": "low", "high": "high"}
@@ -117,6 +117,9 @@ def _size(numbers: np.ndarray) -> np.ndarray:
     return np.maximum(sizes, usual)
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #86c42295
+_Classes = Binary | Multiclass
+
+
 def _largest_difference(online: Predictions, offline: Predictions) -> float:
     "Return the largest difference; infinity if one side has a number and the other has none."
     if offline.numbers is None:
@@ -135,7 +138,7 @@ def _gap(online: np.ndarray, offline: np.ndarray) -> float:
     return float(np.abs(online[present] - offline[present]).max(initial=0.0))
 
 
-def _same_labels(task: AnyTask, online: Predictions, offline: Predictions) -> bool:
+def _same_labels(task: _Classes, online: Predictions, offline: Predictions) -> bool:
     "Return whether labels agree, or each side decided as the task does."
     usable = task.usable(online) & task.usable(offline)
     sides = [side.take(usable) for side in (online, offline)]
@@ -146,7 +149,7 @@ def _same_labels(task: AnyTask, online: Predictions, offline: Predictions) -> bo
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #189d5271
 def _parity_check(
     probe: Probe,
-    task: AnyTask,
+    task: Task,
     rows: list[dict],
     offline: Predictions,  # of these rows
     left_out: int,  # rows that cannot be sent
@@ -156,7 +159,7 @@ def _parity_check(
     worst = _largest_difference(online, offline)
     got = f"{worst:.1e} over {len(rows)} rows"
     passed = worst <= _TOLERANCE
-    if passed and task.labels and not _same_labels(task, online, offline):
+    if passed and isinstance(task, _Classes) and not _same_labels(task, online, offline):
         passed, got = False, f"{got}, with other labels"
     if left_out:
         got += f" ({left_out} rows have an infinite number, which JSON has not)"
@@ -190,7 +193,7 @@ def _refusal_check(probe: Probe, name: str, word: str, request: dict) -> Accepta
     return AcceptanceCheck(f"refuses: {name}", word in message, f"4xx that names {word!r}", got)
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #d979133a
-def _label_check(probe: Probe, task: AnyTask) -> AcceptanceCheck:
+def _label_check(probe: Probe, task: Task) -> AcceptanceCheck:
     labels = [{"prediction_id": "none", "label": []}]
     answer = probe.http.post("/feedback", content=orjson.dumps({"labels": labels}))
     word = task.expected_label()

@@ -31,7 +31,7 @@ from .documentation import docs_page, openapi_document
 from .guard import guarded
 from .log import TABLES, PredictionLog
 from .protocols import Route, asgi_app, read_labels, read_rows
-from .versions import Desired, Served, Versions
+from .versions import Desired, Served, ServedTraffic, Versions
 
 # %% ../../../nbs/5_service/05_serving.ipynb #a0b2645b
 if TYPE_CHECKING:
@@ -268,10 +268,15 @@ class Handlers:
         self.shadows = ThreadPoolExecutor(1)
         self.waiting = Semaphore(64)  # requests that a shadow may be behind
 
+    @property
+    def traffic(self) -> ServedTraffic:
+        "What is served at this moment."
+        return self.versions.traffic
+
     async def predict(self, body: bytes, content_type: str) -> bytes:
         "POST /predict"
         began = time.perf_counter()
-        traffic = self.versions.traffic
+        traffic = self.traffic
         rows = read_rows(body, content_type, limit=self.limit)
         served = traffic.choose()
         with self.queue.admitted(len(rows)):
@@ -297,7 +302,7 @@ def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
 
 def _log_labels(handlers: Handlers, body: bytes, content_type: str) -> bytes:
     "Return the answer to a report of labels, after they are in the log."
-    traffic = handlers.versions.traffic
+    traffic = handlers.traffic
     limit, expected = handlers.limit, traffic.expected_label
     columns = read_labels(
         body, content_type, limit=limit, spelled=traffic.spelled, expected=expected
@@ -319,7 +324,7 @@ def prefix(
 
 def _health(handlers: Handlers) -> bytes:
     "Return what GET /healthz answers."
-    traffic = handlers.versions.traffic
+    traffic = handlers.traffic
     state = {
         "status": "ok",
         "model": handlers.versions.model,
@@ -332,23 +337,22 @@ def _health(handlers: Handlers) -> bytes:
 
 def _openapi(handlers: Handlers) -> bytes:
     "Return what GET /openapi.json answers."
-    versions = handlers.versions
+    versions, traffic = handlers.versions, handlers.traffic
     document = openapi_document(
         versions.model,
-        versions.traffic.champion.signature,
+        traffic.champion.signature,
         server=prefix(versions.model, stage=handlers.stage),
         secured=bool(versions.settings.serve.tokens),
         limit=handlers.limit,
-        tasks=versions.traffic.tasks,
+        tasks=traffic.tasks,
     )
     return orjson.dumps(document)
 
 # %% ../../../nbs/5_service/05_serving.ipynb #5afe6c91
 def _docs(handlers: Handlers) -> bytes:
     "Return what GET /docs answers."
-    versions = handlers.versions
-    traffic = versions.traffic
-    return docs_page(versions.model, traffic.champion.signature, traffic.tasks).encode()
+    traffic = handlers.traffic
+    return docs_page(handlers.versions.model, traffic.champion.signature, traffic.tasks).encode()
 
 
 def _page(handlers: Handlers, body: Callable[[Handlers], bytes]) -> Callable:
