@@ -122,6 +122,8 @@ def _log_columns(
 def _predicted_columns(served: Served, predictions: Predictions) -> dict[str, list]:
     "Return the log's columns of predictions. One that is no prediction gets no label."
     columns = served.task.log_columns(predictions)
+    if len(served.task.labels) == 2 and all(0 <= p <= 1 for p in columns["probability"]):
+        return columns  # the quick way, for the most frequent case
     usable = served.task.usable(predictions)
     if usable.all():
         return columns
@@ -137,8 +139,11 @@ def _answer_bodies(columns: dict[str, list], requests: list[PredictRequest]) -> 
     "Return the answer to each request from the logged columns of one version."
     served = requests[0].served
     version = served.version
-    answers = zip(served.task.answers(columns), columns["prediction_id"], strict=True)
-    rows = (answer | {"prediction_id": id_, "model_version": version} for answer, id_ in answers)
+    answers = served.task.answers(columns)
+    for answer, id_ in zip(answers, columns["prediction_id"], strict=True):
+        answer["prediction_id"] = id_
+        answer["model_version"] = version
+    rows = iter(answers)
     bodies = []
     for request in requests:
         predictions = [next(rows) for _ in request.rows]
