@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 import orjson
 import polars as pl
 import pytest
@@ -27,6 +28,7 @@ from mlops_nb.core import lake
 from mlops_nb.core.errors import InputError, Refused
 from mlops_nb.core.settings import ServeSection, create
 from mlops_nb.science.signature import Signature, plainly_fits
+from mlops_nb.science.task import Binary, Multiclass, Regression
 from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
 from mlops_nb.service.serving.log import (
     PredictionLog,
@@ -235,29 +237,38 @@ JSON = {"content-type": "application/json"}
 class Model:
     "The least a served version can be."
 
-    labels, other_framework = ("No", "Yes"), {}
+    other_framework = {}
 
-    def __init__(self, version):
-        self.version, self.signature = version, SIGNATURE
+    def __init__(self, version, task=Binary(labels=("No", "Yes"))):
+        self.version, self.signature, self.task = version, SIGNATURE, task
 
     def predict(self, frame):
         if (frame["charges"] > 1e6).any():
             raise RuntimeError("the model broke")
-        return ["Yes"] * frame.height, [0.75] * frame.height
+        return constant(self.task, frame.height)
+
+
+def constant(task, rows):
+    "A prediction of each row: three quarters for the last label, or the number 250."
+    if not task.labels:
+        return task.with_intervals(np.full(rows, 250.0))
+    others = [0.25 / (len(task.labels) - 1)] * (len(task.labels) - 1)
+    return task.decided(np.tile([*others, 0.75], (rows, 1)))
 
 
 class Fixed:
     "Versions without a registry."
 
-    def __init__(self, settings, shadow=()):
+    def __init__(self, settings, shadow=(), tasks=()):
         self.settings, self.model, self.fixed = settings, "churn", None
-        served = {v: Model(v) for v in ("4", *shadow)}
+        tasks = dict(zip(("4", *shadow), tasks, strict=False))
+        served = {v: Model(v, *filter(None, [tasks.get(v)])) for v in ("4", *shadow)}
         self.traffic = ServedTraffic(Desired({"4": 100}, {}, shadow=tuple(shadow)), served)
 
 
-def client(settings, *, shadow=(), token=None):
+def client(settings, *, shadow=(), token=None, tasks=()):
     logs = PredictionLog(settings, "churn"), PredictionLog(settings, "churn", "_feedback")
-    endpoint = Handlers(Fixed(settings, shadow), *logs)
+    endpoint = Handlers(Fixed(settings, shadow, tasks), *logs)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     transport = httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False)
     return endpoint, httpx.AsyncClient(
@@ -421,7 +432,8 @@ def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, w
 
 def test_labels_of_earlier_versions_may_still_be_reported(settings):
     endpoint, http = client(settings)
-    endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=("stays", "leaves"))
+    earlier = (Binary(labels=("stays", "leaves")),)
+    endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=earlier)
     labels = [{"prediction_id": "a", "label": "leaves"}, {"prediction_id": "b", "label": "No"}]
     good, spec = ask(
         http, ("POST", "/feedback", {"json": {"labels": labels}}), ("GET", "/openapi.json", {})
@@ -430,10 +442,11 @@ def test_labels_of_earlier_versions_may_still_be_reported(settings):
     answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"][
         "application/json"
     ]["schema"]
-    assert answer["properties"]["predictions"]["items"]["properties"]["prediction"] == {
-        "type": "string",
-        "enum": ["No", "Yes", "stays", "leaves"],
-    }
+    kinds = answer["properties"]["predictions"]["items"]["anyOf"]
+    assert [kind["properties"]["prediction"]["enum"] for kind in kinds] == [
+        ["No", "Yes", None],
+        ["stays", "leaves", None],
+    ]
 
 
 def test_tokens_guard_everything_but_health(tmp_path):
@@ -520,7 +533,7 @@ class Disk:
             self.synced[os.readlink(f"/proc/self/fd/{fd}")] = self.state(fd)
 
         def unlink(path, *args, **kwargs):
-            if str(path).endswith(".log"):
+            if str(path).endswith(".wal"):
                 self.unlinked.append((str(path), self.missing()))
             real_unlink(path, *args, **kwargs)
 
@@ -576,7 +589,7 @@ def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     monkeypatch.setattr(lake, "sync_table", refuse)
     with pytest.raises(OSError, match="input/output"):
         log.close()
-    assert [p.suffix for p in log.folder.iterdir()] == [".log"]
+    assert [p.suffix for p in log.folder.iterdir()] == [".wal"]
     monkeypatch.undo()
     assert (
         recover("churn", settings=settings) == 0
@@ -649,7 +662,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
     model.predict = lambda frame: (
         panic()
         if (frame["charges"] > 1e6).any()
-        else (["Yes"] * frame.height, [0.75] * frame.height)
+        else constant(model.task, frame.height)
     )
     requests = [PredictRequest(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
@@ -772,7 +785,7 @@ def test_a_frame_has_a_bounded_number_of_rows(settings):
 
     def predict(frame):
         sizes.append(frame.height)
-        return ["Yes"] * frame.height, [0.75] * frame.height
+        return constant(model.task, frame.height)
 
     model.predict = predict
     requests = [PredictRequest(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
@@ -806,7 +819,8 @@ MANY = {
 @pytest.mark.parametrize("body", MANY)
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
-    for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
+    labels = partial(protocols.read_labels, spelled=str, expected="a label")
+    for read in (protocols.read_rows, labels):
         with pytest.raises(Refused) as refused:
             read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413
