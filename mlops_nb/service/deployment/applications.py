@@ -317,7 +317,7 @@ class Endpoint:
             )
         with http_client(self.model, self.stage, settings=self.settings) as http:
             answers = scored(http, frame.to_dicts(), rows)
-        return pl.DataFrame(answers, infer_schema_length=None)
+        return pl.DataFrame(answers, infer_schema_length=None, strict=False)
 
     def _repr_html_(self) -> str:
         return render("endpoint.html", endpoint=self, notes=notes(self))
