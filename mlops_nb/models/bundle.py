@@ -190,8 +190,8 @@ def bundled_task(
     return with_decision(task, objective)
 
 # %% ../../nbs/4_models/01_bundle.ipynb #6cf7b878
-class BundleFacts(Sealed):
-    "What a bundle says about its model: everything that needs no code."
+class _BundleFiles(Sealed):
+    "What the JSON files of a bundle say."
 
     def _json(self, name: str) -> Any:
         return json.loads(self.contents[name])
@@ -220,6 +220,10 @@ class BundleFacts(Sealed):
     def candidate(self) -> dict:
         "Name, parameters, task and seed of the fitted candidate."
         return self._json("candidate.json")
+
+# %% ../../nbs/4_models/01_bundle.ipynb #afc3ea12
+class BundleFacts(_BundleFiles):
+    "What a bundle says about its model: everything that needs no code."
 
     @cached_property
     def task(self) -> Task:

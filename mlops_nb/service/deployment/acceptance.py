@@ -302,7 +302,7 @@ def _all_checks(
         yield _latency_check(probe, [rows[i % len(rows)] for i in range(requests)], limit)
         yield _log_check(probe, settings, version.name)
 
-
+# %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #a0066d7d
 def accept(
     ref: str,  # the staged model version
     frame: pl.DataFrame,  # rows to try it on, with the columns of its signature

@@ -118,7 +118,7 @@ def _log_columns(
         **_predicted_columns(served, predictions),
     }
 
-
+# %% ../../../nbs/5_service/05_serving.ipynb #be86cc06
 def _predicted_columns(served: Served, predictions: Predictions) -> dict[str, list]:
     "Return the log's columns of predictions. One that is no prediction gets no label."
     columns = served.task.log_columns(predictions)
@@ -289,9 +289,7 @@ class Handlers:
             answer = await self.answer(request)
         if isinstance(answer, Exception):
             raise answer
-        for version in traffic.desired.shadow:
-            shadow = PredictRequest(traffic.served[version], rows, time.perf_counter())
-            _send_to_shadow(self, shadow)
+        _send_to_shadows(self, traffic, rows)
         return answer
 
     async def feedback(self, body: bytes, content_type: str) -> bytes:
@@ -299,6 +297,13 @@ class Handlers:
         return _log_labels(self, body, content_type)
 
 # %% ../../../nbs/5_service/05_serving.ipynb #c698a091
+def _send_to_shadows(handlers: Handlers, traffic: ServedTraffic, rows: list[dict]) -> None:
+    "Let every shadow predict the rows of a request that was answered."
+    for version in traffic.desired.shadow:
+        request = PredictRequest(traffic.served[version], rows, time.perf_counter())
+        _send_to_shadow(handlers, request)
+
+
 def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
     "Let a shadow predict the rows in its thread, unless it is too far behind."
     if handlers.waiting.acquire(blocking=False):

@@ -102,8 +102,8 @@ class Served:
 
 # %% ../../../nbs/5_service/04_serving_versions.ipynb #9e364f80
 @dataclass(frozen=True)
-class ServedTraffic:
-    "What a replica serves at this moment."
+class _Vocabulary:
+    "What a replica serves, and what may be reported about it."
 
     desired: Desired
     served: dict[str, Served] = field(default_factory=dict)
@@ -141,6 +141,10 @@ class ServedTraffic:
         if label is None and self.numbers:
             return self.numbers.spelled(value)
         return label
+
+# %% ../../../nbs/5_service/04_serving_versions.ipynb #fd30a820
+class ServedTraffic(_Vocabulary):
+    "What a replica serves at this moment."
 
     @property
     def other_frameworks(self) -> dict[str, dict]:
