@@ -29,7 +29,7 @@ from ..core.settings import Settings, load_settings as workspace
 from .sealing import Sealed
 from ..science.labels import respelled
 from ..science.objective import Objective, with_decision
-from ..science.pipeline import load_pipeline, saved_task, types_in_file
+from ..science.pipeline import is_allowed, load_pipeline, saved_task, types_in_file
 from ..science.predictions import Predictions
 from ..science.signature import Signature
 from ..science.task import Task
@@ -266,9 +266,10 @@ class BundleCode(BundleFacts):
 
     @cached_property
     def own(self) -> list[str]:
-        "What its pipeline names beyond scikit-learn and NumPy, dotted."
+        "What its pipeline names beyond what every model may name, dotted."
         names = types_in_file(self.contents["model.skops"])
-        return [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+        others = [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+        return [name for name in others if not is_allowed(name, "")]
 
     @cached_property
     def library_digest(self) -> str:

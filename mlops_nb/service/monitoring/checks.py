@@ -18,7 +18,7 @@ from ...data.profiles.profiling import Profile, profile
 from ...data.profiles.comparison import NO_VALUES, Drift, drift, holm
 from ...data.profiles.sketches import frequent_values, type_of, value_count
 from ...science import metrics
-from ...science.intervals import measure_prediction
+from ...science.binary_metrics import measure_prediction
 from ...science.metrics import LOWER_IS_BETTER
 from ...science.objective import Objective
 from .novelty import exceeding, newness
