@@ -27,6 +27,7 @@ from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.science.task import Binary
 from mlops_nb.service import deployment, monitoring
 from mlops_nb.service.deployment import acceptance, applications, conditions
 from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
@@ -39,6 +40,7 @@ OBJECTIVE = Objective(
 CUSTOMERS = pl.read_parquet(
     os.path.join(os.path.dirname(__file__), "../data/telco_churn.parquet")
 ).head(1500)
+NOBODY = Binary(labels=("No", "Yes")).from_positive(np.zeros(1500))
 ROW = orjson.dumps({"rows": [CUSTOMERS.drop("churn").row(0, named=True)]})
 
 
@@ -154,7 +156,7 @@ def test_from_staging_to_production(shop):
     good = acceptance.accept("churn/1", CUSTOMERS, latency_ms=2000, settings=shop)
     assert good.passed, good.table.rows()
     bad = acceptance.accept(
-        "churn/1", CUSTOMERS, probability=np.zeros(1500), latency_ms=0.001, settings=shop
+        "churn/1", CUSTOMERS, predictions=NOBODY, latency_ms=0.001, settings=shop
     )
     failed = set(bad.table.filter(~pl.col("passed"))["check"])
     assert failed == {"parity with the offline pipeline", "latency"} and "✗" in bad._repr_html_()
@@ -652,3 +654,106 @@ def test_an_endpoint_that_is_not_there_is_named():
             DeploymentError, match="no endpoint at http://h/models/m/: deploy a version first"
         ):
             scored(http, [{"x": 1}], 10)
+
+
+# ---- other tasks
+
+RNG = np.random.default_rng(0)
+DATES = pl.date_range(pl.date(2024, 1, 1), pl.date(2024, 7, 18), eager=True)
+FLOWERS = pl.DataFrame(
+    {
+        "flower": np.arange(200),
+        "length": RNG.normal(5, 1, 200),
+        "seen": DATES,
+        "soil": RNG.choice(["clay", "sand"], 200),
+        "times": RNG.integers(1, 5, 200),
+        "note": ["remembered later"] * 200,
+    }
+)
+SPECIES = pl.when(pl.col("length") < 4.5).then(pl.lit("1")).when(pl.col("length") < 5.5)
+CLASSES = FLOWERS.with_columns(target=SPECIES.then(pl.lit("2")).otherwise(pl.lit("3")))
+SIZES = FLOWERS.with_columns(target=pl.col("length") * 1e6 + RNG.normal(0, 1e5, 200))
+ABOUT = {"question": "?", "target": "target", "key": "flower", "weight": "times"}
+
+
+def candidate_of(estimator) -> Candidate:
+    "A candidate of any estimator, also of one that gives no probabilities."
+    from sklearn.linear_model import LogisticRegression
+
+    candidate = Candidate("other", LogisticRegression())
+    object.__setattr__(candidate, "estimator", estimator)
+    return candidate
+
+
+def of_task(settings, task, rows, estimator):
+    "Register and approve a model of a task, as `flowers`. Return its version."
+    objective = Objective(name="flowers", task=task, ignore={"note": "written later"}, **ABOUT)
+    fitted = fit(rows, objective, candidate_of(estimator))
+    folder = settings.root / "report"
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text('{"passed": true}')
+    with tracking.start_run(settings, name="train"):
+        version = registry.register(
+            "flowers",
+            fitted.save(settings),
+            report_uri=tracking.log_folder(folder, "report", settings=settings),
+            dataset="flowers@1",
+            profile=profile(rows),
+            objective=objective,
+            by="alice",
+            settings=settings,
+        )
+    registry.approve(version.ref, by="alice", settings=settings)
+    return version, fitted
+
+
+def labels_of(http, *labels) -> list[int]:
+    "The status of each reported label."
+    posts = [{"labels": [{"prediction_id": "a", "label": label}]} for label in labels]
+    return [http.post("/feedback", content=orjson.dumps(post)).status_code for post in posts]
+
+
+def test_a_model_of_another_task_is_accepted_served_logged_and_put_beside(shop):
+    "Several classes first, then a regression as their canary: both answer under one name."
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    classes, by_class = of_task(shop, "multiclass", CLASSES, LogisticRegression(max_iter=500))
+    deployment.stage(classes.ref, by="alice", settings=shop)
+    verdict = acceptance.accept(classes.ref, CLASSES, latency_ms=5000, settings=shop)
+    assert verdict.passed, verdict.table.rows()
+    wrong = by_class.task.constant(200)
+    verdict = acceptance.accept(
+        classes.ref, CLASSES, predictions=wrong, latency_ms=5000, settings=shop
+    )
+    failed = verdict.table.filter(~pl.col("passed"))["check"].to_list()
+    assert failed == ["parity with the offline pipeline"]
+    with pytest.raises(DeploymentError, match="expected 200 predictions of a multiclass task"):
+        acceptance.accept(classes.ref, CLASSES, predictions=wrong.take([0]), settings=shop)
+    assert acceptance.accept(classes.ref, CLASSES, latency_ms=5000, settings=shop).passed
+    end = deployment.promote(classes.ref, by="alice", settings=shop)
+    sent = FLOWERS.drop("flower", "times", "note").with_columns(pl.col("seen").cast(pl.String))
+    answer = end.predict(sent)
+    assert answer["prediction"].to_list() == by_class.predict(CLASSES).labels
+    assert answer.schema["probabilities"] == pl.Struct(dict.fromkeys("123", pl.Float64))
+    with applications.http_client("flowers", settings=shop) as http:
+        assert labels_of(http, "1", 2, 3.0, 4, 2.5) == [200, 200, 200, 422, 422]
+
+    sizes, by_size = of_task(shop, "regression", SIZES, LinearRegression())
+    deployment.stage(sizes.ref, by="alice", settings=shop)
+    verdict = acceptance.accept(sizes.ref, SIZES, latency_ms=5000, settings=shop)
+    assert verdict.passed, verdict.table.rows()
+    deployment.deploy(sizes.ref, by="alice", canary=50, settings=shop)
+    predicted = end.predict(sent, rows=5)
+    of_sizes = predicted.filter(model_version=sizes.version)
+    assert 0 < of_sizes.height < 200 and of_sizes["low"].null_count() == 0
+    with applications.http_client("flowers", settings=shop) as http:
+        assert labels_of(http, "1", 4, 2.5, "many") == [200, 200, 200, 422]
+        assert len(http.get("/docs").text) > 1000
+    applications.ask("production-flowers", "flush")
+    log = lake.scan(shop.table("_predictions", "flowers")).filter(stage="production").collect()
+    numbers = log.filter(model_version=sizes.version)
+    assert by_size.task.usable(by_size.task.from_log(numbers)).all()
+    assert by_class.task.usable(
+        by_class.task.from_log(log.filter(model_version=classes.version))
+    ).all()
+    deployment.undeploy("flowers", by="alice", settings=shop)

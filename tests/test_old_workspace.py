@@ -16,6 +16,7 @@ from mlops_nb.data.ingest import ingest
 from mlops_nb.models import registry
 from mlops_nb.service import monitoring
 from mlops_nb.service.monitoring.alerts import open_alerts
+from mlops_nb.service.serving.log import TABLES, recover
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,36 @@ def test_mlflow_loads_the_champion_by_the_loader_that_an_earlier_release_named(o
     rows = members(30, 4).drop("member", "left").to_pandas()
     model = mlflow.pyfunc.load_model(str(bundle.path))
     probability = bundle.pipeline.predict_proba(bundle.signature.conform(members(30, 4)))[:, 1]
-    assert list(model.predict(rows)) == [
+    answer = model.predict(rows)
+    assert list(answer["prediction"]) == [
         "yes" if p >= bundle.objective.decision_threshold else "no" for p in probability
     ]
+    assert list(answer["probability"]) == pytest.approx(probability.tolist())
+
+
+def test_a_bundle_without_a_task_is_binary_and_predicts_as_it_logged(old):
+    bundle = registry.resolve("club/1", settings=old).bundle(old)
+    assert "task" not in bundle.candidate
+    assert (bundle.task.kind, bundle.labels) == ("binary", ("no", "yes"))
+    assert bundle.task.threshold == bundle.objective.decision_threshold
+    log = lake.scan(old.table("_predictions", "club")).filter(model_version="1").collect()
+    logged = bundle.task.from_log(log)
+    inputs = bundle.signature.frame([json.loads(text) for text in log["inputs"]])
+    assert logged.positive == pytest.approx(bundle.predict(inputs).positive)
+    assert logged.labels == bundle.predict(inputs).labels
+
+
+def test_the_old_log_is_taken_over_and_its_table_gets_the_new_columns(tmp_path):
+    settings = load_settings(unpack(tmp_path / "club"))
+    table = settings.table("_predictions", "club")
+    before = lake.scan(table).collect()
+    assert set(TABLES["_predictions"]) - set(before.columns) == {"scores", "number", "low", "high"}
+    assert recover("club", settings=settings) == 20
+    after = lake.scan(table).collect()
+    assert dict(after.schema) == TABLES["_predictions"]
+    assert after.height == before.height + 20 and after["scores"].null_count() == after.height
+    same = after.select(before.columns).join(before, on="prediction_id", how="semi")
+    assert same.sort("prediction_id").equals(before.sort("prediction_id"))
 
 
 def test_what_was_rejected_stays_rejected(old):

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import skops.io
 from conftest import aliases
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from starlette.testclient import TestClient
@@ -53,6 +53,7 @@ from mlops_nb.models.registry import (
 from mlops_nb.models.sealing import seal
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.science.task import Binary, Multiclass, Regression
 from mlops_nb.service import deployment
 from mlops_nb.service.deployment import applications
 from mlops_nb.service.serving import Handlers, application_of
@@ -165,7 +166,7 @@ def test_the_champions_view_is_that_of_the_version_in_production(place):
     events.record(
         place.settings.events, "deployed", "m", by="ann", versions={"1": 100}, champion="1"
     )
-    assert np.abs(view("m@champion") - place.fitted.probability(ROWS)).max() < 1e-12
+    assert np.abs(view("m@champion").positive - place.fitted.probability(ROWS)).max() < 1e-12
     for other in ("nobody@champion", "m@challenger", "m/1"):
         with pytest.raises(RegistryError, match=f"champion = {other}: expected m@champion"):
             view(other)
@@ -515,8 +516,14 @@ def test_mlflow_loads_a_version_by_itself(place, monkeypatch):
     monkeypatch.chdir(place.settings.root)
     place.register()
     model = mlflow.pyfunc.load_model("models:/m/1")
-    labels = model.predict(ROWS.drop("y", "id").to_pandas())
-    assert list(labels) == place.fitted.predict(ROWS).to_list()
+    answer = model.predict(ROWS.drop("y", "id").to_pandas())
+    assert list(answer["prediction"]) == place.fitted.predict(ROWS).labels
+    assert list(answer["probability"]) == pytest.approx(place.fitted.probability(ROWS).tolist())
+    outputs = model.metadata.get_output_schema().to_dict()
+    assert [(o["name"], o["type"]) for o in outputs] == [
+        ("prediction", "string"),
+        ("probability", "double"),
+    ]
     with pytest.raises(Exception, match="x"):
         model.predict(ROWS.select("c").to_pandas())
 
@@ -644,14 +651,128 @@ def test_a_library_that_others_can_write_to_is_not_used(place):
         resolve("m/1", settings=place.settings).bundle(place.settings).library  # noqa: B018
 
 
-def test_the_probability_of_a_label_follows_the_label_not_the_column(place):
+def test_the_champions_probabilities_are_in_the_candidates_order_of_the_labels(place):
     "A champion may have been trained with the other label as positive."
-    built = place.register().bundle(place.settings)
+    place.register()
+    deployed(place.settings, champion="1")
+    other = OBJECTIVE.model_copy(update={"positive": "No"})
+    view = partial(registry.champion_scores, "m@champion", ROWS, settings=place.settings)
     positive = place.fitted.probability(ROWS)
-    assert (built.probability(ROWS, "Yes") == positive).all()
-    assert built.probability(ROWS, "No") == pytest.approx(1 - positive)
-    with pytest.raises(BundleError, match="has the labels No and Yes, expected 1 among them"):
-        built.probability(ROWS, 1)
+    turned = Binary(labels=("Yes", "No"))
+    for predictions in (view(other), view(other, task=turned)):
+        assert predictions.positive == pytest.approx(1 - positive)
+        assert predictions.labels == place.fitted.predict(ROWS).labels
+
+
+@pytest.mark.parametrize(
+    "task, objective, sentence",
+    [
+        (Binary(labels=("stays", "leaves")), {}, "expected binary of stays or leaves, got binary"),
+        (Multiclass(labels=("No", "Yes", "Perhaps")), {}, "expected multiclass of No or Yes or P"),
+        (Regression(), {"positive": None, "task": "regression"}, "expected regression of a finite"),
+        (None, {"positive": None, "task": "regression"}, "got binary of No or Yes"),
+    ],
+)
+def test_a_champion_of_another_task_is_not_compared_with(place, task, objective, sentence):
+    place.register()
+    deployed(place.settings, champion="1")
+    now = OBJECTIVE.model_copy(update=objective)
+    with pytest.warns(UserWarning, match=f"the champion is not compared with: .*{sentence}"):
+        view = registry.champion_scores("m@champion", ROWS, now, task=task, settings=place.settings)
+    assert view is None
+
+
+def test_a_champion_without_a_label_of_the_target_is_not_compared_with(place):
+    place.register()
+    deployed(place.settings, champion="1")
+    rows = ROWS.with_columns(y=pl.lit("Perhaps"))
+    now = OBJECTIVE.model_copy(update={"positive": None, "task": None})
+    with pytest.warns(UserWarning, match="not compared with: .*expected No or Yes, got 'Perhaps'"):
+        assert registry.champion_scores("m@champion", rows, now, settings=place.settings) is None
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+ISLANDS = ROWS.with_columns(
+    y=pl.Series(["A" if i % 7 < 2 else "B" if i % 7 < 5 else "C" for i in range(60)])
+)
+PRICES = ROWS.with_columns(y=pl.col("x") * 100.0 + pl.col("id"))
+COSTS = {"B": {"A": 100.0, "C": 100.0}}
+
+
+def candidate_of(estimator) -> Candidate:
+    "A candidate of any estimator, also of one that gives no probabilities."
+    candidate = Candidate("other", LogisticRegression())
+    object.__setattr__(candidate, "estimator", estimator)
+    return candidate
+
+
+def of_task(place, rows, estimator, **fields):
+    "Register a candidate of another task. Return its version, and what was fitted."
+    question = {"name": "m", "question": "?", "target": "y", "key": "id"}
+    objective = Objective(**question, **fields)
+    fitted = fit(rows, objective, candidate_of(estimator), features="wspkg.features.features")
+    with tracking.start_run(place.settings, name="workflow"):
+        report = tracking.log_folder(
+            place.settings.root / "made", "report", settings=place.settings
+        )
+        candidate = fitted.save(place.settings)
+    version = place.register(candidate=candidate, report_uri=report, objective=objective)
+    return version, fitted
+
+
+def test_a_multiclass_bundle_has_its_labels_costs_and_predictions(place, monkeypatch):
+    version, fitted = of_task(place, ISLANDS, LogisticRegression(), task="multiclass", costs=COSTS)
+    built = version.bundle(place.settings)
+    predictions = built.predict(ISLANDS)
+    assert (built.task.kind, built.labels) == ("multiclass", ("A", "B", "C"))
+    assert predictions.scores == pytest.approx(fitted.predict(ISLANDS).scores)
+    assert set(predictions.labels) == {"B"}, "a missed B costs more than any other mistake"
+    details = events.newest(place.settings.events, "registered", version.ref)["details"]
+    assert (details["task"], details["labels"]) == ("multiclass", ["A", "B", "C"])
+    monkeypatch.chdir(place.settings.root)
+    answer = mlflow.pyfunc.load_model("models:/m/1").predict(ISLANDS.drop("y", "id").to_pandas())
+    assert list(answer) == [
+        "prediction",
+        "probability",
+        "probability_A",
+        "probability_B",
+        "probability_C",
+    ]
+    assert (answer["probability"] == answer["probability_B"]).all()
+    assert set(answer["prediction"]) == {"B"}
+
+
+def test_a_regression_bundle_predicts_numbers_with_intervals(place, monkeypatch):
+    version, fitted = of_task(place, PRICES, LinearRegression(), task="regression")
+    built = version.bundle(place.settings)
+    predictions = built.predict(PRICES)
+    assert (built.task.kind, built.labels) == ("regression", ())
+    assert predictions.numbers == pytest.approx(fitted.predict(PRICES).numbers)
+    assert (predictions.low < predictions.numbers).all()
+    monkeypatch.chdir(place.settings.root)
+    answer = mlflow.pyfunc.load_model("models:/m/1").predict(PRICES.drop("y", "id").to_pandas())
+    assert list(answer) == ["prediction", "low", "high"]
+    assert list(answer["high"]) == pytest.approx(predictions.high.tolist())
+
+
+def test_mlflow_predicts_classes_in_a_clean_process(place, tmp_path):
+    version, fitted = of_task(place, ISLANDS, LogisticRegression(), task="multiclass")
+    built = version.bundle(place.settings)
+    ISLANDS.drop("y", "id").write_parquet(tmp_path / "rows.parquet")
+    code = f"""
+import json, mlflow, pandas as pd
+rows = pd.read_parquet({str(tmp_path / "rows.parquet")!r})
+answer = mlflow.pyfunc.load_model({str(built.path)!r}).predict(rows)
+print(json.dumps(answer.to_dict("list")))
+"""
+    env = os.environ | {"MLOPS_NB_BUNDLE_DIGEST": built.digest}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["prediction"] == fitted.predict(ISLANDS).labels
 
 
 def test_a_bundle_without_code_of_its_own_needs_no_digest(place, tmp_path, monkeypatch):
@@ -774,9 +895,8 @@ def test_a_replica_loads_what_was_registered(place):
     version = place.register()
     desired_state, state = applications.target(version.ref, settings=place.settings)
     served = Versions(place.settings, "m", state.library, fixed=state).traffic.champion
-    assert served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))[
-        1
-    ] == pytest.approx(place.fitted.probability(ROWS).tolist())
+    predictions = served.predict(served.signature.frame(ROWS.select("x", "c").to_dicts()))
+    assert predictions.positive == pytest.approx(place.fitted.probability(ROWS))
     assert Versions(place.settings, "m", state.library, fixed=state).traffic.labels == ["No", "Yes"]
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 import orjson
 import polars as pl
 import pytest
@@ -24,11 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_nb.core import lake
-from mlops_nb.core.errors import InputError, Refused
+from mlops_nb.core.errors import InputError, LakeError, Refused
 from mlops_nb.core.settings import ServeSection, create
 from mlops_nb.science.signature import Signature, plainly_fits
+from mlops_nb.science.task import Binary, Multiclass, Regression
 from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
 from mlops_nb.service.serving.log import (
+    TABLES,
     PredictionLog,
     Segment,
     append_frame,
@@ -235,29 +238,39 @@ JSON = {"content-type": "application/json"}
 class Model:
     "The least a served version can be."
 
-    labels, other_framework = ("No", "Yes"), {}
+    other_framework = {}
 
-    def __init__(self, version):
+    def __init__(self, version, task=None):
         self.version, self.signature = version, SIGNATURE
+        self.task = task or Binary(labels=("No", "Yes"))
 
     def predict(self, frame):
         if (frame["charges"] > 1e6).any():
             raise RuntimeError("the model broke")
-        return ["Yes"] * frame.height, [0.75] * frame.height
+        return constant(self.task, frame.height)
+
+
+def constant(task, rows):
+    "A prediction of each row: three quarters for the last label, or the number 250."
+    if not task.labels:
+        return task.with_intervals(np.full(rows, 250.0))
+    others = [0.25 / (len(task.labels) - 1)] * (len(task.labels) - 1)
+    return task.decided(np.tile([*others, 0.75], (rows, 1)))
 
 
 class Fixed:
     "Versions without a registry."
 
-    def __init__(self, settings, shadow=()):
+    def __init__(self, settings, shadow=(), tasks=()):
         self.settings, self.model, self.fixed = settings, "churn", None
-        served = {v: Model(v) for v in ("4", *shadow)}
+        by_version = dict(zip(("4", *shadow), tasks, strict=False))
+        served = {v: Model(v, by_version.get(v)) for v in ("4", *shadow)}
         self.traffic = ServedTraffic(Desired({"4": 100}, {}, shadow=tuple(shadow)), served)
 
 
-def client(settings, *, shadow=(), token=None):
+def client(settings, *, shadow=(), token=None, tasks=()):
     logs = PredictionLog(settings, "churn"), PredictionLog(settings, "churn", "_feedback")
-    endpoint = Handlers(Fixed(settings, shadow), *logs)
+    endpoint = Handlers(Fixed(settings, shadow, tasks), *logs)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     transport = httpx.ASGITransport(application_of(endpoint), raise_app_exceptions=False)
     return endpoint, httpx.AsyncClient(
@@ -421,7 +434,8 @@ def test_a_word_that_is_no_label_is_refused_and_the_labels_are_named(settings, w
 
 def test_labels_of_earlier_versions_may_still_be_reported(settings):
     endpoint, http = client(settings)
-    endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=("stays", "leaves"))
+    earlier = (Binary(labels=("stays", "leaves")),)
+    endpoint.versions.traffic = replace(endpoint.versions.traffic, earlier=earlier)
     labels = [{"prediction_id": "a", "label": "leaves"}, {"prediction_id": "b", "label": "No"}]
     good, spec = ask(
         http, ("POST", "/feedback", {"json": {"labels": labels}}), ("GET", "/openapi.json", {})
@@ -430,10 +444,236 @@ def test_labels_of_earlier_versions_may_still_be_reported(settings):
     answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"][
         "application/json"
     ]["schema"]
-    assert answer["properties"]["predictions"]["items"]["properties"]["prediction"] == {
-        "type": "string",
-        "enum": ["No", "Yes", "stays", "leaves"],
+    kinds = answer["properties"]["predictions"]["items"]["anyOf"]
+    assert [kind["properties"]["prediction"]["enum"] for kind in kinds] == [
+        ["No", "Yes", None],
+        ["stays", "leaves", None],
+    ]
+
+
+# ---- tasks
+
+ISLAND = Multiclass(labels=("1", "2", "3"))
+PRICE = Regression(half_width=50.0)
+ROWS = ("POST", "/predict", {"json": {"rows": [GOOD, GOOD]}})
+
+
+def first_of(answer) -> dict:
+    "The first prediction of an answer, without its id."
+    first = answer.json()["predictions"][0]
+    return {name: value for name, value in first.items() if name != "prediction_id"}
+
+
+def test_an_answer_of_several_classes_has_all_probabilities_and_so_has_the_log(settings):
+    endpoint, http = client(settings, tasks=[ISLAND])
+    (answer,) = ask(http, ROWS)
+    assert first_of(answer) == {
+        "prediction": "3",
+        "probability": 0.75,
+        "probabilities": {"1": 0.125, "2": 0.125, "3": 0.75},
+        "model_version": "4",
     }
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    assert rows["scores"].to_list() == [[0.125, 0.125, 0.75]] * 2
+    assert rows["number"].null_count() == 2
+    assert ISLAND.from_log(rows).scores.tolist() == rows["scores"].to_list()
+
+
+def test_an_answer_of_a_regression_is_a_number_with_its_interval_and_so_is_the_log(settings):
+    endpoint, http = client(settings, tasks=[PRICE])
+    (answer,) = ask(http, ROWS)
+    assert first_of(answer) == {
+        "prediction": 250.0,
+        "low": 200.0,
+        "high": 300.0,
+        "model_version": "4",
+    }
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    logged = rows.select("prediction", "probability", "number", "low", "high").row(0)
+    assert logged == ("250", None, 250.0, 200.0, 300.0) and rows["scores"].null_count() == 2
+    assert PRICE.from_log(rows).numbers.tolist() == [250.0, 250.0]
+
+
+def test_the_answer_to_a_binary_row_is_what_it_always_was(settings):
+    _, http = client(settings)
+    (answer,) = ask(http, ("POST", "/predict", {"json": {"rows": [GOOD]}}))
+    id_ = answer.json()["predictions"][0]["prediction_id"]
+    assert answer.text == (
+        '{"predictions":[{"prediction":"Yes","probability":0.75,'
+        f'"prediction_id":"{id_}","model_version":"4"}}],"model_version":"4"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    "task, value, number",
+    [
+        (Binary(labels=("No", "Yes")), np.array([[np.nan, np.nan], [0.2, 0.8]]), 1),
+        (ISLAND, np.array([[0.3, np.nan, 0.1], [0.2, 0.1, 0.7]]), 1),
+        (PRICE, np.array([np.inf, 1.0]), 1),
+    ],
+)
+def test_a_prediction_that_is_none_gets_no_label_and_is_logged(
+    settings, caplog, task, value, number
+):
+    "JSON has no NaN. A label that follows from it would look like an answer."
+    endpoint, http = client(settings, tasks=[task])
+    model = endpoint.versions.traffic.choose()
+    model.predict = lambda _: task.decided(value) if task.labels else task.with_intervals(value)
+    (answer,) = ask(http, ROWS)
+    first, second = answer.json()["predictions"]
+    assert first["prediction"] is None and second["prediction"] is not None
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    assert task.usable(task.from_log(rows)).tolist() == [False, True]
+    assert rows["prediction"].to_list()[0] is None
+    assert f"version 4: {number} of 2 predictions are unusable" in caplog.text
+
+
+def reported(http, *labels) -> list:
+    "The answers to a report of each label."
+    posts = [{"labels": [{"prediction_id": "a", "label": label}]} for label in labels]
+    return ask(http, *(("POST", "/feedback", {"json": post}) for post in posts))
+
+
+def test_labels_of_several_classes_are_taken_in_every_spelling(settings):
+    endpoint, http = client(settings, tasks=[ISLAND])
+    *good, unknown, nothing = reported(http, "1", 2, 3.0, "3.0", 4, None)
+    assert [a.status_code for a in good] == [200] * 4
+    assert [a.json()["error"]["expected"] for a in (unknown, nothing)] == ["1 or 2 or 3"] * 2
+    endpoint.labels.flush()
+    labels = lake.scan(endpoint.labels.table).collect().sort("at")["label"]
+    assert labels.to_list() == ["1", "2", "3", "3"]
+    assert ISLAND.parse(labels).to_list() == [0, 1, 2, 2]
+
+
+def test_labels_of_a_regression_are_finite_numbers(settings):
+    endpoint, http = client(settings, tasks=[PRICE])
+    *good, word, flag, infinite, nothing = reported(
+        http, 12.50, "1e2", 7, "many", True, "inf", None
+    )
+    assert [a.status_code for a in good] == [200] * 3
+    bad = (word, flag, infinite, nothing)
+    assert [a.status_code for a in bad] == [422] * 4
+    assert {a.json()["error"]["expected"] for a in bad} == {"a finite number"}
+    endpoint.labels.flush()
+    labels = lake.scan(endpoint.labels.table).collect().sort("at")["label"]
+    assert labels.to_list() == ["12.5", "100", "7"]
+    assert PRICE.parse(labels).to_list() == [12.5, 100.0, 7.0]
+
+
+def test_versions_of_different_tasks_answer_log_and_take_labels_beside_each_other(settings):
+    tasks = [Binary(labels=("No", "Yes")), ISLAND, PRICE]
+    endpoint, http = client(settings, shadow=("5", "6"), tasks=tasks)
+    (answer,) = ask(http, ROWS)
+    assert first_of(answer)["prediction"] == "Yes"
+    endpoint.shadows.shutdown(wait=True)
+    endpoint.log.flush()
+    rows = lake.scan(endpoint.log.table).collect()
+    for version, task in zip("456", tasks, strict=True):
+        assert task.usable(task.from_log(rows.filter(model_version=version))).all()
+    traffic = Fixed(settings, ("5", "6"), tasks).traffic
+    assert [traffic.spelled(v) for v in ("Yes", 3.0, 12.50, "never")] == ["Yes", "3", "12.5", None]
+    assert traffic.expected_label == "No or Yes or 1 or 2 or 3 or a finite number"
+
+
+def test_the_documents_of_an_endpoint_name_the_answer_of_each_task(settings):
+    for task, fields in (
+        (ISLAND, {"prediction", "probability", "probabilities"}),
+        (PRICE, {"prediction", "low", "high"}),
+    ):
+        _, http = client(settings, tasks=[task])
+        spec, page = ask(http, ("GET", "/openapi.json", {}), ("GET", "/docs", {}))
+        answer = spec.json()["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+        items = answer["application/json"]["schema"]["properties"]["predictions"]["items"]
+        assert set(items["properties"]) == fields | {"prediction_id", "model_version"}
+        assert all(f"<td>{field}</td>" in page.text for field in fields)
+
+
+# ---- logs of an earlier release
+
+ADDED = ("scores", "number", "low", "high")
+OLD = {name: dtype for name, dtype in TABLES["_predictions"].items() if name not in ADDED}
+
+
+def old_rows(first: int, n: int) -> dict:
+    "A batch as an earlier release logged it."
+    values = {"at": 0, "probability": 0.5, "latency_ms": 1.0}
+    columns = {name: [values.get(name, "x")] * n for name in OLD}
+    return columns | {"prediction_id": [str(i) for i in range(first, first + n)]}
+
+
+def old_log(settings, first: int, n: int) -> Path:
+    "A log that a replica of an earlier release left behind."
+    folder = settings.state / "wal" / "churn" / "_predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"old{first}.log"
+    path.write_bytes(with_checksum(orjson.dumps(old_rows(first, n))))
+    return path
+
+
+def schema_changes(table: str) -> list[int]:
+    "The versions of a table whose commit has a schema."
+    commits = sorted((Path(table) / "_delta_log").glob("*.json"))
+    return [i for i, commit in enumerate(commits) if '"metaData"' in commit.read_text()]
+
+
+def test_a_log_of_an_earlier_release_is_taken_over_into_a_table_of_an_earlier_release(settings):
+    table = settings.table("_predictions", "churn")
+    lake.append(table, pl.DataFrame(old_rows(0, 2), schema=OLD))
+    path = old_log(settings, 2, 3)
+    assert recover("churn", settings=settings) == 3 and not path.exists()
+    rows = lake.scan(table).collect()
+    assert dict(rows.schema) == TABLES["_predictions"] and kept_ids(rows) == list("01234")
+    assert all(rows[name].null_count() == 5 for name in ADDED)
+    assert Binary(labels=("No", "Yes")).from_log(rows).positive.tolist() == [0.5] * 5
+    assert schema_changes(table) == [0, 1], "the columns come with the first commit"
+    assert lake.scan(table, version=0).collect().columns == list(OLD)
+
+
+def kept_ids(rows: pl.DataFrame) -> list[str]:
+    return sorted(rows["prediction_id"])
+
+
+def test_an_upgraded_table_is_compacted_and_still_has_every_row(settings):
+    table = settings.table("_predictions", "churn")
+    lake.append(table, pl.DataFrame(old_rows(0, 2), schema=OLD))
+    endpoint, http = client(settings, tasks=[ISLAND])
+    ask(http, ROWS)
+    endpoint.log.flush()
+    lake.maintain(table)
+    rows = lake.scan(table).collect()
+    assert rows.height == 4 and rows["scores"].null_count() == 2
+
+
+def test_a_replica_of_an_earlier_release_cannot_take_what_it_would_shorten(settings):
+    "It looks for `*.log` only, and a table with the new columns refuses its rows."
+    endpoint, http = client(settings, tasks=[ISLAND])
+    ask(http, ROWS)
+    assert not list(endpoint.log.folder.glob("*.log"))
+    endpoint.log.flush()
+    rows = pl.DataFrame(old_rows(0, 1), schema=OLD)
+    with pytest.raises(LakeError, match="missing column scores"):
+        lake.append(endpoint.log.table, rows)
+    old_log(settings, 0, 1)
+    assert endpoint.log.flush() == 1
+    assert lake.scan(endpoint.log.table).collect().height == 3
+
+
+def test_two_replicas_that_upgrade_a_table_at_the_same_time_change_it_once(settings):
+    table = settings.table("_predictions", "churn")
+    lake.append(table, pl.DataFrame(old_rows(0, 1), schema=OLD))
+    logs = [PredictionLog(settings, "churn") for _ in range(4)]
+    for i, log in enumerate(logs):
+        log.append(old_rows(1 + i, 1))
+    movers = [threading.Thread(target=log.flush) for log in logs]
+    for mover in movers:
+        mover.start()
+    for mover in movers:
+        mover.join()
+    assert kept_ids(lake.scan(table).collect()) == list("01234")
+    assert len(schema_changes(table)) == 2
 
 
 def test_tokens_guard_everything_but_health(tmp_path):
@@ -520,7 +760,7 @@ class Disk:
             self.synced[os.readlink(f"/proc/self/fd/{fd}")] = self.state(fd)
 
         def unlink(path, *args, **kwargs):
-            if str(path).endswith(".log"):
+            if str(path).endswith(".wal"):
                 self.unlinked.append((str(path), self.missing()))
             real_unlink(path, *args, **kwargs)
 
@@ -576,7 +816,7 @@ def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     monkeypatch.setattr(lake, "sync_table", refuse)
     with pytest.raises(OSError, match="input/output"):
         log.close()
-    assert [p.suffix for p in log.folder.iterdir()] == [".log"]
+    assert [p.suffix for p in log.folder.iterdir()] == [".wal"]
     monkeypatch.undo()
     assert (
         recover("churn", settings=settings) == 0
@@ -647,9 +887,7 @@ def test_a_panic_is_a_500_and_spares_the_batch(settings):
     endpoint, http = client(settings)
     model = endpoint.versions.traffic.choose()
     model.predict = lambda frame: (
-        panic()
-        if (frame["charges"] > 1e6).any()
-        else (["Yes"] * frame.height, [0.75] * frame.height)
+        panic() if (frame["charges"] > 1e6).any() else constant(model.task, frame.height)
     )
     requests = [PredictRequest(model, [GOOD | {"charges": c}], 0.0) for c in (1.0, 1e9, 2.0)]
     answers = asyncio.run(endpoint.predictor.answer(requests))
@@ -772,7 +1010,7 @@ def test_a_frame_has_a_bounded_number_of_rows(settings):
 
     def predict(frame):
         sizes.append(frame.height)
-        return ["Yes"] * frame.height, [0.75] * frame.height
+        return constant(model.task, frame.height)
 
     model.predict = predict
     requests = [PredictRequest(model, [GOOD] * n, 0.0) for n in (3000, 1000, 96, 1, 9000)]
@@ -806,7 +1044,8 @@ MANY = {
 @pytest.mark.parametrize("body", MANY)
 def test_far_too_many_values_are_refused_before_they_are_objects(settings, monkeypatch, body):
     monkeypatch.setattr(orjson, "loads", lambda text: pytest.fail("it was parsed"))
-    for read in (protocols.read_rows, partial(protocols.read_labels, labels=("No", "Yes"))):
+    labels = partial(protocols.read_labels, spelled=str, expected="a label")
+    for read in (protocols.read_rows, labels):
         with pytest.raises(Refused) as refused:
             read(MANY[body], "application/json", limit=5)
         assert refused.value.status == 413

@@ -187,6 +187,16 @@ def _is_committed(table: DeltaTable, key: tuple[str, int]) -> bool:
     number = table.transaction_version(key[0])
     return number is not None and number >= key[1]
 
+# %% ../../nbs/1_core/12_lake.ipynb #39910b12
+def _schema_mode(
+    schema: pl.Schema, delta: DeltaTable, table: str, added: Sequence[str]
+) -> str | None:
+    "Return how deltalake writes rows of this schema; raise if they do not fit the table."
+    present = pl.Schema(delta.schema())
+    new = {name: schema[name] for name in added if name in schema and name not in present}
+    check_same_schema(schema, pl.Schema({**present, **new}), table)
+    return "merge" if new else None
+
 # %% ../../nbs/1_core/12_lake.ipynb #198d6e1e
 _FIRST_COMMIT_RETRIES = 0  # deltalake's own retries of the commit that creates a table
 
@@ -204,14 +214,14 @@ def append(
     key: tuple[str, int] | None = None,  # application and number: such rows are committed once
     metadata: dict[str, str] | None = None,  # stored with the commit
     upkeep: bool = True,  # call `maintain` every hundredth commit
+    added: Sequence[str] = (),  # columns that an older table lacks: the same commit adds them
 ) -> int:
     "Append rows in one atomic commit; with a key, exactly once. Return the table's version."
     delta = open_table(table) if table_exists(table) else None
     if delta and key and _is_committed(delta, key):
         return delta.version()
     check_storable(rows.schema, table)
-    if delta:
-        check_same_schema(rows.schema, pl.Schema(delta.schema()), table)
+    mode = _schema_mode(rows.schema, delta, table, added) if delta else None
     properties = CommitProperties(
         custom_metadata=metadata,
         app_transactions=[Transaction(*key)] if key else None,
@@ -220,7 +230,7 @@ def append(
     rows.write_delta(
         delta or to_url(table),
         mode="append" if delta else "error",
-        delta_write_options={"commit_properties": properties},
+        delta_write_options={"commit_properties": properties, "schema_mode": mode},
     )
     version = open_table(table).version()
     if upkeep and version and version % COMPACT_EVERY == 0:

@@ -12,29 +12,27 @@ import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from ..core import cluster, events, library, tracking
 from ..core.authoring import require_exported
-from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
+from mlops_nb.core.errors import (
+    EventConflict,
+    LabelError,
+    ObjectiveError,
+    OutdatedBundle,
+    RegistryError,
+)
 from ..core.preview import Preview
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import render
 from . import approvals, roles
 from .approvals import RULE, Approval
-from mlops_nb.models.bundle import (
-    Bundle,
-    fill,
-    known_digests,
-    pins,
-    registered_digest,
-    require_trusted,
-)
+from .bundle import Bundle, fill, pins, registered_digest
 from mlops_nb.models.origin import (
     model_lineage,
     require_passed,
@@ -42,25 +40,25 @@ from mlops_nb.models.origin import (
     require_same_objective,
     run_of,
 )
+from .pyfunc import _load_pyfunc, write_mlmodel  # noqa: F401 (named in bundles)
 from .roles import ROLES
 from .sealing import seal
+from ..science.labels import spelling
 from ..science.objective import Objective
+from ..science.pipeline import load_candidate_files, load_pipeline, types_in_file
+from ..science.predictions import Predictions
+from ..science.signature import cut
 from ..science.statement import model_name
-from ..science.pipeline import load_pipeline, types_in_file, load_candidate_files
-from ..science.signature import Signature
+from ..science.task import Task
 
 # %% ../../nbs/4_models/05_registry.ipynb #7e57c0de
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
     from mlops_nb.data.profiles.profiling import Profile
 
 # %% ../../nbs/4_models/05_registry.ipynb #3794b438
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
     from mlops_nb.data.profiles.profiling import Profile
 
 # %% ../../nbs/4_models/05_registry.ipynb #0bd4d973
@@ -122,65 +120,6 @@ def _free_aliases(client: "MlflowClient", name: str) -> dict[str, str]:
         if model.name == name:
             aliases |= model.aliases
     return {alias: version for alias, version in aliases.items() if alias not in ROLES}
-
-# %% ../../nbs/4_models/05_registry.ipynb #20bb08af
-_MLFLOW_TYPES = {
-    "integer": "long",
-    "float": "double",
-    "boolean": "boolean",
-    "string": "string",
-    "date": "string",
-    "datetime": "string",
-}
-
-
-def _mlflow_signature(folder: Path) -> "ModelSignature":
-    "Return the signature of a bundle as MLflow describes it."
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
-
-    signature = Signature.model_validate_json((folder / "signature.json").read_text())
-    inputs = [
-        ColSpec(_MLFLOW_TYPES[column.dtype], column.name, required=not column.nullable)
-        for column in signature.columns
-    ]
-    return ModelSignature(Schema(inputs), Schema([ColSpec("string", "prediction")]))
-
-
-def _write_mlmodel(folder: Path, lineage: Mapping[str, Any]) -> None:
-    "Write the `MLmodel` file of a bundle that is not sealed yet. The same bundle gets the same."
-    from mlflow.models import Model
-
-    run = lineage["runs"]["candidate"]
-    model = Model(run_id=run, model_uuid=run, utc_time_created=lineage["at"])
-    model.signature = _mlflow_signature(folder)
-    loader = {"loader_module": "mlops_nb.models.registry", "python_version": lineage["python"]}
-    model.add_flavor("python_function", **loader)
-    model.save(str(folder / "MLmodel"))
-
-# %% ../../nbs/4_models/05_registry.ipynb #52c17c58
-class _Pyfunc:
-    "What `mlflow.pyfunc` calls."
-
-    def __init__(self, bundle: Bundle, pipeline: Any):
-        self.bundle = bundle
-        self.pipeline = pipeline
-
-    def predict(self, frame: "pd.DataFrame", params: dict | None = None) -> np.ndarray:
-        "Return a label for each row."
-        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        inputs = self.bundle.signature.frame(rows)
-        probability = self.pipeline.predict_proba(inputs)[:, 1]
-        positive = probability >= self.bundle.objective.decision_threshold
-        return np.array(self.bundle.labels)[positive.astype(int)]
-
-
-def _load_pyfunc(path: str) -> _Pyfunc:
-    "Return what MLflow calls. Raise if the workspace or environment expects other bundles."
-    bundle = Bundle(path).verify()
-    if known_digests():
-        require_trusted(bundle, [])
-    return _Pyfunc(bundle, bundle.pipeline)
 
 # %% ../../nbs/4_models/05_registry.ipynb #76dfcc75
 def tested(
@@ -277,7 +216,7 @@ def _store(name: str, parts: Mapping[str, Any], settings: Settings) -> ModelVers
     }
     with tempfile.TemporaryDirectory() as folder:
         path = fill(Path(folder) / "bundle", **parts, **built)
-        _write_mlmodel(path, parts["lineage"])
+        write_mlmodel(path, parts["lineage"])
         bundle = Bundle(path, digest=seal(path), settings=settings)
         version = _stored_version(name, bundle, settings)
         return version or _create_version(name, bundle, settings)
@@ -312,6 +251,7 @@ def _version_facts(version: ModelVersion) -> dict[str, Any]:
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     "Return what the `registered` event says about a bundle's contents."
     return {
+        "task": bundle.task.kind,
         "labels": list(bundle.labels),
         "notebooks": bundle.lineage["notebooks"],
         "metrics": bundle.report.get("metrics", {}),
@@ -415,9 +355,10 @@ def champion_scores(
     frame: pl.DataFrame,  # rows of the test split
     objective: Objective,
     *,
+    task: Task | None = None,  # of the candidate; None: that of the frame's target
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> np.ndarray | None:  # of the positive label, one for each row
-    "Return the champion's probabilities, or None if none is in production or it cannot be loaded."
+) -> Predictions | None:  # with probabilities in the order of the task's labels
+    "Return what the champion says of each row, or None if there is none that can be compared with."
     settings = settings or workspace()
     if champion != f"{objective.name}@champion":
         raise RegistryError(
@@ -428,8 +369,8 @@ def champion_scores(
     if bundle is None:
         return None
     try:
-        return bundle.probability(frame, objective.positive)
-    except OutdatedBundle as e:
+        return _comparable(bundle, frame, objective, task)
+    except (OutdatedBundle, LabelError) as e:
         warnings.warn(f"the champion is not compared with: {e}", stacklevel=2)
         return None
 
@@ -440,6 +381,38 @@ def _champion_bundle(name: str, settings: Settings) -> Bundle | None:
     if number is None:
         return None
     return resolve(f"{name}/{number}", settings=settings).bundle(settings)
+
+# %% ../../nbs/4_models/05_registry.ipynb #69cd6e01
+def _comparable(
+    bundle: Bundle, frame: pl.DataFrame, objective: Objective, task: Task | None
+) -> Predictions:
+    "Return a champion's predictions of a task; raise `LabelError` if it has another."
+    own = bundle.task
+    task = task or _implied_task(own, frame, objective)
+    if (own.kind, set(own.labels)) != (task.kind, set(task.labels)):
+        raise LabelError(
+            f"expected {_described(task)}, got {_described(own)}: it answers another question"
+        )
+    predictions = bundle.predict(frame)
+    if own.labels == task.labels:
+        return predictions
+    order = [own.labels.index(label) for label in task.labels]
+    return replace(predictions, scores=predictions.scores[:, order])
+
+
+def _implied_task(own: Task, frame: pl.DataFrame, objective: Objective) -> Task:
+    "Return the champion's task with the objective's positive label last; raise if it does not fit."
+    kind = objective.task or own.kind
+    own.encode(frame[objective.target])
+    if own.kind != kind or objective.positive is None:
+        return own.model_copy(update={"kind": kind})
+    positive = spelling(objective.positive)
+    return own.model_copy(update={"labels": (*sorted({*own.labels} - {positive}), positive)})
+
+
+def _described(task: Task) -> str:
+    "Return the kind and the labels of a task, in words."
+    return f"{task.kind} of {cut(task.expected_label(), 200)}"
 
 # %% ../../nbs/4_models/05_registry.ipynb #98388244
 def approve(

@@ -53,7 +53,7 @@ COVERAGE = 0.9  # share of the true numbers that the interval of a regression is
 LOG_COLUMNS = {  # what the prediction log keeps of a prediction
     "prediction": pl.String,  # the label; of a regression, the number's spelling
     "probability": pl.Float64,  # of the positive label; of several labels, of the decided one
-    "scores": pl.List(pl.Float64),  # a probability for each label, in the order of `labels`
+    "scores": pl.List(pl.Float64),  # of three labels or more: the probability of each
     "number": pl.Float64,  # of a regression
     "low": pl.Float64,  # the ends of its interval
     "high": pl.Float64,

@@ -154,13 +154,13 @@ def _spread(scores: np.ndarray, present: np.ndarray, labels: int) -> np.ndarray:
     return whole
 
 
-def _log(predictions: Predictions, probability: np.ndarray) -> dict[str, list]:
+def _log(labels: list[str], probability: np.ndarray, scores: list | None) -> dict[str, list]:
     "Return the columns of the log for labels with their probabilities."
-    missing = [None] * len(predictions)
+    missing = [None] * len(labels)
     return {
-        "prediction": predictions.labels,
+        "prediction": labels,
         "probability": probability.tolist(),
-        "scores": predictions.scores.tolist(),
+        "scores": scores or missing,
         "number": missing,
         "low": missing,
         "high": missing,
@@ -194,7 +194,7 @@ class Binary(_Classification, frozen=True):
 
     def log_columns(self, predictions: Predictions) -> dict[str, list]:
         "Return the columns of the prediction log."
-        return _log(predictions, predictions.positive)
+        return _log(predictions.labels, predictions.scores[:, 1], None)
 
     def from_log(self, rows: pl.DataFrame) -> Predictions:
         "Return the logged predictions, with the labels as they were decided."
@@ -233,7 +233,8 @@ class Multiclass(_Classification, frozen=True):
         "Return the columns of the prediction log."
         numbers = [self.labels.index(label) for label in predictions.labels]
         rows = np.arange(len(numbers))
-        return _log(predictions, predictions.scores[rows, numbers])
+        scores = predictions.scores
+        return _log(predictions.labels, scores[rows, numbers], scores.tolist())
 
     def from_log(self, rows: pl.DataFrame) -> Predictions:
         "Return the logged predictions, with the labels as they were decided."

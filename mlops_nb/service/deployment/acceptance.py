@@ -7,7 +7,7 @@ __all__ = ['AcceptanceCheck', 'Acceptance', 'Probe', 'accept']
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #ddf67166
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import asdict, dataclass, field
 
 import httpx
@@ -21,13 +21,17 @@ from ...core.preview import Preview
 from ...core.settings import Settings, load_settings
 from ...core.templates import render
 from ...models import registry
+from ...models.bundle import Bundle
+from ...science.predictions import Predictions
 from ...science.signature import InputColumn, Signature
+from ...science.task import Binary, Multiclass, Task
 from mlops_nb.service.deployment.applications import (
     app_name,
     ask,
     http_client,
     is_serving,
     scored,
+    sendable_rows,
     target,
 )
 from .previews import accept_preview
@@ -92,12 +96,76 @@ def _schema_check(probe: Probe) -> AcceptanceCheck:
         got += f", differing: {', '.join(different)}"
     return AcceptanceCheck("schema", not different, f"{len(registered)} columns", got)
 
+# %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #6292bffc
+_TOLERANCE = 1e-6  # of probabilities, and of numbers relative to their size
 
-def _parity_check(probe: Probe, rows: list[dict], offline: np.ndarray) -> AcceptanceCheck:
-    online = np.array([prediction["probability"] for prediction in probe.predict(rows)])
-    worst = float(np.abs(online - offline).max())
+
+def _answered(task: Task, answers: list[dict]) -> Predictions:
+    "Return the predictions in answers of the endpoint."
+    if not task.labels:
+        names = {"number": "prediction", "low": "low", "high": "high"}
+        columns = {column: [a[name] for a in answers] for column, name in names.items()}
+        return task.from_log(pl.DataFrame(columns, schema=dict.fromkeys(names, pl.Float64)))
+    each = [a.get("probabilities", {}) for a in answers]
+    columns = {name: [a[name] for a in answers] for name in ("prediction", "probability")}
+    columns["scores"] = [[scores.get(label) for label in task.labels] for scores in each]
+    return task.from_log(pl.DataFrame(columns, schema_overrides={"probability": pl.Float64}))
+
+
+def _size(numbers: np.ndarray) -> np.ndarray:
+    "Return what the difference of each number is compared with."
+    sizes = np.abs(np.where(np.isfinite(numbers), numbers, 0.0))
+    usual = float(np.median(sizes)) or float(sizes.max(initial=0.0)) or 1.0
+    return np.maximum(sizes, usual)
+
+# %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #86c42295
+_Classes = Binary | Multiclass
+
+
+def _largest_difference(online: Predictions, offline: Predictions) -> float:
+    "Return the largest difference; infinity if one side has a number and the other has none."
+    if offline.numbers is None:
+        return _gap(online.scores, offline.scores)
+    size = _size(offline.numbers)
+    pairs = ((getattr(p, name) for p in (online, offline)) for name in ("numbers", "low", "high"))
+    gaps = [_gap(a / size, b / size) for a, b in pairs if b is not None]
+    return max(gaps)
+
+
+def _gap(online: np.ndarray, offline: np.ndarray) -> float:
+    "Return the largest difference of two arrays, in which NaN and infinity stand for no number."
+    present = np.isfinite(offline)
+    if (np.isfinite(online) != present).any():
+        return float("inf")
+    return float(np.abs(online[present] - offline[present]).max(initial=0.0))
+
+
+def _same_labels(task: _Classes, online: Predictions, offline: Predictions) -> bool:
+    "Return whether labels agree, or each side decided as the task does."
+    usable = task.usable(online) & task.usable(offline)
+    sides = [side.take(usable) for side in (online, offline)]
+    if sides[0].labels == sides[1].labels:
+        return True
+    return all(task.decided(side.scores).labels == side.labels for side in sides)
+
+# %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #189d5271
+def _parity_check(
+    probe: Probe,
+    task: Task,
+    rows: list[dict],
+    offline: Predictions,  # of these rows
+    left_out: int,  # rows that cannot be sent
+) -> AcceptanceCheck:
+    "Return the check that answers are what the offline pipeline predicts."
+    online = _answered(task, probe.predict(rows))
+    worst = _largest_difference(online, offline)
     got = f"{worst:.1e} over {len(rows)} rows"
-    return AcceptanceCheck("parity with the offline pipeline", worst <= 1e-6, "≤ 1e-06", got)
+    passed = worst <= _TOLERANCE
+    if passed and isinstance(task, _Classes) and not _same_labels(task, online, offline):
+        passed, got = False, f"{got}, with other labels"
+    if left_out:
+        got += f" ({left_out} rows have an infinite number, which JSON has not)"
+    return AcceptanceCheck("parity with the offline pipeline", passed, f"≤ {_TOLERANCE:.0e}", got)
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #dd601504
 def _request(*rows: dict) -> dict:
@@ -127,6 +195,15 @@ def _refusal_check(probe: Probe, name: str, word: str, request: dict) -> Accepta
     return AcceptanceCheck(f"refuses: {name}", word in message, f"4xx that names {word!r}", got)
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #d979133a
+def _label_check(probe: Probe, task: Task) -> AcceptanceCheck:
+    labels = [{"prediction_id": "none", "label": []}]
+    answer = probe.http.post("/feedback", content=orjson.dumps({"labels": labels}))
+    word = task.expected_label()
+    got = f"{answer.status_code} {answer.text[:200]}"
+    passed = answer.status_code == 422 and word in answer.json()["error"]["message"]
+    return AcceptanceCheck("refuses: wrong label", passed, f"422 that names {word!r}", got)
+
+
 def _category_check(probe: Probe, row: dict, column: InputColumn) -> AcceptanceCheck:
     new = row | {column.name: "never seen before"}
     answer = probe.http.post("/predict", **_request(new))
@@ -174,9 +251,22 @@ def _require_staged(ref: str, name: str, desired: Desired, settings: Settings) -
         )
 
 
-def _require_rows(ref: str, frame: pl.DataFrame) -> None:
-    if frame.is_empty():
+def _require_rows(ref: str, rows: Sized) -> None:
+    if not len(rows):
         raise DeploymentError(f"expected rows to try {ref} on, got none")
+
+
+def _require_predictions(bundle: Bundle, rows: int, predictions: Predictions) -> None:
+    "Raise `DeploymentError` if predictions are not of a bundle's task, or not of these rows."
+    task = bundle.task
+    is_of_task = (predictions.numbers is None) == bool(task.labels)
+    if task.labels and is_of_task:
+        is_of_task = predictions.scores.shape[1] == len(task.labels)
+    if not is_of_task or len(predictions) != rows:
+        raise DeploymentError(
+            f"expected {rows} predictions of a {task.kind} task, got {len(predictions)}: "
+            "give those of the same rows, or leave them out"
+        )
 
 
 def _record(acceptance: Acceptance, digest: str, by: str, settings: Settings) -> None:
@@ -194,19 +284,23 @@ def _record(acceptance: Acceptance, digest: str, by: str, settings: Settings) ->
 def _all_checks(
     version: registry.ModelVersion,
     frame: pl.DataFrame,
-    offline: np.ndarray,
+    offline: Predictions,
     latency: tuple[float, int],  # limit of the 95th percentile, ms; requests
     settings: Settings,
 ) -> Iterator[AcceptanceCheck]:
     "Yield every check of a staged version; the log's is the last, for it counts the others."
-    rows = orjson.loads(orjson.dumps(frame.to_dicts()))
+    sendable = sendable_rows(frame)
+    rows = orjson.loads(orjson.dumps(frame.filter(sendable).to_dicts()))
+    _require_rows(version.ref, rows)
     limit, requests = latency
-    signature = version.bundle(settings).signature
+    bundle = version.bundle(settings)
+    left_out = frame.height - len(rows)
     with http_client(version.name, "staging", settings=settings) as http:
-        probe = Probe(http, signature, settings.serve.max_rows)
+        probe = Probe(http, bundle.signature, settings.serve.max_rows)
         yield _schema_check(probe)
-        yield _parity_check(probe, rows, offline)
+        yield _parity_check(probe, bundle.task, rows, offline.take(sendable), left_out)
         yield from _input_checks(probe, rows[0])
+        yield _label_check(probe, bundle.task)
         yield _latency_check(probe, [rows[i % len(rows)] for i in range(requests)], limit)
         yield _log_check(probe, settings, version.name)
 
@@ -215,7 +309,7 @@ def accept(
     ref: str,  # the staged model version
     frame: pl.DataFrame,  # rows to try it on, with the columns of its signature
     *,
-    probability: np.ndarray | None = None,  # expected; None: what the bundle's pipeline gives
+    predictions: Predictions | None = None,  # expected; None: what the bundle's pipeline gives
     latency_ms: float = 100,  # limit of the 95th percentile of single-row requests, ms
     requests: int = 50,  # single-row requests that are timed
     by: str = "workflow",  # the person or program that tests
@@ -230,11 +324,11 @@ def accept(
     cluster.start_serve(settings)
     _require_staged(version.ref, version.name, desired, settings)
     bundle = version.bundle(settings)
-    frame = bundle.signature.conform(frame)
+    frame = bundle.signature.conform(frame).fill_nan(None)
     _require_rows(version.ref, frame)
-    if probability is None:
-        probability = bundle.pipeline.predict_proba(frame)[:, 1]
-    checks = _all_checks(version, frame, probability, (latency_ms, requests), settings)
+    offline = bundle.predict(frame) if predictions is None else predictions
+    _require_predictions(bundle, frame.height, offline)
+    checks = _all_checks(version, frame, offline, (latency_ms, requests), settings)
     acceptance = Acceptance(version.ref, tuple(checks))
     _record(acceptance, bundle.digest, by, settings)
     return acceptance

@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 from ...core import events, lake
 from ...core.errors import LakeError
 from ...core.settings import Settings
-from ..serving.log import TABLES, recover
+from ..serving.log import TABLES, log_files, recover
 
 # %% ../../../nbs/5_service/11_monitoring_traffic.ipynb #5aa2efc5
 def _ids(table: str, paths: set[str], end: datetime) -> pl.DataFrame:
@@ -99,7 +99,7 @@ def _logs(model: str, settings: Settings) -> list[tuple[str, str, int]]:
     for kind in TABLES:
         table = settings.table(kind, model)
         folder = settings.state / "wal" / model / kind
-        logs += [(table, f.name, f.stat().st_size) for f in folder.glob("*.log")]
+        logs += [(table, f.name, f.stat().st_size) for f in log_files(folder)]
     return logs
 
 

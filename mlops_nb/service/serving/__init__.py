@@ -25,12 +25,13 @@ import polars as pl
 from ...core import cluster
 from ...core.errors import InputError, Refused, panics_as_errors
 from ...core.settings import Settings
+from ...science.predictions import Predictions
 from ...science.signature import Signature, plainly_fits
 from .documentation import docs_page, openapi_document
 from .guard import guarded
 from .log import TABLES, PredictionLog
 from .protocols import Route, asgi_app, read_labels, read_rows
-from .versions import Desired, Served, Versions
+from .versions import Desired, Served, ServedTraffic, Versions
 
 # %% ../../../nbs/5_service/05_serving.ipynb #a0b2645b
 if TYPE_CHECKING:
@@ -99,35 +100,50 @@ def _as_json(frame: pl.DataFrame) -> list[str]:
 def _log_columns(
     served: Served,
     frame: pl.DataFrame,
-    predicted: tuple[list[str], list[float]],  # labels, probabilities
+    predictions: Predictions,
     requests: list[PredictRequest],
     stage: str,
 ) -> dict[str, list]:
     "Return the predictions of one frame as columns of the prediction log."
-    labels, probabilities = predicted
     clock = time.perf_counter()
-    n = len(labels)
+    n = frame.height
     return {
-        "prediction_id": [uuid4().hex for _ in labels],
+        "prediction_id": [uuid4().hex for _ in range(n)],
         "at": [time.time_ns() // 1000] * n,
         "model_version": [served.version] * n,
         "signature": [served.signature.digest] * n,
         "inputs": _as_json(frame),
-        "prediction": labels,
-        "probability": probabilities,
         "latency_ms": [(clock - r.began) * 1000 for r in requests for _ in r.rows],
         "stage": [stage] * n,
+        **_predicted_columns(served, predictions),
     }
+
+# %% ../../../nbs/5_service/05_serving.ipynb #be86cc06
+def _predicted_columns(served: Served, predictions: Predictions) -> dict[str, list]:
+    "Return the log's columns of predictions. One that is no prediction gets no label."
+    columns = served.task.log_columns(predictions)
+    if len(served.task.labels) == 2 and all(0 <= p <= 1 for p in columns["probability"]):
+        return columns  # the quick way, for the most frequent case
+    usable = served.task.usable(predictions)
+    if usable.all():
+        return columns
+    bad = int((~usable).sum())
+    _logger.warning(
+        "version %s: %d of %d predictions are unusable", served.version, bad, len(usable)
+    )
+    labels = zip(columns["prediction"], usable, strict=True)
+    return columns | {"prediction": [label if good else None for label, good in labels]}
 
 # %% ../../../nbs/5_service/05_serving.ipynb #df4b4573
 def _answer_bodies(columns: dict[str, list], requests: list[PredictRequest]) -> list[bytes]:
     "Return the answer to each request from the logged columns of one version."
-    version = requests[0].served.version
-    names = ("prediction", "probability", "prediction_id")
-    rows = (
-        {"prediction": label, "probability": p, "prediction_id": id_, "model_version": version}
-        for label, p, id_ in zip(*(columns[name] for name in names), strict=True)
-    )
+    served = requests[0].served
+    version = served.version
+    answers = served.task.answers(columns)
+    for answer, id_ in zip(answers, columns["prediction_id"], strict=True):
+        answer["prediction_id"] = id_
+        answer["model_version"] = version
+    rows = iter(answers)
     bodies = []
     for request in requests:
         predictions = [next(rows) for _ in request.rows]
@@ -151,8 +167,8 @@ class Scorer:
         stage: str = "",
     ) -> list[bytes]:
         "Return the answer to each request, after its predictions are in the log."
-        predicted = served.predict(frame)
-        columns = _log_columns(served, frame, predicted, requests, stage or self.stage)
+        predictions = served.predict(frame)
+        columns = _log_columns(served, frame, predictions, requests, stage or self.stage)
         try:
             self.log.append(columns)
         except OSError as e:
@@ -257,10 +273,15 @@ class Handlers:
         self.shadows = ThreadPoolExecutor(1)
         self.waiting = Semaphore(64)  # requests that a shadow may be behind
 
+    @property
+    def traffic(self) -> ServedTraffic:
+        "What is served at this moment."
+        return self.versions.traffic
+
     async def predict(self, body: bytes, content_type: str) -> bytes:
         "POST /predict"
         began = time.perf_counter()
-        traffic = self.versions.traffic
+        traffic = self.traffic
         rows = read_rows(body, content_type, limit=self.limit)
         served = traffic.choose()
         with self.queue.admitted(len(rows)):
@@ -268,9 +289,7 @@ class Handlers:
             answer = await self.answer(request)
         if isinstance(answer, Exception):
             raise answer
-        for version in traffic.desired.shadow:
-            shadow = PredictRequest(traffic.served[version], rows, time.perf_counter())
-            _send_to_shadow(self, shadow)
+        _send_to_shadows(self, traffic, rows)
         return answer
 
     async def feedback(self, body: bytes, content_type: str) -> bytes:
@@ -278,6 +297,13 @@ class Handlers:
         return _log_labels(self, body, content_type)
 
 # %% ../../../nbs/5_service/05_serving.ipynb #c698a091
+def _send_to_shadows(handlers: Handlers, traffic: ServedTraffic, rows: list[dict]) -> None:
+    "Let every shadow predict the rows of a request that was answered."
+    for version in traffic.desired.shadow:
+        request = PredictRequest(traffic.served[version], rows, time.perf_counter())
+        _send_to_shadow(handlers, request)
+
+
 def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
     "Let a shadow predict the rows in its thread, unless it is too far behind."
     if handlers.waiting.acquire(blocking=False):
@@ -286,8 +312,11 @@ def _send_to_shadow(handlers: Handlers, request: PredictRequest) -> None:
 
 def _log_labels(handlers: Handlers, body: bytes, content_type: str) -> bytes:
     "Return the answer to a report of labels, after they are in the log."
-    allowed = handlers.versions.traffic.labels
-    columns = read_labels(body, content_type, limit=handlers.limit, labels=allowed)
+    traffic = handlers.traffic
+    limit, expected = handlers.limit, traffic.expected_label
+    columns = read_labels(
+        body, content_type, limit=limit, spelled=traffic.spelled, expected=expected
+    )
     now = [time.time_ns() // 1000] * len(columns["label"])
     try:
         handlers.labels.append(columns | {"at": now})
@@ -305,7 +334,7 @@ def prefix(
 
 def _health(handlers: Handlers) -> bytes:
     "Return what GET /healthz answers."
-    traffic = handlers.versions.traffic
+    traffic = handlers.traffic
     state = {
         "status": "ok",
         "model": handlers.versions.model,
@@ -318,22 +347,22 @@ def _health(handlers: Handlers) -> bytes:
 
 def _openapi(handlers: Handlers) -> bytes:
     "Return what GET /openapi.json answers."
-    versions = handlers.versions
+    versions, traffic = handlers.versions, handlers.traffic
     document = openapi_document(
         versions.model,
-        versions.traffic.champion.signature,
+        traffic.champion.signature,
         server=prefix(versions.model, stage=handlers.stage),
         secured=bool(versions.settings.serve.tokens),
         limit=handlers.limit,
-        labels=versions.traffic.labels,
+        tasks=traffic.tasks,
     )
     return orjson.dumps(document)
 
 # %% ../../../nbs/5_service/05_serving.ipynb #5afe6c91
 def _docs(handlers: Handlers) -> bytes:
     "Return what GET /docs answers."
-    versions = handlers.versions
-    return docs_page(versions.model, versions.traffic.champion.signature).encode()
+    traffic = handlers.traffic
+    return docs_page(handlers.versions.model, traffic.champion.signature, traffic.tasks).encode()
 
 
 def _page(handlers: Handlers, body: Callable[[Handlers], bytes]) -> Callable:

@@ -12,13 +12,13 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import orjson
 
 from ...core.errors import Refused, panics_as_errors
 from ...core.settings import ServeSection
-from ...science.labels import matching_label
 from ...science.signature import cut
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #1067cde0
@@ -128,13 +128,12 @@ def _require_label_row(i: int, item: dict) -> None:
         raise Refused(422, sentence, row=i, column="prediction_id", expected="string")
 
 
-def _label(row: int, value: object, labels: Sequence[str]) -> str:
+def _label(row: int, value: object, spelled: Callable, expected: str) -> str:
     "Return the model's label that a reported value means; refuse any other value."
-    label = matching_label(value, labels)
+    label = spelled(value)
     if label is not None:
         return label
     got = orjson.dumps(value).decode()[:60]
-    expected = " or ".join(labels)
     sentence = f"row {row}: {got} is no label of this model, expected {expected}"
     raise Refused(422, sentence, row=row, column="label", expected=expected, came=got)
 
@@ -153,7 +152,8 @@ def read_labels(
     content_type: str,
     *,
     limit: int,  # most labels in a request
-    labels: Sequence[str],  # of the model
+    spelled: Callable[[Any], str | None],  # the label that a value means; None: it is no label
+    expected: str,  # what a label may be, in words
 ) -> dict[str, list[str]]:  # the columns `prediction_id` and `label`
     "Return reported labels, each as the model spells it."
     items = parse_body(body, content_type, "labels", limit=limit)["labels"]
@@ -162,7 +162,7 @@ def read_labels(
         _require_label_row(i, item)
     columns = {
         "prediction_id": [item["prediction_id"] for item in items],
-        "label": [_label(i, item["label"], labels) for i, item in enumerate(items)],
+        "label": [_label(i, item["label"], spelled, expected) for i, item in enumerate(items)],
     }
     _require_short(columns)
     return columns

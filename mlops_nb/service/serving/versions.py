@@ -10,6 +10,8 @@ import json
 import random
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +20,9 @@ from ...core.errors import ServingError, panics_as_errors
 from ...core.settings import Settings
 from ...models import roles
 from ...models.bundle import Bundle, registered_digest
+from ...science.labels import matching_label
+from ...science.predictions import Predictions
+from ...science.task import Task, load_task
 from .documentation import example
 
 # %% ../../../nbs/5_service/04_serving_versions.ipynb #918e7bff
@@ -76,15 +81,13 @@ class Served:
         self.bundle = Bundle(path, digest=digest, settings=settings)
         self.signature = self.bundle.signature
         self.pipeline = self.bundle.pipeline
-        self.labels = self.bundle.labels  # negative, positive
+        self.task = self.bundle.task
         self.other_framework = self.bundle.other_framework
-        self.threshold = self.bundle.objective.decision_threshold
         self._try(path)
 
-    def predict(self, frame: pl.DataFrame) -> tuple[list[str], list[float]]:
-        "Return a label and the probability of the positive label for each row."
-        probabilities = self.pipeline.predict_proba(frame)[:, 1].tolist()
-        return [self.labels[p >= self.threshold] for p in probabilities], probabilities
+    def predict(self, frame: pl.DataFrame) -> Predictions:
+        "Return what the model says of rows that conform to its signature."
+        return self.task.predict(self.pipeline, frame)
 
     def _try(self, path: str) -> None:
         "Predict one row, or raise."
@@ -99,18 +102,49 @@ class Served:
 
 # %% ../../../nbs/5_service/04_serving_versions.ipynb #9e364f80
 @dataclass(frozen=True)
-class ServedTraffic:
-    "What a replica serves at this moment."
+class _Vocabulary:
+    "What a replica serves, and what may be reported about it."
 
     desired: Desired
     served: dict[str, Served] = field(default_factory=dict)
-    earlier: tuple[str, ...] = ()  # labels of every registered version of the model
+    earlier: tuple[Task, ...] = ()  # of every registered version of the model
 
-    @property
+    @cached_property
+    def tasks(self) -> list[Task]:
+        "Return the tasks that predictions may be of, those of the versions served first."
+        served = (version.task for version in self.served.values())
+        return list(dict.fromkeys((*served, *self.earlier)))
+
+    @cached_property
     def labels(self) -> list[str]:
         "Return the labels that feedback may report, those of the versions served first."
-        served = (label for version in self.served.values() for label in version.labels)
-        return list(dict.fromkeys((*served, *self.earlier)))
+        return list(dict.fromkeys(label for task in self.tasks for label in task.labels))
+
+    @cached_property
+    def numbers(self) -> Task | None:
+        "Return a task that predicts numbers, or None if no version does."
+        return next((task for task in self.tasks if not task.labels), None)
+
+    @property
+    def expected_label(self) -> str:
+        "Return what feedback may report, in words."
+        return " or ".join(
+            [*self.labels, *([self.numbers.expected_label()] if self.numbers else [])]
+        )
+
+    def spelled(
+        self,
+        value: Any,  # as a client reported it
+    ) -> str | None:
+        "Return the spelling of a reported label, or None if no version can mean it."
+        label = matching_label(value, self.labels)
+        if label is None and self.numbers:
+            return self.numbers.spelled(value)
+        return label
+
+# %% ../../../nbs/5_service/04_serving_versions.ipynb #fd30a820
+class ServedTraffic(_Vocabulary):
+    "What a replica serves at this moment."
 
     @property
     def other_frameworks(self) -> dict[str, dict]:
@@ -175,8 +209,8 @@ def _change_traffic(versions: Versions) -> None:
     current = versions.traffic.desired if versions.traffic else None
     if desired is None or desired == current:
         return
-    labels = _registered_labels(versions.settings, versions.model)
-    versions.traffic = ServedTraffic(desired, _load(versions, desired), labels)
+    earlier = _registered_tasks(versions.settings, versions.model)
+    versions.traffic = ServedTraffic(desired, _load(versions, desired), earlier)
     versions.loaded = {
         (version, desired.bundles[version]): served
         for version, served in versions.traffic.served.items()
@@ -205,12 +239,14 @@ def _load_version(versions: Versions, version: str, path: str) -> Served:
     return Served(version, path, digest=digest, settings=settings)
 
 # %% ../../../nbs/5_service/04_serving_versions.ipynb #c552bb80
-def _registered_labels(
+def _registered_tasks(
     settings: Settings,
     model: str,  # the model's name
-) -> tuple[str, ...]:
-    "Return the labels of every registered version, as far as their events say them."
+) -> tuple[Task, ...]:
+    "Return the tasks of every registered version, as far as their events say them."
     of_model = pl.col("subject").str.starts_with(f"{model}/")
     log = events.history(settings.events, kind="registered").filter(of_model)
     details = log.select("details").collect()["details"]
-    return tuple(label for text in details for label in json.loads(text).get("labels", ()))
+    events_with_labels = (fact for fact in map(json.loads, details) if "labels" in fact)
+    kinds = ((fact.get("task", "binary"), fact["labels"]) for fact in events_with_labels)
+    return tuple(load_task({"kind": kind, "labels": labels}) for kind, labels in kinds)
