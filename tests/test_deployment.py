@@ -676,19 +676,10 @@ SIZES = FLOWERS.with_columns(target=pl.col("length") * 1e6 + RNG.normal(0, 1e5, 
 ABOUT = {"question": "?", "target": "target", "key": "flower", "weight": "times"}
 
 
-def candidate_of(estimator) -> Candidate:
-    "A candidate of any estimator, also of one that gives no probabilities."
-    from sklearn.linear_model import LogisticRegression
-
-    candidate = Candidate("other", LogisticRegression())
-    object.__setattr__(candidate, "estimator", estimator)
-    return candidate
-
-
 def of_task(settings, task, rows, estimator):
     "Register and approve a model of a task, as `flowers`. Return its version."
     objective = Objective(name="flowers", task=task, ignore={"note": "written later"}, **ABOUT)
-    fitted = fit(rows, objective, candidate_of(estimator))
+    fitted = fit(rows, objective, Candidate("other", estimator))
     folder = settings.root / "report"
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text('{"passed": true}')

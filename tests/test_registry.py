@@ -700,18 +700,11 @@ PRICES = ROWS.with_columns(y=pl.col("x") * 100.0 + pl.col("id"))
 COSTS = {"B": {"A": 100.0, "C": 100.0}}
 
 
-def candidate_of(estimator) -> Candidate:
-    "A candidate of any estimator, also of one that gives no probabilities."
-    candidate = Candidate("other", LogisticRegression())
-    object.__setattr__(candidate, "estimator", estimator)
-    return candidate
-
-
 def of_task(place, rows, estimator, **fields):
     "Register a candidate of another task. Return its version, and what was fitted."
     question = {"name": "m", "question": "?", "target": "y", "key": "id"}
     objective = Objective(**question, **fields)
-    fitted = fit(rows, objective, candidate_of(estimator), features="wspkg.features.features")
+    fitted = fit(rows, objective, Candidate("other", estimator), features="wspkg.features.features")
     with tracking.start_run(place.settings, name="workflow"):
         report = tracking.log_folder(
             place.settings.root / "made", "report", settings=place.settings
