@@ -28,7 +28,7 @@ CLASS_METRICS = {
     "log_loss": "mean negative logarithm of the probability of the true label",
     "brier": "mean squared distance of the probabilities from the true label, 0 to 2",
     "accuracy": "share of rows whose label is decided correctly",
-    "balanced_accuracy": "mean over the labels of the share of their rows that is decided correctly",
+    "balanced_accuracy": "mean over the labels of the share of their rows decided correctly",
     "f1": "mean over the labels of the harmonic mean of precision and recall",
     "roc_auc": "mean over the labels of the chance that a row of it ranks above another row",
 }
@@ -90,7 +90,7 @@ def measure_decisions(
     macro = _macro_metrics(codes, None, decided, numbers)
     return Measurement(means | macro, numbers, _fewest(codes, numbers))
 
-
+# %% ../../nbs/3_science/04c_class_metrics.ipynb #95118678
 def _fewest(codes: np.ndarray, groups: np.ndarray | None) -> int:
     "Return the number of groups that have a row of the rarest label."
     return min(count_groups(groups, codes == code) for code in _present(codes))

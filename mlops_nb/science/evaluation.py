@@ -19,13 +19,8 @@ from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from .crossvalidation import validation_rows
 from .features import unused_reason
-from mlops_nb.science.gate import (
-    bound_checks,
-    calibration_check,
-    comparison_checks,
-    coverage_check,
-    is_decidable,
-)
+from .gate import bound_checks, calibration_check, comparison_checks
+from .gate import coverage_check, is_decidable
 from .intervals import GREATEST_LOG_LOSS, Interval, Measurement, count_groups
 from .labels import spelling
 from .measures import decided_codes, hits_and_confidence, metrics_of, row_losses
@@ -47,13 +42,8 @@ from .report import Check, Comparison, Report, ReportTables
 from .rules import Rule
 from .scoring import measure_with, score
 from .task import Binary, Task
-from mlops_nb.science.treatment import (
-    label_matrix,
-    label_table,
-    number_table,
-    treatment,
-    widest_gaps,
-)
+from .treatment import label_matrix, label_table, number_table
+from .treatment import treatment, widest_gaps
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #5bf4b08e
 _LEAST_OF_A_CLASS = 100  # rows of a sample, if the label has as many
@@ -142,9 +132,9 @@ def _label_order(pipeline: Any, task: Task) -> list[int]:
     return list(range(len(task.labels)))
 
 
-def _require_same(predictions: Predictions, made: Predictions) -> None:
+def _require_same(predictions: Predictions, repeated: Predictions) -> None:
     "Raise `EvaluationError` if a pipeline gives other predictions than those that are tested."
-    values, others = (p.numbers if p.scores is None else p.scores for p in (predictions, made))
+    values, others = (p.numbers if p.scores is None else p.scores for p in (predictions, repeated))
     scale = max(1.0, float(np.abs(values).max()))
     if np.abs(values - others).max() > 1e-3 * scale:
         raise EvaluationError(
@@ -263,7 +253,9 @@ def _against_baseline(test: _Test, model: Measurement, baseline: Any) -> Compari
         name = f"the rule “{baseline.name}”"
         baseline = baseline.predict(test.frame, test.task)
     unit = lower_is_better(test.metric)
-    return _comparison(test, name, model, _as_predictions(baseline, test.task, rows, name, unit=unit))
+    return _comparison(
+        test, name, model, _as_predictions(baseline, test.task, rows, name, unit=unit)
+    )
 
 
 def _comparison(test: _Test, name: str, model: Measurement, other: Predictions) -> Comparison:
@@ -359,13 +351,13 @@ def _frame_test(
     task = _decisive(task, objective, threshold)
     if isinstance(predictions, Fitted):
         predictions = predictions.predict(frame)
-    made = _as_predictions(predictions, task, len(frame), "the model")
+    checked = _as_predictions(predictions, task, len(frame), "the model")
     return _Test(
         frame=frame,
         objective=objective,
         task=task,
         actual=task.encode(frame[objective.target]),
-        predictions=_decided(task, made),
+        predictions=_decided(task, checked),
         groups=_group_values(frame, groups, objective.identity),
     )
 
@@ -437,7 +429,7 @@ def _report(
         rows=len(test.actual),
         metrics=metrics,
         calibration_error=_calibration_error(test, tables),
-        checks=_checks(test, model, metrics, tables, rule, rival),
+        checks=_checks(test, model, metrics, tables, rule, rival, whole=held_out is None),
         baseline=rule,
         champion=rival,
         unused=_unused(test, model_of),
@@ -461,6 +453,8 @@ def _checks(
     tables: ReportTables,
     baseline: Comparison,
     champion: Comparison | None,
+    *,
+    whole: bool,  # whether the champion is compared on all rows
 ) -> list[Check]:
     "Return the checks of the gate."
     groups = model.groups
@@ -468,18 +462,20 @@ def _checks(
     decidable = is_decidable(model.fewest, independent)
     checks = []
     if test.task.labels:
-        checks.append(calibration_check(test.objective, calibration_interval(_coarse(test))))
+        error = calibration_interval(_coarse(test), alpha=0.1)
+        checks.append(calibration_check(test.objective, error))
     elif "coverage" in metrics:
         checks.append(coverage_check(metrics["coverage"], decidable))
     scores = {**metrics, **widest_gaps(tables.gaps)}
     checks += bound_checks(test.objective, scores, decidable)
-    return checks + comparison_checks(test.objective, baseline, champion, decidable)
+    compared = comparison_checks(test.objective, baseline, champion, decidable, of_champion=whole)
+    return checks + compared
 
 
 def _coarse(test: _Test) -> pl.DataFrame:
     "Return a few large bins of predicted and observed shares: fewer bins have less noise."
     hits, confidence = hits_and_confidence(test.task, test.actual, test.predictions)
-    return calibration_bins(hits, confidence, bins=5, groups=test.groups)
+    return calibration_bins(hits, confidence, bins=4, groups=test.groups)
 
 
 def _calibration_error(test: _Test, tables: ReportTables) -> float | None:
@@ -509,7 +505,7 @@ def _tables(test: _Test, model_of: _Model, seed: int) -> ReportTables:
         numbers=number_table(actual, predictions, groups=groups) if regression else empty,
     )
 
-
+# %% ../../nbs/3_science/14_evaluation.ipynb #2ffa7dd2
 def _errors(test: _Test) -> pl.DataFrame:
     "Return the segments of largest loss."
     columns = test.frame.select(cs.by_name(*input_columns(test.frame, test.objective)))

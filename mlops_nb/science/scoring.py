@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import ObjectiveError
-from .intervals import Estimate, Interval, Measurement, group_numbers
+from .intervals import Estimate, Interval, Measurement
 from .measures import decided_codes, measure, metrics_of
 from .metrics import lower_is_better
 from .predictions import Predictions
@@ -124,7 +124,7 @@ def _require_scorer(kind: str, metric: str) -> None:
     if kind != "regression" and metric.startswith(_OF_NUMBERS):
         raise _metric_error(kind, metric, "it judges numbers, not labels")
 
-
+# %% ../../nbs/3_science/04h_scoring.ipynb #04a6a374
 def _metric_error(kind: str, metric: str, reason: str) -> ObjectiveError:
     "Return the error about a metric that does not fit a task, with names that are alike."
     from sklearn.metrics import get_scorer_names
@@ -216,7 +216,7 @@ def _resampled(
     zero = np.zeros(len(actual))
     return ResampledEstimate(value, zero, bounded, replicates=replicates, independent=len(members))
 
-
+# %% ../../nbs/3_science/04h_scoring.ipynb #07b5686b
 def _members(rows: int, groups: np.ndarray | None) -> list[np.ndarray]:
     "Return the row numbers of each group."
     numbers = np.arange(rows) if groups is None else groups
