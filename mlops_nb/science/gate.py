@@ -59,7 +59,7 @@ def _gain_check(name: str, other: Comparison, least: float, decidable: bool) -> 
     "Return the check that a gain is surely above the least that will do."
     gain = other.gain
     passed = _verdict(gain.low > least, gain.high > least, decidable)
-    expected = f"gain in {other.metric} surely above {least:g}"
+    expected = f"gain in {other.metric} surely above {least:.4g}"
     return Check(name=name, expected=expected, got=str(gain), passed=passed)
 
 # %% ../../nbs/3_science/13a_gate.ipynb #d6729bdb

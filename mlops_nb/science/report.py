@@ -36,7 +36,7 @@ class Comparison(BaseModel, frozen=True):
     "Another prediction on the same rows."
 
     name: str
-    metric: str = "the metric"  # in which it is measured; missing in reports of earlier releases
+    metric: str | None = None  # of both figures; None in reports of earlier releases
     value: Interval  # of the other prediction
     gain: Interval  # how much better the model is
 
