@@ -7,6 +7,7 @@ __all__ = ['CLASS_METRICS', 'class_losses', 'measure_classes', 'measure_decision
 
 # %% ../../nbs/3_science/04c_class_metrics.ipynb #756f9905
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _accuracy(
 
 # %% ../../nbs/3_science/04c_class_metrics.ipynb #126c94c6
 def _macro_metrics(
-    codes: np.ndarray, scores: np.ndarray | None, decided: np.ndarray, groups: np.ndarray | None
+    codes: np.ndarray, scores: Any, decided: np.ndarray, groups: np.ndarray | None
 ) -> dict[str, Estimate]:
     "Return the metrics in which every label counts the same."
 

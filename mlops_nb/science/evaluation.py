@@ -110,7 +110,7 @@ def _metric(objective: Objective, task: Task) -> str:
 # %% ../../nbs/3_science/14_evaluation.ipynb #e85e2eee
 def as_predictor(
     pipeline: Any,  # fitted, of a Polars frame
-    task: Task,
+    task: Any,  # what kind of answer it gives
     columns: list[str],  # its inputs
 ) -> Callable[[pl.DataFrame], Predictions]:
     "Return a function from rows to predictions."
@@ -232,7 +232,7 @@ def _as_predictions(
     return values
 
 
-def _from_array(array: np.ndarray, task: Task, rows: int, name: str) -> Predictions:
+def _from_array(array: np.ndarray, task: Any, rows: int, name: str) -> Predictions:
     "Return the predictions that an array stands for."
     if array.shape == (rows,) and not task.labels:
         return Predictions(numbers=array)
@@ -303,7 +303,7 @@ def evaluate(
     if isinstance(data, DatasetVersion):
         parts = _version_test(data, predictions, objective, threshold, groups, folds, seed)
         test, held_out, facts = parts
-        model_of = _Model(predictions, predictions.pipeline, predictions.predict)
+        model_of = _model_of(predictions, None, test)
     else:
         test = _frame_test(data, predictions, objective, threshold, groups)
         held_out, facts, model_of = None, {}, _model_of(predictions, pipeline, test)
@@ -368,14 +368,14 @@ def _decisive(task: Task, objective: Objective, threshold: float | None) -> Task
     return task if threshold is None else task.model_copy(update={"threshold": threshold})
 
 
-def _decided(task: Task, predictions: Predictions) -> Predictions:
+def _decided(task: Any, predictions: Predictions) -> Predictions:
     "Return predictions with the labels that a task decides."
     return task.decided(predictions.scores) if task.labels else predictions
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #24988aba
 def _version_test(
     dataset: DatasetVersion,
-    fitted: Fitted,
+    fitted: Any,
     objective: Objective,
     threshold: float | None,
     groups: str | None,
@@ -466,7 +466,7 @@ def _checks(
         checks.append(calibration_check(test.objective, error))
     elif "coverage" in metrics:
         checks.append(coverage_check(metrics["coverage"], decidable))
-    scores = {**metrics, **widest_gaps(tables.gaps)}
+    scores: dict[str, Any] = {**metrics, **widest_gaps(tables.gaps)}
     checks += bound_checks(test.objective, scores, decidable)
     compared = comparison_checks(test.objective, baseline, champion, decidable, of_champion=whole)
     return checks + compared
@@ -510,7 +510,7 @@ def _errors(test: _Test) -> pl.DataFrame:
     "Return the segments of largest loss."
     columns = test.frame.select(cs.by_name(*input_columns(test.frame, test.objective)))
     name, losses = row_losses(test.task, test.actual, test.predictions)
-    options = {"loss": name, "groups": test.groups, "greatest": GREATEST_LOG_LOSS}
+    options: dict[str, Any] = {"loss": name, "groups": test.groups, "greatest": GREATEST_LOG_LOSS}
     if not test.task.labels:
         shown = {"predicted": test.predictions.numbers, "observed": test.actual}
         return worst_segments(columns, losses, shown, **options | {"greatest": np.inf})
@@ -526,7 +526,7 @@ def _importance_of(test: _Test, model_of: _Model, seed: int) -> pl.DataFrame:
     if "_split" in held_out.columns and (held_out["_split"] == "test").any():
         held_out = held_out.filter(pl.col("_split") == "test")
     columns = [c for c in model_of.inputs(test) if c in held_out.columns]
-    options = {"columns": columns, "seed": seed}
+    options: dict[str, Any] = {"columns": columns, "seed": seed}
     return importance(model_of.predict, held_out, test.task, test.objective, **options)
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #91846ac5

@@ -163,11 +163,11 @@ _PICTURES: dict[str, tuple[tuple[float, float], Callable, str]] = {  # size, dra
 
 def pictures(
     report: Any,  # a `Report`
-) -> dict[str, str]:  # HTML by name
+) -> dict[str, Any]:  # HTML by name
     "Return the pictures of what a report holds; none of what was not measured."
     from matplotlib.figure import Figure
 
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for name, (size, draw, table) in _PICTURES.items():
         if not _is_measured(report, name, table):
             continue

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +100,10 @@ def _other_score(metric: str, task: Task, actual: np.ndarray, predictions: Predi
         raise _metric_error(task.kind, metric, reason) from e
 
 # %% ../../nbs/3_science/04h_scoring.ipynb #6ad88e7f
-_OF_NUMBERS = ("r2", "explained_variance", "max_error", "neg_mean_", "neg_median_", "neg_root_")
-_OF_NUMBERS += ("neg_max_error", "d2_absolute_error", "d2_pinball")
+_OF_NUMBERS = (  # how the names of scorers of numbers begin
+    *("r2", "explained_variance", "max_error", "neg_mean_", "neg_median_", "neg_root_"),
+    *("neg_max_error", "d2_absolute_error", "d2_pinball"),
+)
 
 
 def require_metric(
@@ -138,7 +141,7 @@ def _metric_error(kind: str, metric: str, reason: str) -> ObjectiveError:
     )
 
 
-def _made_up(task: Task) -> tuple[np.ndarray, Predictions]:
+def _made_up(task: Any) -> tuple[np.ndarray, Predictions]:
     "Return rows with two of each label, or of six numbers, and predictions of them."
     if not task.labels:
         numbers = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0])
@@ -153,10 +156,10 @@ def _made_up(task: Task) -> tuple[np.ndarray, Predictions]:
 class ResampledEstimate(Estimate):
     "A metric with its values on resampled rows."
 
-    replicates: np.ndarray | None = None
+    replicates: Any = None  # array: the value on each resample
     independent: int = 0  # number of groups
 
-    def difference(self, other: Estimate, groups: np.ndarray | None, alpha: float) -> Interval:
+    def difference(self, other: Any, groups: np.ndarray | None, alpha: float) -> Interval:
         "Return how much greater the value is than another prediction's, on the same resamples."
         apart = self.replicates - other.replicates
         return _percentiles(self.value - other.value, apart, self.independent, alpha)
