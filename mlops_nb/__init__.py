@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
     from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
-    from mlops_nb.science.objective import Costs, Objective
+    from mlops_nb.science.objective import Objective
     from mlops_nb.science.pipeline import Candidate, load_candidate
     from mlops_nb.science.rules import Rule
     from mlops_nb.science.search import search
+    from mlops_nb.science.statement import Costs
     from mlops_nb.service.deployment import promote, rollback, stage
     from mlops_nb.service.deployment.acceptance import accept
     from mlops_nb.service.monitoring import monitor
@@ -63,7 +64,7 @@ _HOMES = {
     "Source": "data.sources:Source",
     "dataset": "data.versions:dataset",
     "ingest": "data.ingest:ingest",
-    "Costs": "science.objective:Costs",
+    "Costs": "science.statement:Costs",
     "Hypothesis": "science.hypotheses:Hypothesis",
     "Objective": "science.objective:Objective",
     "Rule": "science.rules:Rule",

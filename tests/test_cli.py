@@ -20,10 +20,11 @@ import psutil
 import pytest
 from conftest import free_port
 
-from mlops_nb.core import cluster, head, lake, locks
+from mlops_nb.core import cluster, events, head, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.front.cli import parse_parameters
+from mlops_nb.front.pages import control_page, state
+from mlops_nb.front.run_commands import parse_parameters
 
 ROOT = Path(__file__).parent.parent
 COMMAND = Path(sys.executable).parent / "mlops-nb"
@@ -262,6 +263,50 @@ def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_clus
     )
     fails(done, "1 of 2 sets failed", "some.ipynb, cell 3, line 5: ValueError: two")
     assert "t@1" in done.stdout
+
+
+ASK = """\
+from pathlib import Path
+from mlops_nb.core.errors import WaitingForPerson
+if not Path("../decided").exists():
+    raise WaitingForPerson("m/1 waits for a person", "mlops-nb approve m/1 --by NAME")"""
+
+
+def test_a_run_that_waits_exits_0_and_says_what_to_type(tmp_path, ray_cluster):
+    settings = create(tmp_path / "w")
+    (settings.root / "nbs").mkdir()
+    shutil.copy(NOTEBOOKS / "1_make.ipynb", settings.root / "nbs")
+    ask = nbformat.read(NOTEBOOKS / "1_make.ipynb", as_version=4)
+    ask.cells = [nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]})]
+    ask.cells.append(nbformat.v4.new_code_cell(ASK))
+    nbformat.write(ask, settings.root / "nbs" / "2_ask.ipynb")
+    here = ("-w", settings.root)
+
+    command = ("run", "-p", "rows=2", *here)
+    done = call(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("waiting", "ask: m/1 waits for a person", "mlops-nb approve m/1 --by NAME"):
+        assert words in done.stdout
+    assert "then  mlops-nb run -p rows=2\n" in done.stdout, "the same run"
+    assert "error" not in done.stdout + done.stderr
+    told = json.loads(call(*command, "--json").stdout)
+    assert told["state"] == "waiting"
+    assert [s["state"] for s in told["stages"]] == ["reused", "waiting"]
+    assert told["stages"][1]["command"] == "mlops-nb approve m/1 --by NAME"
+
+    assert "to decide  mlops-nb approve m/1 --by NAME" in call("status", *here).stdout
+    [waits] = json.loads(call("status", "--json", *here).stdout)["run"]["waits"]
+    assert (waits["stage"], waits["decision"]) == ("ask", None)
+    assert "mlops-nb approve m/1" in control_page(state(settings))
+    events.record(settings.events, "approved", "m/1", by="ann")
+    (settings.root / "decided").touch()
+    text = call("status", *here).stdout
+    assert "m/1 was approved by ann" in text and "go on  mlops-nb run -p rows=2" in text
+    assert "to decide" not in text
+    assert "m/1 was approved by ann. To go on" in control_page(state(settings))
+    done = call(*command)
+    assert done.returncode == 0 and "waiting" not in done.stdout
+    assert "go on" not in call("status", *here).stdout
 
 
 def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):

@@ -19,6 +19,7 @@ from conftest import aliases
 
 from mlops_nb.core import cluster, events, lake, tracking
 from mlops_nb.core.errors import ApprovalError, ClusterError, DeploymentError, EventConflict
+from mlops_nb.core.preview import Preview
 from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow import lineage, references
@@ -26,7 +27,7 @@ from mlops_nb.front import cli, pages
 from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
-from mlops_nb.service import deployment
+from mlops_nb.service import deployment, monitoring
 from mlops_nb.service.deployment import acceptance, applications, conditions
 from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
 from mlops_nb.service.serving.versions import Desired
@@ -214,6 +215,37 @@ def test_an_approval_by_the_rule_does_not_count_where_a_person_must_decide(shop,
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
     with pytest.raises(DeploymentError, match="approved by the rule, but a person has to decide"):
         conditions.require_approved(version, settings=load_settings(shop.root))
+
+
+def test_what_is_not_confirmed_is_shown_and_not_done(shop, monkeypatch):
+    "Staging, acceptance, approval, promotion, monitoring: nothing is started or recorded."
+    for module, name in ((deployment.cluster, "start_serve"), (deployment, "decide")):
+        monkeypatch.setattr(module, name, None)
+    before = events.history(shop.events).collect()
+    options = {"settings": shop, "confirm": False}
+    previews = {
+        "would be served for tests at http://": deployment.stage("churn/2", **options),
+        "would be tested": acceptance.accept("churn/2", CUSTOMERS.head(7), **options),
+        "stays approved by alice": registry.approve("churn/2", **options),
+        "churn/4": registry.approve("churn/4", **options),
+        "would get all traffic of churn": deployment.promote("churn/2", by="bob", **options),
+        "would be judged": monitoring.monitor("churn", **options),
+    }
+    for words, preview in previews.items():
+        assert isinstance(preview, Preview) and words in preview.action
+        html = preview._repr_html_()
+        assert "Nothing was done." in html and "confirm = True" in html
+    promotion = previews["would get all traffic of churn"].facts
+    assert promotion["would serve"] == "churn/2: 100 %"
+    assert promotion["decision"] == "approved by alice"
+    serving = newest(shop)["details"]["versions"]
+    assert all(
+        f"churn/{version}: {share:g} %" in promotion["serves now"]
+        for version, share in serving.items()
+    )
+    unapproved = deployment.promote("churn/4", by="bob", **options).facts
+    assert unapproved["decision"].startswith(("none yet", "rejected by carol"))
+    assert events.history(shop.events).collect().equals(before)
 
 
 def test_no_request_is_lost_while_versions_change(shop):

@@ -33,6 +33,7 @@ from mlops_nb.core.errors import (
     ServingError,
     TrackingError,
     TrainingError,
+    WaitingForPerson,
 )
 from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
@@ -1051,10 +1052,89 @@ def test_who_approves_is_what_the_registered_objective_says_or_stricter(
     monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", setting)
     settings = load_settings(settings.root)
     says = pytest.raises(
-        ApprovalError, match="m/1 waits for a person: `mlops-nb approve m/1 --by NAME`"
+        WaitingForPerson, match="m/1 waits for a person, as .*, then `mlops-nb run`"
     )
-    with says if waits else nullcontext():
+    with says if waits else nullcontext() as error:
         approve("m/1", settings=settings)
+    if waits:
+        assert error.value.command == "mlops-nb approve m/1 --by NAME"
+        approve("m/1", by="ann", settings=settings)
+        assert approve("m/1", settings=settings).by == "ann", "the run goes on"
+
+
+def test_an_approval_by_the_rule_waits_if_a_person_has_to_decide_since(place, monkeypatch):
+    settings = place.settings
+    place.register(report_uri=report_of(place, ("roc_auc", True)))
+    accepted(settings, "m/1")
+    approve("m/1", settings=settings)
+    monkeypatch.setenv("MLOPS_NB__DEPLOY__APPROVAL", "person")
+    strict = load_settings(settings.root)
+    with pytest.raises(WaitingForPerson, match="as .deploy. approval in settings.ini says"):
+        approve("m/1", settings=strict)
+
+
+def test_failed_acceptance_tests_are_no_reason_to_wait(place):
+    "There is nothing to decide, unless a person wants it in spite of them."
+    settings, judged = place.settings, OBJECTIVE.model_copy(update={"approval": "person"})
+    place.register(report_uri=report_of(place, ("roc_auc", True)), objective=judged)
+    accepted(settings, "m/1", passed=False)
+    with pytest.raises(ApprovalError, match="m/1 failed: acceptance, latency") as error:
+        approve("m/1", settings=settings)
+    assert not isinstance(error.value, WaitingForPerson)
+
+
+def test_a_check_that_could_not_decide_waits_for_a_person(place):
+    settings = place.settings
+    place.register(report_uri=report_of(place, ("roc_auc", True), ("gap", None)))
+    registered = events.newest(settings.events, "registered", "m/1")["details"]
+    assert registered["passed"] is False, "nobody may read it as passed"
+    accepted(settings, "m/1")
+    with pytest.raises(WaitingForPerson, match="its test could not decide .gap: expected at least"):
+        approve("m/1", settings=settings)
+    assert approval("m/1", settings=settings) is None
+    decision = approve("m/1", by="ann", settings=settings)
+    assert (decision.despite, decision.failed) == ("", ())
+    assert decision.undecided == ("gap: expected at least 0.8, got 0.7",)
+    assert approve("m/1", settings=settings) == decision
+
+
+def test_what_failed_needs_a_reason_also_beside_what_is_undecided(place):
+    settings = place.settings
+    report = report_of(place, ("roc_auc", False), ("gap", None))
+    with pytest.raises(RegistryError, match="failed its test.*roc_auc") as error:
+        place.register(report_uri=report)
+    assert "gap" not in str(error.value)
+    place.register(report_uri=report, despite="a pilot")
+    accepted(settings, "m/1")
+    with pytest.raises(ApprovalError, match="m/1 failed: test report, roc_auc.*--despite REASON"):
+        approve("m/1", by="ann", settings=settings)
+    decision = approve("m/1", by="ann", despite="a pilot", settings=settings)
+    assert len(decision.failed) == len(decision.undecided) == 1
+
+
+def test_the_objective_may_say_that_what_is_undecided_passes(place, monkeypatch):
+    monkeypatch.setattr(approvals, "undecided_policy", lambda objective: "pass")
+    settings = place.settings
+    place.register(report_uri=report_of(place, ("roc_auc", True), ("gap", None)))
+    accepted(settings, "m/1")
+    decision = approve("m/1", settings=settings)
+    assert decision.by == "rule" and len(decision.undecided) == 1
+
+
+def test_the_objective_may_say_that_what_is_undecided_fails(place, monkeypatch):
+    monkeypatch.setattr(approvals, "undecided_policy", lambda objective: "fail")
+    settings = place.settings
+    report = report_of(place, ("roc_auc", True), ("gap", None))
+    with pytest.raises(RegistryError, match="failed its test.*gap"):
+        place.register(report_uri=report)
+    with pytest.raises(RegistryError, match="failed its test.*gap"):
+        registry.tested(report, OBJECTIVE, settings=settings)
+    place.register(report_uri=report, despite="a pilot")
+    accepted(settings, "m/1")
+    for options in ({}, {"by": "ann"}):
+        with pytest.raises(ApprovalError, match="m/1 failed: test report, gap") as error:
+            approve("m/1", settings=settings, **options)
+        assert not isinstance(error.value, WaitingForPerson)
 
 
 def test_an_objective_without_a_policy_reads_as_the_rule():

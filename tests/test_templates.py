@@ -92,6 +92,11 @@ def state(name: str = EVIL) -> dict:
             "by": name,
             "started": name,
             "stages": [{"name": name, "state": name, "seconds": 1.0}],
+            "again": name,
+            "waits": [
+                {"stage": name, "reason": name, "command": name, "decision": decision}
+                for decision in (None, name)
+            ],
         },
     }
 

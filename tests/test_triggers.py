@@ -239,6 +239,22 @@ def test_failures_back_off_and_do_not_stop_the_watch(tmp_path):
     assert triggers.trigger_table(settings)["failed"].item() is None and due(settings) == []
 
 
+def test_a_run_that_waits_for_a_person_is_not_started_again_and_again(tmp_path):
+    settings, told = made(tmp_path, files="*.csv", settle=0), []
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    command = "mlops-nb approve m/1 --by NAME"
+    held = SimpleNamespace(id="r", waiting=[SimpleNamespace(note="m/1 waits", command=command)])
+    for _ in range(3):
+        triggers.watch_once(
+            lambda parameters: held, lambda *now: told.append(now), settings=settings
+        )
+    assert told[1] == ("person", f"r: m/1 waits: {command}")
+    assert [what for what, _ in told] == ["running", "person", "waiting", "waiting"]
+    assert kinds(settings) == ["triggered"]
+    (tmp_path / "b.csv").write_text("id\n2\n")
+    assert due(settings) == ["t"], "new data are another reason"
+
+
 def test_a_run_of_somebody_else_is_waited_for(tmp_path):
     settings, told = made(tmp_path, files="*.csv", settle=0), []
     (tmp_path / "a.csv").write_text("id\n1\n")

@@ -30,7 +30,7 @@ from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import imported_modules
 from mlops_nb.core.locks import try_lock, workspace_lock
 from mlops_nb.core.settings import StageSection, create, load_settings
-from mlops_nb.flow.workflow import Workflow, driver, kernels
+from mlops_nb.flow.workflow import Workflow, driver, kernels, latest
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.cache import key
@@ -1116,6 +1116,183 @@ def test_a_stage_that_ends_itself_before_it_gave_what_is_taken_failed(workspace,
     with pytest.raises(WorkflowError, match="1_a.ipynb, cell 2: SystemExit: 3"):
         edit(tmp_path / "1_a.ipynb", "sys.exit()", "sys.exit(3)")
         Workflow.discover(tmp_path).run(settings=workspace)
+
+
+def asking(folder: Path) -> tuple[Path, str]:
+    "A file that stands for a person's decision, and a cell that waits until it is there."
+    decided = folder / "decided"
+    return (
+        decided,
+        f"""\
+from pathlib import Path
+from mlops_nb.core.errors import WaitingForPerson
+print("asking")
+if not Path({str(decided)!r}).exists():
+    raise WaitingForPerson("m/1 waits for a person", "mlops-nb approve m/1 --by NAME")
+print("decided: " + Path({str(decided)!r}).read_text())""",
+    )
+
+
+@pytest.mark.cluster
+def test_a_run_waits_for_a_person_and_goes_on_after_the_decision(either, tmp_path):
+    decided, ask = asking(tmp_path)
+    stage(tmp_path, "1_a", "", "glue('x', 1)")
+    stage(tmp_path, "2_b", "x: int", "glue('half', x)", ask, "glue('y', x)")
+    stage(tmp_path, "3_c", "y: int", "glue('z', y)")
+    lines = []
+    flow, options = Workflow.discover(tmp_path), {"settings": either}
+    run = flow.run(on_event=lambda now: lines.append((now.what, now.stage)), **options)
+    assert [s.state for s in run.stages] == ["done", "waiting", "not run"]
+    assert run.state == "waiting" and ("waiting", "b") in lines and run.outputs["half"] == 1
+    [waits] = run.waiting
+    assert (waits.note, waits.command) == (
+        "m/1 waits for a person",
+        "mlops-nb approve m/1 --by NAME",
+    )
+    assert waits.error is None and "mlops-nb approve m/1" in run._repr_html_()
+
+    nb = nbformat.read(waits.notebook, as_version=4)
+    assert status(waits.notebook) == ["completed"] * 3 + ["waiting", "not run"]
+    outputs = [o for cell in code(waits.notebook) for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"], "nothing looks like a failure"
+    assert outputs[-2].text == "asking\n" and "approve m/1" in outputs[-1].data["text/html"]
+    assert not nb.metadata.papermill.exception
+    assert "approve m/1" in Path(waits.notebook).with_suffix(".html").read_text()
+
+    ledger = Ledger(either)
+    stage_run, whole = (ledger.client.get_run(id_) for id_ in (waits.id, run.id))
+    assert stage_run.data.tags["mlops_nb.command"] == waits.command
+    assert whole.data.tags["mlops_nb.state"] == "waiting" and whole.info.status == "FINISHED"
+    finished = events.newest(either.events, "run_finished", f"run:{run.id}")["details"]
+    assert (finished["state"], finished["stages"][1]["command"]) == ("waiting", waits.command)
+
+    assert [s.state for s in flow.run(**options).stages] == ["reused", "waiting", "not run"]
+    decided.write_text("yes")
+    after = flow.run(**options)
+    assert after.state == "done" and [s.state for s in after.stages] == ["reused", "done", "done"]
+    assert [s.state for s in flow.run(**options).stages] == ["reused"] * 3
+
+
+@pytest.mark.cluster
+def test_a_failure_beside_a_stage_that_waits_is_the_runs_end(workspace, tmp_path):
+    _, ask = asking(tmp_path)
+    workspace = workspace.model_copy(
+        update={"cluster": workspace.cluster.model_copy(update={"stages": 2})}
+    )
+    stage(tmp_path, "1_a", "", ask)
+    stage(tmp_path, "2_b", "", "import time\ntime.sleep(3)", "1 / 0", "glue('y', 1)")
+    stage(tmp_path, "3_c", "y: int", "glue('z', y)")
+    with pytest.raises(WorkflowError, match="stage b failed") as e:
+        Workflow.discover(tmp_path).run(settings=workspace)
+    assert e.value.run.state == "failed"
+    assert [s.state for s in e.value.run.stages] == ["waiting", "failed", "not run"]
+
+
+@pytest.mark.cluster
+def test_a_batch_with_a_set_that_waits_has_not_failed(workspace, tmp_path):
+    _, ask = asking(tmp_path)
+    path = stage(tmp_path, "ask", "n = 0", "if n == 1:\n    " + ask.replace("\n", "\n    "))
+    batch = workflow_map(path, [{"n": 0}, {"n": 1}], settings=workspace)
+    assert [s.state for s in batch.stages] == ["done", "waiting"]
+    assert batch.state == "waiting" and not batch.failed
+
+
+@pytest.mark.cluster
+def test_a_stage_left_out_gives_what_its_last_run_used(workspace, tmp_path):
+    "Also if that run reused an older result: the result in between is not the last."
+    stage(tmp_path, "1_a", "n = 0", "glue('x', n)")
+    stage(tmp_path, "2_b", "x: int", "glue('y', x)")
+    flow, options = Workflow.discover(tmp_path), {"settings": workspace}
+    for n in (1, 2, 1):
+        flow.run({"n": n}, **options)
+    assert flow.run(first="b", **options).outputs == {"y": 1}
+
+
+# By hand
+
+
+@pytest.fixture
+def bench(ray_cluster, tmp_path):
+    "A workspace with two stages; the second takes the latest output of the first by hand."
+    settings = create(tmp_path / "w")
+    settings.notebooks.mkdir()
+    stage(settings.notebooks, "1_a", "n = 0", "glue('x', 10 // n)")
+    parameters = "from mlops_nb import workflow\n\nx = workflow.latest('x')\nconfirm = False"
+    stage(settings.notebooks, "2_b", parameters, "glue('y', [x, confirm])")
+    return settings
+
+
+def by_hand(settings, name: str) -> list:
+    "What a notebook shows if a person runs it in a kernel of JupyterLab: its outputs."
+    path = settings.notebooks / f"{name}.ipynb"
+    env = os.environ | {"JPY_SESSION_NAME": str(path), "MLOPS_NB_WORKSPACE": str(settings.root)}
+    nb = nbformat.read(path, as_version=4)
+    ends = [c for what, _, c in drive(nb, env=env, cwd=str(path.parent)) if what in STORY_ENDS]
+    return [output for cell in ends for output in cell["outputs"]]
+
+
+STORY_ENDS = ("done", "failed")
+
+
+@pytest.mark.cluster
+def test_the_latest_output_is_of_the_last_run_whose_stage_succeeded(bench, monkeypatch):
+    with pytest.raises(WorkflowError, match="expected a run of stage a, .*`mlops-nb run --to a`"):
+        latest("x", settings=bench)
+    with pytest.raises(WorkflowError, match="'xx', which no stage in .* glues"):
+        latest("xx", settings=bench)
+    flow = Workflow.discover(bench.notebooks)
+    for n, x in ((1, 10), (5, 2), (1, 10)):  # the third reuses the first
+        assert flow.run({"n": n}, settings=bench).outputs["y"] == [x, True]
+        assert latest("x", settings=bench) == x
+    with pytest.raises(WorkflowError, match="ZeroDivisionError"):
+        flow.run({"n": 0}, settings=bench)
+    assert latest("x", settings=bench) == 10
+    monkeypatch.setenv("MLOPS_NB_RUN_ID", "1")
+    monkeypatch.setattr(Ledger, "newest", None)
+    assert latest("x", settings=bench) == "", "a run looks nothing up"
+
+
+@pytest.mark.cluster
+def test_notebooks_run_by_hand_hand_on_what_they_glue(bench):
+    [error] = by_hand(bench, "2_b")
+    assert "expected a run of stage a, which gives `x`, got none yet" in error["evalue"]
+    edit(bench.notebooks / "1_a.ipynb", "n = 0", "n = 3")
+    by_hand(bench, "1_a")
+    origin, glued = by_hand(bench, "2_b")
+    assert origin["data"]["text/plain"].startswith("x: of 1_a.ipynb, run by hand 2")
+    assert glued["data"]["text/plain"] == "y = [3, false]", "nothing is confirmed by hand"
+    run = Workflow.discover(bench.notebooks).run({"n": 5}, settings=bench)
+    origin, glued = by_hand(bench, "2_b")
+    assert f"x: of stage a in run {run.id}" in origin["data"]["text/plain"]
+    assert glued["data"]["text/plain"] == "y = [2, false]"
+    by_hand(bench, "1_a")
+    assert latest("x", settings=bench) == 3, "the newer of the two"
+
+
+@pytest.mark.cluster
+def test_a_table_glued_by_hand_is_a_file(bench):
+    cell = "import polars as pl\nglue('t', pl.DataFrame({'a': [1, 2]}))"
+    stage(bench.notebooks, "3_c", "", cell)
+    by_hand(bench, "3_c")
+    assert pl.read_parquet(latest("t", settings=bench))["a"].to_list() == [1, 2]
+
+
+def test_a_default_for_work_by_hand_is_none_in_a_run(tmp_path):
+    path = stage(tmp_path, "2_b", "x = workflow.latest('x')", "glue('y', x)")
+    edit(path, "x = workflow", "from mlops_nb import workflow\\nx = workflow")
+    [problem] = Workflow.discover(tmp_path).check()
+    assert "`x` has a default for work by hand and no stage glues it" in problem.message
+    assert Workflow.discover(tmp_path).check({"x": 1}) == []
+    stage(tmp_path, "1_a", "", "glue('x', 1)")
+    assert Workflow.discover(tmp_path).check() == []
+
+
+def test_only_the_workflow_confirms(tmp_path):
+    stage(tmp_path, "1_a", "confirm = False", "glue('x', confirm)")
+    [problem] = Workflow.discover(tmp_path).check({"confirm": False})
+    assert "`confirm` cannot be given: the workflow fills it in" in problem.message
+    stage(tmp_path, "1_a", "confirm = 'no'", "glue('x', confirm)")
+    assert Workflow.discover(tmp_path).check({"confirm": "yes"}) == [], "an ordinary parameter"
 
 
 @pytest.mark.cluster

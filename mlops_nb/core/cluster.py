@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_CPU', 'Cluster', 'find_cluster', 'up', 'down', 'exported_modules', 'snapshot', 'process_variables', 'runtime_env',
-           'connect', 'start_serve']
+           'connect', 'renew_code', 'start_serve']
 
 # %% ../../nbs/1_core/09_cluster.ipynb #590121f9
 import compileall
@@ -162,6 +162,9 @@ def process_variables(
     }
 
 
+_SNAPSHOT_VARIABLE = "MLOPS_NB_SNAPSHOT"  # environment variable: which code a job has
+
+
 def runtime_env(
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> dict:  # Ray's `runtime_env`
@@ -169,7 +172,7 @@ def runtime_env(
     settings = settings or load_settings()
     code = snapshot(settings)
     package = settings.workspace.package
-    env = process_variables(settings)
+    env = process_variables(settings) | {_SNAPSHOT_VARIABLE: code.name}
     if not settings.cluster.address or not package:
         return {"env_vars": env | library.import_variables(code, package)}
     if "." not in package:
@@ -251,6 +254,32 @@ def connect(
     else:
         _join(cluster.address, runtime_env(settings))
     return cluster
+
+# %% ../../nbs/1_core/09_cluster.ipynb #c0de0002
+def _has_old_code(settings: Settings) -> bool:
+    "Return whether this process drives a job of this workspace that has other code than now."
+    import ray
+
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.SCRIPT_MODE:  # Ray's word for a driver
+        return False
+    env = dict(context.runtime_env.get("env_vars") or {})
+    is_ours = env.get("MLOPS_NB_WORKSPACE") == str(settings.root)
+    return is_ours and env.get(_SNAPSHOT_VARIABLE) != snapshot(settings).name
+
+
+def renew_code(
+    settings: Settings | None = None,  # default: the workspace around the current folder
+) -> bool:
+    "Give this process's job on the cluster the package as it is now. Return whether it was old."
+    import ray
+
+    settings = settings or load_settings()
+    is_old = ray.is_initialized() and _has_old_code(settings)
+    if is_old:
+        ray.shutdown()
+        connect(settings)
+    return is_old
 
 # %% ../../nbs/1_core/09_cluster.ipynb #671c0131
 def start_serve(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MlopsError', 'SettingsError', 'SealedError', 'ClusterError', 'TrackingError', 'LakeError', 'CommitConflict',
            'EventConflict', 'DataError', 'NoRows', 'CutShort', 'ProfileError', 'ConstraintError', 'Unparsable',
-           'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'EvaluationError', 'BundleError',
-           'OutdatedBundle', 'RegistryError', 'ApprovalError', 'ServingError', 'DeploymentError', 'Refused',
-           'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError', 'PanicError', 'panics_as_errors']
+           'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'ExportError', 'EvaluationError',
+           'BundleError', 'OutdatedBundle', 'RegistryError', 'ApprovalError', 'WaitingForPerson', 'ServingError',
+           'DeploymentError', 'Refused', 'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError',
+           'PanicError', 'panics_as_errors']
 
 # %% ../../nbs/1_core/00_errors.ipynb #fd1502ff
 from collections.abc import Iterator
@@ -114,6 +115,10 @@ class TrainingError(MlopsError):
     "A candidate, a search or a stored pipeline cannot be used."
 
 
+class ExportError(MlopsError):
+    "The package does not have the code of a notebook."
+
+
 class EvaluationError(MlopsError):
     "The predictions cannot be evaluated as requested."
 
@@ -132,6 +137,26 @@ class RegistryError(MlopsError):
 
 class ApprovalError(MlopsError):
     "A model version may not be approved."
+
+# %% ../../nbs/1_core/00_errors.ipynb #9819068a
+class WaitingForPerson(ApprovalError):
+    "A person has to decide before the work can go on."
+
+    def __init__(
+        self,
+        reason: str,  # what waits, and why a person has to decide
+        command: str,  # that records the decision
+    ):
+        super().__init__(f"{reason}: `{command}`, then `mlops-nb run` as before")
+        self.reason = reason
+        self.command = command
+
+    def __reduce__(self):
+        return WaitingForPerson, (self.reason, self.command)
+
+    def _render_traceback_(self) -> list[str]:
+        "Return the lines that Jupyter shows: the reason, and the command."
+        return [self.reason, self.command]
 
 # %% ../../nbs/1_core/00_errors.ipynb #49b9bdf8
 class ServingError(MlopsError):

@@ -24,13 +24,14 @@ from ..core import cluster, lake
 from ..core.errors import DataError, Unparsable
 from ..core.lake import DataFile
 from ..core.settings import Settings
-from .contracts import SYSTEM_COLUMNS, Contract
+from .contracts import ROW_NUMBER, SYSTEM_COLUMNS, Contract
 from .inference import ColumnSummary, summarize_columns
 from .profiles.profiling import profile
 from .sources.partition import Part
 from .splits import Splitting, sum_hashes, row_hashes, split_hash
 from .validation import apply_rules, conform, reason
-from .values import DTYPE_WORDS, is_lost, unparsable_error
+from .conversion import DTYPE_WORDS, unparsable_error
+from .values import is_lost
 
 # %% ../../nbs/2_data/24_batches.ipynb #d7f25502
 QUARANTINE = {
@@ -68,12 +69,13 @@ class Plan:
     at: datetime  # when the ingest began
     origins: dict[str, str] = field(default_factory=dict)  # `_source` → where it is
     observe: bool = False  # collect what a proposal for a contract needs
-    notes: tuple[dict, ...] = ()  # on columns that are text because of a few values
+    notes: tuple[dict, ...] = ()  # on columns of text
+    complete: bool = False  # the parts are a full export: other rows of the table are removed
 
     @property
     def schema(self) -> pl.Schema:
         "The columns of the dataset's table."
-        return pl.Schema({**self.contract.dtypes, **SYSTEM_COLUMNS})
+        return pl.Schema({**self.contract.dtypes, **self.contract.system_columns})
 
     @property
     def first_split(self) -> str:
@@ -93,9 +95,10 @@ class Tally:
     total: int = 0  # sum of the hashes, modulo 2⁶⁴
 
     @classmethod
-    def of(cls, rows: pl.DataFrame) -> "Tally":
-        "Return the tally of stored rows."
-        data = rows.select(pl.exclude([name for name in SYSTEM_COLUMNS if name != "_split"]))
+    def of(cls, rows: pl.DataFrame, contract: Contract | None = None) -> "Tally":
+        "Return the tally of stored rows, by default of those without row numbers."
+        system = contract.system_columns if contract else SYSTEM_COLUMNS
+        data = rows.select(pl.exclude([name for name in system if name != "_split"]))
         return cls(_value_counts(rows["_split"]), sum_hashes(row_hashes(data)))
 
     @property
@@ -126,9 +129,12 @@ class Chunk:
     read: int = 0  # rows
     file: DataFile | None = None  # accepted rows, in the table's folder
     rejected: list[DataFile] = field(default_factory=list)  # in the quarantine's folder
-    rules: Counter = field(default_factory=Counter)  # rejected rows by what they broke
+    rules: Counter = field(default_factory=Counter)  # rejected rows by what they broke, in words
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of the keys
     summaries: dict[str, ColumnSummary] = field(default_factory=dict)  # for a proposal
+    contents: pl.DataFrame = field(default_factory=pl.DataFrame)  # `hash` and `split` of each row
+    dropped: pl.Series | None = None  # numbers of rows that were rejected for their key
+    rejected_keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes
     newest: datetime | None = None  # latest time of a row, if the contract limits the age
 
     @property
@@ -142,14 +148,14 @@ def described(
 ) -> Chunk:
     "Return what is known of accepted rows, as a chunk without files."
     is_first = pl.col("_split") == plan.first_split
-    first = _profile_bytes(rows.filter(is_first))
-    rest = _profile_bytes(rows.filter(~is_first)) if plan.contract.aggregates else b""
-    return Chunk(Tally.of(rows), first, rest)
+    first = _profile_bytes(rows.filter(is_first), plan)
+    rest = _profile_bytes(rows.filter(~is_first), plan) if plan.contract.aggregates else b""
+    return Chunk(Tally.of(rows, plan.contract), first, rest)
 
 
-def _profile_bytes(rows: pl.DataFrame) -> bytes:
+def _profile_bytes(rows: pl.DataFrame, plan: Plan) -> bytes:
     "Return the profile of stored rows, without their system columns."
-    return profile(rows.select(pl.exclude(*SYSTEM_COLUMNS))).to_bytes()
+    return profile(rows.select(pl.exclude(*plan.contract.system_columns))).to_bytes()
 
 # %% ../../nbs/2_data/24_batches.ipynb #8cdce5a5
 def quarantined(
@@ -158,7 +164,8 @@ def quarantined(
     plan: Plan,
 ) -> pl.DataFrame:  # columns as in `QUARANTINE`
     "Return rejected rows as the quarantine stores them."
-    reasons = {rule: reason(rule, plan.contract) for rule in rows["_rules"].explode().unique()}
+    contract = plan.contract.with_row_numbers
+    reasons = {rule: reason(rule, contract) for rule in rows["_rules"].explode().unique()}
     in_words = pl.element().replace_strict(reasons, return_dtype=pl.String)
     infinite = [c.name for c in rows if c.dtype.is_float() and c.is_infinite().any()]
     rows = rows.with_columns(lake.column(name).cast(pl.String) for name in infinite)
@@ -196,12 +203,19 @@ def _with_all_columns(rows: pl.DataFrame, dtypes: dict[str, pl.DataType]) -> pl.
     return rows.with_columns(pl.lit(None, dtypes[name]).alias(name) for name in absent)
 
 
-def _judge_rows(
-    rows: pl.DataFrame, part: Part, is_text: bool, plan: Plan
-) -> tuple[pl.DataFrame, list[pl.DataFrame]]:
-    "Return accepted rows with their system columns but the split, and rows for the quarantine."
-    contract = plan.contract
+class _Judged(NamedTuple):
+    "A batch, divided."
+
+    good: pl.DataFrame  # accepted rows, with their system columns but the split
+    rejected: list[pl.DataFrame]  # rows for the quarantine
+    keys: np.ndarray  # hashes of the keys of rejected rows
+
+# %% ../../nbs/2_data/24_batches.ipynb #dd4726f2
+def _judge_rows(rows: pl.DataFrame, part: Part, is_text: bool, plan: Plan) -> _Judged:
+    "Divide the rows of a batch by the contract."
+    contract = plan.contract.with_row_numbers
     dtypes = dict.fromkeys(contract.columns, pl.String()) if is_text else contract.dtypes
+    rows = rows.rename({contract.index: ROW_NUMBER}, strict=False) if contract.index else rows
     rows = _with_all_columns(rows, dtypes)
     mistyped = rows.clear()
     if is_text:
@@ -209,7 +223,18 @@ def _judge_rows(
     good, bad = apply_rules(conform(rows, contract, part.origin), contract)
     rejected = [quarantined(some, part.origin, plan) for some in (mistyped, bad) if some.height]
     system = {"_ingested_at": plan.at, "_source": source_of(part), "_modified": part.modified}
-    return good.with_columns(pl.lit(value).alias(name) for name, value in system.items()), rejected
+    good = good.with_columns(pl.lit(value).alias(name) for name, value in system.items())
+    return _Judged(good, rejected, _rejected_keys([mistyped, bad], part, plan))
+
+
+def _rejected_keys(frames: Sequence[pl.DataFrame], part: Part, plan: Plan) -> np.ndarray:
+    "Return the hashes of the keys that rejected rows have."
+    key = plan.contract.key
+    hashes = [np.empty(0, np.uint64)]
+    for frame in frames if key is not None else ():
+        keys = part.typed(frame.select(cs.by_name(key)), {key: plan.contract.dtypes[key]})
+        hashes.append(split_hash(keys.drop_nulls(), plan.splitting.salt, key).to_numpy())
+    return np.concatenate(hashes)
 
 # %% ../../nbs/2_data/24_batches.ipynb #c8c329bb
 class _RowBatch(NamedTuple):
@@ -226,8 +251,8 @@ def _write_batch(
 ) -> Chunk:
     "Check, split, fingerprint and profile rows, and write them to files that no reader sees."
     judged = [_judge_rows(rows, part, is_text, plan) for part, rows, is_text in batches]
-    good = pl.concat(accepted for accepted, _ in judged)
-    bad = [frame for _, rejected in judged for frame in rejected]
+    good = pl.concat(some.good for some in judged)
+    bad = [frame for some in judged for frame in some.rejected]
     data = good.select(cs.by_name(*plan.contract.columns))
     good = good.with_columns(plan.splitting.assign(data))
     good = good.select(lake.column(name).cast(dtype) for name, dtype in plan.schema.items())
@@ -237,17 +262,28 @@ def _write_batch(
         read=sum(batch.rows.height for batch in batches),
         file=lake.write_file(plan.table, good, plan.new_name()) if good.height else None,
         rejected=[lake.write_file(plan.quarantine, pl.concat(bad), plan.new_name())] if bad else [],
-        rules=sum((_value_counts(frame["rules"]) for frame in bad), Counter()),
+        rules=sum((_value_counts(frame["reason"]) for frame in bad), Counter()),
         hashes=_key_hashes(good, plan),
+        contents=_contents(good, plan),
+        rejected_keys=np.concatenate([some.keys for some in judged]),
         newest=_newest(good, plan),
     )
 
-
+# %% ../../nbs/2_data/24_batches.ipynb #5013d784
 def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
     "Return 64 bits for the key of each row; an empty array without a key."
     if plan.contract.key is None:
         return np.empty(0, np.uint64)
     return split_hash(rows, plan.splitting.salt, plan.contract.key).to_numpy()
+
+
+def _contents(rows: pl.DataFrame, plan: Plan) -> pl.DataFrame:
+    "Return a hash of each row without its key, and its split; nothing if the key is all it has."
+    names = [name for name in plan.contract.columns if name != plan.contract.key]
+    if not names:
+        return pl.DataFrame()
+    hashes = row_hashes(rows.select(cs.by_name(*names)))
+    return pl.DataFrame({"hash": hashes, "split": rows["_split"]})
 
 
 def _newest(rows: pl.DataFrame, plan: Plan) -> datetime | None:

@@ -19,7 +19,7 @@ import polars.selectors as cs
 from ..core import lake
 from .batches import Chunk, Plan, described, quarantined
 from .splits import row_hashes, split_hash
-from .validation import UNIQUE, duplicates_to_reject
+from .validation import UNIQUE, duplicates_to_reject, reason
 
 # %% ../../nbs/2_data/25_duplicates.ipynb #64d9c224
 class KeyHashes:
@@ -106,6 +106,11 @@ def without_duplicate_keys(
     return result
 
 
+def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
+    "Return the hashes of the keys of some rows."
+    return split_hash(rows, plan.splitting.salt, plan.contract.key).to_numpy()
+
+
 def _without_rows(chunk: Chunk, numbers: pl.Series, plan: Plan) -> Chunk:
     "Return a chunk whose rows of these numbers are written to the quarantine."
     rule = f"{plan.contract.key}|{UNIQUE}"
@@ -123,5 +128,7 @@ def _without_rows(chunk: Chunk, numbers: pl.Series, plan: Plan) -> Chunk:
         rest=description.rest,
         file=lake.write_file(plan.table, kept, plan.new_name()) if kept.height else None,
         rejected=[*chunk.rejected, lake.write_file(plan.quarantine, bad, plan.new_name())],
-        rules=chunk.rules + Counter({rule: rejected.height}),
+        rules=chunk.rules + Counter({reason(rule, plan.contract): rejected.height}),
+        dropped=numbers,
+        rejected_keys=np.concatenate([chunk.rejected_keys, _key_hashes(rejected, plan)]),
     )

@@ -125,12 +125,25 @@ def odd_values_note(
         "null_values": [*evidence.examples] if few and without_digits else [],
     }
 
+# %% ../../nbs/2_data/22_evidence.ipynb #ad34cec7
+def _appearance_sentence(note: Mapping) -> str:
+    "Return in words what the values of a column of text look like, and the column to write."
+    share = f"{note['like']:,} of {note['there']:,} values ({note['like'] / note['there']:.1%})"
+    columns = [f'Column(dtype="{note["type"]}", format="{form}")' for form in note["formats"]]
+    wording = " or, if that is what they mean, ".join(columns)
+    return (
+        f"column '{note['column']}' is read as text and looks like {note['looks']}: {share}, such "
+        f"as '{note['first']}'; {wording} in the contract reads them"
+    )
+
 
 def note_sentence(
     note: Mapping,  # as stored with the version
 ) -> str:
     "Return a note in words."
     text = f"column '{note['column']}' is text"
+    if "looks" in note:
+        return _appearance_sentence(note)
     if "option" in note:
         return f"{text}, because it could be read in two ways: set {note['option']}"
     verb, pronoun = ("is", "it") if note["odd"] == 1 else ("are", "them")

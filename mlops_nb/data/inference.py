@@ -25,9 +25,11 @@ from mlops_nb.data.contracts import (
     with_types,
 )
 from .evidence import Evidence, collect_evidence, odd_values_note
+from .row_numbers import with_index
 from .sources.partition import Part
 from .validation import apply_rules, conform
-from .values import DTYPE_WORDS, convert, is_lost, unparsable_error, common_kind
+from .conversion import DTYPE_WORDS, convert, unparsable_error
+from .values import is_lost, common_kind
 
 # %% ../../nbs/2_data/23_inference.ipynb #0065f7dd
 def guess_contract(
@@ -44,7 +46,8 @@ def guess_contract(
         of_names = {name: text for name, text in differences.items() if "expected" not in text}
         require_no_differences(of_names)
         contract = evolved(schema, contract)
-    return _with_exact_key(parts, contract).model_copy(update={"version": 1})
+    contract = with_index(parts, _with_exact_key(parts, contract))
+    return contract.model_copy(update={"version": 1})
 
 
 def _with_exact_key(parts: Sequence[Part], contract: Contract) -> Contract:
@@ -87,6 +90,7 @@ def agreed_contract(
     contract: Contract,  # that the dataset has
 ) -> Contract:
     "Return the contract that the parts' columns fit; raise `DataError` where it may not evolve."
+    contract = with_index(parts, contract, data=contract.columns)
     contract = with_types(contract, _first_kinds(parts, contract))
     for part in parts:
         contract = _by_policy(_effective_schema(part, contract), contract)
@@ -280,7 +284,7 @@ class _InMemory(Part):
         return self.rows.schema
 
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
-        yield convert(self.rows, dtypes, self.origin)
+        yield convert(self.rows, dtypes, self.origin, self.text_format)
 
 
 def infer(

@@ -123,14 +123,47 @@ def content_digest(
 DEFAULT_SHARES = {"train": 0.8, "test": 0.2}
 
 
+def _alike_hashes(rows: pl.DataFrame) -> np.ndarray:
+    "Return a fingerprint of each row that is one for equal values of several types."
+    total = np.zeros(rows.height, np.uint64)
+    for values in rows.iter_columns():
+        bits = _mixed(_alike_bits(values) ^ _name_bits(values.name))
+        bits[_is_missing(values)] = 0
+        total += bits
+    return _mixed(total)
+
+
+def _is_missing(values: pl.Series) -> np.ndarray:
+    "Return which values are null or NaN."
+    missing = values.is_null()
+    if values.dtype.is_float():
+        missing = missing | values.is_nan().fill_null(False)
+    return missing.to_numpy()
+
+
+def _alike_bits(values: pl.Series) -> np.ndarray:
+    "Return each value as 64 bits: an integer as its float if that is exact, a date as a time."
+    if values.dtype == pl.Date:
+        values = values.cast(pl.Datetime("us"))
+    if values.dtype == pl.Float32:
+        values = values.cast(pl.Float64)
+    bits = _value_bits(values)
+    if values.dtype.is_integer():
+        is_exact = (values.cast(pl.Int128).abs() <= 2**53).fill_null(False).to_numpy()
+        bits = np.where(is_exact, _float_bits(values), bits)
+    return bits
+
+# %% ../../nbs/2_data/09_splits.ipynb #ba734151
 def split_hash(
     rows: pl.DataFrame,  # with that column
     salt: str,  # the dataset's name
     column: str | None,  # what identifies a row or its group; None: the whole row
+    alike: bool = True,  # equal rows have one number, whatever the types of their columns
 ) -> pl.Series:  # uint64, evenly spread
     "Return the number of each row that decides its split by key or group."
     if column is None:
-        return pl.Series(_mixed(row_hashes(rows) ^ _name_bits(salt)))
+        whole = _alike_hashes(rows) if alike else row_hashes(rows)
+        return pl.Series(_mixed(whole ^ _name_bits(salt)))
     identity = lake.column(column).cast(pl.String).fill_null("\0")
     salted = plh.concat_str(pl.lit(salt), identity, separator="\0")
     return rows.select(salted.nchash.xxh3_64()).to_series()
@@ -202,6 +235,7 @@ class Splitting(BaseModel):
     column: str | None = None  # the key, group or time column; by key, None: the whole row
     shares: dict[str, float] = DEFAULT_SHARES  # by key or group: split → share, summing to 1
     ends: dict[str, datetime | None] | None = None  # by time: split → its end, exclusive
+    alike: bool = False  # equal rows are in one split whatever the types of their columns
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Splitting":
@@ -219,7 +253,7 @@ class Splitting(BaseModel):
             _require_column(rows, self.column, self.by)
         if self.by == "time":
             return _splits_by_time(rows[self.column], self.ends)
-        hashes = split_hash(rows, self.salt, self.column)
+        hashes = split_hash(rows, self.salt, self.column, self.alike)
         return _interval_names(hashes, _edges(self.shares), list(self.shares))
 
 # %% ../../nbs/2_data/09_splits.ipynb #377ce875
@@ -233,7 +267,8 @@ def assign_splits(
 ) -> pl.DataFrame:  # with a last column `_split`
     "Return the rows with their split, the same one for ever."
     by = "group" if group else "key"
-    rule = Splitting(salt=name, by=by, column=group or key, shares=shares or DEFAULT_SHARES)
+    shares = shares or DEFAULT_SHARES
+    rule = Splitting(salt=name, by=by, column=group or key, shares=shares, alike=True)
     return rows.with_columns(rule.assign(rows))
 
 # %% ../../nbs/2_data/09_splits.ipynb #a9ac63e6
@@ -271,7 +306,7 @@ def new_splitting(
     shares = shares or DEFAULT_SHARES
     if ends is None:
         by = "group" if group else "key"
-        return Splitting(salt=name, by=by, column=group or key, shares=shares)
+        return Splitting(salt=name, by=by, column=group or key, shares=shares, alike=True)
     if time is None:
         raise DataError(
             "a split by time needs a column of dates or times: name it as the contract's `time`"

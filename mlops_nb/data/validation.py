@@ -21,7 +21,7 @@ from mlops_nb.data.contracts import (
     schema_differences,
 )
 from .splits import row_hashes
-from .values import convert, nan_to_null
+from .conversion import convert, nan_to_null
 
 # %% ../../nbs/2_data/11_validation.ipynb #479e8ece
 def conform(
@@ -166,6 +166,9 @@ def reason(
     name, _, check = rule.rpartition("|")
     limits = contract.columns[name]
     categories = limits.categories or []
+    spelling = _SPELLINGS.get(limits.dtype, limits.dtype)
+    if limits.format:
+        spelling = f"written as {limits.format}"
     listed = ", ".join(categories[:10]) + (", …" if len(categories) > 10 else "")
     requirements = {
         "nullability": "must not be missing",
@@ -174,7 +177,7 @@ def reason(
         "regex": f"must match {limits.pattern}",
         "check__category": f"must be one of {listed}",
         "inf": "must be finite",
-        "dtype": f"must be {_SPELLINGS.get(limits.dtype, limits.dtype)}",
+        "dtype": f"must be {spelling}",
         UNIQUE: "must be unique: another row of this ingest has it",
     }
     return f"{name} {requirements.get(check, f'breaks {check}')}"

@@ -68,6 +68,9 @@ def _add_version(trail: _Trail, ref: str) -> str:
         splits=details["counts"],
         digest=details["digest"],
         quarantined=details["rejected"],
+        removed=details.get("removed") or None,
+        no_longer_in_source=details.get("missing") or None,
+        dropped=_drop_text(trail, ref),
         ingested_by=event["by"],
         at=event["at"].isoformat(),
     )
@@ -75,6 +78,16 @@ def _add_version(trail: _Trail, ref: str) -> str:
         name = _file_id(trail.graph, file, sha256, ref)
         trail.graph.link(id, trail.graph.add(name, "source file", sha256=sha256), READ_FROM)
     return id
+
+
+def _drop_text(trail: _Trail, ref: str) -> str | None:
+    "Return who dropped a dataset version, when and why; None if it was not dropped."
+    name, _, number = ref.rpartition("@")
+    for drop in events.list_events(trail.log, f"dataset:{name}", "dropped"):
+        if int(number) <= drop["details"]["last"]:
+            note = f": {drop['details']['note']}" if drop["details"]["note"] else ""
+            return f"by {drop['by']} on {drop['at']:%Y-%m-%d}{note}"
+    return None
 
 
 def _file_id(graph: Lineage, file: str, sha256: str, ref: str) -> str:
@@ -267,13 +280,20 @@ def _resolved(ref: str, settings: Settings) -> tuple[str, str]:
     if kind == "model" and "@" in name:
         return kind, registry.resolve(name, settings=settings).ref
     if kind == "dataset":
-        return kind, versions.dataset(name, settings=settings).ref
+        return kind, _dataset_ref(name, settings)
     if kind not in _ADDERS:
         raise LineageError(
             f"'{ref}' is no reference: expected churn@champion, churn/4, churn@3, run:ID, "
             "prediction:ID"
         )
     return kind, name
+
+
+def _dataset_ref(name: str, settings: Settings) -> str:
+    "Return the full reference of a dataset version, which may have been dropped."
+    if re.search(r"@\d+$", name) and events.newest(settings.events, "ingested", name):
+        return name
+    return versions.dataset(name, settings=settings).ref
 
 
 def _kind(name: str) -> str:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['console', 'escape_markup', 'print_lines', 'print_json', 'print_warnings', 'print_table', 'run_status', 'starting',
-           'champion_lines', 'alerts_text', 'roles_text', 'curl_command', 'endpoint_lines', 'state_lines', 'run_lines']
+           'champion_lines', 'alerts_text', 'wait_lines', 'roles_text', 'curl_command', 'endpoint_lines', 'state_lines',
+           'run_lines']
 
 # %% ../../nbs/7_front/01_console.ipynb #1e6c5f97
 import json
@@ -84,6 +85,7 @@ _STAGE_MARKS = {
     "reused": "[blue]=[/]",
     "failed": "[red]✗[/]",
     "stopped": "■",
+    "waiting": "[yellow]…[/]",
 }
 
 
@@ -147,6 +149,22 @@ def _alert_text(alert: dict[str, Any]) -> str:
     "Return one alert in words."
     version = f"/{alert['version']}" if alert["version"] else ""
     return f"{alert['model']}{version}: {alert['kind']} of {alert['column']}, {alert['message']}"
+
+# %% ../../nbs/7_front/01_console.ipynb #42f71c4e
+def wait_lines(
+    run: dict[str, Any] | None,  # the last run, as in `pages.state`
+) -> dict[str, str]:  # text by name, for `print_lines`
+    "Return the lines about the stages that wait for a person, or nothing if none does."
+    lines: dict[str, str] = {}
+    if run is None:
+        return lines
+    for wait in run["waits"]:
+        if wait["decision"]:
+            lines |= {"decided": wait["decision"], "go on": run["again"]}
+        else:
+            lines |= {"waits": f"{wait['stage']}: {wait['reason']}", "to decide": wait["command"]}
+            lines["then"] = run["again"]
+    return lines
 
 # %% ../../nbs/7_front/01_console.ipynb #a1a4ee37
 def roles_text(
@@ -227,8 +245,9 @@ def state_lines(
         "workspace": f"{workspace['name']} in {workspace['folder']}",
         "cluster": f"{ray['state']} {ray['url'] or ''}",
         "run": _run_text(state["run"]),
-        "watch": _watch_text(state["watch"]),
     }
+    lines |= wait_lines(state["run"])
+    lines["watch"] = _watch_text(state["watch"])
     lines |= _model_lines(state, settings)
     lines["stop"] = "mlops-nb down" if ray["state"] == "up" else None
     return lines
@@ -264,8 +283,29 @@ def run_lines(
 
     reused = [stage.name for stage in run.stages if stage.state == "reused"]
     note = f" (reused: {', '.join(reused)})" if reused else ""
-    lines = {"run": f"{run.id} {run.state}{note}", "data": run.outputs.get("dataset_version")}
-    return lines | _model_lines(pages.state(settings), settings) | _next_lines(settings)
+    data = run.outputs.get("dataset_version")
+    lines = {"run": f"{run.id} {run.state}{note}", "data": data}
+    lines |= _data_lines(data, settings)
+    if run.outputs.get("warranted") is False:
+        lines["warranted"] = "no: what is done without a model may be as good, see stage explore"
+    state = pages.state(settings)
+    lines |= wait_lines(state["run"])
+    return lines | _model_lines(state, settings) | _next_lines(settings)
+
+
+def _data_lines(ref: str | None, settings: Settings) -> dict[str, str]:
+    "Return a line for each thing that the ingest of a dataset version noticed."
+    from mlops_nb.core.errors import MlopsError
+    from mlops_nb.data.versions import dataset
+
+    if ref is None:
+        return {}
+    try:
+        notes = dataset(ref, settings=settings).notes
+    except MlopsError:
+        return {}  # no dataset of this workspace
+    numbers = range(1, len(notes) + 1)
+    return {f"note {number}": note for number, note in zip(numbers, notes, strict=True)}
 
 
 def _next_lines(settings: Settings) -> dict[str, str]:

@@ -62,6 +62,7 @@ def run_for_trigger(
 _WATCH_MARKS = {
     "running": "[bold]run[/] for",
     "done": "[green]✓[/] run",
+    "person": "[yellow]…[/] run",
     "failed": "[red]✗[/]",
     "error": "[red]✗[/]",
 }
@@ -81,7 +82,7 @@ class WatchStatus:
 
     def __call__(
         self,
-        what: str,  # waiting, busy, running, done, failed or error
+        what: str,  # waiting, busy, running, done, person, failed or error
         why: str,  # the trigger, or the error
     ) -> None:
         "Show one report of the watch."

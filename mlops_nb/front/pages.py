@@ -9,6 +9,7 @@ __all__ = ['state', 'models', 'control_page', 'report_file', 'report', 'RunReque
 # %% ../../nbs/7_front/00_pages.ipynb #4a1a18cc
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,19 @@ def _last_run(log: pl.DataFrame) -> dict[str, Any] | None:
     finished = events.newest(log, "run_finished", event["subject"])
     if finished:
         run |= {"finished": finished["at"].isoformat(), **finished["details"]}
+        run["waits"] = _waits(finished, log)
     return run
+
+
+def _again(started: dict[str, Any]) -> str:
+    "Return the command that starts the same run again."
+    options = []
+    for name, value in started.get("parameters", {}).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        options += ["-p", f"{name}={text}"]
+    for option, stage in (("--from", started.get("first")), ("--to", started.get("last"))):
+        options += [option, stage] if stage else []
+    return shlex.join(["mlops-nb", "run", *options])
 
 
 def _running(event: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +116,32 @@ def _running(event: dict[str, Any]) -> dict[str, Any]:
         "state": "running",
         "finished": None,
         "stages": [],
+        "waits": [],
+        "again": _again(json.loads(event["details"])),
     }
+
+# %% ../../nbs/7_front/00_pages.ipynb #22d644a8
+def _waits(finished: dict[str, Any], log: pl.DataFrame) -> list[dict[str, Any]]:
+    "Return for each waiting stage of a run the reason, the command, and the decision since."
+    later = log.filter(pl.col("at") > finished["at"])
+    decisions = events.list_events(later, kind=("approved", "rejected"))
+    waiting = [s for s in finished["details"]["stages"] if s["state"] == "waiting"]
+    return [
+        {
+            "stage": stage["name"],
+            "reason": stage["note"],
+            "command": stage["command"],
+            "decision": _decision_text(stage["command"], decisions),
+        }
+        for stage in waiting
+    ]
+
+
+def _decision_text(command: str, decisions: list[dict[str, Any]]) -> str | None:
+    "Return the newest decision about what a command names, in words, or None."
+    subjects = command.split()
+    own = [event for event in decisions if event["subject"] in subjects]
+    return f"{own[-1]['subject']} was {own[-1]['kind']} by {own[-1]['by']}" if own else None
 
 # %% ../../nbs/7_front/00_pages.ipynb #5c2e02cb
 def models(

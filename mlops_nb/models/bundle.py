@@ -30,7 +30,7 @@ from ..core.settings import Settings, load_settings as workspace
 from .sealing import Sealed
 from ..science.labels import matching_label, respelled
 from ..science.objective import Objective
-from ..science.pipeline import load_pipeline, types_in_file
+from ..science.pipeline import is_allowed, load_pipeline, types_in_file
 from ..science.signature import Signature
 
 if TYPE_CHECKING:
@@ -247,9 +247,10 @@ class BundleCode(BundleFacts):
 
     @cached_property
     def own(self) -> list[str]:
-        "What its pipeline names beyond scikit-learn and NumPy, dotted."
+        "What its pipeline names beyond what every model may name, dotted."
         names = types_in_file(self.contents["model.skops"])
-        return [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+        others = [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+        return [name for name in others if not is_allowed(name, "")]
 
     @cached_property
     def library_digest(self) -> str:

@@ -20,7 +20,9 @@ import numpy as np
 import polars as pl
 
 from ..core import cluster, events, library, tracking
+from ..core.authoring import require_exported
 from ..core.errors import EventConflict, ObjectiveError, OutdatedBundle, RegistryError
+from ..core.preview import Preview
 from ..core.settings import Settings, load_settings as workspace
 from ..core.templates import render
 from . import approvals, roles
@@ -42,10 +44,19 @@ from mlops_nb.models.origin import (
 )
 from .roles import ROLES
 from .sealing import seal
-from ..science.objective import Objective, model_name
+from ..science.objective import Objective
+from ..science.statement import model_name
 from ..science.pipeline import load_pipeline, types_in_file, load_candidate_files
 from ..science.signature import Signature
 
+# %% ../../nbs/4_models/05_registry.ipynb #7e57c0de
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+    from mlops_nb.data.profiles.profiling import Profile
+
+# %% ../../nbs/4_models/05_registry.ipynb #3794b438
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
@@ -182,7 +193,7 @@ def tested(
     path = tracking.fetch(report_uri, settings=settings) / "report.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     judged = report if report.get("checks") else {"passed": False}
-    require_passed(judged, report_uri)
+    require_passed(judged, report_uri, undecided=approvals.undecided_policy(objective))
     require_same_objective(report, objective, report_uri)
     return report
 
@@ -322,7 +333,8 @@ def _require_report(folder: Path, objective: Objective, uri: str, despite: str) 
     "Return the objective of a test report; raise if that failed, or judges by another one."
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     confirmed = require_same_objective(report, objective, uri)
-    require_passed(report, uri, despite=despite)
+    undecided = approvals.undecided_policy(confirmed)
+    require_passed(report, uri, despite=despite, undecided=undecided)
     return confirmed
 
 # %% ../../nbs/4_models/05_registry.ipynb #945308b0
@@ -342,6 +354,7 @@ def register(
 ) -> ModelVersion:
     "Make a candidate a version of a model. Return it; the same candidate has the same version."
     settings = settings or workspace()
+    require_exported(settings)
     _require_names(name, candidate_uri)
     candidate = tracking.fetch(candidate_uri, settings=settings)
     report = tracking.fetch(report_uri, settings=settings)
@@ -435,12 +448,15 @@ def approve(
     by: str = RULE,  # the person who decides; "rule": the rule does
     note: str = "",
     despite: str = "",  # why a person approves although a check of its tests failed
+    confirm: bool = True,  # False: do nothing, and return what the rule would do
     settings: Settings | None = None,  # default: the workspace around the current folder
-) -> Approval:
+) -> Approval | Preview:
     "Approve a version for production, or raise `ApprovalError`. Return the approval."
     settings = settings or workspace()
     version = resolve(ref, settings=settings)
     bundle = version.bundle(settings)
+    if not confirm:
+        return approvals.approval_preview(version.ref, bundle, settings=settings)
     if by == RULE and not despite:
         return approvals.record_rule_approval(version.ref, bundle, note=note, settings=settings)
     facts = {"by": by, "note": note, "despite": despite}

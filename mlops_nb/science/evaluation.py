@@ -14,11 +14,12 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
+from ..core.authoring import require_exported
 from ..core.errors import EvaluationError
 from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from .crossvalidation import validation_rows
-from .features import unused_reason
+from .features import NOT_USED_REASON
 from .gate import bound_checks, calibration_check, comparison_checks
 from .gate import coverage_check, is_decidable
 from .intervals import GREATEST_LOG_LOSS, Interval, Measurement, count_groups
@@ -34,12 +35,13 @@ from mlops_nb.science.metrics import (
     paired_gain,
     worst_segments,
 )
-from .objective import DEFAULT_METRIC, Objective, input_columns, is_probability
+from .objective import Objective, input_columns, is_probability
 from .objective import with_decision
 from .pipeline import Fitted
 from .predictions import Predictions
 from .report import Check, Comparison, Report, ReportTables
 from .rules import Rule
+from .statement import DEFAULT_METRIC
 from .scoring import measure_with, score
 from .task import Binary, Task
 from .treatment import label_matrix, label_table, number_table
@@ -152,9 +154,8 @@ def unused_columns(
     inputs = [step.feature_names_in_ for step in steps if hasattr(step, "feature_names_in_")]
     if not inputs:
         return {}
-    dates = frame.select(cs.temporal()).columns
     names = [name for name in input_columns(frame, objective) if name not in inputs[0]]
-    return {name: unused_reason(name in dates) for name in names}
+    return dict.fromkeys(names, NOT_USED_REASON)
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #eb805d00
 @dataclass(frozen=True)
@@ -300,6 +301,7 @@ def evaluate(
     seed: int = 0,  # of the sample and the shuffling behind the importance, and of the folds
 ) -> Report:
     "Measure a model on rows that it had not seen, and return the report with the gate's checks."
+    require_exported()
     if isinstance(data, DatasetVersion):
         parts = _version_test(data, predictions, objective, threshold, groups, folds, seed)
         test, held_out, facts = parts

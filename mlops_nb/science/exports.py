@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+from ..core.authoring import comparable_code, looks_same, value_text
 from ..core.errors import TrainingError
 from ..core.library import is_within
 
@@ -52,13 +53,21 @@ def dotted_name(
         features = exported_function(features, package)
     name = f"{features.__module__}.{features.__qualname__}"
     _require_package(name, package)
-    if import_function(name) is not features:
+    if not _is_or_was(import_function(name), features):
         raise TrainingError(
             f"{name} imports something else than the function given: pass a module's own function"
         )
     return name
 
 # %% ../../nbs/3_science/10_exports.ipynb #bbb121cb
+def _is_or_was(present: Any, given: Any) -> bool:
+    "Return whether a function is a module's own, or the same from before the module was reloaded."
+    if present is given:
+        return True
+    plain = isinstance(given, FunctionType) and given.__closure__ is None
+    return plain and looks_same(given, present)
+
+
 def _require_package(name: str, package: str) -> None:
     "Raise `TrainingError` if a function's name does not lie in the package."
     foreign = package != "" and not is_within(name, package)
@@ -124,28 +133,7 @@ def _syntax_tree(function: FunctionType | CodeType, package: str = "") -> ast.Mo
             node.level = 0
     return tree
 
-
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_MODULE = re.compile(r"(?<=<)(class ')?[\w.]+\.(?=\w+[ '])")  # in `<class 'module.Name'>`
-
-
-def _spelled(value: Any) -> str:
-    "Return a value as text: without addresses and modules, sets in order."
-    if isinstance(value, set | frozenset):
-        return f"set {sorted(map(repr, value))}"
-    return _MODULE.sub(r"\1", _ADDRESS.sub("", repr(value)))
-
 # %% ../../nbs/3_science/10_exports.ipynb #65bb4ff6
-def _comparable_code(code: CodeType) -> tuple:
-    "Return what code does, as a value that equals that of the same code elsewhere."
-    constants = [_comparable_constant(constant) for constant in code.co_consts]
-    return code.co_code, code.co_names, code.co_varnames, constants
-
-
-def _comparable_constant(value: Any) -> tuple | str:
-    return _comparable_code(value) if isinstance(value, CodeType) else _spelled(value)
-
-
 def _all_code(code: CodeType) -> Iterator[CodeType]:
     "Yield code and all code inside it."
     yield code
@@ -160,7 +148,7 @@ def _code_in_file(function: FunctionType) -> list[CodeType]:
     module = compile(Path(file).read_text(encoding="utf-8"), file, "exec")
     wanted = function.__code__
     named = [code for code in _all_code(module) if code.co_qualname == wanted.co_qualname]
-    return [code for code in named if _comparable_code(code) == _comparable_code(wanted)]
+    return [code for code in named if comparable_code(code) == comparable_code(wanted)]
 
 # %% ../../nbs/3_science/10_exports.ipynb #426d4602
 def _global_names(function: FunctionType) -> set[str]:
@@ -207,7 +195,7 @@ def is_same(
             return _is_same_function(ours, theirs, above)
         if isinstance(ours, type):
             return _is_same_class(ours, theirs, above)
-    return type(ours).__name__ == type(theirs).__name__ and _spelled(ours) == _spelled(theirs)
+    return type(ours).__name__ == type(theirs).__name__ and value_text(ours) == value_text(theirs)
 
 
 def _is_same_function(ours: FunctionType, theirs: Any, above: tuple) -> bool:
@@ -226,8 +214,8 @@ def _has_same_source(ours: FunctionType, theirs: FunctionType) -> bool:
     source = ast.dump(_syntax_tree(ours))
     if all(ast.dump(_syntax_tree(code, package)) != source for code in _code_in_file(theirs)):
         return False
-    defaults = _spelled((ours.__defaults__, ours.__kwdefaults__))
-    return defaults == _spelled((theirs.__defaults__, theirs.__kwdefaults__))
+    defaults = value_text((ours.__defaults__, ours.__kwdefaults__))
+    return defaults == value_text((theirs.__defaults__, theirs.__kwdefaults__))
 
 # %% ../../nbs/3_science/10_exports.ipynb #0f3c15cd
 def _is_same_class(ours: type, theirs: Any, above: tuple) -> bool:

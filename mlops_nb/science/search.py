@@ -21,7 +21,8 @@ import numpy as np
 import polars as pl
 
 from ..core import tracking
-from ..core.cluster import connect
+from ..core.authoring import require_exported
+from ..core.cluster import connect, renew_code
 from ..core.errors import FoldError, TrainingError
 from ..core.progress import progress_bar
 from ..core.settings import Settings, load_settings
@@ -31,6 +32,7 @@ from ..data.versions import DatasetVersion
 from .exports import dotted_name, import_function
 from .folds import make_folds, training_rows
 from .objective import Objective, split_rows
+from .scoring import require_metric, score, signed_name
 from .pipeline import Candidate, Fitted, build_pipeline, fit, make_signature
 from .signature import Signature
 
@@ -86,11 +88,8 @@ def fold_scores(
 
 def _score(fitted: Fitted, frame: pl.DataFrame, objective: Objective) -> float:
     "Return the objective's metric on some rows. Greater is better."
-    from sklearn.metrics import get_scorer
-
-    score = get_scorer(objective.scoring)
-    inputs = fitted.signature.conform(frame)
-    return float(score(fitted.pipeline, inputs, fitted.task.encode(frame[objective.target])))
+    actual = fitted.task.encode(frame[objective.target])
+    return score(fitted.task, str(objective.metric), actual, fitted.predict(frame))
 
 # %% ../../nbs/3_science/12_search.ipynb #4d071eed
 def _run_trial(config: dict, *, candidates: dict[str, Candidate], **shared) -> None:
@@ -343,9 +342,9 @@ def _refit(
     params = results[best["trial"]].config.get(name, {})
     options = {option: shared[option] for option in ("features", "signature", "seed", "parts")}
     fitted = fit(shared["frame"], objective, candidates[name], params, **options)
-    cv = {"metric": objective.scoring, "mean": best["score"]}
+    cv = {"metric": signed_name(str(objective.metric)), "mean": best["score"]}
     cv |= {"std": best["std"], "scores": best["scores"]}
-    return Search(replace(fitted, cv=cv), trials, objective.scoring, folds)
+    return Search(replace(fitted, cv=cv), trials, signed_name(str(objective.metric)), folds)
 
 # %% ../../nbs/3_science/12_search.ipynb #8fd69bdb
 def _log(result: Search, settings: Settings) -> None:
@@ -395,15 +394,18 @@ def search(
 ) -> Search:
     "Return the best of several candidates by cross-validation inside the training split."
     settings = settings or load_settings()
+    require_exported(settings)
     _require_trials(candidates, trials)
     train, splitting = _training_split(frame, splitting)
     objective = objective.confirmed(train)
+    require_metric(objective.task_for(train), str(objective.metric))
     parts = trial_folds(train, objective, folds, seed, splitting=splitting)
     name = dotted_name(features, settings.workspace.package)
-    signature = make_signature(train, objective, name, seed=seed)
+    signature = make_signature(train, objective, name, candidates=candidates, seed=seed)
     for candidate in candidates:
         build_pipeline(candidate, {}, signature, import_function(name) if name else None)
     _require_cpu(settings)
+    renew_code(settings)
 
     shared = {"frame": train, "objective": objective, "parts": parts, "seed": seed}
     shared |= {"features": name, "signature": signature}
@@ -439,5 +441,5 @@ def _trainable(candidates: Sequence[Candidate], shared: dict[str, Any]) -> Calla
     "Return what Tune runs, with its data in the object store."
     from ray import tune
 
-    without_space = {c.name: Candidate(c.name, c.estimator) for c in candidates}
+    without_space = {c.name: replace(c, space={}) for c in candidates}
     return tune.with_parameters(_run_trial, candidates=without_space, **shared)

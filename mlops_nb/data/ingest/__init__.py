@@ -13,31 +13,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
 from ...core.progress import progress_bar
 from ...core import lake
+from ...core.authoring import require_exported
 from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
+
+# %% ../../../nbs/2_data/35_ingest.ipynb #8103fe81
 from ..batches import QUARANTINE, Chunk, Plan, Tally, source_of, write_all
 from ..duplicates import KeyHashes, without_duplicate_keys
+from ..appearance import appearance_notes
 from ..contracts import Contract
 from ..inference import merge_summaries, tightened, widened_contract
-from ..evidence import text_column_notes, note_sentence
+from ..evidence import text_column_notes
 from .checks import check_all_rows
-from .plan import IngestRequest, plan_ingest, replaced_sources, unread_parts
+from mlops_nb.data.ingest.plan import (
+    IngestRequest,
+    plan_ingest,
+    replaced_sources,
+    reread_locations,
+    unread_parts,
+)
+from .repeats import RowContents, check_repeats, repeat_facts
 from .upsert import TableChange, plan_change
 from ..profiles.profiling import Profile
 from ..sources import Source
 from ..sources.partition import Part
 from ..splits import require_same_splitting, table_digest
+from ..dataset_names import dataset_name
+from ..version_notes import version_sentences
 from mlops_nb.data.versions import (
     DatasetVersion,
     commit_version,
     committed,
-    dataset_name,
     ingested_parts,
     newest_version,
     record_empty_parts,
@@ -72,13 +84,22 @@ def _without_empty_types(rows: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     return rows.with_columns(pl.lit(None).alias(c) for c in empty)
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #e9ad6b50
-def _write_rows(parts: Sequence[Part], plan: Plan, settings: Settings) -> tuple[Plan, list[Chunk]]:
-    "Write all rows to files that no reader sees yet. Return the plan with its final types."
+class _Written(NamedTuple):
+    "Rows in files that no reader sees yet."
+
+    plan: Plan  # with the final types
+    chunks: list[Chunk]
+    repeats: dict[str, Any]  # as `repeat_facts` returns them
+
+
+def _write_rows(parts: Sequence[Part], plan: Plan, settings: Settings) -> _Written:
+    "Write all rows to files that no reader sees yet."
+    parts = [part.with_formats(plan.contract.formats) for part in parts]
     try:
-        return plan, _write_unique(parts, plan, settings)
+        return _Written(plan, *_write_unique(parts, plan, settings))
     except Unparsable as e:
         plan = _with_wider_types(parts, plan, e)
-    return plan, _write_unique(parts, plan, settings)
+    return _Written(plan, *_write_unique(parts, plan, settings))
 
 
 def _with_wider_types(parts: Sequence[Part], plan: Plan, broken: Unparsable) -> Plan:
@@ -91,20 +112,25 @@ def _with_wider_types(parts: Sequence[Part], plan: Plan, broken: Unparsable) -> 
     return replace(plan, contract=contract, notes=(*plan.notes, *notes))
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #dbc66419
-def _write_unique(parts: Sequence[Part], plan: Plan, settings: Settings) -> list[Chunk]:
-    "Write all rows of the parts to the table's folder, each key once. Return what was written."
+def _write_unique(
+    parts: Sequence[Part], plan: Plan, settings: Settings
+) -> tuple[list[Chunk], dict[str, Any]]:
+    "Write all rows to the table's folder, each key once. Return the chunks and what repeats."
     chunks = []
     options = {"desc": f"ingest {plan.name}", "unit": " rows", "unit_scale": True}
     try:
         with (
             KeyHashes() as keys,
+            RowContents() as contents,
             progress_bar(**options, leave=False, delay=3, disable=None) as progress,
         ):
             for chunk in write_all(parts, plan, settings=settings):
                 keys.add(chunk.hashes)
-                chunks.append(replace(chunk, hashes=chunk.hashes[:0]))
+                contents.add(chunk.contents, len(chunks))
+                chunks.append(replace(chunk, hashes=chunk.hashes[:0], contents=pl.DataFrame()))
                 progress.update(chunk.read)
-            return without_duplicate_keys(chunks, keys.repeated(), plan)
+            unique = without_duplicate_keys(chunks, keys.repeated(), plan)
+            return unique, repeat_facts(contents, unique, plan)
     except BaseException:
         _discard_uncommitted(chunks, plan)
         raise
@@ -130,12 +156,21 @@ def _used_paths(plan: Plan) -> set[str]:
     return {file.path for file in files}
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #1034b51e
-def _propose_contract(parts: Sequence[Part], plan: Plan, chunks: Sequence[Chunk]) -> Plan:
-    "Return the plan with the contract that the first rows propose, and notes on its columns."
+def _propose_contract(parts: Sequence[Part], written: _Written) -> _Written:
+    "Return written rows with the contract that they propose, and notes on its columns."
+    plan, chunks, _ = written
     observed = merge_summaries([chunk.summaries for chunk in chunks], plan.contract.columns)
     contract = tightened(plan.contract, observed)
     notes = text_column_notes(parts, contract, plan.notes)
-    return replace(plan, contract=contract, notes=tuple(notes), observe=False)
+    notes += appearance_notes(parts, _plain_text_columns(contract, notes))
+    plan = replace(plan, contract=contract, notes=tuple(notes), observe=False)
+    return written._replace(plan=plan)
+
+
+def _plain_text_columns(contract: Contract, notes: Sequence[dict]) -> list[str]:
+    "Return the columns of text without a note; the key is text on purpose."
+    excluded = {contract.key, *(note["column"] for note in notes)}
+    return [n for n, c in contract.columns.items() if c.dtype == "string" and n not in excluded]
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #4754434f
 def _commit_quarantine(chunks: Sequence[Chunk], plan: Plan) -> None:
@@ -150,12 +185,13 @@ def _commit_quarantine(chunks: Sequence[Chunk], plan: Plan) -> None:
 # %% ../../../nbs/2_data/35_ingest.ipynb #55791e12
 def _facts(
     change: TableChange,
-    plan: Plan,
+    written: _Written,
     parts: Sequence[Part],
     parent: int | None,  # the version that the change begins from
     request: IngestRequest,
 ) -> dict[str, Any]:
     "Return the facts of the version that a change makes."
+    plan = written.plan
     return {
         "source": str(request.source),
         "options": request.source.options,
@@ -170,10 +206,12 @@ def _facts(
         "contract": plan.contract.model_dump(),
         "splitting": plan.splitting.model_dump(mode="json"),
         "key": plan.contract.key,
+        "complete": plan.complete,
+        "repeats": written.repeats,
         **_row_facts(change, plan),
     }
 
-
+# %% ../../../nbs/2_data/35_ingest.ipynb #e735d2a7
 def _row_facts(change: TableChange, plan: Plan) -> dict[str, Any]:
     "Return the numbers of rows of a change, and the digest of all rows after it."
     read = sum(chunk.read for chunk in change.chunks)
@@ -183,7 +221,10 @@ def _row_facts(change: TableChange, plan: Plan) -> dict[str, Any]:
         "read": read,
         "accepted": read - rejected,
         "rejected": rejected,
+        "broken": dict(_broken_rules(change.chunks)),
         "replaced": change.replaced,
+        "removed": change.removed,
+        "missing": change.missing,
         "late": change.late,
         "rows": tally.rows,
         "counts": dict(sorted(tally.counts.items())),
@@ -191,19 +232,25 @@ def _row_facts(change: TableChange, plan: Plan) -> dict[str, Any]:
         "digest": table_digest([*plan.contract.columns, "_split"], tally.rows, tally.total),
     }
 
+
+def _broken_rules(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
+    "Return the ten reasons for which most rows were rejected, with their numbers of rows."
+    return sum((chunk.rules for chunk in chunks), Counter()).most_common(10)
+
 # %% ../../../nbs/2_data/35_ingest.ipynb #d477c12b
 @lake.retry_on_conflict
 def _commit_rows(
-    chunks: Sequence[Chunk], plan: Plan, parts: Sequence[Part], request: IngestRequest
+    written: _Written, parts: Sequence[Part], request: IngestRequest
 ) -> tuple[int, dict, TableChange]:  # the version, its facts, what it changed
     "Make the written rows part of the table. Decide again if another ingest was first."
+    plan, chunks, _ = written
     at = lake.table_version(plan.table)
     earlier = committed(plan.table, at)
     for version, facts in earlier:
         if facts["ingest"] == plan.ingest:
             return version, facts, TableChange()
     change = _planned_change(chunks, plan, parts, earlier, at, request.settings)
-    facts = _facts(change, plan, parts, earlier[0][0] if earlier else None, request)
+    facts = _facts(change, written, parts, earlier[0][0] if earlier else None, request)
     files = {"add": change.add, "remove": change.remove}
     try:
         _commit_quarantine(chunks, plan)
@@ -229,9 +276,11 @@ def _planned_change(
     if not earlier:
         return plan_change([], Tally(), chunks, plan, sources=sources)
     facts = earlier[0][1]
-    same_schema = Contract(**facts["contract"]).dtypes == plan.contract.dtypes
+    before = Contract(**facts["contract"])
+    same_schema = {**before.dtypes, **before.system_columns} == dict(plan.schema)
     files = lake.table_files(plan.table, version=at)
-    options = {"sources": sources, "same_schema": same_schema}
+    options = {"sources": set() if plan.complete else sources, "same_schema": same_schema}
+    options["reread"] = reread_locations(parts, ingested)
     return plan_change(files, _tally(facts), chunks, plan, **options)
 
 
@@ -244,7 +293,7 @@ def _merged_profile(
     name: str, facts: dict, change: TableChange, settings: Settings
 ) -> Profile | None:
     "Merge the parent's profile with that of the new rows. Return None if rows were replaced."
-    if not change.chunks or change.replaced:
+    if not change.chunks or change.replaced or change.removed:
         return None
     profiles = [Profile.from_bytes(chunk.profile) for chunk in change.chunks]
     if facts["parent"] is None:
@@ -278,27 +327,35 @@ def _old_files(table: str) -> dict[str, list[lake.DataFile]]:
     limit = datetime.now(UTC) - timedelta(hours=_STRAY_HOURS)
     files: dict[str, list[lake.DataFile]] = {}
     for path, written_at in lake.list_data_files(table).items():
-        if written_at < limit:
+        if written_at < limit and not path.startswith("_delta_log/"):
             files.setdefault(path.partition("-")[0], []).append(lake.DataFile(path, 0, 0))
     return files
 
-
+# %% ../../../nbs/2_data/35_ingest.ipynb #dc7012e5
 def _finish(
     request: IngestRequest, plan: Plan, version: int, facts: dict, change: TableChange
 ) -> DatasetVersion:
-    "Remove stray files, warn of columns that became text, and record the version. Return it."
+    "Remove stray files, warn of what a person should know, and record the version. Return it."
     for table in (plan.table, plan.quarantine):
         _remove_stray_files(table)
-    if request.contract is None:
-        _warn_of_text_columns(f"{plan.name}@{version}", plan)
+    _warn(f"{plan.name}@{version}", facts, with_columns=request.contract is None)
     merged = _merged_profile(plan.name, facts, change, request.settings)
     return record_version(plan.name, version, facts, merged, settings=request.settings)
 
 
-def _warn_of_text_columns(ref: str, plan: Plan) -> None:
-    "Warn of columns that are text because of a few values."
-    for note in plan.notes:
-        warnings.warn(f"{ref}: {note_sentence(note)}", stacklevel=5)
+_MANY_REPEATS = 0.01  # share of a split's rows from which their repetition is worth a warning
+
+
+def _warn(ref: str, facts: dict, *, with_columns: bool) -> None:
+    "Warn of columns of text, of rows that repeat a split, and of rows that are gone."
+    repeats = facts["repeats"]
+    splits = repeats["splits"]
+    many = {s: n for s, n in repeats["across"].items() if n > _MANY_REPEATS * splits[s]}
+    shown = {"notes": facts["notes"] if with_columns else [], "contract": {}}
+    shown |= {"repeats": {**repeats, "rows": 0, "across": many}}
+    shown |= {name: facts[name] for name in ("missing", "removed")}
+    for sentence in version_sentences(shown):
+        warnings.warn(f"{ref}: {sentence}", stacklevel=5)
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #e03b6014
 def _ingest(request: IngestRequest) -> DatasetVersion:
@@ -307,15 +364,16 @@ def _ingest(request: IngestRequest) -> DatasetVersion:
     if not with_rows and not replaced_sources(parts, request.ingested, request.contract):
         return record_empty_parts(request.previous, parts, request.by)
     plan = plan_ingest(request, parts, with_rows)
-    plan, chunks = _write_rows(with_rows, plan, request.settings)
+    written = _write_rows(with_rows, plan, request.settings)
     try:
-        if plan.observe:
-            plan = _propose_contract(with_rows, plan, chunks)
-        check_all_rows(chunks, plan, str(request.source))
-        version, facts, change = _commit_rows(chunks, plan, parts, request)
-    finally:
-        _discard_uncommitted(chunks, plan)  # files that were rewritten, or all after a failure
-    return _finish(request, plan, version, facts, change)
+        if written.plan.observe:
+            written = _propose_contract(with_rows, written)
+        check_all_rows(written.chunks, written.plan, str(request.source))
+        check_repeats(written.repeats, written.plan)
+        version, facts, change = _commit_rows(written, parts, request)
+    finally:  # files that were rewritten, or all after a failure
+        _discard_uncommitted(written.chunks, written.plan)
+    return _finish(request, written.plan, version, facts, change)
 
 # %% ../../../nbs/2_data/35_ingest.ipynb #40fedce7
 def ingest(
@@ -329,17 +387,20 @@ def ingest(
     group: str | None = None,  # rows with the same value of this column stay in one split
     ends: Mapping[str, Any] | Literal["shares"] | None = None,  # split by time: split → its end
     options: Mapping[str, Any] | None = None,  # of the source: see `data.sources`
+    complete: bool | None = None,  # the source is a full export: rows that it lacks are removed;
+    # default: as its option `complete` says
     by: str = "mlops_nb",  # the person or program responsible
     settings: Settings | None = None,  # default: the workspace around the current folder
 ) -> DatasetVersion:
     "Add what is new in a source to a dataset, in one commit. Return the resulting version."
     settings = settings or load_settings()
+    require_exported(settings)
     name = dataset_name(name, settings=settings)
     division = {"shares": shares, "group": group, "ends": ends}
     previous = newest_version(name, settings=settings)
     if previous:
         require_same_splitting(previous.splitting, name, **division)
     origin = Source(source, settings.root, dict(options or {}))
-    return _ingest(
-        IngestRequest(name, origin, previous, contract, key, time, division, by, settings)
-    )
+    given = (contract, key, time, division, by, settings)
+    full = origin.complete if complete is None else complete
+    return _ingest(IngestRequest(name, origin, previous, *given, complete=full))

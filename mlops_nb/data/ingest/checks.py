@@ -12,7 +12,6 @@ from functools import reduce
 
 from ...core.errors import DataError
 from ..batches import Chunk, Plan
-from ..validation import reason
 from ..profiles.constraints import check_constraints
 from ..profiles.profiling import Profile
 
@@ -25,15 +24,15 @@ def _check_rejected(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:
         return
     raise DataError(
         f"{rejected} of {read} rows of {source} break the contract, more than the "
-        f"{plan.contract.max_rejected:.0%} it allows: {_frequent_reasons(chunks, plan)}. "
+        f"{plan.contract.max_rejected:.0%} it allows: {_frequent_reasons(chunks)}. "
         "Mend the source, or edit the contract. Nothing was written."
     )
 
 
-def _frequent_reasons(chunks: Sequence[Chunk], plan: Plan) -> str:
+def _frequent_reasons(chunks: Sequence[Chunk]) -> str:
     "Return the three rules that most rows broke, in words."
     rules = sum((chunk.rules for chunk in chunks), Counter()).most_common(3)
-    return "; ".join(f"{reason(rule, plan.contract)} ({rows} rows)" for rule, rows in rules)
+    return "; ".join(f"{rule} ({rows} rows)" for rule, rows in rules)
 
 # %% ../../../nbs/2_data/34_ingest_checks.ipynb #eb14a18f
 def _check_age(chunks: Sequence[Chunk], plan: Plan, source: str) -> None:

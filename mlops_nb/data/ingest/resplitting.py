@@ -19,13 +19,8 @@ from ...core.settings import Settings, load_settings
 from ..batches import Tally
 from ..profiles.profiling import profile
 from ..splits import Splitting, table_digest, ends_by_shares, naive_utc
-from mlops_nb.data.versions import (
-    DatasetVersion,
-    commit_version,
-    dataset_name,
-    newest_version,
-    record_version,
-)
+from ..dataset_names import dataset_name
+from ..versions import DatasetVersion, commit_version, newest_version, record_version
 
 # %% ../../../nbs/2_data/32_ingest_resplitting.ipynb #2bebe34b
 def _moved_splitting(
@@ -76,7 +71,7 @@ def _write_divided(
             rows = _divided_rows(lake.file_uri(version.table, file.path), splitting)
             path = f"{ingest}-{uuid4().hex}.parquet"
             written.append(lake.write_file(version.table, rows, path))
-            tally = tally.plus(Tally.of(rows))
+            tally = tally.plus(Tally.of(rows, version.contract))
     except BaseException:
         lake.delete_data_files(version.table, written)
         raise
@@ -96,7 +91,8 @@ def _new_facts(
     columns = [*version.contract.columns, "_split"]
     before = version.splitting.model_dump(mode="json")
     after = splitting.model_dump(mode="json")
-    nothing_read = dict.fromkeys(("read", "accepted", "rejected", "replaced", "late"), 0)
+    counts = ("read", "accepted", "rejected", "replaced", "late", "removed", "missing")
+    nothing_read = dict.fromkeys(counts, 0) | {"complete": False, "repeats": None, "broken": {}}
     return {
         **version.facts,
         **nothing_read,

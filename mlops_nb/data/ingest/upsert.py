@@ -9,13 +9,16 @@ __all__ = ['TableChange', 'plan_change']
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import polars as pl
 import polars_hash as plh
 
 from ...core import lake
+from ...core.errors import DataError
 from ...core.lake import DataFile
 from ..batches import Chunk, Plan, Tally, described
-from ..values import convert
+from ..conversion import convert
+from ..splits import split_hash
 
 # %% ../../../nbs/2_data/31_ingest_upsert.ipynb #03f871c8
 _RowNumbers = dict[str, list[pl.Series]]  # path of a file → numbers of its rows, in several pieces
@@ -50,7 +53,8 @@ def _same_key_pairs(
     old_rows = _row_columns(plan.table, old, **columns).filter(in_part)
     new_rows = _row_columns(plan.table, new, **columns).filter(in_part)
     pairs = old_rows.join(new_rows, on="key", suffix="_new")
-    return pairs.select("_file", "_row", "_file_new", "_row_new", "_source", newer=_is_newer())
+    newer = pl.lit(True) if plan.complete else _is_newer()
+    return pairs.select("_file", "_row", "_file_new", "_row_new", "_source", newer=newer)
 
 
 def _key_in_part(part: int, parts: int) -> pl.Expr:
@@ -106,6 +110,65 @@ def _rows_of_sources(
     _add_numbers(numbers, rows.collect(engine="streaming"), "_file", "_row")
     return numbers
 
+# %% ../../../nbs/2_data/31_ingest_upsert.ipynb #f483696d
+def _absent_rows(
+    old: Sequence[DataFile], chunks: Sequence[Chunk], plan: Plan, reread: Collection[str] | None
+) -> pl.DataFrame:  # `_file` and `_row`
+    "Return the rows of the table whose keys the chunks do not have: of all parts, or of some."
+    new = [chunk.file for chunk in chunks if chunk.file]
+    rejected = np.concatenate([chunk.rejected_keys for chunk in chunks])
+    parts = _number_of_parts(old)
+    frames = []
+    for part in range(parts):
+        columns = {"key": plan.contract.key, "_source": "_source"}
+        rows = _row_columns(plan.table, old, **columns).filter(_key_in_part(part, parts))
+        if reread is not None:
+            rows = rows.filter(pl.col("_source").str.tail(8).is_in(list(reread)))
+        if new:
+            keys = _row_columns(plan.table, new, key=plan.contract.key).select("key")
+            rows = rows.join(keys, on="key", how="anti")
+        frames.append(_without_keys(rows.collect(engine="streaming"), rejected, plan))
+    return pl.concat(frames)
+
+
+def _without_keys(rows: pl.DataFrame, hashes: np.ndarray, plan: Plan) -> pl.DataFrame:
+    "Return where the rows are whose keys have none of these hashes."
+    if len(hashes):
+        keys = split_hash(rows, plan.splitting.salt, "key").to_numpy()
+        rows = rows.filter(~np.isin(keys, hashes))
+    return rows.select("_file", "_row")
+
+# %% ../../../nbs/2_data/31_ingest_upsert.ipynb #4391d96f
+def _apply_absent_rows(
+    old: Sequence[DataFile],
+    chunks: Sequence[Chunk],
+    plan: Plan,
+    reread: Collection[str],
+    numbers: _RowNumbers,
+    change: "TableChange",
+) -> None:
+    "Count the absent rows in a change; if the source is a full export, add them to `numbers`."
+    if plan.contract.key is None or not old or not chunks or not (reread or plan.complete):
+        return
+    absent = _absent_rows(old, chunks, plan, None if plan.complete else reread)
+    if not plan.complete:
+        change.missing = absent.height
+        return
+    _require_few_removed(absent.height, sum(file.rows for file in old), plan)
+    change.removed = absent.height
+    _add_numbers(numbers, absent, "_file", "_row")
+
+
+def _require_few_removed(removed: int, rows: int, plan: Plan) -> None:
+    "Raise `DataError` if a full export would remove too many rows."
+    allowed = plan.contract.max_removed
+    if removed > allowed * rows:
+        raise DataError(
+            f"{removed:,} of {rows:,} rows of {plan.name} are not in the source, and complete=True "
+            f"would remove them, more than the {allowed:.0%} that the contract allows "
+            "(max_removed). Is the export whole? Nothing was written."
+        )
+
 # %% ../../../nbs/2_data/31_ingest_upsert.ipynb #68929f3b
 @dataclass
 class TableChange:
@@ -117,6 +180,8 @@ class TableChange:
     chunks: list[Chunk] = field(default_factory=list)  # new rows, without the superseded ones
     rewritten: list[DataFile] = field(default_factory=list)  # of `add`, made by this change
     replaced: int = 0  # rows of the table that were superseded
+    removed: int = 0  # rows of the table that a full export no longer has
+    missing: int = 0  # rows of the table that their source no longer has, and that stay
     late: int = 0  # new rows that were superseded by rows of the table
 
 # %% ../../../nbs/2_data/31_ingest_upsert.ipynb #d1acf0ab
@@ -155,9 +220,9 @@ def _replace_file(
     change.remove.append(file.path)
     change.replaced += dropped.height
     if same_schema:
-        change.tally = change.tally.plus(Tally.of(dropped), -1)
+        change.tally = change.tally.plus(Tally.of(dropped, plan.contract), -1)
     else:
-        change.tally = change.tally.plus(Tally.of(kept))
+        change.tally = change.tally.plus(Tally.of(kept, plan.contract))
     _rewrite(kept, plan, change)
 
 
@@ -192,17 +257,20 @@ def plan_change(
     plan: Plan,
     *,
     sources: Collection[str] = (),  # `_source` of rows that the new ones replace
+    reread: Collection[str] = (),  # ends of `_source` of parts that have other content now
     same_schema: bool = True,  # whether the table has today's columns and types
 ) -> TableChange:
     "Return what an ingest does to a table; files that lose rows are written again."
     numbers = _removed_rows(old, chunks, plan, sources)
     change = TableChange(tally=before if same_schema else Tally())
+    _apply_absent_rows(old, chunks, plan, reread, numbers, change)
     for file in old:
         if file.path in numbers or not same_schema:
             _replace_file(file, numbers.get(file.path, []), plan, same_schema, change)
     change.chunks = [_without_superseded(chunk, numbers, plan, change) for chunk in chunks]
     for chunk in change.chunks:
         change.tally = change.tally.plus(chunk.tally)
+    change.replaced -= change.removed
     unchanged = [c.file for c in change.chunks if c.file and c.file not in change.rewritten]
     change.add = [*change.rewritten, *unchanged]
     return change

@@ -80,9 +80,10 @@ _OPTIONS = {
         "null_values": _words,
         "quote": str,
         "header": _boolean,
+        "complete": _boolean,
     },
-    "database": {"table": str, "query": str, "watermark": str},
-    "table": {"version": int},
+    "database": {"table": str, "query": str, "watermark": str, "complete": _boolean},
+    "table": {"version": int, "complete": _boolean},
 }  # kind of source → option → how its value is read
 
 # %% ../../../nbs/2_data/21_sources.ipynb #1e358152
@@ -322,9 +323,24 @@ class _SourceUri:
     def __repr__(self) -> str:
         return f"Source({str(self)!r})"
 
+# %% ../../../nbs/2_data/21_sources.ipynb #d0e191ef
+class _SourceOptions(_SourceUri):
+    "What the options of a source say to an ingest."
+
+    @property
+    def complete(self) -> bool:
+        "Whether an option says that its parts are a full export: all rows that there are."
+        written = self._split_uri[1]
+        return _parse_options(written, self.kind, self.uri).get("complete", False)
+
+    @property
+    def is_incremental(self) -> bool:
+        "Whether an option asks for new rows only."
+        return "watermark" in self._split_uri[1]
+
 # %% ../../../nbs/2_data/21_sources.ipynb #86e077f6
 @dataclass(frozen=True, repr=False)
-class Source(_SourceUri):
+class Source(_SourceOptions):
     "Where rows come from: files, a database, a table."
 
     def parts(
@@ -368,6 +384,7 @@ def _parts_of_kind(source: Source, root: Path, since: dict[str, dict]) -> list[P
     location = source.location
     kind = source.kind
     options = _parse_options(source._split_uri[1], kind, source.uri)
+    options.pop("complete", None)  # for the ingest, not for reading
     if kind == "database":
         return database_parts(location, root, options, since)
     if kind == "table":

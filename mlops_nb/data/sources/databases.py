@@ -26,13 +26,8 @@ from ...core.errors import DataError, Unparsable
 from ...core.masking import masked, scrubbed
 from .partition import Part, rebatched
 from ..splits import sum_hashes, table_digest, row_hashes
-from mlops_nb.data.values import (
-    EXACT_FLOAT_LIMIT,
-    convert,
-    is_lost,
-    parse_numbers,
-    require_plain_names,
-)
+from ..conversion import convert
+from ..values import EXACT_FLOAT_LIMIT, is_lost, parse_numbers, require_plain_names
 
 # %% ../../../nbs/2_data/19_sources_databases.ipynb #b266abf8
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -312,7 +307,8 @@ class QueryPart(Part):
         frames = rebatched(self._frames(self.sql, rows), rows)
         if "digest" in self.state:
             frames = _with_same_digest(self, frames)
-        yield from (convert(frame, dtypes, self.origin) for frame in frames)
+        for frame in frames:
+            yield convert(frame, dtypes, self.origin, self.text_format)
 
     def _error(self, e: Exception) -> DataError:
         return _query_error(self, e)

@@ -33,7 +33,7 @@ from mlops_nb.data.sources.storage import (
     readable_path,
 )
 from .text import read_text, scan_text
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/18_sources_files.ipynb #4cd41d69
 LARGEST_SAMPLE = 256 * SAMPLE_BYTES  # bytes; a longer row is a quote that was not closed
@@ -167,7 +167,7 @@ def _binary_batches(part: FilePart, dtypes: dict, rows: int) -> Iterator[pl.Data
     size = rows_per_read(rows)
     frames = _scan_binary(part.path).collect_batches(chunk_size=size, maintain_order=True)
     for frame in rebatched(frames, rows):
-        yield convert(frame, dtypes, part.origin)
+        yield convert(frame, dtypes, part.origin, part.text_format)
 
 
 def _text_batches(part: FilePart, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
@@ -178,5 +178,5 @@ def _text_batches(part: FilePart, dtypes: dict, text: bool, rows: int) -> Iterat
         types = dict.fromkeys(types, pl.String())
     packing = file_format(part.path)[1]
     with readable_path(part.path, packing, dialect.encoding) as path:
-        frames = read_text(path, dialect, types, rows_per_read(rows), part.origin)
+        frames = read_text(path, part.text_format, types, rows_per_read(rows), part.origin)
         yield from rebatched(frames, rows)

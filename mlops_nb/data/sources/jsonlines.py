@@ -18,7 +18,8 @@ from ...core.errors import DataError, NoRows
 from .dialects import SAMPLE_ROWS, Dialect
 from .spellings import fitting_formats, nearly_type, number_type
 from .storage import is_remote
-from ..values import FALSE_WORDS, TRUE_WORDS, require_plain_names
+from ..conversion import FALSE_WORDS, TRUE_WORDS
+from ..values import require_plain_names
 
 # %% ../../../nbs/2_data/16_sources_jsonlines.ipynb #2fafd3ee
 scan_lines = partial(pl.scan_lines, glob=False)

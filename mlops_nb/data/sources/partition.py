@@ -8,13 +8,14 @@ __all__ = ['Part', 'rebatched', 'rows_per_read']
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #2da1758b
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Self
 
 import polars as pl
 
 from ...core.errors import DataError, panics_as_errors
-from ..values import convert
+from ..conversion import TextFormat, convert
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #e2bf65ee
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class _PartRecord:
     modified: datetime  # when it was written, UTC
     size: int | None  # bytes, to plan work with; None: not known
     complete: bool = True  # it holds all rows of its origin, not only new ones
+    formats: dict = field(default_factory=dict, kw_only=True)  # column → format, by the contract
 
     dialect = None  # how its text is written; None where it is not text
 
@@ -42,6 +44,21 @@ class _PartRecord:
     def _error(self, e: Exception) -> DataError:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         return DataError(f"{self.origin} cannot be read: {reason}")
+
+    @property
+    def text_format(self) -> TextFormat:
+        "How the values of its columns of text are written, with the formats of the contract."
+        own = self.dialect or TextFormat({})
+        if not self.formats:
+            return own
+        unsure = {c: option for c, option in (own.unsure or {}).items() if c not in self.formats}
+        commas = own.commas - self.formats.keys()
+        formats = {**(own.formats or {}), **self.formats}
+        return replace(own, formats=formats, unsure=unsure, commas=commas)
+
+    def with_formats(self, formats: Mapping[str, str]) -> Self:
+        "Return the part with formats of columns, which count more than what its beginning shows."
+        return replace(self, formats=dict(formats)) if formats else self
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #20b7f73b
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ class Part(_PartRecord):
 
     def typed(self, frame: pl.DataFrame, dtypes: Mapping[str, pl.DataType]) -> pl.DataFrame:
         "Return a batch of text in these types: null where a value is not of its type."
-        return convert(frame, dtypes, self.origin, self.dialect, strict=False)
+        return convert(frame, dtypes, self.origin, self.text_format, strict=False)
 
 # %% ../../../nbs/2_data/14_sources_partition.ipynb #4defdd85
 def rebatched(

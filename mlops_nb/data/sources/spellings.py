@@ -13,15 +13,8 @@ from typing import Any
 import polars as pl
 
 from ...core.lake import column
-from mlops_nb.data.values import (
-    COMMA_PATTERN,
-    FALSE_WORDS,
-    NAN_PATTERN,
-    TRUE_WORDS,
-    is_lost,
-    parse_times,
-    parse_numbers,
-)
+from ..conversion import COMMA_PATTERN, FALSE_WORDS, TRUE_WORDS
+from ..values import NAN_PATTERN, is_lost, parse_times, parse_numbers
 
 # %% ../../../nbs/2_data/12_sources_spellings.ipynb #1686fdfb
 _MOMENT = re.compile(

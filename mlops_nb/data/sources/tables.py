@@ -21,7 +21,7 @@ from ...core import lake
 from ...core.errors import DataError
 from .partition import Part, rebatched, rows_per_read
 from .storage import bucket_and_key, is_remote
-from ..values import convert
+from ..conversion import convert
 
 # %% ../../../nbs/2_data/20_sources_tables.ipynb #11a89e82
 def is_table(
@@ -107,7 +107,7 @@ class TablePart(Part):
     def _batches(self, dtypes: dict, text: bool, rows: int) -> Iterator[pl.DataFrame]:
         frames = self._frames(rows_per_read(rows))
         for frame in rebatched(frames, rows):
-            yield convert(frame, dtypes, self.origin)
+            yield convert(frame, dtypes, self.origin, self.text_format)
 
 # %% ../../../nbs/2_data/20_sources_tables.ipynb #d4bbc4fb
 def _file_rows(part: TablePart, path: str, partition: str) -> pl.LazyFrame:

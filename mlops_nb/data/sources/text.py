@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from ...core.errors import DataError
-from .dialects import Dialect, wrong_width
+from .dialects import UNNAMED_INDEX, Dialect, wrong_width
 from .jsonlines import native_types, scan_lines, scan_objects
-from ..values import DTYPE_WORDS, convert, unparsable_error
+from ..conversion import DTYPE_WORDS, convert, unparsable_error
 
 # %% ../../../nbs/2_data/17_sources_text.ipynb #aca387d1
 def scan_text(
@@ -34,10 +34,11 @@ def scan_text(
         "glob": False,
     }
     quote = dialect.quote if dialect.header else None
-    if not quote or not any(quote in name for name in types):
+    has_quotes = quote and any(quote in name for name in types)
+    if not has_quotes and not (dialect.header and UNNAMED_INDEX in types):
         return pl.scan_csv(path, schema=types, **options)
     written = pl.scan_csv(path, infer_schema=False, **options).collect_schema().names()
-    if written != [name.replace(quote, quote * 2) for name in types]:
+    if _named(written) != [name.replace(quote, quote * 2) if quote else name for name in types]:
         raise DataError(
             f"the header's columns {list(types)} have a quote that is not doubled, in "
             f"a name in quotes: write it as {quote}5{quote * 2} screen{quote}, "
@@ -46,6 +47,11 @@ def scan_text(
     as_written = dict(zip(written, types.values(), strict=True))
     rows = pl.scan_csv(path, schema=as_written, **options)
     return rows.rename(dict(zip(written, types, strict=True)))
+
+
+def _named(written: list[str]) -> list[str]:
+    "Return the names in a header, with one for a first column that has none."
+    return written if written[0].strip() else [UNNAMED_INDEX, *written[1:]]
 
 # %% ../../../nbs/2_data/17_sources_text.ipynb #d807690a
 def read_text(

@@ -81,7 +81,7 @@ def arm(
 # %% ../../../nbs/6_flow/22_triggers.ipynb #fbf6513a
 def watch_once(
     run: Callable[[dict], Any],  # parameters -> the finished `workflow.runs.Run`
-    tell: Callable[[str, str], None],  # gets waiting, running, done, failed, busy or error; and why
+    tell: Callable[[str, str], None],  # gets what happens, and why
     *,
     settings: Settings,
     by: str = "watch",  # the person or program responsible
@@ -95,12 +95,20 @@ def watch_once(
     tell("running", "; ".join(f"{reason.trigger}: {reason.reason}" for reason in due))
     try:
         finished = fire(run, due, settings=settings, by=by)
-        tell("done", str(finished.id))
+        tell(*_outcome(finished))
     except Busy as e:
         tell("busy", str(e))
     except Exception as e:
         tell("failed", str(e))
     return True
+
+
+def _outcome(run: Any) -> tuple[str, str]:
+    "Return how a run ended: done, or person if it waits for one; and its id, with what to type."
+    waiting = getattr(run, "waiting", ())
+    if not waiting:
+        return "done", str(run.id)
+    return "person", f"{run.id}: {'; '.join(f'{s.note}: {s.command}' for s in waiting)}"
 
 
 def _waits_for(reasons: list[Due], settings: Settings) -> str:

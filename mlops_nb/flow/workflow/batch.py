@@ -26,7 +26,7 @@ from . import kernels
 from .checks import parameter_problems, raise_problems, review
 from .execution import Execution, Progress, perform_stage, progress_listener
 from .files import Problem
-from .ledger import Ledger
+from .ledger import SUCCEEDED, Ledger
 from .runs import Run, StageRun
 from .stages import Parameter, Stage
 from .values import accepts, parameter_type, parse_as, parse_untyped
@@ -188,9 +188,16 @@ class Batch(Run):
     sets: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def ended_state(self) -> str:
+        "Return failed if one did not succeed, else waiting if one waits for a person, else done."
+        if self.failed:
+            return "failed"
+        return "waiting" if self.waiting else "done"
+
+    @property
     def failed(self) -> list[StageRun]:
         "Return those that did not succeed."
-        return [s for s in self.stages if s.state not in ("done", "stopped", "reused")]
+        return [s for s in self.stages if s.state not in (*SUCCEEDED, "waiting")]
 
     @property
     def table(self) -> pl.DataFrame:
@@ -206,7 +213,7 @@ class Batch(Run):
         sets = table.head(_SHOWN_SETS)
         return render("batch.html", id=self.id, counts=counts, sets=sets, more=more)
 
-
+# %% ../../../nbs/6_flow/17_workflow_batch.ipynb #7b087670
 def _table_row(values: dict[str, Any], stage: StageRun) -> dict[str, Any]:
     "Return one set of parameters with what came of it."
     return {
@@ -281,7 +288,7 @@ def map(
     try:
         _perform_all(execution, stage, batch, at_once or execution.at_once)
     finally:
-        batch.state = "failed" if batch.failed else "done"
+        batch.state = batch.ended_state
         ledger.close(batch.id, batch.state)
     return batch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.library import imported_modules
-from .stages import RESERVED, Stage
+from .stages import Stage
 
 # %% ../../../nbs/6_flow/11_workflow_cache.ipynb #a98bb4cb
 def key(
@@ -32,7 +32,7 @@ def key(
         "stage": stage.name,
         "code": list(stage.code.values()),
         "fingerprint": fingerprint,
-        "parameters": {k: v for k, v in parameters.items() if k != RESERVED},
+        "parameters": {k: v for k, v in parameters.items() if k not in stage.reserved},
         "modules": {module: _digest(file) for module, file in used.items()},
         "framework": framework,
         "lock": _digest(lock) if lock and lock.is_file() else None,

@@ -16,7 +16,7 @@ from .files import Problem
 from .folders import export_problems
 from .names import suggestion, undefined_names
 from .outputs import json_flaw
-from .stages import RESERVED, Stage, wiring
+from .stages import Stage, wiring
 from .values import type_errors
 
 # %% ../../../nbs/6_flow/07_workflow_checks.ipynb #b09b3767
@@ -59,8 +59,9 @@ _EVIDENCE = (
 
 def _not_givable(stages: tuple[Stage, ...], given: Mapping[str, Any]) -> Iterator[Problem]:
     "Yield the given parameters whose values only a stage or the workflow may set."
-    if RESERVED in given:
-        message = f"`{RESERVED}` cannot be given: the workflow fills it in. Leave it out"
+    reserved = {"run_id", *(name for stage in stages for name in stage.reserved)}
+    for name in sorted(reserved & given.keys()):
+        message = f"`{name}` cannot be given: the workflow fills it in. Leave it out"
         yield Problem("parameters", None, message)
     own = {stage.name: stage.parameters for stage in stages}
     messages = {
@@ -90,7 +91,7 @@ def parameter_problems(
     problems = given_problems(stages, given)
     for stage in stages:
         problems += _too_late(stage, stages, takes)
-        problems += _missing(stage, stages, {*given, *takes[stage.name], RESERVED})
+        problems += _missing(stage, stages, {*given, *takes[stage.name], *stage.reserved})
     return problems
 
 # %% ../../../nbs/6_flow/07_workflow_checks.ipynb #3d405b77
@@ -109,13 +110,13 @@ def _too_late(stage: Stage, stages: tuple[Stage, ...], takes: dict) -> Iterator[
 def _missing(stage: Stage, stages: tuple[Stage, ...], available: set[str]) -> Iterator[Problem]:
     "Yield the parameters that have no default and no value."
     outputs = {output for stage in stages for output in stage.glues}
-    for parameter in stage.parameters.values():
-        if parameter.default is None and parameter.name not in available:
-            message = (
-                f"`{parameter.name}` has no default and no stage glues it: "
-                f"give it a default or a value{suggestion(parameter.name, outputs)}"
-            )
-            yield Problem(stage.path.name, stage.tagged[0], message)
+    for name, parameter in stage.parameters.items():
+        if name in available or not (parameter.default is None or parameter.is_latest):
+            continue
+        reason = "has no default" if parameter.default is None else "has a default for work by hand"
+        advice = f"give it a default or a value{suggestion(name, outputs)}"
+        message = f"`{name}` {reason} and no stage glues it: {advice}"
+        yield Problem(stage.path.name, stage.tagged[0], message)
 
 
 def _cycle(takes: dict[str, dict[str, str]]) -> str:

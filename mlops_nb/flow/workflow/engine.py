@@ -71,6 +71,15 @@ def _mark_failed(record: NotebookExecutionManager, i: int) -> None:
     record.cell_complete(cell, cell_index=i)
 
 
+def _mark_waiting(record: NotebookExecutionManager, i: int) -> None:
+    "Mark a cell as waiting for a person, and those after it as not run."
+    record.cell_complete(record.nb.cells[i], cell_index=i)
+    record.nb.cells[i].metadata.papermill["status"] = "waiting"
+    for cell in record.nb.cells[i + 1 :]:
+        cell.metadata.papermill["status"] = "not run"
+    record.save()
+
+
 def _add_reason(record: NotebookExecutionManager, i: int, error: BaseException) -> None:
     "Add an error output to a cell, the first line of an error's message."
     cell = record.nb.cells[i]
@@ -118,6 +127,8 @@ def _update(record: NotebookExecutionManager, what: str, i: int, content: dict) 
         record.cell_complete(record.nb.cells[i], cell_index=i)
     elif what == "failed":
         _mark_failed(record, i)
+    elif what == "waiting":
+        _mark_waiting(record, i)
     else:
         record.save()
 

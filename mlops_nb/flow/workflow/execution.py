@@ -29,13 +29,13 @@ from ...core.errors import WorkflowError
 from ...core.progress import progress_bar
 from ...core.settings import Settings, StageSection
 from .cache import key
-from .endings import early_end, failure_reason, missing_output
+from .endings import early_end, failure_reason, missing_output, wait_note
 from .files import Handler, file_exists
 from .ledger import Ledger
 from .outputs import save_outputs
 from .publishing import publish
 from .runs import ENDED_STATES, Run, StageRun
-from .stages import RESERVED, Stage
+from .stages import Stage
 from .values import type_errors
 
 # %% ../../../nbs/6_flow/16_workflow_execution.ipynb #3de9e142
@@ -43,7 +43,7 @@ from .values import type_errors
 class Progress:
     "What just happened in a run."
 
-    what: str  # started, cell, retrying, done, stopped, reused or failed
+    what: str  # started, cell, retrying, done, stopped, reused, waiting or failed
     stage: str  # the stage's name
     number: int  # the stage's position in the run, from 1
     stages: int  # number of stages in the run
@@ -150,12 +150,12 @@ def perform_stage(
     execution: Execution,
     stage: Stage,
     result: StageRun,  # is filled in
-    values: dict[str, Any],  # parameters by name, without `run_id`
+    values: dict[str, Any],  # parameters by name, without the reserved ones
     name: str = "",  # of the executed notebook; default: the stage's own
 ) -> None:
     "Reuse a stage's earlier result, or execute its notebook."
-    if RESERVED in stage.parameters:
-        values = {**values, RESERVED: execution.run.id}
+    engines = {"run_id": execution.run.id, "confirm": True}
+    values = {**values, **{name: engines[name] for name in stage.reserved}}
     digest = _stage_key(execution, stage, values)
     earlier = _reusable(execution, stage, digest)
     facts = {"parameters": values, "stage": stage.name, "key": digest}
@@ -189,7 +189,7 @@ def _execute(execution: Execution, stage: Stage, result: StageRun, values: dict[
             result.state = "failed"
         _record(execution, result)
 
-
+# %% ../../../nbs/6_flow/16_workflow_execution.ipynb #180d1684
 def _complete(execution: Execution, stage: Stage, result: StageRun, values: dict[str, Any]) -> None:
     "Execute a stage's notebook, with retries, and fill in what it gave."
     errors = type_errors(stage, values)
@@ -199,6 +199,10 @@ def _complete(execution: Execution, stage: Stage, result: StageRun, values: dict
     retrying = _retrying(execution, result, section)
     nb = retrying(_run_papermill, execution, stage, result, values, section)
     result.outputs = save_outputs(nb, result.notebook.removesuffix(".ipynb"))
+    if waiting := wait_note(nb):
+        result.note, result.command = waiting["reason"], waiting["command"]
+        result.state = "waiting"
+        return
     result.note = early_end(stage, values, nb)
     result.state = "stopped" if result.note else "done"
     result.error = missing_output(execution.run, stage, result)
@@ -210,8 +214,7 @@ def _record(execution: Execution, result: StageRun) -> None:
     facts = {"notebook": result.notebook, "attempts": result.attempts}
     if result.error:
         facts["error"] = result.error[:5000]  # MLflow refuses longer tags
-    if result.note:
-        facts["note"] = result.note
+    facts |= {name: text for name in ("note", "command") if (text := getattr(result, name))}
     seconds = result.seconds
     execution.ledger.close(result.id, result.state, result.outputs, seconds=seconds, **facts)
 

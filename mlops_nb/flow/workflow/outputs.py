@@ -16,7 +16,10 @@ from typing import Any
 
 import polars as pl
 
-from ...core.errors import WorkflowError
+from ...core.errors import SettingsError, WorkflowError
+from ...core.progress import is_live_notebook
+from ...core.settings import load_settings
+from .by_hand import save_by_hand, save_file_by_hand
 from .files import put, read_notebook
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #48b100b0
@@ -137,15 +140,34 @@ def glue(
         text = encode(name, value)
         item = {"name": name, "value": value}
         display({_MIME: item, "text/plain": f"{name} = {text}"}, raw=True)
-        return
-    _check_name(name)
+    else:
+        _check_name(name)
+        _check_size(name, file)
+        item = {"name": name, "file": file.ending, "data": b64encode(file.data).decode()}
+        display({_MIME: item, **file.display}, raw=True)
+    if is_live_notebook():
+        _keep(name, value, file)
+
+
+def _check_size(name: str, file: _OutputFile) -> None:
+    "Raise `WorkflowError` if a file is too large for a notebook."
     if len(file.data) > _FILE_LIMIT:
         raise WorkflowError(
             f"glue: {name} is {len(file.data):,} bytes of {file.ending}, more than "
             f"{_FILE_LIMIT:,}: write it to a table of the lake and glue its reference"
         )
-    item = {"name": name, "file": file.ending, "data": b64encode(file.data).decode()}
-    display({_MIME: item, **file.display}, raw=True)
+
+
+def _keep(name: str, value: Any, file: _OutputFile | None) -> None:
+    "Keep what a person's notebook glued, if it is in a workspace."
+    try:
+        settings = load_settings()
+    except SettingsError:
+        return
+    if file is None:
+        save_by_hand(name, value, settings=settings)
+    else:
+        save_file_by_hand(name, file.data, file.ending, settings=settings)
 
 # %% ../../../nbs/6_flow/01_workflow_outputs.ipynb #e3b894af
 def _glued(nb: str | Path | Mapping) -> Iterator[dict]:

@@ -13,7 +13,7 @@ from typing import Any
 from ...core.templates import render
 
 # %% ../../../nbs/6_flow/12_workflow_runs.ipynb #a6836fd6
-ENDED_STATES = ("done", "stopped", "reused", "failed")  # a stage stays in these
+ENDED_STATES = ("done", "stopped", "reused", "waiting", "failed")  # a stage stays in these
 
 
 @dataclass
@@ -21,7 +21,7 @@ class StageRun:
     "One stage in a run."
 
     name: str
-    state: str = "not run"  # or running, done, stopped, reused, failed
+    state: str = "not run"  # or running, done, stopped, reused, waiting, failed
     seconds: float = 0.0  # how long it took, s
     outputs: dict[str, Any] = field(default_factory=dict)
     notebook: str | None = None  # location of the executed notebook
@@ -29,7 +29,8 @@ class StageRun:
     id: str | None = None  # of its MLflow run
     error: str | None = None  # one sentence, if it failed
     attempts: int = 1  # how often it was tried
-    note: str | None = None  # where it ended itself early, if it did
+    note: str | None = None  # where it ended itself early, or why it waits
+    command: str | None = None  # by which a person decides, if it waits for one
 
 # %% ../../../nbs/6_flow/12_workflow_runs.ipynb #c772cb15
 _ROW = 34  # distance between two boxes, pixels
@@ -84,7 +85,7 @@ class Run:
 
     id: str  # of its MLflow run
     stages: list[StageRun]
-    state: str = "running"  # or done, failed
+    state: str = "running"  # or done, waiting, failed
     wires: list[tuple[str, str, str]] = field(default_factory=list, repr=False)
     warnings: list[Any] = field(default_factory=list, repr=False)  # each a `Problem`
 
@@ -92,6 +93,11 @@ class Run:
     def outputs(self) -> dict[str, Any]:
         "Return what all its stages gave, by name."
         return {name: value for stage in self.stages for name, value in stage.outputs.items()}
+
+    @property
+    def waiting(self) -> list[StageRun]:
+        "Return the stages that wait for a person."
+        return [stage for stage in self.stages if stage.state == "waiting"]
 
     def _repr_html_(self) -> str:
         outputs = {s.name: _outputs_line(s) for s in self.stages}

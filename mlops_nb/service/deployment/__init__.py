@@ -13,6 +13,7 @@ import orjson
 
 from ...core import cluster, events
 from ...core.errors import DeploymentError, EventConflict, OutdatedBundle
+from ...core.preview import Preview
 from ...core.settings import Settings, load_settings
 from ...models import registry, roles
 from ...models.approvals import Approval
@@ -34,6 +35,7 @@ from mlops_nb.service.deployment.conditions import (
     require_same_inputs,
     served_versions,
 )
+from .previews import promote_preview, stage_preview
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/10_deployment.ipynb #398aedfe
@@ -41,10 +43,13 @@ def stage(
     ref: str,  # a model version
     *,
     by: str = "workflow",  # the person or program that wants it
+    confirm: bool = True,  # False: do nothing, and return what would be done
     settings: Settings | None = None,
-) -> Endpoint:
+) -> Endpoint | Preview:
     "Serve a candidate at `/staging/{model}`."
     settings = settings or load_settings()
+    if not confirm:
+        return stage_preview(ref, settings=settings)
     version, desired = target(ref, settings=settings)
     cluster.start_serve(settings)
     run_application(version.name, desired, stage="staging", settings=settings)
@@ -133,10 +138,18 @@ def promote(
     *,
     by: str,  # the person or program responsible
     because: str | None = None,  # id of the event that led to it; None: the approval
+    confirm: bool = True,  # False: do nothing, and return what would be done
     settings: Settings | None = None,
-) -> Endpoint:
+) -> Endpoint | Preview:
     "Give a version all of its endpoint's traffic; not one request is lost."
     settings = settings or load_settings()
+    if confirm:
+        return _promote(ref, by, because, settings)
+    return promote_preview(ref, settings=settings)
+
+
+def _promote(ref: str, by: str, because: str | None, settings: Settings) -> Endpoint:
+    "Give a version all of its endpoint's traffic."
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
     version, desired = target(ref, settings=settings)
     approval = require_approved(version, settings=settings)
@@ -203,7 +216,7 @@ def deploy(
     "Promote a version, or put it beside the champion as canary or shadow."
     settings = settings or load_settings()
     if canary is None and not shadow:
-        return promote(ref, by=by, settings=settings)
+        return _promote(ref, by, None, settings)
     _require_share(canary, shadow)
     before = events.newest(settings.events, "deployed", registry.model_of(ref))
     version, new = target(ref, settings=settings)

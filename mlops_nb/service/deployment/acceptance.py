@@ -17,6 +17,7 @@ import polars as pl
 
 from ...core import cluster, events, lake
 from ...core.errors import DeploymentError
+from ...core.preview import Preview
 from ...core.settings import Settings, load_settings
 from ...core.templates import render
 from ...models import registry
@@ -29,6 +30,7 @@ from mlops_nb.service.deployment.applications import (
     scored,
     target,
 )
+from .previews import accept_preview
 from ..serving.versions import Desired
 
 # %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #c53e6552
@@ -208,7 +210,7 @@ def _all_checks(
         yield _latency_check(probe, [rows[i % len(rows)] for i in range(requests)], limit)
         yield _log_check(probe, settings, version.name)
 
-
+# %% ../../../nbs/5_service/09_deployment_acceptance.ipynb #786f7ce2
 def accept(
     ref: str,  # the staged model version
     frame: pl.DataFrame,  # rows to try it on, with the columns of its signature
@@ -217,10 +219,13 @@ def accept(
     latency_ms: float = 100,  # limit of the 95th percentile of single-row requests, ms
     requests: int = 50,  # single-row requests that are timed
     by: str = "workflow",  # the person or program that tests
+    confirm: bool = True,  # False: do nothing, and return what would be done
     settings: Settings | None = None,
-) -> Acceptance:
+) -> Acceptance | Preview:
     "Test a staged version over HTTP. Record `accepted` or `failed_acceptance`."
     settings = settings or load_settings()
+    if not confirm:
+        return accept_preview(ref, len(frame), settings=settings)
     version, desired = target(ref, settings=settings)
     cluster.start_serve(settings)
     _require_staged(version.ref, version.name, desired, settings)

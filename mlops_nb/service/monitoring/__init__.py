@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from ...core import events
+from ...core.preview import Preview
 from ...core.settings import Settings, load_settings
 from ...data.profiles import store
 from ...models import registry
@@ -141,11 +142,14 @@ def _judge_all(traffic: NewTraffic) -> tuple[MonitoringRun, dict[str, dict | Non
 def monitor(
     model: str,  # the model's name
     *,
+    confirm: bool = True,  # False: do nothing, and return what would be judged
     settings: Settings | None = None,  # None: the workspace around the current folder
     now: datetime | None = None,  # predictions after this are left for later; None: the present
-) -> MonitoringRun:
+) -> MonitoringRun | Preview:
     "Judge the predictions since the last run, and record report, profiles and alerts."
     settings = settings or load_settings()
+    if not confirm:
+        return _preview(model, settings)
     if now is None:
         settle(model, settings=settings)
     traffic = gather(model, now or datetime.now(UTC), settings=settings)
@@ -156,3 +160,15 @@ def monitor(
         _record(run, traffic.left(marks), traffic.last, settings=settings)
         notify(model, settings=settings)
     return replace(run, open_alerts=tuple(open_alerts(model, settings=settings)))
+
+# %% ../../../nbs/5_service/16_monitoring.ipynb #6c818ff8
+def _preview(model: str, settings: Settings) -> Preview:
+    "Return what a monitoring run would judge."
+    traffic = gather(model, datetime.now(UTC), settings=settings)
+    versions = [f"{model}/{version}: {rows:,}" for version, rows in traffic.versions.items()]
+    facts = {
+        "predictions since the last run": ", ".join(versions) or "none",
+        "needed for a verdict": settings.monitor.min_rows,
+        "open alerts": len(open_alerts(model, settings=settings)) or "none",
+    }
+    return Preview(f"the traffic of {model} would be judged, alerts raised and closed", facts)
