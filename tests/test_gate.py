@@ -260,7 +260,7 @@ def test_a_metric_that_does_not_fit_is_refused_with_names_that_do(task, metric, 
     [
         (Binary(labels=("n", "y")), ["roc_auc", "f1", "neg_brier_score", "average_precision"]),
         (Multiclass(labels=("a", "b", "c")), ["log_loss", "f1", "roc_auc_ovo", "top_k_accuracy"]),
-        (Regression(), ["rmse", "r2", "neg_mean_absolute_percentage_error", "max_error"]),
+        (Regression(), ["rmse", "r2", "neg_mean_absolute_percentage_error", "neg_max_error"]),
     ],
 )
 def test_a_metric_that_fits_is_accepted(task, metrics):

@@ -3,6 +3,8 @@
 from functools import cache
 
 import numpy as np
+import pytest
+from sklearn import metrics as sk
 
 from mlops_nb.science import class_metrics as cm
 from mlops_nb.science import number_metrics as nm
