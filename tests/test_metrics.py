@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from mlops_nb.core.templates import figure_html
 from mlops_nb.science import metrics as m
+from mlops_nb.science.binary_metrics import log_losses
 
 
 @pytest.mark.parametrize("n", [300, 3000])
@@ -115,8 +116,8 @@ def test_repeated_rows_make_no_group_surer():
     widths = [(t["high"] - t["low"]).to_numpy() for t in (once, again)]
     assert widths[1] / widths[0] == pytest.approx(np.ones(8), abs=0.05)
     losses = [
-        m.worst_segments(group, y, p),
-        m.worst_segments(group[eight], y[eight], p[eight], groups=eight),
+        m.worst_segments(group, log_losses(y, p), {}),
+        m.worst_segments(group[eight], log_losses(y, p)[eight], {}, groups=eight),
     ]
     widths = [(t["high"] - t["low"]).to_numpy() for t in losses]
     assert widths[1] / widths[0] == pytest.approx(np.ones(2), abs=0.05)
@@ -129,7 +130,7 @@ def test_errors_find_the_planted_segment():
     )
     y = rng.integers(0, 2, 400)
     p = np.where((frame["place"] == "north").to_numpy(), 0.2 + 0.6 * (1 - y), 0.2 + 0.6 * y)
-    found = m.worst_segments(frame, y, p)
+    found = m.worst_segments(frame, log_losses(y, p), {"predicted": p, "observed": y})
     assert found.row(0)[:2] == ("place", "north") and found["log_loss"][0] > 1.5
     assert "list" not in found["column"]
 

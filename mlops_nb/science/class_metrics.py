@@ -7,6 +7,7 @@ __all__ = ['CLASS_METRICS', 'class_losses', 'measure_classes', 'measure_decision
 
 # %% ../../nbs/3_science/04c_class_metrics.ipynb #756f9905
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ CLASS_METRICS = {
     "log_loss": "mean negative logarithm of the probability of the true label",
     "brier": "mean squared distance of the probabilities from the true label, 0 to 2",
     "accuracy": "share of rows whose label is decided correctly",
-    "balanced_accuracy": "mean over the labels of the share of their rows that is decided correctly",
+    "balanced_accuracy": "mean over the labels of the share of their rows decided correctly",
     "f1": "mean over the labels of the harmonic mean of precision and recall",
     "roc_auc": "mean over the labels of the chance that a row of it ranks above another row",
 }
@@ -90,7 +91,7 @@ def measure_decisions(
     macro = _macro_metrics(codes, None, decided, numbers)
     return Measurement(means | macro, numbers, _fewest(codes, numbers))
 
-
+# %% ../../nbs/3_science/04c_class_metrics.ipynb #95118678
 def _fewest(codes: np.ndarray, groups: np.ndarray | None) -> int:
     "Return the number of groups that have a row of the rarest label."
     return min(count_groups(groups, codes == code) for code in _present(codes))
@@ -114,7 +115,7 @@ def _accuracy(
 
 # %% ../../nbs/3_science/04c_class_metrics.ipynb #126c94c6
 def _macro_metrics(
-    codes: np.ndarray, scores: np.ndarray | None, decided: np.ndarray, groups: np.ndarray | None
+    codes: np.ndarray, scores: Any, decided: np.ndarray, groups: np.ndarray | None
 ) -> dict[str, Estimate]:
     "Return the metrics in which every label counts the same."
 

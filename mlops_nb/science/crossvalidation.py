@@ -7,6 +7,7 @@ __all__ = ['SMALL_TEST', 'is_small', 'OutOfFold', 'out_of_fold', 'validation_row
 
 # %% ../../nbs/3_science/13c_crossvalidation.ipynb #2112f173
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -134,5 +135,5 @@ def validation_rows(
         return OutOfFold(test, fitted.predict(test)), test, "test split"
     train = dataset.scan("train").with_columns(_split=pl.lit("train")).collect()
     whole = pl.concat([train, test.select(train.columns)])
-    options = {"splitting": splitting, "folds": folds, "seed": seed}
+    options: dict[str, Any] = {"splitting": splitting, "folds": folds, "seed": seed}
     return out_of_fold(whole, fitted, objective, **options), test, "cross-validation"

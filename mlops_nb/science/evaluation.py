@@ -20,13 +20,8 @@ from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from .crossvalidation import validation_rows
 from .features import NOT_USED_REASON
-from mlops_nb.science.gate import (
-    bound_checks,
-    calibration_check,
-    comparison_checks,
-    coverage_check,
-    is_decidable,
-)
+from .gate import bound_checks, calibration_check, comparison_checks
+from .gate import coverage_check, is_decidable
 from .intervals import GREATEST_LOG_LOSS, Interval, Measurement, count_groups
 from .labels import spelling
 from .measures import decided_codes, hits_and_confidence, metrics_of, row_losses
@@ -49,13 +44,8 @@ from .rules import Rule
 from .statement import DEFAULT_METRIC
 from .scoring import measure_with, score
 from .task import Binary, Task
-from mlops_nb.science.treatment import (
-    label_matrix,
-    label_table,
-    number_table,
-    treatment,
-    widest_gaps,
-)
+from .treatment import label_matrix, label_table, number_table
+from .treatment import treatment, widest_gaps
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #5bf4b08e
 _LEAST_OF_A_CLASS = 100  # rows of a sample, if the label has as many
@@ -122,7 +112,7 @@ def _metric(objective: Objective, task: Task) -> str:
 # %% ../../nbs/3_science/14_evaluation.ipynb #e85e2eee
 def as_predictor(
     pipeline: Any,  # fitted, of a Polars frame
-    task: Task,
+    task: Any,  # what kind of answer it gives
     columns: list[str],  # its inputs
 ) -> Callable[[pl.DataFrame], Predictions]:
     "Return a function from rows to predictions."
@@ -144,9 +134,9 @@ def _label_order(pipeline: Any, task: Task) -> list[int]:
     return list(range(len(task.labels)))
 
 
-def _require_same(predictions: Predictions, made: Predictions) -> None:
+def _require_same(predictions: Predictions, repeated: Predictions) -> None:
     "Raise `EvaluationError` if a pipeline gives other predictions than those that are tested."
-    values, others = (p.numbers if p.scores is None else p.scores for p in (predictions, made))
+    values, others = (p.numbers if p.scores is None else p.scores for p in (predictions, repeated))
     scale = max(1.0, float(np.abs(values).max()))
     if np.abs(values - others).max() > 1e-3 * scale:
         raise EvaluationError(
@@ -243,7 +233,7 @@ def _as_predictions(
     return values
 
 
-def _from_array(array: np.ndarray, task: Task, rows: int, name: str) -> Predictions:
+def _from_array(array: np.ndarray, task: Any, rows: int, name: str) -> Predictions:
     "Return the predictions that an array stands for."
     if array.shape == (rows,) and not task.labels:
         return Predictions(numbers=array)
@@ -315,7 +305,7 @@ def evaluate(
     if isinstance(data, DatasetVersion):
         parts = _version_test(data, predictions, objective, threshold, groups, folds, seed)
         test, held_out, facts = parts
-        model_of = _Model(predictions, predictions.pipeline, predictions.predict)
+        model_of = _model_of(predictions, None, test)
     else:
         test = _frame_test(data, predictions, objective, threshold, groups)
         held_out, facts, model_of = None, {}, _model_of(predictions, pipeline, test)
@@ -363,13 +353,13 @@ def _frame_test(
     task = _decisive(task, objective, threshold)
     if isinstance(predictions, Fitted):
         predictions = predictions.predict(frame)
-    made = _as_predictions(predictions, task, len(frame), "the model")
+    checked = _as_predictions(predictions, task, len(frame), "the model")
     return _Test(
         frame=frame,
         objective=objective,
         task=task,
         actual=task.encode(frame[objective.target]),
-        predictions=_decided(task, made),
+        predictions=_decided(task, checked),
         groups=_group_values(frame, groups, objective.identity),
     )
 
@@ -380,14 +370,14 @@ def _decisive(task: Task, objective: Objective, threshold: float | None) -> Task
     return task if threshold is None else task.model_copy(update={"threshold": threshold})
 
 
-def _decided(task: Task, predictions: Predictions) -> Predictions:
+def _decided(task: Any, predictions: Predictions) -> Predictions:
     "Return predictions with the labels that a task decides."
     return task.decided(predictions.scores) if task.labels else predictions
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #24988aba
 def _version_test(
     dataset: DatasetVersion,
-    fitted: Fitted,
+    fitted: Any,
     objective: Objective,
     threshold: float | None,
     groups: str | None,
@@ -441,7 +431,7 @@ def _report(
         rows=len(test.actual),
         metrics=metrics,
         calibration_error=_calibration_error(test, tables),
-        checks=_checks(test, model, metrics, tables, rule, rival),
+        checks=_checks(test, model, metrics, tables, rule, rival, whole=held_out is None),
         baseline=rule,
         champion=rival,
         unused=_unused(test, model_of),
@@ -465,6 +455,8 @@ def _checks(
     tables: ReportTables,
     baseline: Comparison,
     champion: Comparison | None,
+    *,
+    whole: bool,  # whether the champion is compared on all rows
 ) -> list[Check]:
     "Return the checks of the gate."
     groups = model.groups
@@ -472,18 +464,20 @@ def _checks(
     decidable = is_decidable(model.fewest, independent)
     checks = []
     if test.task.labels:
-        checks.append(calibration_check(test.objective, calibration_interval(_coarse(test))))
+        error = calibration_interval(_coarse(test), alpha=0.1)
+        checks.append(calibration_check(test.objective, error))
     elif "coverage" in metrics:
         checks.append(coverage_check(metrics["coverage"], decidable))
-    scores = {**metrics, **widest_gaps(tables.gaps)}
+    scores: dict[str, Any] = {**metrics, **widest_gaps(tables.gaps)}
     checks += bound_checks(test.objective, scores, decidable)
-    return checks + comparison_checks(test.objective, baseline, champion, decidable)
+    compared = comparison_checks(test.objective, baseline, champion, decidable, of_champion=whole)
+    return checks + compared
 
 
 def _coarse(test: _Test) -> pl.DataFrame:
     "Return a few large bins of predicted and observed shares: fewer bins have less noise."
     hits, confidence = hits_and_confidence(test.task, test.actual, test.predictions)
-    return calibration_bins(hits, confidence, bins=5, groups=test.groups)
+    return calibration_bins(hits, confidence, bins=4, groups=test.groups)
 
 
 def _calibration_error(test: _Test, tables: ReportTables) -> float | None:
@@ -513,12 +507,12 @@ def _tables(test: _Test, model_of: _Model, seed: int) -> ReportTables:
         numbers=number_table(actual, predictions, groups=groups) if regression else empty,
     )
 
-
+# %% ../../nbs/3_science/14_evaluation.ipynb #2ffa7dd2
 def _errors(test: _Test) -> pl.DataFrame:
     "Return the segments of largest loss."
     columns = test.frame.select(cs.by_name(*input_columns(test.frame, test.objective)))
     name, losses = row_losses(test.task, test.actual, test.predictions)
-    options = {"loss": name, "groups": test.groups, "greatest": GREATEST_LOG_LOSS}
+    options: dict[str, Any] = {"loss": name, "groups": test.groups, "greatest": GREATEST_LOG_LOSS}
     if not test.task.labels:
         shown = {"predicted": test.predictions.numbers, "observed": test.actual}
         return worst_segments(columns, losses, shown, **options | {"greatest": np.inf})
@@ -534,7 +528,7 @@ def _importance_of(test: _Test, model_of: _Model, seed: int) -> pl.DataFrame:
     if "_split" in held_out.columns and (held_out["_split"] == "test").any():
         held_out = held_out.filter(pl.col("_split") == "test")
     columns = [c for c in model_of.inputs(test) if c in held_out.columns]
-    options = {"columns": columns, "seed": seed}
+    options: dict[str, Any] = {"columns": columns, "seed": seed}
     return importance(model_of.predict, held_out, test.task, test.objective, **options)
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #91846ac5

@@ -40,6 +40,8 @@ def comparison_checks(
     baseline: Comparison | None,
     champion: Comparison | None,
     decidable: bool,  # whether the rows are enough
+    *,
+    of_champion: bool = True,  # whether those that the champion is compared on are enough
 ) -> list[Check]:
     "Return the checks against other predictions."
     checks = []
@@ -48,7 +50,8 @@ def comparison_checks(
     if champion:
         share = champion.value.value if objective.metric in _IN_UNITS else 1.0
         least = -objective.margin * share
-        checks.append(_gain_check("not worse than the champion", champion, least, decidable))
+        enough = decidable and of_champion
+        checks.append(_gain_check("not worse than the champion", champion, least, enough))
     return checks
 
 
@@ -56,7 +59,7 @@ def _gain_check(name: str, other: Comparison, least: float, decidable: bool) -> 
     "Return the check that a gain is surely above the least that will do."
     gain = other.gain
     passed = _verdict(gain.low > least, gain.high > least, decidable)
-    expected = f"gain in {other.metric} surely above {least:g}"
+    expected = f"gain in {other.metric} surely above {least:.4g}"
     return Check(name=name, expected=expected, got=str(gain), passed=passed)
 
 # %% ../../nbs/3_science/13a_gate.ipynb #d6729bdb
@@ -65,12 +68,12 @@ CALIBRATED = 0.05  # the greatest calibration error: half a tenth
 
 def calibration_check(
     objective: Objective,
-    error: Interval,  # from `metrics.calibration_interval`
+    error: Interval,  # 90 %, from `metrics.calibration_interval`
 ) -> Check:
     "Return the check that probabilities mean what they say."
     bound = objective.accept.get("calibration_error", CALIBRATED)
     passed = _verdict(error.high <= bound, error.low <= bound, decidable=False)
-    expected = f"surely at most {bound:g}"
+    expected = f"surely at most {bound:g} (90 % interval)"
     return Check(name="calibration_error", expected=expected, got=str(error), passed=passed)
 
 

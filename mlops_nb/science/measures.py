@@ -6,6 +6,8 @@
 __all__ = ['metrics_of', 'gaps_of', 'measure', 'decided_codes', 'row_losses', 'hits_and_confidence']
 
 # %% ../../nbs/3_science/04g_measures.ipynb #7a8ad485
+from typing import Any
+
 import numpy as np
 
 from .binary_metrics import METRICS, log_losses, measure_prediction
@@ -61,7 +63,7 @@ def measure(
 
 
 def decided_codes(
-    task: Task,  # a classification
+    task: Any,  # a classification
     predictions: Predictions,
 ) -> np.ndarray:
     "Return the number of each row's decided label."

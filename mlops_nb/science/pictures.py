@@ -102,7 +102,7 @@ def _draw_coverage(ax: "Axes", report: Any) -> None:
 def _draw_importance(ax: "Axes", report: Any) -> None:
     most = report.importance.head(12)
     draw_intervals(ax, most["column"].to_list(), most, "drop")
-    ax.set_xlabel(f"{without_formula(report.objective.metric or '')} lost without the column")
+    ax.set_xlabel(f"{without_formula(report.objective.metric or 'metric')} lost without the column")
 
 
 def _draw_errors(ax: "Axes", report: Any) -> None:
@@ -163,11 +163,11 @@ _PICTURES: dict[str, tuple[tuple[float, float], Callable, str]] = {  # size, dra
 
 def pictures(
     report: Any,  # a `Report`
-) -> dict[str, str]:  # HTML by name
+) -> dict[str, Any]:  # HTML by name
     "Return the pictures of what a report holds; none of what was not measured."
     from matplotlib.figure import Figure
 
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for name, (size, draw, table) in _PICTURES.items():
         if not _is_measured(report, name, table):
             continue

@@ -36,7 +36,7 @@ class Comparison(BaseModel, frozen=True):
     "Another prediction on the same rows."
 
     name: str
-    metric: str = "the metric"  # in which it is measured; missing in reports of earlier releases
+    metric: str | None = None  # of both figures; None in reports of earlier releases
     value: Interval  # of the other prediction
     gain: Interval  # how much better the model is
 
@@ -96,8 +96,25 @@ class _ReportFields(ReportTables, frozen=True):
     validated_by: str = "test split"  # or cross-validation, where that has too few rows
     test_rows: int | None = None  # of the test split
 
+# %% ../../nbs/3_science/13_report.ipynb #a1f3c9d2
+class _Judged(_ReportFields, frozen=True):
+    "What the number of rows says of a report."
+
+    @property
+    def few(self) -> bool:
+        "Return whether the intervals rest on too few rows to promise more than 90 %."
+        return self.rarer_class < MIN_ROWS_PER_CLASS
+
+    @property
+    def rarer_class(self) -> int:
+        "Return the number of independent rows of the rarest label; of a regression, of all."
+        if self.positives is None:
+            return self.rows if self.fewest is None else self.fewest
+        rows = min(self.positives, self.rows - self.positives)
+        return min(rows, self.fewest or rows)
+
 # %% ../../nbs/3_science/13_report.ipynb #3f6a746c
-class Report(_ReportFields, frozen=True):
+class Report(_Judged, frozen=True):
     "A model on the test split: the gate's checks, and what a person should know before approving."
 
     @property
@@ -114,19 +131,6 @@ class Report(_ReportFields, frozen=True):
     def passed(self) -> bool:
         "Return whether there are checks and none of them fails."
         return bool(self.checks) and not self.failed
-
-    @property
-    def few(self) -> bool:
-        "Return whether the intervals rest on too few rows to promise more than 90 %."
-        return self.rarer_class < MIN_ROWS_PER_CLASS
-
-    @property
-    def rarer_class(self) -> int:
-        "Return the number of independent rows of the rarest label; of a regression, of all."
-        if self.positives is None:
-            return self.rows if self.fewest is None else self.fewest
-        rows = min(self.positives, self.rows - self.positives)
-        return min(rows, self.fewest or rows)
 
     @property
     def picked(self) -> int:
@@ -220,7 +224,7 @@ def _label_sentences(report: Report) -> list[str]:
         )
     return sentences
 
-
+# %% ../../nbs/3_science/13_report.ipynb #0394d98a
 def _number_sentences(report: Report) -> list[str]:
     spread, metrics = report.spread, report.metrics
     sentences = [

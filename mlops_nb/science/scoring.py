@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ..core.errors import ObjectiveError
-from .intervals import Estimate, Interval, Measurement, group_numbers
+from .intervals import Estimate, Interval, Measurement
 from .measures import decided_codes, measure, metrics_of
 from .metrics import lower_is_better
 from .predictions import Predictions
@@ -106,8 +107,10 @@ def _other_score(metric: str, task: Task, actual: np.ndarray, predictions: Predi
         raise _metric_error(task.kind, metric, reason) from e
 
 # %% ../../nbs/3_science/04h_scoring.ipynb #6ad88e7f
-_OF_NUMBERS = ("r2", "explained_variance", "max_error", "neg_mean_", "neg_median_", "neg_root_")
-_OF_NUMBERS += ("neg_max_error", "d2_absolute_error", "d2_pinball")
+_OF_NUMBERS = (  # how the names of scorers of numbers begin
+    *("r2", "explained_variance", "max_error", "neg_mean_", "neg_median_", "neg_root_"),
+    *("neg_max_error", "d2_absolute_error", "d2_pinball"),
+)
 
 
 def require_metric(
@@ -131,7 +134,7 @@ def _require_scorer(kind: str, metric: str) -> None:
     if kind != "regression" and metric.startswith(_OF_NUMBERS):
         raise _metric_error(kind, metric, "it judges numbers, not labels")
 
-
+# %% ../../nbs/3_science/04h_scoring.ipynb #04a6a374
 def _metric_error(kind: str, metric: str, reason: str) -> ObjectiveError:
     "Return the error about a metric that does not fit a task, with names that are alike."
     from sklearn.metrics import get_scorer_names
@@ -145,7 +148,7 @@ def _metric_error(kind: str, metric: str, reason: str) -> ObjectiveError:
     )
 
 
-def _made_up(task: Task) -> tuple[np.ndarray, Predictions]:
+def _made_up(task: Any) -> tuple[np.ndarray, Predictions]:
     "Return rows with two of each label, or of six numbers, and predictions of them."
     if not task.labels:
         numbers = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0])
@@ -160,10 +163,10 @@ def _made_up(task: Task) -> tuple[np.ndarray, Predictions]:
 class ResampledEstimate(Estimate):
     "A metric with its values on resampled rows."
 
-    replicates: np.ndarray | None = None
+    replicates: Any = None  # array: the value on each resample
     independent: int = 0  # number of groups
 
-    def difference(self, other: Estimate, groups: np.ndarray | None, alpha: float) -> Interval:
+    def difference(self, other: Any, groups: np.ndarray | None, alpha: float) -> Interval:
         "Return how much greater the value is than another prediction's, on the same resamples."
         apart = self.replicates - other.replicates
         return _percentiles(self.value - other.value, apart, self.independent, alpha)
@@ -223,7 +226,7 @@ def _resampled(
     zero = np.zeros(len(actual))
     return ResampledEstimate(value, zero, bounded, replicates=replicates, independent=len(members))
 
-
+# %% ../../nbs/3_science/04h_scoring.ipynb #07b5686b
 def _members(rows: int, groups: np.ndarray | None) -> list[np.ndarray]:
     "Return the row numbers of each group."
     numbers = np.arange(rows) if groups is None else groups
