@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
     from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
-    from mlops_nb.science.objective import Costs, Objective, Rule
+    from mlops_nb.science.objective import Costs, Objective
     from mlops_nb.science.pipeline import Candidate, load_candidate
+    from mlops_nb.science.rules import Rule
     from mlops_nb.science.search import search
     from mlops_nb.service.deployment import promote, rollback, stage
     from mlops_nb.service.deployment.acceptance import accept
@@ -65,7 +66,7 @@ _HOMES = {
     "Costs": "science.objective:Costs",
     "Hypothesis": "science.hypotheses:Hypothesis",
     "Objective": "science.objective:Objective",
-    "Rule": "science.objective:Rule",
+    "Rule": "science.rules:Rule",
     "check_hypotheses": "science.hypotheses:check_hypotheses",
     "Candidate": "science.pipeline:Candidate",
     "search": "science.search:search",

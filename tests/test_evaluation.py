@@ -14,7 +14,8 @@ from mlops_nb.core.errors import EvaluationError
 from mlops_nb.core.settings import create
 from mlops_nb.science import evaluation as e
 from mlops_nb.science import report as r
-from mlops_nb.science.objective import Objective, Rule
+from mlops_nb.science.objective import Objective
+from mlops_nb.science.rules import Rule
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = Objective(**BASE, protected=("sex",))

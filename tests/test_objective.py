@@ -60,7 +60,7 @@ def test_an_objective_survives_json_and_states_its_calibration_bound():
     [
         {"accept": {"auc": 0.8}},
         {"accept": {"tpr_gap": 0.1}},
-        {"metric": "f1"},
+        {"metric": "f1x"},
         {"colour": "red"},
         {"threshold": 2},
         {"threshold": 0.5, "costs": {"false_positive": 1, "false_negative": 1}},

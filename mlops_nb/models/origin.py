@@ -121,15 +121,25 @@ def require_same_objective(
     report: Mapping,  # a test report; one that names no objective passes
     objective: Objective,  # that the model is registered for
     report_uri: str,  # for the message
-) -> None:
-    "Raise `RegistryError` if a report names another objective."
+) -> Objective:
+    "Return the objective that a report judges by; raise `RegistryError` if it is another one."
     if "objective" not in report:
-        return
-    of_report = Objective.model_validate(report["objective"]).model_dump()
-    expected = objective.model_dump()
-    differing = [name for name in expected if of_report[name] != expected[name]]
+        return objective
+    of_report = Objective.model_validate(report["objective"])
+    differing = _differing_fields(objective, of_report)
     if differing:
         raise RegistryError(
             f"the report {report_uri} judges by another objective: "
             f"{', '.join(differing)} differ. Run the test again"
         )
+    return of_report
+
+
+def _differing_fields(stated: Objective, confirmed: Objective) -> list[str]:
+    "Return the fields that differ, but not those that were left for the data to confirm."
+    expected = stated.model_dump()
+    if stated.task is None:
+        expected |= {"task": confirmed.task, "accept": confirmed.accept}
+        expected |= {"positive": confirmed.positive, "metric": stated.metric or confirmed.metric}
+    actual = confirmed.model_dump()
+    return [name for name in expected if actual[name] != expected[name]]

@@ -318,11 +318,12 @@ def _require_names(name: str, candidate_uri: str) -> None:
         raise RegistryError(f"candidate {candidate_uri}: expected runs:/<run id>/candidate")
 
 
-def _require_report(folder: Path, objective: Objective, uri: str, despite: str) -> None:
-    "Raise `RegistryError` if a test report failed, or judges by another objective."
+def _require_report(folder: Path, objective: Objective, uri: str, despite: str) -> Objective:
+    "Return the objective of a test report; raise if that failed, or judges by another one."
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    require_same_objective(report, objective, uri)
+    confirmed = require_same_objective(report, objective, uri)
     require_passed(report, uri, despite=despite)
+    return confirmed
 
 # %% ../../nbs/4_models/05_registry.ipynb #945308b0
 def register(
@@ -344,7 +345,7 @@ def register(
     _require_names(name, candidate_uri)
     candidate = tracking.fetch(candidate_uri, settings=settings)
     report = tracking.fetch(report_uri, settings=settings)
-    _require_report(report, objective, report_uri, despite)
+    objective = _require_report(report, objective, report_uri, despite)
     require_same_candidate(report_uri, candidate_uri, settings=settings)
     load_pipeline(candidate / "model.skops", package=settings.workspace.package)
     lineage = model_lineage(candidate_uri, report_uri, dataset, settings=settings)

@@ -34,8 +34,9 @@ from mlops_nb.science.metrics import (
     paired_gain,
     worst_segments,
 )
-from .objective import Objective, Rule, binary_labels, input_columns, is_probability
+from .objective import Objective, binary_labels, input_columns, is_probability
 from .pipeline import Fitted
+from .rules import Rule
 from .report import Check, Comparison, Report, ReportTables
 
 # %% ../../nbs/3_science/14_evaluation.ipynb #5bf4b08e

@@ -153,7 +153,7 @@ def explore(
     frame, splitting = training_rows(data, splitting)
     train = split_rows(frame, "train")
     labels = binary_labels(train, objective)
-    groups = row_groups(train, objective.key, splitting)
+    groups = row_groups(train, objective.identity, splitting)
     names = [c for c in input_columns(train, objective) if not train.schema[c].is_nested()]
     table = _ranked([_column_row(train[name], labels, groups) for name in names])
     first = table["column"].head(most)

@@ -23,13 +23,8 @@ from .association import cramers_v, rank_biserial
 from .folds import row_groups, training_rows
 from .intervals import Interval
 from .metrics import without_formula
-from mlops_nb.science.objective import (
-    Expression,
-    Objective,
-    binary_labels,
-    evaluate_expression,
-    split_rows,
-)
+from .objective import Objective, binary_labels, split_rows
+from .rules import Expression, evaluate_expression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,7 +182,7 @@ def check_hypotheses(
     frame, splitting = training_rows(frame, splitting)
     train = split_rows(frame, "train")
     labels = binary_labels(train, objective)
-    groups = row_groups(train, objective.key, splitting)
+    groups = row_groups(train, objective.identity, splitting)
     rows = [_test(train, labels, h, alpha / len(hypotheses), groups) for h in hypotheses]
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["corrected"] = float(corrected)

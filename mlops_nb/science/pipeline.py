@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_TYPES', 'VERSIONS', 'Candidate', 'build_pipeline', 'Fitted', 'make_signature', 'fit', 'is_allowed',
-           'types_in_file', 'load_pipeline', 'save_candidate', 'load_candidate_files', 'load_candidate']
+           'types_in_file', 'load_pipeline', 'saved_task', 'save_candidate', 'load_candidate_files', 'load_candidate']
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #e27f5f7b
 import importlib
@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from mlops_nb.science.features import (
     numbers_and_strings,
     without_unused,
 )
-from .labels import spelling, values_by_label
-from .objective import Objective, binary_labels
+from .folds import Folds, make_folds
+from .objective import Objective
+from .predictions import Predictions
 from .signature import Signature
+from .task import Binary, Regression, Task, load_task
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #c33c6a78
 @dataclass(frozen=True)
@@ -120,19 +123,23 @@ class Fitted:
     params: dict[str, Any]  # of the estimator
     pipeline: Any  # a fitted `sklearn.pipeline.Pipeline`
     signature: Signature
-    labels: tuple[str, str]  # the target's negative and positive label
+    task: Task  # what kind of answer it gives, with its labels
     features: str | None = None  # the feature function's dotted name
     seed: int = 0
     cv: dict[str, Any] = field(default_factory=dict)  # metric, mean, std, scores; or empty
 
-    def probability(self, frame: pl.DataFrame) -> np.ndarray:
-        "Return the probability of the positive label for each row."
-        return self.pipeline.predict_proba(self.signature.conform(frame))[:, 1]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        "Return the labels in the order of the probabilities; none of a regression."
+        return self.task.labels
 
-    def predict(self, frame: pl.DataFrame, *, threshold: float = 0.5) -> pl.Series:
-        "Return the positive label for rows at or above the threshold, and the other one below."
-        positive = (self.probability(frame) >= threshold).astype(int)
-        return pl.Series("prediction", np.array(self.labels)[positive])
+    def predict(self, frame: pl.DataFrame) -> Predictions:
+        "Return what the model says of each row: labels with probabilities, or numbers."
+        return self.task.predict(self.pipeline, self.signature.conform(frame))
+
+    def probability(self, frame: pl.DataFrame) -> np.ndarray:
+        "Return the probability of the positive label for each row, of a binary task."
+        return self.predict(frame).positive
 
     def save(self, settings: Settings | None = None) -> str:
         "Save it with the open MLflow run, or a new one. Return its URI, runs:/ID/candidate."
@@ -144,16 +151,6 @@ class Fitted:
         return render("candidate.html", fitted=self)
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #678178a4
-def _label_pair(target: pl.Series, positive) -> tuple[str, str]:
-    "Return the negative and the positive label of a target of two, in their canonical spelling."
-    label = spelling(positive)
-    others = sorted(set(values_by_label(target)) - {label})
-    if len(others) != 1:
-        expected = f"expected {positive!r} and one other label, got {others[:5]}"
-        raise TrainingError(f"target '{target.name}': {expected}")
-    return others[0], label
-
-
 def make_signature(
     frame: pl.DataFrame,  # the training split
     objective: Objective,
@@ -162,8 +159,8 @@ def make_signature(
     seed: int = 0,  # of the rows on which the features are tried
 ) -> Signature:
     "Return the signature of a model that learns from these rows."
-    _label_pair(frame[objective.target], objective.positive)
-    signature = Signature.of(frame, ignored=(objective.key, objective.target))
+    objective.task_for(frame)
+    signature = _inputs(frame, objective)
     function = import_function(features) if features else None
     inputs = signature.conform(frame)
     feature_columns(function, signature)
@@ -171,26 +168,61 @@ def make_signature(
         check_row_by_row(function, inputs, seed=seed)
     return without_unused(signature, function, inputs, keep=objective.protected, seed=seed)
 
+
+def _inputs(frame: pl.DataFrame, objective: Objective) -> Signature:
+    "Return the signature of the columns that an objective lets a model see."
+    signature = Signature.of(frame, ignored=tuple(objective.hidden))
+    ignored = {column: reason for column, reason in objective.ignore.items() if column in frame}
+    return signature.model_copy(update={"unused": ignored})
+
 # %% ../../nbs/3_science/11_pipeline.ipynb #e10c6bda
 def fit(
     frame: pl.DataFrame,  # the rows to learn from
-    objective: Objective,  # its target, positive label and key
+    objective: Objective,  # its target, task and columns
     candidate: Candidate,
     params: dict[str, Any] | None = None,  # of the estimator
     *,
     features: Callable | str | None = None,  # polars frame → polars frame, or its dotted name
     signature: Signature | None = None,  # of the whole training split, if `frame` is a part of it
+    task: Task | None = None,  # the same
+    parts: Folds | None = None,  # that the interval of a regression is measured on; (): none
     seed: int = 0,
 ) -> Fitted:
     "Fit one candidate with given parameters. Tuning and training both do it here."
     params = params or {}
     name = dotted_name(features)
     function = import_function(name) if name else None
+    task = task or objective.task_for(frame)
     signature = signature or make_signature(frame, objective, name, seed=seed)
     pipeline = build_pipeline(candidate, params, signature, function, seed=seed)
-    pipeline.fit(signature.conform(frame), binary_labels(frame, objective))
-    pair = _label_pair(frame[objective.target], objective.positive)
-    return Fitted(candidate.name, params, pipeline, signature, pair, name, seed)
+    pipeline.fit(signature.conform(frame), task.encode(frame[objective.target]))
+    if isinstance(task, Regression) and parts != ():
+        recipe = partial(fit, objective=objective, candidate=candidate, params=params, seed=seed)
+        fit_part = partial(recipe, features=features, signature=signature, task=task, parts=())
+        task = _with_interval(task, frame, objective, parts, fit_part)
+    return Fitted(candidate.name, params, pipeline, signature, task, name, seed)
+
+# %% ../../nbs/3_science/11_pipeline.ipynb #a7c41b03
+_INTERVAL_FOLDS = 5
+
+
+def _with_interval(
+    task: Regression,
+    frame: pl.DataFrame,
+    objective: Objective,
+    parts: Folds | None,
+    fit_part: Callable,  # fits the same candidate on other rows
+) -> Regression:
+    "Return the task of a regression with an interval measured on rows not seen."
+    actual = task.encode(frame[objective.target])
+    if parts is None:
+        parts = make_folds(frame, actual, objective.identity, _INTERVAL_FOLDS, stratified=False)
+    numbers = np.full(len(frame), np.nan)
+    for learnt, scored in parts:
+        part = fit_part(frame[learnt])
+        numbers[scored] = part.predict(frame[scored]).numbers
+    predicted = np.isfinite(numbers)
+    return task.calibrated(actual[predicted], numbers[predicted])
 
 # %% ../../nbs/3_science/11_pipeline.ipynb #dfda64d4
 OWN_TYPES: tuple[str, ...] = ()  # the framework's types that a pipeline may have: none so far
@@ -275,9 +307,18 @@ def _file_name(file: str | Path | bytes) -> str:
     "Return what to call a skops file in an error."
     return "model.skops" if isinstance(file, bytes) else str(file)
 
+# %% ../../nbs/3_science/11_pipeline.ipynb #a7c41b04
+def saved_task(
+    about: dict,  # what candidate.json holds
+) -> Task:
+    "Return the task of a saved candidate. Those of earlier releases are binary."
+    if "task" in about:
+        return load_task(about["task"])
+    return Binary(labels=tuple(about["labels"]))
+
 # %% ../../nbs/3_science/11_pipeline.ipynb #ee8ffad8
 VERSIONS = ("mlops_nb", "scikit-learn", "polars", "numpy", "skops")  # packages to record
-_FIELDS = ("name", "params", "labels", "features", "seed", "cv")  # of `Fitted`, in candidate.json
+_FIELDS = ("name", "params", "features", "seed", "cv")  # of `Fitted`, in candidate.json
 
 
 def save_candidate(
@@ -292,7 +333,9 @@ def save_candidate(
     skops.io.dump(fitted.pipeline, folder / "model.skops")
     (folder / "signature.json").write_text(fitted.signature.model_dump_json(indent=1))
     versions = {"python": platform.python_version()} | {name: version(name) for name in VERSIONS}
-    about = {name: getattr(fitted, name) for name in _FIELDS} | {"versions": versions}
+    about = {name: getattr(fitted, name) for name in _FIELDS}
+    about |= {"task": fitted.task.model_dump(mode="json"), "labels": fitted.labels}
+    about |= {"versions": versions}
     (folder / "candidate.json").write_text(json.dumps(about, indent=1, default=str))
     return folder
 
@@ -312,7 +355,7 @@ def load_candidate_files(
             f"{folder} is not a candidate with model.skops, signature.json, candidate.json: {e}"
         ) from e
     fields = {name: about[name] for name in _FIELDS}
-    fields["labels"] = tuple(fields["labels"])
+    fields["task"] = saved_task(about)
     pipeline = load_pipeline(folder / "model.skops", package=package)
     return Fitted(pipeline=pipeline, signature=signature, **fields)
 

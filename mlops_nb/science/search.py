@@ -30,7 +30,7 @@ from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .exports import dotted_name, import_function
 from .folds import make_folds, training_rows
-from .objective import Objective, binary_labels, split_rows
+from .objective import Objective, split_rows
 from .pipeline import Candidate, Fitted, build_pipeline, fit, make_signature
 from .signature import Signature
 
@@ -51,9 +51,11 @@ def trial_folds(
     splitting: Splitting | None = None,  # how the dataset was divided; default: by key
 ) -> _Folds:
     "Return the folds of the training split that every trial is judged on."
-    ones = binary_labels(frame, objective)
+    task = objective.task_for(frame)
+    target = task.encode(frame[objective.target])
+    division = partial(make_folds, frame, target, objective.identity, folds, seed=seed)
     try:
-        return make_folds(frame, ones, objective.key, folds, splitting=splitting, seed=seed)
+        return division(splitting=splitting, stratified=bool(task.labels))
     except FoldError as e:
         raise TrainingError(str(e)) from e
 
@@ -73,10 +75,11 @@ def fold_scores(
     from threadpoolctl import threadpool_limits
 
     signature = signature or make_signature(frame, objective, features, seed=seed)
-    options = {"features": features, "signature": signature, "seed": seed}
+    task = objective.task_for(frame)
+    fit_part = partial(fit, features=features, signature=signature, task=task, parts=(), seed=seed)
     for learnt, scored in parts:
         with threadpool_limits(1):
-            fitted = fit(frame[learnt], objective, candidate, params, **options)
+            fitted = fit_part(frame[learnt], objective, candidate, params)
             score = _score(fitted, frame[scored], objective)
         yield score
 
@@ -87,7 +90,7 @@ def _score(fitted: Fitted, frame: pl.DataFrame, objective: Objective) -> float:
 
     score = get_scorer(objective.scoring)
     inputs = fitted.signature.conform(frame)
-    return float(score(fitted.pipeline, inputs, binary_labels(frame, objective)))
+    return float(score(fitted.pipeline, inputs, fitted.task.encode(frame[objective.target])))
 
 # %% ../../nbs/3_science/12_search.ipynb #4d071eed
 def _run_trial(config: dict, *, candidates: dict[str, Candidate], **shared) -> None:
@@ -338,7 +341,7 @@ def _refit(
     best = _best_trial(results, trials, folds)
     name = best["candidate"]
     params = results[best["trial"]].config.get(name, {})
-    options = {option: shared[option] for option in ("features", "signature", "seed")}
+    options = {option: shared[option] for option in ("features", "signature", "seed", "parts")}
     fitted = fit(shared["frame"], objective, candidates[name], params, **options)
     cv = {"metric": objective.scoring, "mean": best["score"]}
     cv |= {"std": best["std"], "scores": best["scores"]}
@@ -394,6 +397,7 @@ def search(
     settings = settings or load_settings()
     _require_trials(candidates, trials)
     train, splitting = _training_split(frame, splitting)
+    objective = objective.confirmed(train)
     parts = trial_folds(train, objective, folds, seed, splitting=splitting)
     name = dotted_name(features, settings.workspace.package)
     signature = make_signature(train, objective, name, seed=seed)
