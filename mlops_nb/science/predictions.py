@@ -18,11 +18,11 @@ import polars as pl
 class Predictions:
     "What a model says of some rows. Fields without a meaning for the task are None."
 
-    labels: list[str] | None = None  # the decided label of each row
-    scores: np.ndarray | None = None  # rows × labels: probabilities, in the order of `Task.labels`
-    numbers: np.ndarray | None = None  # of a regression
-    low: np.ndarray | None = None  # lower ends of the intervals of the numbers
-    high: np.ndarray | None = None  # upper ends
+    labels: Any = None  # list of strings: the decided label of each row
+    scores: Any = None  # array, rows × labels: probabilities, in the order of `Task.labels`
+    numbers: Any = None  # array: of a regression
+    low: Any = None  # array: lower ends of the intervals of the numbers
+    high: Any = None  # array: upper ends
 
     def __len__(self) -> int:
         "Return the number of rows."

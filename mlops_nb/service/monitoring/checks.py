@@ -17,11 +17,7 @@ from ...data.profiles.profiling import Profile, profile
 from ...science.objective import Objective
 from .fairness import check_fairness
 from .inputs import drifting, missing, outside, unseen
-from mlops_nb.service.monitoring.performance import (
-    performance,
-    too_few_labels,
-    watched_metric,
-)
+from .performance import performance, too_few_labels, watched_metric
 from .questions import corrected, question
 from .window import Window, unusable, watched_meanings
 

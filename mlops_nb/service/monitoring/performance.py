@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['watched_metric', 'measured', 'too_few_labels', 'interval_coverage', 'mean_residual', 'performance']
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #ab6f49d4
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #c9258799
 import numpy as np
-import polars as pl
 
 from ...science.intervals import Interval, log_losses, measure_prediction, share_of_hits
 from ...science.metrics import LOWER_IS_BETTER
@@ -78,7 +77,9 @@ def _rarest(labelled: Window) -> str | None:
     fewest = int(counts.argmin())
     if counts[fewest] >= _OF_EACH:
         return None
-    return f"expected {_OF_EACH} of each label, got {counts[fewest]} of {labelled.task.labels[fewest]}"
+    return (
+        f"expected {_OF_EACH} of each label, got {counts[fewest]} of {labelled.task.labels[fewest]}"
+    )
 
 
 def _nearly_one_label(labelled: Window) -> str | None:
@@ -171,7 +172,7 @@ def interval_coverage(
         question("performance", name, name, hits / rows, p=p, reference=COVERAGE, message=message)
     ]
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #781bb98a
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #38a8f8fc
 def _standard_error(interval: Interval | None) -> float:
     "Return the standard error that a 95 % interval implies; 0 if there is none."
     return 0.0 if interval is None else (interval.high - interval.low) / 2 / 1.96
@@ -190,8 +191,9 @@ def _mean_p(values: np.ndarray, before: float, error_before: float) -> float:
     deviations = values - values.mean()
     error = max(np.hypot(values.std(ddof=1) / np.sqrt(rows), error_before), 1e-12)
     skewness = (deviations**3).mean() / rows**2 / error**3  # of the mean
-    statistic = _without_skewness((values.mean() - before) / error, skewness)
-    return float(2 * t.sf(abs(statistic), rows - 1))
+    plain = (values.mean() - before) / error
+    least = min(abs(plain), abs(_without_skewness(plain, skewness)))
+    return float(2 * t.sf(least, rows - 1))
 
 # %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #6f3ba65d
 def mean_residual(

@@ -85,9 +85,7 @@ _UNUSABLE = {
 }
 
 
-def unusable(
-    window: Window,
-) -> dict:  # a question
+def unusable(window: Window) -> dict:  # a question
     "Return whether there are predictions that are none."
     bad = int((~window.is_usable).sum())
     message = f"{bad} {_UNUSABLE[window.task.kind]}"
