@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['verdict', 'monitor']
 
-# %% ../../../nbs/5_service/16_monitoring.ipynb #4566b0f3
+# %% ../../../nbs/5_service/16_monitoring.ipynb #63737568
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -16,7 +16,7 @@ from ...core.settings import Settings, load_settings
 from ...data.profiles import store
 from ...models import registry
 from ...models.bundle import Bundle
-from ...science.task import AnyTask, Binary
+from ...science.task import Binary, Task
 from .alerts import notify, open_alerts, propose, react, retire
 from .checks import judge
 from mlops_nb.service.monitoring.report import (
@@ -34,8 +34,8 @@ from mlops_nb.service.monitoring.traffic import (
 )
 from .window import logged_window, telemetry
 
-# %% ../../../nbs/5_service/16_monitoring.ipynb #e8737cfc
-def _task(bundle: Bundle) -> AnyTask:
+# %% ../../../nbs/5_service/16_monitoring.ipynb #ba0153b2
+def _task(bundle: Bundle) -> Task:
     "Return the task of a version, decided as its test report was; earlier releases are binary."
     task = getattr(bundle, "task", None) or Binary(labels=bundle.labels)
     if task.kind != "binary":
@@ -45,7 +45,7 @@ def _task(bundle: Bundle) -> AnyTask:
 
 
 def _labelled(
-    traffic: NewTraffic, version: str, labels: pl.DataFrame, task: AnyTask
+    traffic: NewTraffic, version: str, labels: pl.DataFrame, task: Task
 ) -> tuple[pl.DataFrame, int]:  # rows of the log with `label`; labels that are none
     "Return the predictions of one version that these labels are about, as the task reads them."
     at = traffic.mark["version"]
@@ -63,7 +63,7 @@ class _Truth:
     ignored: int  # labels that are none of this version's
 
 
-def _truth(traffic: NewTraffic, version: str, labels: NewLabels, task: AnyTask) -> _Truth:
+def _truth(traffic: NewTraffic, version: str, labels: NewLabels, task: Task) -> _Truth:
     "Return the labels of one version that are to be judged."
     every, ignored = _labelled(traffic, version, labels.new, task)
     used, _ = _labelled(traffic, version, labels.used, task)

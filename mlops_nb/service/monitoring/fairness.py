@@ -19,8 +19,8 @@ from ...science.objective import Objective
 from .questions import question, strongest
 from .window import Window
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #32e20f58
-_MEANS = ("mae", "bias")  # what is no share
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #e04c6d06
+_MEANS = ("absolute_error", "mean_error")  # what is no share
 
 
 def _share_row(measure: str, hits: np.ndarray) -> dict:
@@ -53,13 +53,13 @@ def _accuracy(group: Window) -> Iterator[dict]:
     yield _share_row("accuracy", group.truth == decided)
 
 
-def _residuals(group: Window) -> Iterator[dict]:
+def _errors(group: Window) -> Iterator[dict]:
     "Yield how far the numbers of a group are off, and to which side."
-    residuals = group.truth - group.predictions.numbers
-    yield _mean_row("mae", np.abs(residuals))
-    yield _mean_row("bias", residuals)
+    errors = group.predictions.numbers - group.truth
+    yield _mean_row("absolute_error", np.abs(errors))
+    yield _mean_row("mean_error", errors)
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #4328702c
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #383f9418
 def _each_group(window: Window, columns: list[str], values: Callable) -> pl.DataFrame:
     "Return the values of each group of some columns."
     rows = []
@@ -93,7 +93,7 @@ def _of_labelled_rows(labelled: Window, columns: list[str]) -> pl.DataFrame:
     if labelled.task.kind == "binary":
         rates = _binary_groups(labelled, columns)
         return rates.filter(pl.col("measure").is_in(["tpr", "fpr"])) if rates.height else rates
-    values = _accuracy if labelled.task.kind == "multiclass" else _residuals
+    values = _accuracy if labelled.task.kind == "multiclass" else _errors
     return _each_group(labelled, columns, values)
 
 # %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #4621a0c2
