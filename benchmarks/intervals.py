@@ -17,7 +17,8 @@ from harness import Result, options, report
 from populations import Population, categories, correlated
 
 from mlops_nb.science.association import cramers_v, rank_biserial
-from mlops_nb.science.intervals import METRICS, MIN_ROWS_PER_CLASS, auc, measure_prediction
+from mlops_nb.science.binary_metrics import METRICS, auc, measure_prediction
+from mlops_nb.science.intervals import MIN_ROWS_PER_CLASS
 
 DRAWS, QUICK = 2000, 200
 

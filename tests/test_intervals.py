@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from mlops_nb.science import association
+from mlops_nb.science import binary_metrics as bm
 from mlops_nb.science import intervals as iv
 
 SPEC = importlib.util.spec_from_file_location(
@@ -57,10 +58,10 @@ def scikit(y, p, threshold, w):
 @settings(max_examples=150, deadline=None)
 def test_metrics_are_scikit_learns_with_ties(rows, at):
     y, p, _ = (np.array(v) for v in zip(*rows, strict=True))
-    result = iv.measure_prediction(y, p / 6, at / 6)
-    assert list(result.values) == list(iv.METRICS)
+    result = bm.measure_prediction(y, p / 6, at / 6)
+    assert list(result.values) == list(bm.METRICS)
     assert result.values == pytest.approx(scikit(y, p / 6, at / 6, np.ones(len(y))))
-    for metric in iv.METRICS:
+    for metric in bm.METRICS:
         interval = result.interval(metric)
         assert interval.low <= interval.value <= interval.high and interval.low < interval.high, (
             metric
@@ -70,7 +71,7 @@ def test_metrics_are_scikit_learns_with_ties(rows, at):
 def test_the_influence_of_a_row_is_what_its_weight_changes():
     rng = np.random.default_rng(0)
     y, p = rng.integers(0, 2, 300), rng.integers(1, 8, 300) / 8
-    result, step = iv.measure_prediction(y, p, 0.4), 1e-6
+    result, step = bm.measure_prediction(y, p, 0.4), 1e-6
     for row in range(0, 300, 37):
         weights = np.ones(300)
         weights[row] += step
@@ -87,10 +88,10 @@ def test_auc_has_delongs_variance(rows):
     y, x, _ = (np.array(v) for v in zip(*rows, strict=True))
     ones, zeros = x[y == 1], x[y == 0]
     wins = (ones[:, None] > zeros) + 0.5 * (ones[:, None] == zeros)
-    value, influence = iv.influence_on_auc(y, x)
-    assert value == iv.auc(y, x).value == pytest.approx(wins.mean())
+    value, influence = bm.influence_on_auc(y, x)
+    assert value == bm.auc(y, x).value == pytest.approx(wins.mean())
     if min(wins.shape) < 2:
-        assert (iv.auc(y, x).low, iv.auc(y, x).high) == (0, 1)
+        assert (bm.auc(y, x).low, bm.auc(y, x).high) == (0, 1)
     else:
         variance = wins.mean(axis=1).var(ddof=1) / len(ones) + wins.mean(axis=0).var(ddof=1) / len(
             zeros
@@ -119,9 +120,9 @@ def covered(population, draws=DRAWS, seed=1):
         if not 1 < y.sum() < len(y) - 1:
             continue
         first, second = (
-            iv.measure_prediction(y, v, population.threshold, groups=keys) for v in (p, q)
+            bm.measure_prediction(y, v, population.threshold, groups=keys) for v in (p, q)
         )
-        for metric in iv.METRICS:
+        for metric in bm.METRICS:
             value, gain = first.interval(metric), first.difference(second, metric)
             hits.setdefault(metric, []).append(value.low <= true[metric] <= value.high)
             hits.setdefault(f"gain in {metric}", []).append(
@@ -150,7 +151,7 @@ def test_with_ten_positive_rows_intervals_hold_the_truth_nine_times_in_ten(tied,
 def test_an_area_of_95_percent_from_12_rows_of_each_class_is_covered():
     rng, y = np.random.default_rng(0), np.repeat([0, 1], 12)
     intervals = [
-        iv.auc(y, rng.normal(size=24) + 2.3262 * y) for _ in range(1000)
+        bm.auc(y, rng.normal(size=24) + 2.3262 * y) for _ in range(1000)
     ]  # by Wald's interval: 74 %
     assert np.mean([i.low <= 0.95 <= i.high for i in intervals]) >= least(0.9, 1000)
 
@@ -158,18 +159,18 @@ def test_an_area_of_95_percent_from_12_rows_of_each_class_is_covered():
 @pytest.mark.parametrize("n", [12, 500])
 def test_a_perfect_ranking_is_not_sure_to_stay_perfect(n):
     y = np.repeat([0, 1], n)
-    for interval in (iv.auc(y, np.arange(2 * n)), iv.auc(1 - y, np.arange(2 * n))):
+    for interval in (bm.auc(y, np.arange(2 * n)), bm.auc(1 - y, np.arange(2 * n))):
         assert interval.value in (0, 1) and 0.01 / n < interval.high - interval.low < 4 / n
-    perfect = iv.measure_prediction(y, y.astype(float))
-    for metric in iv.METRICS:
+    perfect = bm.measure_prediction(y, y.astype(float))
+    for metric in bm.METRICS:
         assert perfect.interval(metric).high > perfect.interval(metric).low, metric
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.3, 0.5, 1.0])
 def test_a_constant_prediction_has_intervals_of_some_width(constant):
     y = (np.arange(300) % 3 == 0).astype(int)
-    result = iv.measure_prediction(y, np.full(300, constant))
-    for metric in iv.METRICS:
+    result = bm.measure_prediction(y, np.full(300, constant))
+    for metric in bm.METRICS:
         interval = result.interval(metric)
         assert (
             interval.high - interval.low > 1e-3
@@ -181,21 +182,21 @@ def test_repeated_rows_of_a_key_make_no_interval_narrower():
     rng, twice = np.random.default_rng(0), np.repeat(np.arange(400), 8)
     y, p = (rng.random(400) < 0.3).astype(int), rng.random(400)
     once, again = (
-        iv.measure_prediction(y, p),
-        iv.measure_prediction(y[twice], p[twice], groups=twice),
+        bm.measure_prediction(y, p),
+        bm.measure_prediction(y[twice], p[twice], groups=twice),
     )
-    for metric in iv.METRICS:
+    for metric in bm.METRICS:
         a, b = once.interval(metric), again.interval(metric)
         assert (b.high - b.low) / (a.high - a.low) == pytest.approx(1, abs=0.02), metric
         c, d = (
             x.difference(other, metric)
             for x, other in (
-                (once, iv.measure_prediction(y, 1 - p)),
-                (again, iv.measure_prediction(y[twice], 1 - p[twice], groups=twice)),
+                (once, bm.measure_prediction(y, 1 - p)),
+                (again, bm.measure_prediction(y[twice], 1 - p[twice], groups=twice)),
             )
         )
         assert (d.high - d.low) / (c.high - c.low) == pytest.approx(1, abs=0.03), metric
-    assert iv.rarer_class_size(y[twice], twice) == iv.rarer_class_size(y) == y.sum()
+    assert bm.rarer_class_size(y[twice], twice) == bm.rarer_class_size(y) == y.sum()
 
 
 def test_a_missing_key_is_nobody_elses():
@@ -207,10 +208,10 @@ def test_a_missing_key_is_nobody_elses():
 def test_the_same_prediction_gains_nothing_for_sure():
     rng = np.random.default_rng(1)
     y, p = rng.integers(0, 2, 600), rng.random(600)
-    first, same = iv.measure_prediction(y, p), iv.measure_prediction(y, p.copy())
+    first, same = bm.measure_prediction(y, p), bm.measure_prediction(y, p.copy())
     assert all(
         first.difference(same, metric) == iv.Interval(value=0, low=0, high=0)
-        for metric in iv.METRICS
+        for metric in bm.METRICS
     )
 
 
@@ -218,11 +219,11 @@ def test_100_000_rows_take_no_resampling():
     rng = np.random.default_rng(0)
     y, p, start = (rng.random(100_000) < 0.1).astype(int), rng.random(100_000), time.process_time()
     first, second = (
-        iv.measure_prediction(y, p, groups=rng.integers(0, 30_000, 100_000)),
-        iv.measure_prediction(y, rng.random(100_000)),
+        bm.measure_prediction(y, p, groups=rng.integers(0, 30_000, 100_000)),
+        bm.measure_prediction(y, rng.random(100_000)),
     )
     intervals = (
-        [first.interval(metric) for metric in iv.METRICS],
+        [first.interval(metric) for metric in bm.METRICS],
         second.difference(second, "brier"),
     )
     assert intervals and time.process_time() - start < 10  # 0.3 s alone; a bootstrap took minutes

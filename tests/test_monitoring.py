@@ -23,7 +23,7 @@ from mlops_nb.core.errors import EventConflict
 from mlops_nb.core.masking import Webhook
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import Profile, profile
-from mlops_nb.science.intervals import auc, measure_prediction
+from mlops_nb.science.binary_metrics import auc, measure_prediction
 from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature

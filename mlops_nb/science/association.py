@@ -9,13 +9,8 @@ __all__ = ['rank_biserial', 'cramers_v', 'table_association']
 import numpy as np
 import polars as pl
 
-from mlops_nb.science.intervals import (
-    Interval,
-    auc,
-    group_numbers,
-    influence_on_auc,
-    rarer_class_size,
-)
+from .binary_metrics import auc, influence_on_auc, rarer_class_size
+from .intervals import Interval, group_numbers
 
 # %% ../../nbs/3_science/01_association.ipynb #03a7e0fa
 def rank_biserial(

@@ -16,12 +16,12 @@ from ..core.templates import figure_html, render
 from ..data.profiles.comparison import holm
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
-from .association import cramers_v
+from .association import table_association
 from .folds import row_groups, training_rows
 from .intervals import Interval, group_numbers, groups_of, share_of_hits
-from .labels import spelling
 from .metrics import BLUE, draw_intervals, segments, without_formula
-from .objective import Objective, binary_labels, input_columns, split_rows
+from .objective import Objective, input_columns, split_rows
+from .task import Binary, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,18 +30,44 @@ if TYPE_CHECKING:
 # %% ../../nbs/3_science/07_exploration.ipynb #b7f76063
 def _group_rates(
     values: pl.Series,  # a column
-    labels: np.ndarray,  # zeros and ones
+    target: np.ndarray,  # as the task encodes it
     groups: pl.Series | None,  # a value a row; rows with the same value belong together
-) -> pl.DataFrame:  # a row a segment: rows, share of positives, its interval
-    "Return how often the rows of each segment of a column are positive."
+    task: Task,
+) -> pl.DataFrame:  # a row a segment: its rows, and what they say of the target
+    "Return what the rows of each segment of a column say of the target."
     names = segments(values)
     numbers = group_numbers(groups)
     rows = []
     for name in _in_order(names, values):
         members = (names == name).to_numpy()
-        share = share_of_hits(labels[members] == 1, groups_of(members, numbers))
-        rows.append({"group": name, "rows": int(members.sum())} | share.as_columns("share"))
+        about = _summary(target[members], groups_of(members, numbers), task)
+        rows.append({"group": name, "rows": int(members.sum())} | about)
     return pl.DataFrame(rows)
+
+
+def _summary(target: np.ndarray, groups: np.ndarray | None, task: Task) -> dict[str, float]:
+    "Return what some rows say of the target."
+    if isinstance(task, Binary):
+        return share_of_hits(target == 1, groups).as_columns("share")
+    if task.labels:
+        return {label: float((target == i).mean()) for i, label in enumerate(task.labels)}
+    return _mean(target, groups).as_columns("mean")
+
+
+def _mean(numbers: np.ndarray, groups: np.ndarray | None) -> Interval:
+    "Return the mean with Student's interval; infinite if there are not two independent rows."
+    from scipy.stats import t
+
+    value = float(numbers.mean())
+    errors = numbers - value
+    if groups is not None:
+        errors = np.bincount(np.unique(groups, return_inverse=True)[1], errors)
+    count = len(errors)
+    if count < 2:
+        return Interval(value=value, low=-np.inf, high=np.inf)
+    spread = np.sqrt((errors**2).sum() * count / (count - 1)) / len(numbers)
+    half = float(t.isf(0.025, count - 1) * spread)
+    return Interval(value=value, low=value - half, high=value + half)
 
 
 def _in_order(names: pl.Series, values: pl.Series) -> list[str]:
@@ -55,11 +81,11 @@ def _in_order(names: pl.Series, values: pl.Series) -> list[str]:
 def _association(
     values: pl.Series, labels: np.ndarray, groups: pl.Series | None
 ) -> tuple[Interval, float]:  # Cramér's V and the p-value of no association
-    "Return how strongly the segments of a column are associated with the label."
+    "Return how strongly the segments of a column are associated with the target's."
     names = segments(values)
     if names.n_unique() < 2:
         return Interval(value=0, low=0, high=1), 1.0
-    return cramers_v(labels, names.to_numpy(), groups=groups)
+    return table_association(labels, names.to_numpy(), groups=groups)
 
 
 def _column_row(values: pl.Series, labels: np.ndarray, groups: pl.Series | None) -> dict:
@@ -85,61 +111,120 @@ class Exploration:
     "What the training split shows of the target and of each column."
 
     objective: Objective
+    task: Task
     rows: int
-    positives: int
-    rate: Interval  # the share of positive rows
+    target: pl.Series  # of the training split
+    rate: Interval | None  # the share of positive rows; None unless there are two labels
     table: pl.DataFrame  # a row a column, the most strongly associated first
     shown: dict[str, pl.DataFrame]  # the segments of the first columns, by column
 
+    @property
+    def positives(self) -> int:
+        "Return the number of positive rows of a binary task."
+        return int(self.task.encode(self.target).sum())
+
+    @property
+    def summary(self) -> str:
+        "Return the target in a sentence."
+        return _target_sentence(self)
+
     def figure(self) -> "Figure":
-        "Draw the share of positive rows in each segment of the first columns."
+        "Draw what the segments of the first columns say of the target."
         from matplotlib.figure import Figure
 
-        lines = -(-len(self.shown) // 2)
+        lines = max(1, -(-len(self.shown) // 2))
         fig = Figure(figsize=(10, 2.2 * lines), layout="constrained")
         axes = list(fig.subplots(lines, 2, squeeze=False, sharex=True).flat)
         for ax, (name, table) in zip(axes, self.shown.items(), strict=False):
-            _draw_column(ax, name, table, self.rate.value)
+            _draw_column(ax, name, table, self)
         for ax in axes[len(self.shown) :]:
             ax.set_visible(False)
         return fig
 
     def target_figure(self) -> "Figure":
-        "Draw how many rows are positive."
+        "Draw the target: how many rows each label has, or how its numbers are spread."
         from matplotlib.figure import Figure
 
-        fig = Figure(figsize=(10, 0.9), layout="constrained")
+        fig = Figure(figsize=(10, 1.3 if self.task.labels else 1.8), layout="constrained")
         _draw_target(fig.subplots(), self)
         return fig
 
     def _repr_html_(self) -> str:
-        target = figure_html(self.target_figure(), "How many rows are positive")
-        alt = "Share of positive rows by groups of the first columns"
-        columns = figure_html(self.figure(), alt)
+        target = figure_html(self.target_figure(), "The target")
+        columns = figure_html(self.figure(), "The target by groups of the first columns")
         return render("exploration.html", exploration=self, target=target, columns=columns)
 
-# %% ../../nbs/3_science/07_exploration.ipynb #ef591466
+# %% ../../nbs/3_science/07_exploration.ipynb #ea898346
 _ALL_ROWS = "#8a8f98"  # the colour of the line that stands for all rows
-_NEGATIVE = "#d5d9de"  # the colour of negative rows
+_PALE = "#d5d9de"  # the colour of negative rows
+
+
+def _colours(task: Task) -> list[str]:
+    "Return a colour for each label, in the order of the labels."
+    if isinstance(task, Binary):
+        return [_PALE, BLUE]
+    return [f"C{number % 10}" for number in range(len(task.labels))]
 
 
 def _draw_target(ax: "Axes", exploration: Exploration) -> None:
-    "Draw how many rows are positive, as one bar."
-    positives = exploration.positives
-    objective = exploration.objective
-    ax.barh(0, positives, color=BLUE)
-    ax.barh(0, exploration.rows - positives, left=positives, color=_NEGATIVE)
+    "Draw how many rows each label has as parts of one bar, or a histogram of numbers."
+    task = exploration.task
+    codes = task.encode(exploration.target)
+    if not task.labels:
+        ax.hist(codes, bins=40, color=BLUE)
+        ax.set(xlabel=without_formula(exploration.objective.target), ylabel="rows")
+        return
+    counts = np.bincount(codes, minlength=len(task.labels))[::-1]
+    colours = _colours(task)[::-1]
+    ax.barh([0] * len(counts), counts, left=np.cumsum(counts) - counts, color=colours)
     ax.set_yticks([])
-    label = f"rows; blue: {objective.target} = {spelling(objective.positive)}"
-    ax.set_xlabel(without_formula(label))
+    legend = ax.get_figure().legend(
+        ax.patches, task.labels[::-1], ncols=6, loc="outside upper left", frameon=False
+    )
+    legend.set_title(without_formula(exploration.objective.target))
 
 
-def _draw_column(ax: "Axes", name: str, table: pl.DataFrame, overall: float) -> None:
-    "Draw the share of positive rows in each segment of a column."
+def _draw_column(ax: "Axes", name: str, table: pl.DataFrame, exploration: Exploration) -> None:
+    "Draw what each segment of a column says of the target."
     names = [f"{group} ({rows:,})" for group, rows in table.select("group", "rows").rows()]
-    draw_intervals(ax, names, table, "share")
-    ax.axvline(overall, color=_ALL_ROWS, lw=1, ls="--")
+    task = exploration.task
+    if isinstance(task, Binary) and exploration.rate:
+        draw_intervals(ax, names, table, "share")
+        ax.axvline(exploration.rate.value, color=_ALL_ROWS, lw=1, ls="--")
+    elif task.labels:
+        _draw_shares(ax, names, table.select(task.labels).to_numpy(), _colours(task))
+    else:
+        draw_intervals(ax, names, table, "mean")
+        ax.axvline(task.encode(exploration.target).mean(), color=_ALL_ROWS, lw=1, ls="--")
     ax.set_title(without_formula(name), loc="left")
+
+# %% ../../nbs/3_science/07_exploration.ipynb #0036c308
+def _draw_shares(ax: "Axes", names: list[str], shares: np.ndarray, colours: list[str]) -> None:
+    "Draw the share of each label in each segment as parts of a bar."
+    height = np.arange(len(names))[::-1]
+    left = np.zeros(len(names))
+    for share, colour in zip(shares.T, colours, strict=True):
+        ax.barh(height, share, left=left, color=colour)
+        left += share
+    ax.set_yticks(height, [without_formula(name) for name in names])
+
+
+def _target_sentence(exploration: Exploration) -> str:
+    "Return what the target is, in a sentence."
+    target = exploration.target.name
+    rows = f"{exploration.rows:,} rows of the training split"
+    if exploration.rate is not None:
+        rate = exploration.rate
+        share = f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+        label = f"{target} = {exploration.task.labels[-1]}"
+        return f"{rows}; {exploration.positives:,} of them are positive ({label}): {share}."
+    if exploration.task.labels:
+        return f"{rows}; {target} has {len(exploration.task.labels)} labels."
+    numbers = exploration.task.encode(exploration.target)
+    middle = f"mean {numbers.mean():.4g}, median {np.median(numbers):.4g}"
+    return (
+        f"{rows}; {target} is a number from {numbers.min():.4g} to {numbers.max():.4g}, {middle}."
+    )
 
 # %% ../../nbs/3_science/07_exploration.ipynb #4e9cbe96
 def explore(
@@ -152,14 +237,18 @@ def explore(
     "Return what the training split shows of the target and of each column."
     frame, splitting = training_rows(data, splitting)
     train = split_rows(frame, "train")
-    labels = binary_labels(train, objective)
+    task = objective.task_for(train)
+    target = train[objective.target]
+    codes = task.encode(target)
+    labels = codes if task.labels else segments(pl.Series(codes)).rank("dense").to_numpy()
     groups = row_groups(train, objective.identity, splitting)
     names = [c for c in input_columns(train, objective) if not train.schema[c].is_nested()]
     table = _ranked([_column_row(train[name], labels, groups) for name in names])
     first = table["column"].head(most)
-    shown = {name: _group_rates(train[name], labels, groups) for name in first}
-    rate = share_of_hits(labels == 1, group_numbers(groups))
-    return Exploration(objective, len(train), int(labels.sum()), rate, table, shown)
+    shown = {name: _group_rates(train[name], codes, groups, task) for name in first}
+    is_binary = isinstance(task, Binary)
+    rate = share_of_hits(codes == 1, group_numbers(groups)) if is_binary else None
+    return Exploration(objective, task, len(train), target, rate, table, shown)
 
 
 def _ranked(rows: list[dict]) -> pl.DataFrame:

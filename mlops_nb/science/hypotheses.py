@@ -19,12 +19,15 @@ from ..core.templates import figure_html, render
 from ..data.profiles.comparison import holm
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
-from .association import cramers_v, rank_biserial
+from .association import rank_biserial, table_association
+from .correlation import rank_correlation
 from .folds import row_groups, training_rows
 from .intervals import Interval
-from .metrics import without_formula
-from .objective import Objective, binary_labels, split_rows
+from .labels import matching_label
+from .metrics import segments, without_formula
+from .objective import Objective, split_rows
 from .rules import Expression, evaluate_expression
+from .task import Binary, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +40,8 @@ class Hypothesis(BaseModel, frozen=True, extra="forbid"):
     name: str
     statement: str  # in words
     column: Expression  # what it is about: a column or a Polars expression
-    expect: Literal["more", "less", "differs"] = "differs"  # of the positive rows
+    label: str | bool | int | float | None = None  # of several labels: the one it is about
+    expect: Literal["more", "less", "differs"] = "differs"  # of the positive rows, of those labels
     min_effect: float = Field(default=0.1, gt=0, lt=1)  # a smaller one would not matter
 
 # %% ../../nbs/3_science/06_hypotheses.ipynb #ce8ce335
@@ -63,21 +67,78 @@ def _require_order(hypothesis: Hypothesis, values: pl.Series) -> None:
             "Name the one that you mean: column=pl.col(…) == …"
         )
 
+# %% ../../nbs/3_science/06_hypotheses.ipynb #6f1d2a01
+_RANK = "rank-biserial r"
+_SPEARMAN = "Spearman's r"
+_CRAMER = "Cramér's V"
+_MEASURES = {_RANK: rank_biserial, _SPEARMAN: rank_correlation, _CRAMER: table_association}
+
+
+@dataclass(frozen=True)
+class _Target:
+    "The target as hypotheses look at it."
+
+    task: Task
+    codes: np.ndarray  # as the task encodes it; 1 and 0 if it is about one label
+
+    def about(self, hypothesis: Hypothesis, rows: np.ndarray) -> "_Target":
+        "Return the target of some rows, of one label against the others if one is named."
+        codes = self.codes[rows] if len(rows) == len(self.codes) else self.codes
+        if hypothesis.label is None:
+            return _Target(self.task, codes)
+        number = _label_number(hypothesis, self.task)
+        pair = Binary(labels=("others", self.task.labels[number]))
+        return _Target(pair, (codes == number).astype(int))
+
+    def measure(self, values: pl.Series) -> str:
+        "Return the name of the measure for values of this type."
+        if not values.dtype.is_numeric():
+            return _CRAMER
+        if isinstance(self.task, Binary):
+            return _RANK
+        return _CRAMER if self.task.labels else _SPEARMAN
+
+    def sides(self, values: pl.Series) -> np.ndarray:
+        "Return what values are compared with: labels, numbers, or quarters of numbers."
+        if self.task.labels or values.dtype.is_numeric():
+            return self.codes
+        return segments(pl.Series(self.codes)).rank("dense").to_numpy().astype(int)
+
+# %% ../../nbs/3_science/06_hypotheses.ipynb #6f1d2a02
+def _label_number(hypothesis: Hypothesis, task: Task) -> int:
+    "Return the number of the label that a hypothesis is about."
+    label = matching_label(hypothesis.label, task.labels)
+    if label in task.labels:
+        return task.labels.index(label)
+    expected = task.expected_label() if task.labels else "no label in a regression"
+    raise ObjectiveError(f"{hypothesis.name!r}: expected {expected}, got {hypothesis.label!r}")
+
+
+def _require_direction(hypothesis: Hypothesis, measure: str) -> None:
+    "Raise `ObjectiveError` if a hypothesis expects a direction of what has none."
+    if hypothesis.expect != "differs" and measure == _CRAMER:
+        raise ObjectiveError(
+            f"{hypothesis.name!r} expects {hypothesis.expect!r} of several labels at once. "
+            "Name the one that you mean: label=…"
+        )
+
 # %% ../../nbs/3_science/06_hypotheses.ipynb #3ed500e3
 def _effect(
-    labels: np.ndarray, values: pl.Series, groups: pl.Series | None, alpha: float
+    target: "_Target", values: pl.Series, groups: pl.Series | None, alpha: float
 ) -> tuple[Interval, float]:
     "Return the effect of values that have no gaps, and its p-value."
-    numeric = values.dtype.is_numeric()
-    if values.n_unique() < 2 or not 0 < labels.sum() < len(labels):
-        return Interval(value=0, low=-1 if numeric else 0, high=1), 1.0
-    test = rank_biserial if numeric else cramers_v
-    return test(labels, values.to_numpy(), groups=groups, alpha=alpha)
+    is_number = target.measure(values) in (_RANK, _SPEARMAN)
+    if values.n_unique() < 2 or len(np.unique(target.codes)) < 2:
+        return Interval(value=0, low=-1 if is_number else 0, high=1), 1.0
+    measure = _MEASURES[target.measure(values)]
+    if not is_number:
+        values = segments(values)
+    return measure(target.sides(values), values.to_numpy(), groups=groups, alpha=alpha)
 
 
 def _test(
     train: pl.DataFrame,
-    labels: np.ndarray,
+    target: "_Target",
     hypothesis: Hypothesis,
     alpha: float,
     groups: pl.Series | None,
@@ -88,10 +149,13 @@ def _test(
     values = _comparable_values(column)
     present = values.is_not_null()
     kept = values.filter(present)
-    effect, p = _effect(labels[present.to_numpy()], kept, _filtered(groups, present), alpha)
+    about = target.about(hypothesis, present.to_numpy())
+    _require_direction(hypothesis, about.measure(kept))
+    effect, p = _effect(about, kept, _filtered(groups, present), alpha)
     measured = {"rows": len(kept), **effect.as_columns("effect")}
-    kind = "rank-biserial r" if kept.dtype.is_numeric() else "Cramér's V"
-    return _stated(hypothesis) | {"measure": kind} | measured | _tested(hypothesis, p)
+    return (
+        _stated(hypothesis) | {"measure": about.measure(kept)} | measured | _tested(hypothesis, p)
+    )
 
 
 def _filtered(groups: pl.Series | None, present: pl.Series) -> pl.Series | None:
@@ -181,9 +245,10 @@ def check_hypotheses(
     _require_distinct(hypotheses)
     frame, splitting = training_rows(frame, splitting)
     train = split_rows(frame, "train")
-    labels = binary_labels(train, objective)
+    task = objective.task_for(train)
+    target = _Target(task, task.encode(train[objective.target]))
     groups = row_groups(train, objective.identity, splitting)
-    rows = [_test(train, labels, h, alpha / len(hypotheses), groups) for h in hypotheses]
+    rows = [_test(train, target, h, alpha / len(hypotheses), groups) for h in hypotheses]
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["corrected"] = float(corrected)
         row["verdict"] = _verdict(row, alpha)

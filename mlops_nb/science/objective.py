@@ -22,7 +22,8 @@ from ..core.templates import figure_html, render
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .folds import make_folds, row_groups, training_rows
-from .intervals import METRICS, Interval, measure_prediction
+from .binary_metrics import METRICS, measure_prediction
+from .intervals import Interval
 from .labels import spelling, values_by_label
 from .metrics import BLUE, GAPS, LOWER_IS_BETTER, paired_gain
 from .rules import Rule
