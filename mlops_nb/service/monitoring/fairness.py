@@ -5,111 +5,54 @@
 # %% auto #0
 __all__ = ['group_values', 'check_fairness']
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #e46e7797
-from collections.abc import Callable, Iterator
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #e050d849
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from ...science import metrics
-from ...science.intervals import share_of_hits
 from ...science.objective import Objective
+from ...science.treatment import treatment
 from .questions import question, strongest
 from .window import Window
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #e04c6d06
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #6f007d20
 _MEANS = ("absolute_error", "mean_error")  # what is no share
+_BY_LABELS = ("tpr", "fpr", "accuracy", *_MEANS)  # what needs the truth
 
 
-def _share_row(measure: str, hits: np.ndarray) -> dict:
-    return {"measure": measure, "rows": len(hits), **share_of_hits(hits).model_dump()}
-
-
-def _mean_row(measure: str, values: np.ndarray) -> dict:
-    "Return the mean of a group's values, with its interval."
-    mean, rows = values.mean(), len(values)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(rows) if rows > 1 else np.inf
-    return {
-        "measure": measure,
-        "rows": rows,
-        "value": mean,
-        "low": mean - half,
-        "high": mean + half,
-    }
-
-
-def _selection(group: Window) -> Iterator[dict]:
-    "Yield how often each label is given to a group."
-    labels = np.array(group.predictions.labels)
-    for label in group.task.labels:
-        yield _share_row(f"selection_rate of {label}", labels == label)
-
-
-def _accuracy(group: Window) -> Iterator[dict]:
-    "Yield how often the labels given to a group are right."
-    decided = group.task.encode(pl.Series(group.predictions.labels, dtype=pl.String))
-    yield _share_row("accuracy", group.truth == decided)
-
-
-def _errors(group: Window) -> Iterator[dict]:
-    "Yield how far the numbers of a group are off, and to which side."
-    errors = group.predictions.numbers - group.truth
-    yield _mean_row("absolute_error", np.abs(errors))
-    yield _mean_row("mean_error", errors)
-
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #383f9418
-def _each_group(window: Window, columns: list[str], values: Callable) -> pl.DataFrame:
-    "Return the values of each group of some columns."
-    rows = []
-    for column in columns:
-        names = metrics.segments(window.inputs[column]).to_numpy()
-        for name in sorted(set(names)):
-            group = {"column": column, "group": name}
-            rows += [group | row for row in values(window.take(names == name))]
-    return pl.DataFrame(rows)
-
-
-def _binary_groups(window: Window, columns: list[str]) -> pl.DataFrame:
-    "Return the rates of each group, as the test report of a binary task has them."
-    groups = window.inputs.select(cs.by_name(*columns))
-    truth = np.zeros(len(window), int) if window.truth is None else window.truth
-    return metrics.fairness(groups, truth, window.predictions.positive, window.task.threshold)
-
-
-def _of_all_rows(window: Window, columns: list[str]) -> pl.DataFrame:
+def _of_all_rows(window: Window, protected: pl.DataFrame) -> pl.DataFrame:
     "Return what can be compared without labels."
-    if window.task.kind == "binary":
-        rates = _binary_groups(window, columns)
-        return rates.filter(pl.col("measure") == "selection_rate") if rates.height else rates
-    if window.task.kind == "multiclass":
-        return _each_group(window, columns, _selection)
-    return pl.DataFrame()
+    if not window.task.labels:
+        return pl.DataFrame()
+    made_up = np.zeros(len(window), int)
+    values = treatment(window.task, protected, made_up, window.predictions)
+    return values.filter(pl.col("measure").str.starts_with("selection_rate"))
 
 
-def _of_labelled_rows(labelled: Window, columns: list[str]) -> pl.DataFrame:
+def _of_labelled_rows(labelled: Window, protected: pl.DataFrame) -> pl.DataFrame:
     "Return what can be compared with labels only."
-    if labelled.task.kind == "binary":
-        rates = _binary_groups(labelled, columns)
-        return rates.filter(pl.col("measure").is_in(["tpr", "fpr"])) if rates.height else rates
-    values = _accuracy if labelled.task.kind == "multiclass" else _errors
-    return _each_group(labelled, columns, values)
+    values = treatment(labelled.task, protected, labelled.truth, labelled.predictions)
+    return values.filter(pl.col("measure").is_in(_BY_LABELS))
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #4621a0c2
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #a5f3b481
 def group_values(
     window: Window,  # usable rows
     labelled: Window,  # usable rows with their truth; may be empty
     protected: tuple[str, ...],  # columns; those that the window has not are left out
 ) -> pl.DataFrame:  # column, group, measure, rows, value, low, high
     "Return what is compared between the groups of protected columns."
-    columns = [name for name in protected if name in window.inputs.columns]
-    parts = [_of_all_rows(window, columns)] if columns and len(window) else []
-    parts += [_of_labelled_rows(labelled, columns)] if columns and len(labelled) else []
+    columns = cs.by_name(*(name for name in protected if name in window.inputs.columns))
+    if not len(window.inputs.select(columns).columns):
+        return pl.DataFrame()
+    parts = [_of_all_rows(window, window.inputs.select(columns))] if len(window) else []
+    if len(labelled):
+        parts.append(_of_labelled_rows(labelled, labelled.inputs.select(columns)))
     parts = [part for part in parts if part.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #5ebff23e
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #58e4cbf3
 @dataclass(frozen=True)
 class _Gap:
     "The widest gap between two groups of a column."
@@ -146,7 +89,7 @@ def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
 
 def _bound(objective: Objective, measure: str) -> float | None:
     "Return the gap that the objective accepts, or None if it states nothing."
-    return objective.accept.get(f"{measure.partition(' of ')[0]}_gap")
+    return objective.accept.get(f"{measure.partition(': ')[0]}_gap")
 
 
 def _accepted_gap(

@@ -5,65 +5,30 @@
 # %% auto #0
 __all__ = ['watched_metric', 'measured', 'too_few_labels', 'interval_coverage', 'mean_error', 'performance']
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #c9258799
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #c5f0b507
 import numpy as np
 
-from ...science.intervals import Interval, log_losses, measure_prediction, share_of_hits
-from ...science.metrics import LOWER_IS_BETTER
-from ...science.objective import Objective
+from ...science.intervals import Interval
+from ...science.metrics import lower_is_better
+from ...science.objective import DEFAULT_METRIC, Objective
 from ...science.predictions import COVERAGE
+from ...science.scoring import measure_with
 from .questions import question
 from .window import Window
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #46a6afb8
-_DEFAULT_METRIC = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
-_LOSSES = {*LOWER_IS_BETTER, "mae", "rmse"}  # metrics of which less is better
-
-
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #f41e22c0
 def watched_metric(objective: Objective, window: Window) -> str:
     "Return the metric by which performance is watched."
-    return objective.metric or _DEFAULT_METRIC[window.task.kind]
+    return objective.metric or DEFAULT_METRIC[window.task.kind]
 
 
-def _row_losses(labelled: Window, metric: str) -> np.ndarray | None:
-    "Return what the metric is the mean of, a value a row, or None for another metric."
-    truth, predictions = labelled.truth, labelled.predictions
-    if predictions.scores is not None and metric == "log_loss":
-        of_truth = predictions.scores[np.arange(len(truth)), truth]
-        return log_losses(np.ones(len(truth)), of_truth)
-    if predictions.numbers is not None and metric in ("mae", "rmse"):
-        errors = np.abs(truth - predictions.numbers)
-        return errors**2 if metric == "rmse" else errors
-    return None
-
-
-def _mean_interval(values: np.ndarray) -> Interval:
-    "Return the mean of positive values with its interval, symmetric on the logarithmic scale."
-    from scipy.stats import t
-
-    mean = values.mean()
-    error = values.std(ddof=1) / np.sqrt(len(values)) / max(mean, 1e-12)
-    factor = np.exp(t.isf(0.025, len(values) - 1) * error)
-    return Interval(value=mean, low=mean / factor, high=mean * factor)
-
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #2bfa95f1
 def measured(
     labelled: Window,  # rows with their truth
     metric: str,
-) -> Interval | None:
-    "Return a metric of labelled rows with its interval, or None if it cannot be measured."
-    task, predictions = labelled.task, labelled.predictions
-    if task.kind == "binary":
-        scores = measure_prediction(labelled.truth, predictions.positive, task.threshold)
-        return scores.interval(metric)
-    if metric == "accuracy" and predictions.labels is not None:
-        decided = [task.labels.index(label) for label in predictions.labels]
-        return share_of_hits(labelled.truth == decided)
-    losses = _row_losses(labelled, metric)
-    if losses is None:
-        return None
-    mean = _mean_interval(losses)
-    return mean.mapped(np.sqrt) if metric == "rmse" else mean
+) -> Interval:
+    "Return a metric of labelled rows with its interval."
+    measurement = measure_with(labelled.task, metric, labelled.truth, labelled.predictions)
+    return measurement.interval(metric)
 
 # %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #3891f168
 _OF_EACH = 10  # labels of a kind, at the least
@@ -107,7 +72,7 @@ def too_few_labels(
         return None
     return _nearly_one_label(labelled) if metric in _MEANS_OVER_ROWS else _rarest(labelled)
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #04134e75
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #677c19a0
 def _loss(
     name: str,
     now: Interval,
@@ -115,12 +80,12 @@ def _loss(
     ratio: float,  # rows of the window to rows of the test split
 ) -> float:
     "Return by how many standard errors a metric is worse than expected."
-    if name in _LOSSES:
+    if lower_is_better(name):
         now_half, expected_half = now.value - now.low, expected.high - expected.value
     else:
         now_half, expected_half = now.high - now.value, expected.value - expected.low
     error = np.hypot(now_half, max(expected_half, now_half * np.sqrt(ratio))) / 1.96
-    worse = now.value - expected.value if name in _LOSSES else expected.value - now.value
+    worse = now.value - expected.value if lower_is_better(name) else expected.value - now.value
     return worse / max(error, 1e-9)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Judged', 'Windows', 'MonitoringRun', 'monitoring_html', 'run_facts', 'save_monitoring_report']
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #96cdd6cb
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #79719c15
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +15,7 @@ import polars as pl
 
 from ...core.settings import Settings
 from ...core.templates import render
+from ...data.profiles.sketches import frequent_values, type_of
 from .alerts import Alert
 from .checks import Verdict
 
@@ -137,7 +138,7 @@ def _labels(judged: dict[str, Judged]) -> str:
         return next(iter(judged.values())).label
     return "; ".join(f"version {version}: {j.label}" for version, j in judged.items())
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #22db207c
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #7e6a4bdd
 def _notes(questions: dict[str, dict]) -> list[str]:
     "Return the sentences about a column that have no number of their own on the page."
     counted = [questions[kind] for kind in ("range", "unseen", "errors") if kind in questions]
@@ -185,11 +186,33 @@ def _picture(verdict: Verdict, name: str) -> str:
     return verdict.drift.picture(name) if compared else ""
 
 
+def _label_shares(verdict: Verdict, name: str, most: int = 8) -> list[str]:
+    "Return how often each predicted label was given, and in the reference; none of numbers."
+    views = [p.view.get_column(name) for p in (verdict.drift.target, verdict.drift.reference)]
+    if not all(views) or type_of(views[1]) != "string":
+        return []
+    now, before = (frequent_values(view)[0] for view in views)
+    rows, usual = max(sum(now.values()), 1), max(sum(before.values()), 1)
+    labels = sorted({*now, *before}, key=lambda label: -before.get(label, 0))
+    return [
+        f"{label} {now.get(label, 0) / rows:.1%} (usually {before.get(label, 0) / usual:.1%})"
+        for label in labels[:most]
+    ]
+
+
+def _row(verdict: Verdict, name: str, questions: dict[str, dict]) -> dict:
+    "Return what the page says of one column; of predicted labels, their shares as well."
+    row = _column_row(name, questions, _picture(verdict, name))
+    if name in verdict.meanings:
+        row["notes"] += _label_shares(verdict, name)
+    return row
+
+
 def _section(judged: Judged) -> dict:
     "Return what the page says of one version."
     verdict = judged.verdict
     by_column = _by_column(verdict.table)
-    rows = [_column_row(name, by_column[name], _picture(verdict, name)) for name in _order(verdict)]
+    rows = [_row(verdict, name, by_column[name]) for name in _order(verdict)]
     of_model = verdict.table.filter(pl.col("kind").is_in(["performance", "fairness"]))
     return {
         "j": judged,

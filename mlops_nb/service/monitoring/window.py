@@ -59,7 +59,7 @@ class Window:
         "Return the rows whose predictions are usable."
         return self.take(self.is_usable)
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #cc7f9e47
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #6cf94233
 def _with_log_columns(rows: pl.DataFrame) -> pl.DataFrame:
     "Return rows of the log with the columns that a table of an earlier release lacks."
     lacking = {name: dtype for name, dtype in LOG_COLUMNS.items() if name not in rows.columns}
@@ -75,6 +75,8 @@ def logged_window(
     "Return logged predictions as the window that they are."
     inputs = rows["inputs"].str.json_decode(pl.Struct(schema)).struct.unnest()
     predictions = task.from_log(_with_log_columns(rows))
+    if task.kind == "binary":  # older logs spell labels in another way; the threshold has both
+        predictions = task.decided(predictions.scores)
     return Window(task, inputs, predictions, None if truth is None else truth.to_numpy())
 
 # %% ../../../nbs/5_service/12c_monitoring_window.ipynb #3b42ec71
