@@ -52,7 +52,7 @@ def group_values(
     parts = [part for part in parts if part.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #58e4cbf3
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #5329e77f
 @dataclass(frozen=True)
 class _Gap:
     "The widest gap between two groups of a column."
@@ -86,7 +86,7 @@ def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
     gap = ends["value"][1] - ends["value"][0]
     return _Gap(gap, _variance(ends, measure), freedom, names, pairs)
 
-
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #57bc7bc2
 def _bound(objective: Objective, measure: str) -> float | None:
     "Return the gap that the objective accepts, or None if it states nothing."
     return objective.accept.get(f"{measure.partition(': ')[0]}_gap")

@@ -16,8 +16,11 @@ from ...science.scoring import measure_with
 from .questions import question
 from .window import Window
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #f41e22c0
-def watched_metric(objective: Objective, window: Window) -> str:
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #8faab291
+def watched_metric(
+    objective: Objective,  # the model's
+    window: Window,  # for its task
+) -> str:
     "Return the metric by which performance is watched."
     return objective.metric or DEFAULT_METRIC[window.task.kind]
 

@@ -138,7 +138,7 @@ def _labels(judged: dict[str, Judged]) -> str:
         return next(iter(judged.values())).label
     return "; ".join(f"version {version}: {j.label}" for version, j in judged.items())
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #7e6a4bdd
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #ab2d7f79
 def _notes(questions: dict[str, dict]) -> list[str]:
     "Return the sentences about a column that have no number of their own on the page."
     counted = [questions[kind] for kind in ("range", "unseen", "errors") if kind in questions]
@@ -171,7 +171,7 @@ def _by_column(table: pl.DataFrame) -> dict[str, dict[str, dict]]:
         by_column.setdefault(q["column"], {})[q["kind"]] = q
     return by_column
 
-
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #d58919f2
 def _order(verdict: Verdict) -> list[str]:
     "Return the columns as the page shows them: by evidence, then those without a test."
     compared = verdict.drift.table["column"].to_list()
@@ -185,7 +185,7 @@ def _picture(verdict: Verdict, name: str) -> str:
     compared = name in verdict.drift.table["column"]
     return verdict.drift.picture(name) if compared else ""
 
-
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #efd42e1f
 def _label_shares(verdict: Verdict, name: str, most: int = 8) -> list[str]:
     "Return how often each predicted label was given, and in the reference; none of numbers."
     views = [p.view.get_column(name) for p in (verdict.drift.target, verdict.drift.reference)]

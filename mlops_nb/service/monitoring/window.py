@@ -79,7 +79,7 @@ def logged_window(
         predictions = task.decided(predictions.scores)
     return Window(task, inputs, predictions, None if truth is None else truth.to_numpy())
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #3b42ec71
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #c07d13cc
 _UNUSABLE = {
     "binary": "probabilities are missing or outside 0 to 1",
     "multiclass": "predictions have probabilities that are missing or outside 0 to 1",
@@ -87,14 +87,16 @@ _UNUSABLE = {
 }
 
 
-def unusable(window: Window) -> dict:  # a question
+def unusable(
+    window: Window,  # all its rows
+) -> dict:  # a question
     "Return whether there are predictions that are none."
     bad = int((~window.is_usable).sum())
     message = f"{bad} {_UNUSABLE[window.task.kind]}"
     name = window.watched.columns[0]
     return question("errors", name, "unusable predictions", bad, fault=bad > 0, message=message)
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #36f80aa8
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #2aa482e5
 def _meanings(task: Task) -> tuple[str, ...]:
     "Return what each watched column of a task holds, in words."
     if task.kind == "binary":
@@ -104,14 +106,16 @@ def _meanings(task: Task) -> tuple[str, ...]:
     return ("predicted number",)
 
 
-def watched_meanings(window: Window) -> dict[str, str]:
+def watched_meanings(
+    window: Window,  # of any task
+) -> dict[str, str]:  # words by column
     "Return what each watched column holds, in words."
     return dict(zip(window.watched.columns, _meanings(window.task), strict=True))
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #bb74755f
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #055e958c
 def _minutes(at: pl.Series) -> float:
     "Return the minutes from the first to the last prediction, at least one."
-    return max((at.max() - at.min()).total_seconds() / 60, 1)
+    return max(float(np.ptp(at.dt.epoch("us").to_numpy())) / 60e6, 1)
 
 
 def telemetry(
