@@ -52,7 +52,7 @@ def group_values(
     parts = [part for part in parts if part.height]
     return pl.concat(parts) if parts else pl.DataFrame()
 
-# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #5329e77f
+# %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #1ce328e5
 @dataclass(frozen=True)
 class _Gap:
     "The widest gap between two groups of a column."
@@ -68,9 +68,9 @@ def _variance(groups: pl.DataFrame, measure: str) -> float:
     "Return the variance of the gap between two groups."
     if measure in _MEANS:
         errors = (groups["high"] - groups["low"]) / (2 * 1.96)
-        return (errors**2).sum()
+        return float((errors**2).sum())
     share = (groups["value"] * groups["rows"] + 1) / (groups["rows"] + 2)  # never quite 0 or 1
-    return (share * (1 - share) / groups["rows"]).sum()
+    return float((share * (1 - share) / groups["rows"]).sum())
 
 
 def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
@@ -82,8 +82,8 @@ def _widest_gap(groups: pl.DataFrame, column: str, measure: str) -> _Gap | None:
     ends = rows.sort("value")[[0, -1]]
     names = " and ".join(map(str, ends["group"]))
     pairs = rows.height * (rows.height - 1) // 2
-    freedom = ends["rows"].min() - 1 if measure in _MEANS else np.inf
-    gap = ends["value"][1] - ends["value"][0]
+    freedom = min(ends["rows"].to_list()) - 1 if measure in _MEANS else np.inf
+    gap = float(ends["value"][1] - ends["value"][0])
     return _Gap(gap, _variance(ends, measure), freedom, names, pairs)
 
 # %% ../../../nbs/5_service/12e_monitoring_fairness.ipynb #57bc7bc2

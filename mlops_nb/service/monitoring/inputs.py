@@ -14,9 +14,9 @@ from ...data.profiles.sketches import frequent_values, type_of, value_count
 from .novelty import exceeding, newness
 from .questions import question
 
-# %% ../../../nbs/5_service/12b_monitoring_inputs.ipynb #c6f5f704
+# %% ../../../nbs/5_service/12b_monitoring_inputs.ipynb #18ca9787
 def _missing_values(values: pl.Series) -> int:
-    nan = values.is_nan().sum() if values.dtype.is_float() else 0
+    nan = int(values.is_nan().sum()) if values.dtype.is_float() else 0
     return values.null_count() + nan
 
 

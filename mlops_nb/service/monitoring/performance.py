@@ -75,7 +75,7 @@ def too_few_labels(
         return None
     return _nearly_one_label(labelled) if metric in _MEANS_OVER_ROWS else _rarest(labelled)
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #677c19a0
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #0ad2cf23
 def _loss(
     name: str,
     now: Interval,
@@ -100,11 +100,12 @@ def _tested(report: dict, name: str) -> Interval | None:
     return Interval(**{end: score[end] for end in ("value", "low", "high")})
 
 
-def _metric_question(labelled: Window, name: str, now: Interval, report: dict) -> dict:
+def _metric_question(labelled: Window, name: str, before: Interval, report: dict) -> dict:
     "Return whether a metric is worse than it was on the test split."
     from scipy.stats import norm
 
-    before, rows = _tested(report, name), report.get("rows", 0)
+    rows = report.get("rows", 0)
+    now = measured(labelled, name)
     p = norm.sf(_loss(name, now, before, len(labelled) / rows if rows else 0.0))
     value = before.value
     message = f"{name} {now} on {len(labelled)} labelled rows, {value:.3f} on the test split"
@@ -179,7 +180,7 @@ def mean_error(
     message += f" ({rows} rows), {before:.4g} on the test split" if tested else f" ({rows} rows)"
     return question("performance", "bias", "bias", mean, p=p, reference=before, message=message)
 
-# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #a5460cb7
+# %% ../../../nbs/5_service/12d_monitoring_performance.ipynb #aa9e6748
 def performance(
     labelled: Window,  # rows with their truth, all usable
     objective: Objective,
@@ -190,9 +191,9 @@ def performance(
     if too_few_labels(labelled, name):
         return []
     questions = []
-    now = measured(labelled, name) if _tested(report, name) else None
-    if now:
-        questions.append(_metric_question(labelled, name, now, report))
+    before = _tested(report, name)
+    if before:
+        questions.append(_metric_question(labelled, name, before, report))
     if labelled.predictions.numbers is not None:
         questions += [*interval_coverage(labelled, report), mean_error(labelled, report)]
     return questions

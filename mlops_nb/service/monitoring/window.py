@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Window', 'logged_window', 'unusable', 'watched_meanings', 'telemetry']
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #d6c2f50f
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #ad2b8f1c
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ...science.predictions import LOG_COLUMNS, Predictions, named_apart
-from ...science.task import Task
+from ...science.task import Binary, Task
 from .questions import question
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #6947c399
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #5441e4ec
 @dataclass(frozen=True)
 class Window:
     "Predictions of one model version: inputs, answers and, where they are known, true labels."
@@ -24,7 +25,7 @@ class Window:
     task: Task
     inputs: pl.DataFrame  # as the model got them
     predictions: Predictions
-    truth: np.ndarray | None = None  # of each row, as `task.encode` gives it
+    truth: Any = None  # of each row, as an array from `task.encode`
 
     def __len__(self) -> int:
         "Return the number of rows."
@@ -59,11 +60,12 @@ class Window:
         "Return the rows whose predictions are usable."
         return self.take(self.is_usable)
 
-# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #6cf94233
+# %% ../../../nbs/5_service/12c_monitoring_window.ipynb #718b01ca
 def _with_log_columns(rows: pl.DataFrame) -> pl.DataFrame:
     "Return rows of the log with the columns that a table of an earlier release lacks."
-    lacking = {name: dtype for name, dtype in LOG_COLUMNS.items() if name not in rows.columns}
-    return rows.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in lacking.items())
+    lacking: dict = {name: dtype for name, dtype in LOG_COLUMNS.items() if name not in rows.columns}
+    nulls = pl.DataFrame(schema=lacking).clear(rows.height)
+    return rows.hstack(nulls)
 
 
 def logged_window(
@@ -75,7 +77,7 @@ def logged_window(
     "Return logged predictions as the window that they are."
     inputs = rows["inputs"].str.json_decode(pl.Struct(schema)).struct.unnest()
     predictions = task.from_log(_with_log_columns(rows))
-    if task.kind == "binary":  # older logs spell labels in another way; the threshold has both
+    if isinstance(task, Binary):  # older logs spell labels in another way; the threshold has both
         predictions = task.decided(predictions.scores)
     return Window(task, inputs, predictions, None if truth is None else truth.to_numpy())
 
