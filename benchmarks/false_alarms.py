@@ -7,6 +7,9 @@ Zipf-like categories, at p < 0.01 and at p < 0.00025. The ratio of a line is the
 rate's 99 % interval (Clopper-Pearson) to the promised rate, so that a line is above 1 only if more
 than chance speaks against it. `power`: the share of windows in which a real change is found: a
 column of 90 % nulls that has none, or only nulls, any more, and 5 % of 200 rows in a new category.
+`binary`, `multiclass`, `regression`: whole windows of 300 rows, all labelled, judged against a
+model's reference profile and test report (2,000 rows each): the chance of any alarm is to be at
+most 1 %; and the power for a model whose answers are a coin's, or whose errors have doubled.
 `--quick`: a tenth of the draws.
 """
 
@@ -37,15 +40,16 @@ def alarms(window, reference) -> list[dict]:
     "What a window's questions about its inputs answer."
     from mlops_nb.data.profiles.comparison import drift
     from mlops_nb.data.profiles.profiling import profile
-    from mlops_nb.service.monitoring import checks as judging
+    from mlops_nb.service.monitoring import inputs
+    from mlops_nb.service.monitoring.questions import corrected
 
     questions = [
-        *judging.drifting(drift(profile(window), reference)),
-        *judging.missing(window, reference),
-        *judging.outside(window, reference),
-        *judging.unseen(window, reference),
+        *inputs.drifting(drift(profile(window), reference)),
+        *inputs.missing(window, reference),
+        *inputs.outside(window, reference),
+        *inputs.unseen(window, reference),
     ]
-    return judging.corrected(questions, SIGNIFICANCE).filter("alarm").to_dicts()
+    return corrected(questions, SIGNIFICANCE).filter("alarm").to_dicts()
 
 
 def sparse_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
@@ -110,6 +114,76 @@ def power(rng, draws: int) -> dict[str, float]:
     return {name: count / draws for name, count in found.items()}
 
 
+TASKS = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse"}
+
+
+def answered(rng, kind: str, rows: int, *, worse: bool = False):
+    "A window of a model that is as good as it says, or, if it is worse, one that is not."
+    import numpy as np
+    import polars as pl
+
+    from mlops_nb.science.task import Binary, Multiclass, Regression
+    from mlops_nb.service.monitoring.window import Window
+
+    x = rng.normal(size=rows)
+    inputs = pl.DataFrame({"x": x, "group": rng.choice(["a", "b", "c"], rows)})
+    if kind == "regression":
+        task = Regression(half_width=1.645)
+        truth = 10 * x + (2 if worse else 1) * rng.normal(size=rows)
+        return Window(task, inputs, task.with_intervals(10 * x), truth)
+    labels = ("No", "Yes") if kind == "binary" else ("A", "B", "C", "D")
+    task = (Binary if kind == "binary" else Multiclass)(labels=labels)
+    raw = np.exp(np.outer(x, np.linspace(-1.5, 1.5, len(labels))))
+    scores = raw / raw.sum(axis=1, keepdims=True)
+    truth = (scores.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
+    return Window(task, inputs, task.decided(scores), rng.permutation(truth) if worse else truth)
+
+
+def verdict_alarms(rng, kind: str, *, worse: bool = False) -> list[dict]:
+    "What a window of 300 labelled rows alarms about, for a model and a test split of its own."
+    from mlops_nb.data.profiles.profiling import profile
+    from mlops_nb.science.objective import Objective
+    from mlops_nb.service.monitoring.checks import judge
+    from mlops_nb.service.monitoring.fairness import group_values
+    from mlops_nb.service.monitoring.performance import measured
+
+    train, test = (answered(rng, kind, 2000) for _ in range(2))
+    window, metric = answered(rng, kind, 300, worse=worse), TASKS[kind]
+    objective = Objective(
+        name="m", question="?", target="y", task=kind, metric=metric, protected=["group"]
+    )
+    report = {
+        "rows": 2000,
+        "metrics": {metric: measured(test, metric).model_dump()},
+        "fairness": group_values(test, test, ("group",)).to_dicts(),
+    }
+    reference = profile(train.inputs).merge(profile(test.watched))
+    return judge(window, window, reference, objective, report, significance=SIGNIFICANCE).alarms
+
+
+def task_rates(rng, draws: int) -> dict[str, tuple[int, int]]:
+    "False alarms and windows, by task."
+    return {
+        f"{kind}, whole windows": (
+            sum(bool(verdict_alarms(rng, kind)) for _ in range(draws)),
+            draws,
+        )
+        for kind in TASKS
+    }
+
+
+def task_power(rng, draws: int) -> dict[str, float]:
+    "Shares of windows in which a worse model is an alarm of performance, by task."
+    return {
+        f"power, a worse model, {kind}": sum(
+            any(a["kind"] == "performance" for a in verdict_alarms(rng, kind, worse=True))
+            for _ in range(draws)
+        )
+        / draws
+        for kind in TASKS
+    }
+
+
 def least(false: int, draws: int) -> float:
     "The lower end of the 99 % interval of a rate."
     from scipy.stats import binomtest
@@ -124,13 +198,15 @@ def main() -> None:
     rng, draws = np.random.default_rng(0), 200 if asked.quick else 2000
     rates = {name: (SIGNIFICANCE, *counts) for name, counts in sparse_rates(rng, draws).items()}
     rates |= category_rates(rng, draws * 5)
+    tasks = task_rates(rng, draws)
+    rates |= {name: (SIGNIFICANCE, *counts) for name, counts in tasks.items()}
     results = [
         harness.Result(f"false_alarms, {name}", least(false, n) / level, 1.0)
         for name, (level, false, n) in rates.items()
     ]
     results += [
         harness.Result(f"false_alarms, {name}", share, 0.9, higher=True)
-        for name, share in power(rng, draws // 4).items()
+        for name, share in (power(rng, draws // 4) | task_power(rng, draws // 10)).items()
     ]
     facts = {name: f"{false} of {n}" for name, (_, false, n) in rates.items()}
     harness.report(results, asked=asked, **facts)

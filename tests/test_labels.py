@@ -17,9 +17,10 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
 from mlops_nb.models.bundle import Bundle, fill
 from mlops_nb.models.sealing import seal
-from mlops_nb.science.labels import as_ones, matching_label, respelled, spelling, values_by_label
+from mlops_nb.science.labels import matching_label, respelled, spelling, values_by_label
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit, save_candidate
+from mlops_nb.science.task import Binary
 from mlops_nb.service import monitoring
 from mlops_nb.service.deployment import applications
 from mlops_nb.service.serving import Handlers, application_of
@@ -102,12 +103,12 @@ def test_a_column_has_the_labels_of_its_values():
         "2.5": [2.5],
     }
     assert values_by_label(pl.Series(["b", "a"], dtype=pl.Categorical)) == {"a": ["a"], "b": ["b"]}
-    assert as_ones(pl.Series("l", ["True", "0", "false", None]), ("false", "true")).to_list() == [
-        1,
-        None,
-        0,
-        None,
-    ]
+
+
+def test_reported_labels_are_read_in_every_spelling():
+    task = Binary(labels=("false", "true"))
+    reported = pl.Series("l", ["True", "0", "false", None])
+    assert task.parse(reported).to_list() == [1, None, 0, None]
 
 
 TARGETS = {
@@ -249,4 +250,5 @@ def test_a_bundle_of_the_old_spelling_finds_its_feedback(tmp_path, positive, old
     seal(tmp_path / "b")
     labels = Bundle(tmp_path / "b").labels
     assert labels == new
-    assert as_ones(pl.Series([old[1], old[0], new[1]]), labels).to_list() == [1, 0, 1]
+    reported = pl.Series([old[1], old[0], new[1]])
+    assert Binary(labels=labels).parse(reported).to_list() == [1, 0, 1]

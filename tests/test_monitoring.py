@@ -27,10 +27,14 @@ from mlops_nb.science.binary_metrics import auc, measure_prediction
 from mlops_nb.science.metrics import fairness
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.signature import Signature
+from mlops_nb.science.task import Binary
 from mlops_nb.service import monitoring
-from mlops_nb.service.monitoring import checks, monitor, novelty
+from mlops_nb.service.monitoring import checks, inputs, monitor, novelty
+from mlops_nb.service.monitoring import performance as labelled_performance
 from mlops_nb.service.monitoring.alerts import Alert, open_alerts
+from mlops_nb.service.monitoring.questions import corrected
 from mlops_nb.service.monitoring.report import MonitoringRun
+from mlops_nb.service.monitoring.window import Window, logged_window
 from mlops_nb.service.serving.log import TABLES, PredictionLog
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -121,17 +125,22 @@ def kinds(space) -> list[str]:
     return events.history(space.settings.events, "m").collect()["kind"].to_list()
 
 
+TASK = Binary(labels=("No", "Yes"))
+
+
+def window(frame: pl.DataFrame) -> Window:
+    "The people with what the model thought and what came of them."
+    inputs = frame.drop("prediction", "y", strict=False)
+    truth = (frame["y"] == "Yes").to_numpy().astype(int)
+    return Window(TASK, inputs, TASK.from_positive(frame["prediction"].to_numpy()), truth)
+
+
 def judged(
     frame: pl.DataFrame, labels: bool = True, report: dict = REPORT, **changes
 ) -> checks.Verdict:
-    labelled = frame.with_columns(label=(pl.col("y") == "Yes").cast(pl.Int64)).drop("y")
-    return checks.judge(
-        frame.drop("y"),
-        labelled if labels else labelled.clear(),
-        REFERENCE,
-        OBJECTIVE.model_copy(update=changes),
-        report,
-    )
+    whole = window(frame)
+    labelled = whole if labels else whole.take([])
+    return checks.judge(whole, labelled, REFERENCE, OBJECTIVE.model_copy(update=changes), report)
 
 
 def alarms(found: checks.Verdict) -> set[tuple[str, str]]:
@@ -149,12 +158,12 @@ def test_quiet_windows_stay_quiet():
 def asked(frame: pl.DataFrame, reference: Profile) -> pl.DataFrame:
     "What is asked of a window's inputs, corrected at 1 %."
     drifts = checks.drift(profile(frame), reference)
-    return checks.corrected(
+    return corrected(
         [
-            *checks.drifting(drifts),
-            *checks.missing(frame, reference),
-            *checks.outside(frame, reference),
-            *checks.unseen(frame, reference),
+            *inputs.drifting(drifts),
+            *inputs.missing(frame, reference),
+            *inputs.outside(frame, reference),
+            *inputs.unseen(frame, reference),
         ],
         0.01,
     )
@@ -207,7 +216,7 @@ def test_new_categories_by_chance_are_no_alarm(kind):
         )
 
     p = np.array(
-        [checks.unseen(column(200), profile(column(1000)))[0]["p_value"] for _ in range(600)]
+        [inputs.unseen(column(200), profile(column(1000)))[0]["p_value"] for _ in range(600)]
     )
     assert (p < 0.00025).sum() <= 2  # 0.15 are promised at most
     assert (p < 0.01).sum() <= 14  # 6 are
@@ -217,8 +226,8 @@ def test_a_new_category_of_five_percent_is_an_alarm():
     rng = np.random.default_rng(10)
     reference = profile(pl.DataFrame({"c": rng.choice(400, 4000)}).cast(pl.String))
     frame = pl.DataFrame({"c": ["new"] * 10 + [str(c) for c in rng.choice(400, 190)]})
-    assert checks.unseen(frame, reference)[0]["p_value"] < 0.00025
-    assert checks.unseen(frame[9:], reference)[0]["p_value"] > 0.01
+    assert inputs.unseen(frame, reference)[0]["p_value"] < 0.00025
+    assert inputs.unseen(frame[9:], reference)[0]["p_value"] > 0.01
 
 
 def test_what_changed_is_named_and_nothing_else():
@@ -307,9 +316,8 @@ def test_a_model_that_is_no_worse_is_called_worse_by_luck_only(metric):
         test, now = people(1000, 1000 + seed), people(300, 5000 + seed)
         truth = [(f["y"] == "Yes").to_numpy().astype(int) for f in (test, now)]
         expected = measure_prediction(truth[0], test["prediction"].to_numpy()).interval(metric)
-        labelled = now.with_columns(label=pl.Series(truth[1]))
-        (question,) = checks.performance(
-            labelled,
+        (question,) = labelled_performance.performance(
+            window(now),
             OBJECTIVE.model_copy(update={"metric": metric}),
             {"metrics": {metric: expected.model_dump()}},
         )
@@ -370,8 +378,12 @@ def test_inputs_come_back_as_they_were(rows):
         }
     )
     frame = pl.DataFrame(rows, schema=schema)
-    log = frame.select(inputs=pl.struct(pl.all()).struct.json_encode(), probability=pl.lit(0.5))
-    assert checks.logged_frame(log, schema).drop("prediction").equals(frame)
+    log = frame.select(
+        inputs=pl.struct(pl.all()).struct.json_encode(),
+        probability=pl.lit(0.5),
+        prediction=pl.lit("Yes"),
+    )
+    assert logged_window(log, schema, TASK).inputs.equals(frame)
 
 
 # -- windows ---------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from mlops_nb.science.metrics import (
 from .objective import Objective, input_columns, is_probability
 from .objective import with_decision
 from .pipeline import Fitted
-from .predictions import Predictions
+from .predictions import Predictions, named_apart
 from .report import Check, Comparison, Report, ReportTables
 from .rules import Rule
 from .statement import DEFAULT_METRIC
@@ -572,5 +572,5 @@ def reference(
     "Return the profile that monitoring compares production with."
     test = dataset.scan("test").collect()
     inputs = dataset.scan("train").select(c.name for c in fitted.signature.columns).collect()
-    predictions = fitted.task.watched(fitted.predict(test))
+    predictions = named_apart(fitted.task.watched(fitted.predict(test)), inputs.columns)
     return profile(inputs).merge(profile(predictions))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['verdict', 'monitor']
 
-# %% ../../../nbs/5_service/16_monitoring.ipynb #020839d7
-from dataclasses import replace
+# %% ../../../nbs/5_service/16_monitoring.ipynb #63737568
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import polars as pl
@@ -17,33 +17,61 @@ from ...core.settings import Settings, load_settings
 from ...data.profiles import store
 from ...models import registry
 from ...models.bundle import Bundle
-from ...science.labels import as_ones
+from ...science.task import Binary, Task
 from .alerts import notify, open_alerts, propose, react, retire
-from .checks import judge, logged_frame, telemetry
+from .checks import judge
 from mlops_nb.service.monitoring.report import (
     Judged,
     MonitoringRun,
     run_facts,
     save_monitoring_report,
 )
-from .traffic import NewTraffic, gather, labelled_predictions, settle
+from mlops_nb.service.monitoring.traffic import (
+    NewLabels,
+    NewTraffic,
+    gather,
+    labelled_predictions,
+    settle,
+)
+from .window import logged_window, telemetry
 
-# %% ../../../nbs/5_service/16_monitoring.ipynb #05ad504b
-def _valid(labels: pl.DataFrame, bundle: Bundle) -> pl.DataFrame:
-    "Return the rows whose label is one of the model's two, as 1 for the positive one and 0."
-    ones = labels.with_columns(label=as_ones(labels["label"], bundle.labels))
-    return ones.drop_nulls("label")
+# %% ../../../nbs/5_service/16_monitoring.ipynb #ba0153b2
+def _task(bundle: Bundle) -> Task:
+    "Return the task of a version, decided as its test report was; earlier releases are binary."
+    task = getattr(bundle, "task", None) or Binary(labels=bundle.labels)
+    if task.kind != "binary":
+        return task
+    threshold = bundle.report.get("threshold", bundle.objective.decision_threshold)
+    return task.model_copy(update={"threshold": threshold})
 
 
 def _labelled(
-    traffic: NewTraffic, version: str, labels: pl.DataFrame, bundle: Bundle
-) -> pl.DataFrame:
-    "Return the predictions of one version that these labels are about, with valid labels."
+    traffic: NewTraffic, version: str, labels: pl.DataFrame, task: Task
+) -> tuple[pl.DataFrame, int]:  # rows of the log with `label`; labels that are none
+    "Return the predictions of one version that these labels are about, as the task reads them."
     at = traffic.mark["version"]
     rows = labelled_predictions(traffic.model, version, labels, at=at, settings=traffic.settings)
-    return _valid(rows, bundle)
+    rows = rows.with_columns(task.parse(rows["label"]).alias("label"))
+    return rows.drop_nulls("label"), rows["label"].null_count()
 
-# %% ../../../nbs/5_service/16_monitoring.ipynb #bc27c6a8
+
+@dataclass(frozen=True)
+class _Truth:
+    "The labels of one version since its last window."
+
+    rows: pl.DataFrame  # of the log, with `label`: to be judged
+    corrections: int  # labels of predictions that were judged with an earlier one
+    ignored: int  # labels that are none of this version's
+
+
+def _truth(traffic: NewTraffic, version: str, labels: NewLabels, task: Task) -> _Truth:
+    "Return the labels of one version that are to be judged."
+    every, ignored = _labelled(traffic, version, labels.new, task)
+    used, _ = _labelled(traffic, version, labels.used, task)
+    rows = every.join(used, on="prediction_id", how="anti", maintain_order="left")
+    return _Truth(rows, every.height - rows.height, ignored)
+
+# %% ../../../nbs/5_service/16_monitoring.ipynb #0fa5960c
 def verdict(
     version: str,
     traffic: NewTraffic,
@@ -53,15 +81,14 @@ def verdict(
     settings = traffic.settings
     ref = f"{traffic.model}/{version}"
     bundle = registry.resolve(ref, settings=settings).bundle(settings)
-    schema = bundle.signature.schema()
+    schema, task = bundle.signature.schema(), _task(bundle)
     labels = traffic.labels(version)
-    every = _labelled(traffic, version, labels.new, bundle)
-    used = _labelled(traffic, version, labels.used, bundle)
-    unjudged = every.join(used, on="prediction_id", how="anti", maintain_order="left")
+    truth = _truth(traffic, version, labels, task)
     rows = traffic.of(version)
+    window = logged_window(rows, schema, task)
     answer = judge(
-        logged_frame(rows, schema),
-        logged_frame(unjudged, schema).with_columns(unjudged["label"]),
+        window,
+        logged_window(truth.rows, schema, task, truth=truth.rows["label"]),
         bundle.profile,
         bundle.objective,
         bundle.report,
@@ -69,12 +96,12 @@ def verdict(
         min_rows=settings.monitor.min_rows,
         at=rows["at"].max(),
     )
-    window = rows["at"].min(), rows["at"].max()
-    judged = Judged(version, window, rows.height, answer, telemetry(rows))
+    times = rows["at"].min(), rows["at"].max()
+    numbers = telemetry(rows, window)
+    judged = Judged(version, times, rows.height, answer, numbers, ignored=truth.ignored)
     if not answer.labelled:
         return judged, labels.mark_if_waiting
-    corrections = every.height - unjudged.height
-    return replace(judged, corrections=corrections), labels.mark_if_judged
+    return replace(judged, corrections=truth.corrections), labels.mark_if_judged
 
 # %% ../../../nbs/5_service/16_monitoring.ipynb #c6ee06d2
 _BY = "monitoring"  # who records the event

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Judged', 'Windows', 'MonitoringRun', 'monitoring_html', 'run_facts', 'save_monitoring_report']
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #96cdd6cb
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #79719c15
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +15,11 @@ import polars as pl
 
 from ...core.settings import Settings
 from ...core.templates import render
+from ...data.profiles.sketches import frequent_values, type_of
 from .alerts import Alert
 from .checks import Verdict
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #002ca6c1
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #adf9d093
 @dataclass(frozen=True)
 class Judged:
     "The new predictions of one version, and the verdict about them."
@@ -29,6 +30,7 @@ class Judged:
     verdict: Verdict
     telemetry: dict
     corrections: int = 0  # labels corrected after they had been judged, left out
+    ignored: int = 0  # labels that are none of this version's, left out
 
     @property
     def alarms(self) -> list[dict]:
@@ -136,13 +138,15 @@ def _labels(judged: dict[str, Judged]) -> str:
         return next(iter(judged.values())).label
     return "; ".join(f"version {version}: {j.label}" for version, j in judged.items())
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #d534a517
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #ab2d7f79
 def _notes(questions: dict[str, dict]) -> list[str]:
     "Return the sentences about a column that have no number of their own on the page."
-    counted = [questions[kind] for kind in ("range", "unseen") if kind in questions]
-    certain = [questions[kind] for kind in ("schema", "errors") if kind in questions]
-    shown = [q for q in counted if q["value"]] + [q for q in certain if q["alarm"]]
-    return [q["message"] for q in shown]
+    counted = [questions[kind] for kind in ("range", "unseen", "errors") if kind in questions]
+    shown = [q["message"] for q in counted if q["value"]]
+    comparable = questions.get("schema")
+    if comparable and comparable["message"] != "comparable":
+        shown.append(comparable["message"])
+    return shown
 
 
 def _column_row(name: str, questions: dict[str, dict], picture: str) -> dict:
@@ -167,17 +171,55 @@ def _by_column(table: pl.DataFrame) -> dict[str, dict[str, dict]]:
         by_column.setdefault(q["column"], {})[q["kind"]] = q
     return by_column
 
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #d58919f2
+def _order(verdict: Verdict) -> list[str]:
+    "Return the columns as the page shows them: by evidence, then those without a test."
+    compared = verdict.drift.table["column"].to_list()
+    of_columns = verdict.table.filter(~pl.col("kind").is_in(["performance", "fairness"]))
+    others = set(of_columns["column"]) - set(compared)
+    return compared + sorted(others)
+
+
+def _picture(verdict: Verdict, name: str) -> str:
+    "Return the picture of a column; empty if it was not compared."
+    compared = name in verdict.drift.table["column"]
+    return verdict.drift.picture(name) if compared else ""
+
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #efd42e1f
+def _label_shares(verdict: Verdict, name: str, most: int = 8) -> list[str]:
+    "Return how often each predicted label was given, and in the reference; none of numbers."
+    views = [p.view.get_column(name) for p in (verdict.drift.target, verdict.drift.reference)]
+    if not all(views) or type_of(views[1]) != "string":
+        return []
+    now, before = (frequent_values(view)[0] for view in views)
+    rows, usual = max(sum(now.values()), 1), max(sum(before.values()), 1)
+    labels = sorted({*now, *before}, key=lambda label: -before.get(label, 0))
+    return [
+        f"{label} {now.get(label, 0) / rows:.1%} (usually {before.get(label, 0) / usual:.1%})"
+        for label in labels[:most]
+    ]
+
+
+def _row(verdict: Verdict, name: str, questions: dict[str, dict]) -> dict:
+    "Return what the page says of one column; of predicted labels, their shares as well."
+    row = _column_row(name, questions, _picture(verdict, name))
+    if name in verdict.meanings:
+        row["notes"] += _label_shares(verdict, name)
+    return row
+
 
 def _section(judged: Judged) -> dict:
     "Return what the page says of one version."
     verdict = judged.verdict
     by_column = _by_column(verdict.table)
-    columns = [
-        _column_row(name, by_column[name], verdict.drift.picture(name))
-        for name in verdict.drift.table["column"]
-    ]
+    rows = [_row(verdict, name, by_column[name]) for name in _order(verdict)]
     of_model = verdict.table.filter(pl.col("kind").is_in(["performance", "fairness"]))
-    return {"j": judged, "columns": columns, "whole": of_model.to_dicts()}
+    return {
+        "j": judged,
+        "predictions": [row for row in rows if row["name"] in verdict.meanings],
+        "inputs": [row for row in rows if row["name"] not in verdict.meanings],
+        "whole": of_model.to_dicts(),
+    }
 
 # %% ../../../nbs/5_service/15_monitoring_report.ipynb #695a0906
 def monitoring_html(
@@ -189,7 +231,7 @@ def monitoring_html(
     sections = [_section(judged) for judged in run.judged.values()]
     return render("monitoring_report.html", alone=alone, m=run, sections=sections)
 
-# %% ../../../nbs/5_service/15_monitoring_report.ipynb #42f2e411
+# %% ../../../nbs/5_service/15_monitoring_report.ipynb #ba4bcf20
 _WHOLE = ("model", "version", "rows", "versions", "waiting", "verdict")
 
 
@@ -201,6 +243,8 @@ def _judged_facts(judged: Judged) -> dict:
         "rows": judged.rows,
         "labelled": judged.verdict.labelled,
         "corrections": judged.corrections,
+        "ignored": judged.ignored,
+        "unjudged": judged.verdict.unjudged,
         "quiet": not judged.alarms,
         "telemetry": judged.telemetry,
     }
