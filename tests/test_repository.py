@@ -379,7 +379,7 @@ for notebook in sorted(n for n in NOTEBOOKS if re.match(r"\d_", n.parent.name)):
 
 @pytest.mark.parametrize("folder", READING)
 def test_notebooks_are_named_as_their_modules(folder):
-    "`nbs/2_data/08_profiles.ipynb` has the title `data.profiles` and is the eighth after 00."
+    "`nbs/2_data/10_profiles.ipynb` has the title `data.profiles` and is the eighth after 00."
     for number, (notebook, module) in enumerate(READING[folder].items()):
         name = module.removesuffix(".__init__")
         first, *rest = name.split(".")
