@@ -19,8 +19,9 @@ from ..core.templates import render
 from .intervals import MIN_ROWS_PER_CLASS, Interval
 from .labels import spelling
 from .measures import metrics_of
-from .objective import Costs, Objective
+from .objective import Objective
 from .pictures import pictures
+from .statement import Costs
 
 # %% ../../nbs/3_science/33_report.ipynb #c84f4dd1
 class Check(BaseModel, frozen=True):
