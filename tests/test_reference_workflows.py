@@ -18,6 +18,8 @@ from mlops_nb.core.settings import load_settings
 from mlops_nb.data.versions import dataset
 from mlops_nb.models import registry
 from mlops_nb.service.deployment.applications import endpoint
+from mlops_nb.service.monitoring import monitor
+from mlops_nb.service.monitoring.traffic import settle
 
 ROWS = {"penguins": 344, "diamonds": 6000}
 
@@ -55,11 +57,9 @@ def report(settings, name: str, ids: list[str], labels: list) -> httpx.Response:
     return httpx.post(f"{url}/feedback", json={"labels": pairs}, timeout=30)
 
 
-def look(settings, name: str) -> dict:
-    "Run monitoring, and return what it says."
-    done = call("monitor", name, "--json", "-w", settings.root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+def kinds(run) -> set[tuple[str, str]]:
+    "Return kind and column of each alarm of a monitoring run."
+    return {(alarm["kind"], alarm["column"]) for alarm in run.alarms}
 
 
 def test_penguins_are_told_apart(penguins):
@@ -83,9 +83,9 @@ def test_penguins_from_the_endpoint_to_monitoring(penguins):
     assert report(penguins, "penguins", ids, rows["species"].to_list()).json() == {"accepted": 344}
     wrong = report(penguins, "penguins", ids[:1], ["Emperor"])
     assert wrong.status_code == 422 and "Adelie or Chinstrap or Gentoo" in wrong.text
-    seen = look(penguins, "penguins")
-    assert seen["rows"] == 344 and seen["judged"]["1"]["labelled"] == 344
-    assert seen["quiet"] or not [a for a in seen["alerts"] if a["kind"] == "performance"]
+    run = monitor("penguins", settings=penguins)
+    assert run.rows == run.judged["1"].verdict.labelled == 344
+    assert not {kind for kind, _ in kinds(run)} & {"performance", "errors"}
     table = lake.scan(penguins.table("_predictions", "penguins")).filter(stage="production")
     logged = table.collect()
     assert logged["scores"].list.len().unique().to_list() == [3]
@@ -95,8 +95,8 @@ def test_a_penguin_that_changes_is_noticed(penguins):
     rows = dataset("penguins", settings=penguins).scan().collect()
     long = rows.with_columns(pl.col("flipper_length_mm") * 1.3)
     send(penguins, "penguins", long)
-    alarms = {a["column"] for a in look(penguins, "penguins")["alerts"]}
-    assert "flipper_length_mm" in alarms
+    columns = {column for _, column in kinds(monitor("penguins", settings=penguins))}
+    assert "flipper_length_mm" in columns
 
 
 def test_diamonds_are_priced_with_intervals(diamonds):
@@ -107,7 +107,7 @@ def test_diamonds_are_priced_with_intervals(diamonds):
 
 
 def test_diamonds_from_the_endpoint_to_monitoring(diamonds):
-    rows = dataset("diamonds", settings=diamonds).scan("test").head(400).collect()
+    rows = dataset("diamonds", settings=diamonds).scan("test").collect().sample(400, seed=0)
     answers = send(diamonds, "diamonds", rows)
     price = rows["price"].to_numpy()
     inside = (answers["low"].to_numpy() <= price) & (price <= answers["high"].to_numpy())
@@ -118,27 +118,27 @@ def test_diamonds_from_the_endpoint_to_monitoring(diamonds):
     for value in (True, "cheap", None, "inf"):
         wrong = report(diamonds, "diamonds", ids[:1], [value])
         assert wrong.status_code == 422 and "a finite number" in wrong.text
-    seen = look(diamonds, "diamonds")
-    assert seen["judged"]["1"]["labelled"] == 400
-    assert not [a for a in seen["alerts"] if a["kind"] == "performance"]
+    run = monitor("diamonds", settings=diamonds)
+    assert run.judged["1"].verdict.labelled == 400
+    assert not {kind for kind, _ in kinds(run)} & {"performance", "errors"}
 
 
 def test_prices_that_rise_are_noticed(diamonds):
-    rows = dataset("diamonds", settings=diamonds).scan("test").head(400).collect()
+    rows = dataset("diamonds", settings=diamonds).scan("test").collect().sample(400, seed=0)
     answers = send(diamonds, "diamonds", rows)
     dearer = (rows["price"] * 1.3).to_list()
     ids = answers["prediction_id"].to_list()
     assert report(diamonds, "diamonds", ids, dearer).is_success
-    alarms = look(diamonds, "diamonds")["alerts"]
-    assert [a for a in alarms if a["kind"] == "performance"]
+    assert "performance" in {kind for kind, _ in kinds(monitor("diamonds", settings=diamonds))}
 
 
 def test_where_a_price_came_from(diamonds):
     rows = dataset("diamonds", settings=diamonds).scan("test").head(1).collect()
     (id_,) = send(diamonds, "diamonds", rows)["prediction_id"].to_list()
+    settle("diamonds", settings=diamonds)
     done = call("lineage", f"prediction:{id_}", "--format", "json", "-w", diamonds.root)
-    kinds = {node["kind"] for node in json.loads(done.stdout)["nodes"]}
-    assert {"prediction", "model", "dataset", "run", "approved"} <= kinds
+    nodes = {node["kind"] for node in json.loads(done.stdout)["nodes"]}
+    assert {"prediction", "model", "dataset", "run", "approved"} <= nodes
 
 
 @pytest.mark.browser
