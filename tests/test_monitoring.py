@@ -104,6 +104,7 @@ def serve(
         probability="prediction",
         latency_ms=pl.lit(2.0),
         prediction=pl.lit("Yes"),
+        **dict.fromkeys(("scores", "number", "low", "high"), pl.lit(None)),
     ).select(pl.col(c).cast(t) for c, t in TABLES["_predictions"].items())
     lake.append(space.settings.table("_predictions", "m"), rows)
     return rows.with_columns(y=frame["y"])

@@ -786,7 +786,7 @@ def test_a_date_that_the_pipeline_does_not_use_is_not_demanded():
     assert set(signature.unused) == {"since", "seen"} and "chosen" in signature.unused["since"]
     row = with_dates().drop("id", "y", "since", "seen").row(0, named=True)
     assert signature.frame([row, row | {"since": "2020-01-05", "seen": None}]).height == 2
-    assert "Not used" in signature._repr_html_() and "since" in docs_page("m", signature)
+    assert "Not used" in signature._repr_html_() and "since" in docs_page("m", signature, [])
     assert Signature.model_validate_json(signature.model_dump_json()) == signature
 
 

@@ -15,6 +15,7 @@ from mlops_nb.core.templates import render, template_text
 from mlops_nb.front import pages
 from mlops_nb.models.registry import ModelVersion
 from mlops_nb.science.signature import InputColumn, Signature
+from mlops_nb.science.task import Binary
 from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
 from mlops_nb.service.serving import guard
 from mlops_nb.service.serving.documentation import docs_page
@@ -22,6 +23,7 @@ from mlops_nb.service.serving.documentation import docs_page
 LIBRARY = Path(pages.__file__).parents[1]
 TEMPLATES = sorted((LIBRARY / "templates").glob("*.html")) + [LIBRARY / "templates/drawing.svg"]
 EVIL = "<script>alert('x\"y')</script>"
+TASK = Binary(labels=("No", "Yes"))
 
 
 class Tags(HTMLParser):
@@ -109,7 +111,7 @@ def shown() -> dict[str, str]:
     return {
         "overview": pages.control_page(state()),
         "signature": signature._repr_html_(),
-        "documentation": docs_page(EVIL, signature),
+        "documentation": docs_page(EVIL, signature, [TASK]),
         "acceptance": Acceptance(EVIL, (check,))._repr_html_(),
         "version": ModelVersion(EVIL, "1", "", EVIL, {EVIL: EVIL}, (EVIL,))._repr_html_(),
     }
@@ -177,7 +179,7 @@ def test_outputs_of_notebooks_wear_the_stylesheet_of_today():
 
 
 def test_the_policy_allows_exactly_the_script_of_the_page():
-    html = docs_page("churn", Signature(columns=[InputColumn(name="a", dtype="integer")]))
+    html = docs_page("churn", Signature(columns=[InputColumn(name="a", dtype="integer")]), [TASK])
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = dict(guard.headers())[b"content-security-policy"].decode()
@@ -202,7 +204,7 @@ def test_pages_fit_a_telephone_and_follow_a_dark_screen(chromium):
     with sync_playwright() as p:
         options = ["--no-sandbox", "--disable-gpu"]
         browser = p.chromium.launch(executable_path=chromium, args=options)
-        for html in (pages.control_page(state(name)), docs_page(name, signature)):
+        for html in (pages.control_page(state(name)), docs_page(name, signature, [TASK])):
             for scheme in ("light", "dark"):
                 page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme=scheme)
                 page.set_content(html)
