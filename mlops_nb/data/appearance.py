@@ -78,7 +78,7 @@ def _number_looks(before: str, after: str) -> str | None:
         return "numbers with separators"
     return f"numbers with the unit {after}" if re.fullmatch(r"[a-zA-Zµ°²³/]+", after) else None
 
-
+# %% ../../nbs/2_data/26_appearance.ipynb #1797eb60
 def _number_appearances(text: pl.Series) -> Iterator[Appearance]:
     "Yield the ways in which texts could be numbers."
     matches = [_WRITTEN_NUMBER.fullmatch(value.strip()) for value in text]

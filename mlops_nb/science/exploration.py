@@ -54,7 +54,7 @@ def _summary(target: np.ndarray, groups: np.ndarray | None, task: Task) -> dict[
         return {label: float((target == i).mean()) for i, label in enumerate(task.labels)}
     return _mean(target, groups).as_columns("mean")
 
-
+# %% ../../nbs/3_science/18_exploration.ipynb #c1d494b8
 def _mean(numbers: np.ndarray, groups: np.ndarray | None) -> Interval:
     "Return the mean with Student's interval; infinite if there are not two independent rows."
     from scipy.stats import t
@@ -108,7 +108,7 @@ def _column_row(values: pl.Series, labels: np.ndarray, groups: pl.Series | None)
 
 # %% ../../nbs/3_science/18_exploration.ipynb #f71026ed
 @dataclass(frozen=True)
-class Exploration:
+class _Explored:
     "What the training split shows of the target and of each column."
 
     objective: Objective
@@ -128,6 +128,11 @@ class Exploration:
     def summary(self) -> str:
         "Return the target in a sentence."
         return _target_sentence(self)
+
+# %% ../../nbs/3_science/18_exploration.ipynb #60642af3
+@dataclass(frozen=True)
+class Exploration(_Explored):
+    "What the training split shows, in pictures."
 
     def figure(self) -> "Figure":
         "Draw what the segments of the first columns say of the target."

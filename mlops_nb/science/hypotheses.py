@@ -136,7 +136,7 @@ def _effect(
         values = segments(values)
     return measure(target.sides(values), values.to_numpy(), groups=groups, alpha=alpha)
 
-
+# %% ../../nbs/3_science/17_hypotheses.ipynb #f5c3e2a8
 def _test(
     train: pl.DataFrame,
     target: "_Target",

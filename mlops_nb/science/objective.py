@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
+from ..core.authoring import require_exported
 from ..core.errors import FoldError, ObjectiveError
 from ..core.templates import figure_html, render
 from ..data.splits import Splitting

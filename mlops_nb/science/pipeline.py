@@ -30,6 +30,8 @@ from ..core.errors import TrainingError
 from ..core.library import FRAMEWORK, is_within
 from ..core.settings import Settings, load_settings
 from ..core.templates import render
+
+# %% ../../nbs/3_science/26_pipeline.ipynb #665d6355
 from .exports import dotted_name, import_function
 from .features import check_row_by_row, feature_columns, without_unused
 from mlops_nb.science.fitting import (

@@ -140,7 +140,7 @@ def _bounded(task: TaskKind | None) -> set[str]:
     names = {name for kind in kinds for name in (*metrics_of(kind), *gaps_of(kind))}
     return names | {"calibration_error"}
 
-
+# %% ../../nbs/3_science/15_statement.ipynb #84afa4ae
 class Statement(_Fields, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve: fields that agree."
 

@@ -216,10 +216,9 @@ class Binary(_Classification, frozen=True):
         return pl.DataFrame({"prediction": predictions.positive})
 
 # %% ../../nbs/3_science/08_task.ipynb #5054b255
-class Multiclass(_Classification, frozen=True):
-    "Three labels or more."
+class _SeveralLabels(_Classification, frozen=True):
+    "How a row with several labels is decided."
 
-    kind: Literal["multiclass"] = "multiclass"
     costs: tuple[tuple[float, ...], ...] | None = None  # actual × decided, in the order of labels
 
     def decide(self, scores: np.ndarray) -> list[str]:
@@ -228,6 +227,12 @@ class Multiclass(_Classification, frozen=True):
         if self.costs is not None:
             best = (scores @ np.array(self.costs)).argmin(axis=1)
         return [self.labels[number] for number in best.tolist()]
+
+# %% ../../nbs/3_science/08_task.ipynb #1a0c9a44
+class Multiclass(_SeveralLabels, frozen=True):
+    "Three labels or more."
+
+    kind: Literal["multiclass"] = "multiclass"
 
     def log_columns(self, predictions: Predictions) -> dict[str, list]:
         "Return the columns of the prediction log."

@@ -184,7 +184,7 @@ def _training_split(
         return split_rows(rows, "train"), splitting
     return rows.lazy().collect(), splitting
 
-
+# %% ../../../nbs/3_science/31_search.ipynb #0b5bc711
 def _refit(halving: Halving, candidates: dict[str, Candidate], shared: dict[str, Any]) -> Search:
     "Return the search with the best candidate fitted again on the whole training split."
     objective = shared["objective"]

@@ -91,7 +91,7 @@ def _searcher(halving: Halving, bar: Any):
 
     return Jobs()
 
-
+# %% ../../../nbs/3_science/29_search_jobs.ipynb #f9130973
 def _record(halving: Halving, job: Job, result: dict[str, Any]) -> None:
     "Record the result of a job."
     if result["error"] is None:
@@ -164,7 +164,7 @@ def run_jobs(
         raise KeyboardInterrupt("the search was interrupted")
     _add_causes(halving, results)
 
-
+# %% ../../../nbs/3_science/29_search_jobs.ipynb #15d91c04
 def _add_causes(halving: Halving, results: Any) -> None:
     "Say of each job that was given up what Tune reports of it."
     from ray.exceptions import RayActorError

@@ -124,7 +124,7 @@ class Search:
         alt = f"{self.metric} of {len(self.trials)} trials, by candidate"
         return render("search.html", trials=figure_html(self.figure(), alt), best=self.best)
 
-
+# %% ../../../nbs/3_science/30_search_results.ipynb #8c2ac29b
 def _draw_trials(axes: "Axes", rows: pl.DataFrame, finished: pl.Series, colour: str) -> None:
     "Draw the trials of one candidate."
     is_finished = pl.col("trial").is_in(finished.implode())

@@ -75,8 +75,8 @@ def _job_count(trials: int, folds: int, generation: int) -> int:
     return count
 
 # %% ../../../nbs/3_science/28_search_rungs.ipynb #4145f402
-class Halving:
-    "The jobs of a search, one generation of trials after another."
+class _Generations:
+    "The generations of a search, and the rungs of each."
 
     def __init__(
         self,
@@ -97,35 +97,6 @@ class Halving:
         self._rungs: deque[range] = deque()  # that the generation has before it
         self._queue: deque[Job] = deque()
         self._open: set[Job] = set()
-
-    @property
-    def is_over(self) -> bool:
-        "Return whether all jobs have ended and no others will follow."
-        self._go_on()
-        return not (self._queue or self._open)
-
-    def next_job(self) -> Job | None:
-        "Return a job to begin now, or None if others must end first."
-        self._go_on()
-        if not self._queue:
-            return None
-        job = self._queue.popleft()
-        self._open.add(job)
-        return job
-
-    def record(self, job: Job, score: float, seconds: float = 0.0) -> None:
-        "Take the score of a job that has ended."
-        self._close(job, seconds)
-        self.trials[job.trial].by_fold[job.fold] = score
-
-    def record_error(self, job: Job, error: Exception, seconds: float = 0.0) -> None:
-        "Take the error of a job that has failed."
-        self._close(job, seconds)
-        self.trials[job.trial].errors[job.fold] = error
-
-    def _close(self, job: Job, seconds: float) -> None:
-        self._open.remove(job)
-        self.trials[job.trial].seconds += seconds
 
     def _go_on(self) -> None:
         "Begin the next rung, or the next generation, once no job is left in the present one."
@@ -158,3 +129,36 @@ class Halving:
         self.trials += self._drawn
         self._left = list(self._drawn)
         self._rungs = deque(_rungs(self.folds))
+
+# %% ../../../nbs/3_science/28_search_rungs.ipynb #903ed34b
+class Halving(_Generations):
+    "The jobs of a search, one generation of trials after another."
+
+    @property
+    def is_over(self) -> bool:
+        "Return whether all jobs have ended and no others will follow."
+        self._go_on()
+        return not (self._queue or self._open)
+
+    def next_job(self) -> Job | None:
+        "Return a job to begin now, or None if others must end first."
+        self._go_on()
+        if not self._queue:
+            return None
+        job = self._queue.popleft()
+        self._open.add(job)
+        return job
+
+    def record(self, job: Job, score: float, seconds: float = 0.0) -> None:
+        "Take the score of a job that has ended."
+        self._close(job, seconds)
+        self.trials[job.trial].by_fold[job.fold] = score
+
+    def record_error(self, job: Job, error: Exception, seconds: float = 0.0) -> None:
+        "Take the error of a job that has failed."
+        self._close(job, seconds)
+        self.trials[job.trial].errors[job.fold] = error
+
+    def _close(self, job: Job, seconds: float) -> None:
+        self._open.remove(job)
+        self.trials[job.trial].seconds += seconds

@@ -39,8 +39,8 @@ def _draw(trial: Any, name: str, distribution: Any) -> Any:
     return trial.suggest_int(name, d.low, d.high, step=d.step, log=d.log)
 
 # %% ../../../nbs/3_science/27_search_space.ipynb #857ba796
-class Suggestions:
-    "Draws trials from the spaces of all candidates, and learns from their scores."
+class _Draws:
+    "Draws trials from the spaces of all candidates."
 
     def __init__(
         self,
@@ -68,6 +68,10 @@ class Suggestions:
         distributions = self._distributions[name].items()
         drawn = {p: _draw(trial, f"{name}/{p}", d) for p, d in distributions}
         return name, {**self._candidates[name].space, **drawn}
+
+# %% ../../../nbs/3_science/27_search_space.ipynb #88fa2a6e
+class Suggestions(_Draws):
+    "Draws trials from the spaces of all candidates, and learns from their scores."
 
     def tell(
         self,

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...science.intervals import Interval
 from ...science.metrics import lower_is_better
-from ...science.objective import DEFAULT_METRIC, Objective
+from ...science.objective import Objective
+from ...science.statement import DEFAULT_METRIC
 from ...science.predictions import COVERAGE
 from ...science.scoring import measure_with
 from .questions import question
