@@ -1,6 +1,7 @@
 "Labels have one spelling from the target to the monitor: booleans, numbers, strings, dates."
 
 import asyncio
+import json
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -230,13 +231,10 @@ def test_feedback_finds_its_predictions(tmp_path, name, said):
 def test_a_bundle_of_the_old_spelling_finds_its_feedback(tmp_path, positive, old, new):
     fitted = fit(rows(pl.Int64), objective(1), Candidate("logistic", LogisticRegression()))
     candidate_folder = save_candidate(fitted, tmp_path / "made")
-    about = (
-        (candidate_folder / "candidate.json")
-        .read_text()
-        .replace('"0"', f'"{old[0]}"')
-        .replace('"1"', f'"{old[1]}"')
-    )
-    (candidate_folder / "candidate.json").write_text(about)
+    file = candidate_folder / "candidate.json"
+    about = json.loads(file.read_text())
+    del about["task"]  # which candidates of that time did not have
+    file.write_text(json.dumps(about | {"labels": old}))
     (tmp_path / "report.json").write_text("{}")
     fill(
         tmp_path / "b",

@@ -35,7 +35,7 @@ from mlops_nb.science.metrics import (
     paired_gain,
     worst_segments,
 )
-from .objective import Objective, input_columns, is_probability
+from .objective import Objective, confirmed_by, input_columns, is_probability
 from .objective import with_decision
 from .pipeline import Fitted
 from .predictions import Predictions, named_apart
@@ -356,7 +356,7 @@ def _frame_test(
     checked = _as_predictions(predictions, task, len(frame), "the model")
     return _Test(
         frame=frame,
-        objective=objective,
+        objective=confirmed_by(objective, task),
         task=task,
         actual=task.encode(frame[objective.target]),
         predictions=_decided(task, checked),
@@ -397,7 +397,7 @@ def _version_test(
     task = _decisive(fitted.task, objective, threshold)
     test = _Test(
         frame=unseen.frame if by_fold else _test_rows(unseen.frame, objective),
-        objective=objective,
+        objective=confirmed_by(objective, task),
         task=task,
         actual=task.encode(unseen.frame[objective.target]),
         predictions=_decided(task, unseen.predictions),

@@ -7,12 +7,13 @@ __all__ = ['Job', 'Trial', 'Halving']
 
 # %% ../../../nbs/3_science/28_search_rungs.ipynb #3e6aee31
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .space import Suggestions
+from .space import Outcome, Suggestions
 
 # %% ../../../nbs/3_science/28_search_rungs.ipynb #8a04ab94
 class Job(NamedTuple):
@@ -104,21 +105,11 @@ class _Generations:
             return
         self._left = _survivors(self._left)
         if not (self._left and self._rungs):
-            self._tell()
+            _tell(self._suggestions, self._drawn, self.folds)
             self._draw()
         if self._left:
             folds = self._rungs.popleft()
             self._queue.extend(Job(t.number, fold) for t in self._left for fold in folds)
-
-    def _tell(self) -> None:
-        "Tell the results of a generation, in the order of the trials' numbers."
-        for trial in self._drawn:
-            if trial.errors:
-                self._suggestions.tell(trial.number, trial.scores, "failed")
-            elif len(trial.scores) == self.folds:
-                self._suggestions.tell(trial.number, trial.scores, "finished")
-            else:
-                self._suggestions.tell(trial.number, trial.scores, "stopped")
 
     def _draw(self) -> None:
         "Draw the next generation; an empty one if the budget is used up or all trials failed."
@@ -162,3 +153,10 @@ class Halving(_Generations):
     def _close(self, job: Job, seconds: float) -> None:
         self._open.remove(job)
         self.trials[job.trial].seconds += seconds
+
+
+def _tell(suggestions: Suggestions, drawn: Sequence[Trial], folds: int) -> None:
+    "Tell the results of a generation, in the order of the trials' numbers."
+    for trial in drawn:
+        outcome: Outcome = "finished" if len(trial.scores) == folds else "stopped"
+        suggestions.tell(trial.number, trial.scores, "failed" if trial.errors else outcome)
