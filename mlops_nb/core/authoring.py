@@ -141,7 +141,7 @@ def read_code(
 
 @lru_cache(64)
 def _read_code(path: Path, *state: int) -> NotebookCode:
-    cells = enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"], 1)
+    cells = enumerate(json.loads(path.read_bytes())["cells"], 1)
     code = {n: "".join(cell["source"]) for n, cell in cells if cell["cell_type"] == "code"}
     return NotebookCode(path, code)
 

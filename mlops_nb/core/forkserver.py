@@ -256,11 +256,11 @@ def _give_kernel(server: ForkServer, lease: socket.socket, request: dict) -> Non
 
 # %% ../../nbs/1_core/07_forkserver.ipynb #43e616a0
 def _import_all(modules: tuple[str, ...]) -> None:
-    "Import these modules, as far as they are installed, and warm them up."
+    "Import modules that are installed, and warm them up; a fork that needs one gets its error."
     for module in modules:
         with suppress(ImportError):
             import_module(module)
-    with suppress(Exception):  # a fork that needs the library gets the error itself
+    with suppress(Exception):
         compile_ahead()
     gc.collect()
     gc.freeze()

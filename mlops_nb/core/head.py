@@ -120,10 +120,10 @@ def is_port_free(
 def _is_abandoned(folder: Path) -> bool:
     "Return whether the session that claimed a slot has ended."
     try:
-        owner = int((folder / "owner").read_text())
+        pid = int((folder / "owner").read_text())
     except (OSError, ValueError):
         return time.time() - folder.stat().st_mtime > 60
-    return not psutil.pid_exists(owner) and not head_process(owner)
+    return not psutil.pid_exists(pid) and not head_process(pid)
 
 
 def _claim_slot() -> tuple[Path, dict[str, int]]:

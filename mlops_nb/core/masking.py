@@ -161,8 +161,9 @@ class Tokens(Secret):
     def __init__(self, secret_value: str):
         super().__init__(secret_value)
         self._salt = secrets.token_bytes(16)
+        salt = self._salt
         self._entries = _parse_entries(secret_value)
-        self._digests = [(n, _salted_digest(t, self._salt)) for n, t in self._entries]
+        self._digests = [(n, _salted_digest(t, salt)) for n, t in self._entries]
 
     def identify(self, token: str) -> str | None:
         "Return the name that belongs to a token, or None; in constant time."

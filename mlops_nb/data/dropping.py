@@ -22,13 +22,13 @@ def _commit_drop(name: str, at: int, facts: dict, settings: Settings) -> None:
     "Commit that a dataset has no rows, with who dropped it and why."
     table = settings.table(name)
     ingests = (lake.last_key(table, "ingests", version=at) or 0) + 1
-    keys = {"ingests": ingests}
-    _empty_table(table, at, keys=keys, metadata={DROPPED: json.dumps(facts)})
+    noted = {DROPPED: json.dumps(facts)}
+    _empty_table(table, at, keys={"ingests": ingests}, metadata=noted)
 
 
 def _empty_table(table: str, at: int, **options: dict) -> None:
     "Commit that a table has no rows."
-    paths = [file.path for file in lake.table_files(table, version=at)]
+    paths = [f.path for f in lake.table_files(table, version=at)]
     schema = lake.scan(table, version=at).collect_schema()
     lake.commit_files(table, [], paths, schema=schema, at=at, **options)
 

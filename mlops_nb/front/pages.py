@@ -62,7 +62,7 @@ def state(
 def _cluster(settings: Settings) -> dict[str, str | None]:
     "Return whether the workspace's Ray head is up, and its addresses."
     running = cluster.find_cluster(settings)
-    if running is None:
+    if not running:
         return {"state": "down", "address": None, "url": None}
     return {"state": "up", "address": running.address, "url": running.serve_url}
 

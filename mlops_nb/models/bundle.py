@@ -268,7 +268,7 @@ class BundleCode(BundleFacts):
     def own(self) -> list[str]:
         "What its pipeline names beyond what every model may name, dotted."
         names = types_in_file(self.contents["model.skops"])
-        others = [name for name in names if name.split(".")[0] not in ("sklearn", "numpy")]
+        others = [n for n in names if n.split(".")[0] not in ("sklearn", "numpy")]
         return [name for name in others if not is_allowed(name, "")]
 
     @cached_property
@@ -310,7 +310,7 @@ def library_digest(
 
 def _library_sources(contents: Mapping[str, bytes]) -> dict[str, bytes]:
     "Return the sources in a bundle's library, by name relative to the library."
-    names = (name for name in contents if re.fullmatch(r"library/.+/.+\.py", name))
+    names = (n for n in contents if re.fullmatch(r"library/.+/.+\.py", n))
     names = sorted(names, key=PurePosixPath)
     return {name.removeprefix("library/"): contents[name] for name in names}
 

@@ -87,9 +87,9 @@ def measure_decisions(
 ) -> Measurement:
     "Return the metrics of decided labels that have no probabilities."
     numbers = group_numbers(groups)
-    means = _accuracy(codes, decided, numbers)
     macro = _macro_metrics(codes, None, decided, numbers)
-    return Measurement(means | macro, numbers, _fewest(codes, numbers))
+    metrics = _accuracy(codes, decided, numbers) | macro
+    return Measurement(metrics, numbers, _fewest(codes, numbers))
 
 # %% ../../nbs/3_science/09_class_metrics.ipynb #95118678
 def _fewest(codes: np.ndarray, groups: np.ndarray | None) -> int:

@@ -120,7 +120,7 @@ def calibration_interval(
 def _bin_noise(bins: pl.DataFrame) -> np.ndarray:
     "Return the variance of the observed share of each bin."
     shares = (bins["observed"].to_numpy(), bins["predicted"].to_numpy())
-    spread = np.maximum(*(share * (1 - share) for share in shares))
+    spread = np.maximum(*(s * (1 - s) for s in shares))
     return spread / np.maximum(bins["effective"].to_numpy(), 1)
 
 

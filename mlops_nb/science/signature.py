@@ -344,8 +344,8 @@ class Signature(_Columns):
     def without(self, unused: dict[str, str]) -> "Signature":
         "Return the signature without some columns, which may still be sent. Each has a reason."
         columns = tuple(c for c in self.columns if c.name not in unused)
-        ignored = tuple(sorted({*self.ignored, *unused}))
-        return Signature(columns=columns, ignored=ignored, unused=self.unused | unused)
+        names = tuple(sorted({*self.ignored, *unused}))
+        return Signature(columns=columns, ignored=names, unused=self.unused | unused)
 
 # %% ../../nbs/3_science/19_signature.ipynb #3b70b61f
 def _is_bookkeeping(name: str) -> bool:

@@ -370,7 +370,7 @@ class Source(_SourceOptions):
 
     def scan(self) -> pl.LazyFrame:
         "Return the rows, lazily where the format allows; raise `DataError` if there are none."
-        parts = [part for part in self.parts() if not part.is_empty()]
+        parts = [p for p in self.parts() if not p.is_empty()]
         if not parts:
             raise DataError(f"{self} has no rows yet")
         return pl.concat([part.scan() for part in parts], how="vertical_relaxed")

@@ -202,8 +202,7 @@ def _columns(
 def _check_widths(rows: list[list[str]], expected: int, name: str) -> None:
     "Raise `DataError` for the first row with too few or too many fields."
     for number, row in enumerate(rows, 1):
-        is_blank = not row and expected == 1
-        if len(row) != expected and not is_blank:
+        if len(row) != expected and (row or expected != 1):
             raise DataError(wrong_width(f"row {number:,} of {name}", len(row), expected))
 
 

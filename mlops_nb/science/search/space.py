@@ -25,7 +25,7 @@ def _distributions(candidate: Candidate) -> dict[str, Any]:
     "Return the parameters of a candidate that are drawn, as Optuna's distributions."
     from ray.tune.search.optuna import OptunaSearch
 
-    domains = {name: v for name, v in candidate.space.items() if _is_domain(v)}
+    domains = {n: v for n, v in candidate.space.items() if _is_domain(v)}
     return OptunaSearch.convert_search_space(domains) if domains else {}
 
 # %% ../../../nbs/3_science/27_search_space.ipynb #5c59bdc8

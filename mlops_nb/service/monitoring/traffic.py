@@ -98,8 +98,8 @@ def _logs(model: str, settings: Settings) -> list[tuple[str, str, int]]:
     logs = []
     for kind in TABLES:
         table = settings.table(kind, model)
-        folder = settings.state / "wal" / model / kind
-        logs += [(table, f.name, f.stat().st_size) for f in log_files(folder)]
+        files = log_files(settings.state / "wal" / model / kind)
+        logs += [(table, f.name, f.stat().st_size) for f in files]
     return logs
 
 
