@@ -60,7 +60,7 @@ def _mean(numbers: np.ndarray, groups: np.ndarray | None) -> Interval:
     from scipy.stats import t
 
     value = float(numbers.mean())
-    errors = numbers - value
+    errors: np.ndarray = numbers - value
     if groups is not None:
         errors = np.bincount(np.unique(groups, return_inverse=True)[1], errors)
     count = len(errors)
@@ -184,10 +184,9 @@ def _draw_target(ax: "Axes", exploration: Exploration) -> None:
     colours = _colours(task)[::-1]
     ax.barh([0] * len(counts), counts, left=np.cumsum(counts) - counts, color=colours)
     ax.set_yticks([])
-    legend = ax.get_figure().legend(
-        ax.patches, task.labels[::-1], ncols=6, loc="outside upper left", frameon=False
-    )
-    legend.set_title(without_formula(exploration.objective.target))
+    title = without_formula(exploration.objective.target)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "frameon": False}
+    ax.legend(ax.patches, task.labels[::-1], ncols=6, title=title, **place)
 
 
 def _draw_column(ax: "Axes", name: str, table: pl.DataFrame, exploration: Exploration) -> None:
@@ -215,7 +214,7 @@ def _draw_shares(ax: "Axes", names: list[str], shares: np.ndarray, colours: list
     ax.set_yticks(height, [without_formula(name) for name in names])
 
 
-def _target_sentence(exploration: Exploration) -> str:
+def _target_sentence(exploration: _Explored) -> str:
     "Return what the target is, in a sentence."
     target = exploration.target.name
     rows = f"{exploration.rows:,} rows of the training split"

@@ -318,8 +318,8 @@ def fit(
         counted, objective, name, candidates=[candidate], seed=seed
     )
     inputs = signature.conform(counted)
-    options = {"task": task.kind, "rows": inputs, "seed": seed}
-    pipeline = build_pipeline(candidate, params, signature, function, **options)
+    built = partial(build_pipeline, candidate, params, signature, function)
+    pipeline = built(task=task.kind, rows=inputs, seed=seed)
     weights = fit_params(counted, objective, candidate.estimator, balanced=candidate.balanced)
     with single_thread():
         pipeline.fit(inputs, task.encode(counted[objective.target]), **weights)
