@@ -273,6 +273,7 @@ def _warrant(
     min_gain: float | None,
 ) -> Warrant:
     "Compare a rule with the quick model on the training split."
+    require_exported()
     frame, splitting = training_rows(data, splitting)
     train = split_rows(frame, "train")
     objective = objective.confirmed(train)
