@@ -408,7 +408,10 @@ ODD = [
 def test_columns_keep_their_names(tmp_path, key):
     workspace, n = create(tmp_path), 60
     frame = pl.DataFrame(
-        {"id": list(range(n)), **{c: [i + j + 0.5 for i in range(n)] for j, c in enumerate(ODD)}}
+        {
+            "id": list(range(n)),
+            **{c: [i + j + 0.5 * (c == "_row") for i in range(n)] for j, c in enumerate(ODD)},
+        }
     )
     frame.write_parquet(tmp_path / "1.parquet")
     first = ingest("d", "1.parquet", key=key, settings=workspace)
