@@ -133,7 +133,7 @@ def appearance_notes(
     names: Sequence[str],  # of columns of text
 ) -> list[dict]:  # for `data.evidence.note_sentence`
     "Return a note on each column of text whose values look like dates, times or numbers."
-    looks = _supposed_looks(parts[0], names)
+    looks = _supposed_looks(parts[0], names) if names else {}
     if not looks:
         return []
     counts: Counter = Counter()
