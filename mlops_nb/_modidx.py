@@ -4024,6 +4024,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._record': ( '3_science/search_jobs.html#_record',
                                                                                         'mlops_nb/science/search/jobs.py'),
+                                              'mlops_nb.science.search.jobs._run_job': ( '3_science/search_jobs.html#_run_job',
+                                                                                         'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._searcher': ( '3_science/search_jobs.html#_searcher',
                                                                                           'mlops_nb/science/search/jobs.py'),
                                               'mlops_nb.science.search.jobs._signals_put_back': ( '3_science/search_jobs.html#_signals_put_back',

@@ -33,9 +33,9 @@ from mlops_nb.science.pipeline import (
     single_thread,
 )
 from ..scoring import require_metric, score, signed_name
-from .jobs import job_result, require_cpu, run_jobs
+from .jobs import require_cpu, run_jobs
 from .results import Search, best_trial, log_search, trial_table
-from .rungs import Halving
+from .rungs import Halving, Job
 from .space import Suggestions
 from ..signature import Signature
 
@@ -89,25 +89,12 @@ def _score(fitted: Fitted, frame: pl.DataFrame, objective: Objective) -> float:
     return score(fitted.task, str(objective.metric), actual, fitted.predict(frame))
 
 # %% ../../../nbs/3_science/31_search.ipynb #4d071eed
-def _run_job(
-    config: dict, *, candidates: dict[str, Candidate], parts: _Folds, **shared: Any
-) -> None:
-    "Score one fold of one trial, and report it to Tune."
-    from ray import tune
-
-    part = parts[config["job"][1]]
-    scores = fold_scores(
-        candidate=candidates[config["candidate"]], params=config["params"], parts=[part], **shared
-    )
-    tune.report(job_result(lambda: next(scores)))
-
-
-def _trainable(candidates: Sequence[Candidate], shared: dict[str, Any]) -> Callable:
-    "Return what Tune runs, with its data in the object store."
-    from ray import tune
-
-    without_space = {c.name: replace(c, space={}) for c in candidates}
-    return tune.with_parameters(_run_job, candidates=without_space, **shared)
+def _job_score(
+    job: Job, name: str, params: dict, *, candidates: dict, parts: _Folds, **shared: Any
+) -> float:
+    "Return the score of one fold of one trial."
+    shared |= {"candidate": candidates[name], "params": params, "parts": [parts[job.fold]]}
+    return next(fold_scores(**shared))
 
 # %% ../../../nbs/3_science/31_search.ipynb #b874837a
 def search(
@@ -141,7 +128,8 @@ def search(
 
     suggestions = Suggestions(candidates, seed=seed, at_random=generation)
     halving = Halving(suggestions, trials=trials, folds=folds, generation=generation)
-    run_jobs(_trainable(candidates, shared), halving, parallel=parallel)
+    without_space = {c.name: replace(c, space={}) for c in candidates}
+    run_jobs(_job_score, halving, shared=shared | {"candidates": without_space}, parallel=parallel)
     result = _refit(halving, {c.name: c for c in candidates}, shared)
     log_search(result, settings)
     return result

@@ -53,9 +53,10 @@ def _portable(error: Exception) -> Exception:
 
 # %% ../../../nbs/3_science/29_search_jobs.ipynb #95d5741c
 _STARTS = 3  # of a job whose process is killed
+_LONGEST_WAIT = 5.0  # seconds in which Tune keeps a process that has no job
 
 
-def _searcher(halving: Halving, bar: Any):
+def _searcher(halving: Halving, bar: Any, at_once: int):
     "Return the searcher of Tune that hands out the jobs of a search."
     from ray.tune.search import Searcher
 
@@ -63,19 +64,25 @@ def _searcher(halving: Halving, bar: Any):
         def __init__(self):
             super().__init__()
             self.open: dict[str, Job] = {}  # by Tune's id
+            self.latest = time.monotonic()  # when a job was suggested
 
         def suggest(self, trial_id):
             job = halving.next_job()
             if job is None:
-                return Searcher.FINISHED if halving.is_over else None
+                return Searcher.FINISHED if halving.is_over else self.wait()
             self.open[trial_id] = job
+            self.latest = time.monotonic()
             trial = halving.trials[job.trial]
             return {"job": job, "candidate": trial.candidate, "params": trial.params}
 
+        def wait(self):
+            is_short = time.monotonic() - self.latest < _LONGEST_WAIT
+            return {"job": None, "seconds": 0.05 * at_once} if is_short else None
+
         def on_trial_complete(self, trial_id, result=None, error=False):
-            job = self.open.pop(trial_id)
-            _record(halving, job, result or {"error": _killed(), "seconds": 0.0})
-            bar.update()
+            if job := self.open.pop(trial_id, None):
+                _record(halving, job, result or {"error": _killed(), "seconds": 0.0})
+                bar.update()
 
         def save_to_dir(self, *args, **options):
             "Save nothing."
@@ -92,6 +99,17 @@ def _searcher(halving: Halving, bar: Any):
     return Jobs()
 
 # %% ../../../nbs/3_science/29_search_jobs.ipynb #f9130973
+def _run_job(config: dict, *, score: Callable[..., float], **shared: Any) -> None:
+    "Score a job and report it to Tune, or only wait."
+    from ray import tune
+
+    if config["job"] is None:
+        time.sleep(config["seconds"])
+        return tune.report({"seconds": config["seconds"]})  # Tune prints an empty report
+    words = config["job"], config["candidate"], config["params"]
+    tune.report(job_result(lambda: score(*words, **shared)))
+
+
 def _record(halving: Halving, job: Job, result: dict[str, Any]) -> None:
     "Record the result of a job."
     if result["error"] is None:
@@ -129,9 +147,10 @@ def _quieten_tune() -> None:
 
 # %% ../../../nbs/3_science/29_search_jobs.ipynb #1716e232
 def run_jobs(
-    trainable: Callable,  # of Tune: takes job, candidate and params, reports a `job_result`
+    score: Callable[..., float],  # of a job, the candidate's name, its params, and `shared`
     halving: Halving,
     *,
+    shared: dict[str, Any],  # keyword arguments of `score`, the same for all jobs
     parallel: int,  # most jobs at once; 0: as many as the cluster has CPUs
 ) -> None:
     "Run all jobs of a search on Ray Tune."
@@ -147,7 +166,7 @@ def run_jobs(
         progress_bar(total=halving.job_count, unit="fold", desc="search") as bar,
     ):
         tune_config = tune.TuneConfig(
-            search_alg=_searcher(halving, bar),
+            search_alg=_searcher(halving, bar, at_once),
             num_samples=-1,  # until the searcher says that it has finished
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -158,6 +177,7 @@ def run_jobs(
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=_STARTS - 1),
         )
+        trainable = tune.with_parameters(_run_job, score=score, **shared)
         on_one_cpu = tune.with_resources(trainable, {"cpu": 1})
         results = tune.Tuner(on_one_cpu, tune_config=tune_config, run_config=run_config).fit()
     if not halving.is_over:
@@ -170,7 +190,7 @@ def _add_causes(halving: Halving, results: Any) -> None:
     from ray.exceptions import RayActorError
 
     for result in results:
-        if not result.error:
+        if not result.error or result.config["job"] is None:
             continue
         job = Job(*result.config["job"])
         error = _killed()
