@@ -81,10 +81,15 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "nbs").glob("[0-9]*_*/*.ipynb"))
 
 
+def exported_lines(notebook: Path) -> list[str]:
+    "Return the lines of a notebook's exported code that are not blank."
+    lines = [line for cell in code_cells(notebook) for line in cell.splitlines()]
+    return [line for line in lines if line.strip()]
+
+
 def density(notebook: Path) -> float:
     "Return the words of prose a line of exported code."
-    lines = sum(bool(line.strip()) for cell in code_cells(notebook) for line in cell.splitlines())
-    return prose_words(notebook) / max(lines, 1)
+    return prose_words(notebook) / max(len(exported_lines(notebook)), 1)
 
 
 def figures(chosen: list[Path] | None = None) -> list[Figure]:
@@ -92,7 +97,7 @@ def figures(chosen: list[Path] | None = None) -> list[Figure]:
     chosen = chosen or notebooks()
     cells = [cell for notebook in chosen for cell in code_cells(notebook)]
     measured = [f for cell in cells for f in functions(cell)]
-    lines = [line for cell in cells for line in cell.splitlines() if line.strip()]
+    lines = [line for notebook in chosen for line in exported_lines(notebook)]
     code = [line.strip() for line in lines if not line.strip().startswith("#")]
     lengths = sorted(length for _, length, _ in measured) or [0]
     words = sum(prose_words(n) for n in chosen)

@@ -15,7 +15,8 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mlops_nb.core import authoring
-from mlops_nb.core.authoring import defined_names, export_differences, looks_same
+from mlops_nb.core.authoring import export_differences
+from mlops_nb.core.code_comparison import defined_names, looks_same
 from mlops_nb.core.settings import create
 from mlops_nb.front import lab
 

@@ -23,7 +23,8 @@ from conftest import free_port
 from mlops_nb.core import cluster, events, head, lake, locks
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.settings import create
-from mlops_nb.front.pages import control_page, state
+from mlops_nb.front.overview import state
+from mlops_nb.front.pages import control_page
 from mlops_nb.front.run_commands import parse_parameters
 
 ROOT = Path(__file__).parent.parent

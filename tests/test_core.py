@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.core import events, lake
+from mlops_nb.core import data_files, events, lake
 from mlops_nb.core.errors import (
     CommitConflict,
     DataError,
@@ -105,11 +105,11 @@ def _append(table: str, n: int, start: float) -> None:
 
 
 def _commit(table: str, n: int, start: float) -> None:
-    file = lake.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
+    file = data_files.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")
     while time.time() < start:
         pass
     with contextlib.suppress(CommitConflict):
-        lake.commit_files(
+        data_files.commit_files(
             table, [file], schema=pl.Schema({"n": pl.Int64}), at=None, keys={"race": 1}
         )
 
@@ -130,8 +130,8 @@ def test_first_times_and_another_commit_are_a_conflict_that_a_second_try_solves(
     timed = plain.with_columns(at=pl.lit(datetime(2024, 5, 1, 10)))
 
     def write(rows, name, at):
-        return lake.commit_files(
-            table, [lake.write_file(table, rows, name)], schema=rows.schema, at=at
+        return data_files.commit_files(
+            table, [data_files.write_file(table, rows, name)], schema=rows.schema, at=at
         )
 
     write(plain, "0.parquet", None)
@@ -152,9 +152,9 @@ def test_a_commit_is_known_by_its_version_while_others_commit(tmp_path, monkeypa
     )
 
     def write(n, at):
-        return lake.commit_files(
+        return data_files.commit_files(
             table,
-            [lake.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")],
+            [data_files.write_file(table, pl.DataFrame({"n": [n]}), f"{n}.parquet")],
             schema=schema,
             at=at,
             metadata={"n": str(n)},

@@ -23,7 +23,7 @@ from mlops_nb.core.preview import Preview
 from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow import lineage, references
-from mlops_nb.front import cli, pages
+from mlops_nb.front import cli, overview, pages
 from mlops_nb.models import approvals, registry, roles
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.pipeline import Candidate, fit
@@ -292,8 +292,8 @@ def test_a_canary_of_more_than_half_the_traffic_stays_the_challenger(shop):
     assert registry.resolve("churn@champion", settings=shop).ref == "churn/1"
     assert registry.resolve("churn@challenger", settings=shop).ref == "churn/2"
     assert aliases(shop, "churn") == {"champion": "1", "challenger": "2"}
-    assert [m["ref"] for m in pages.state(shop)["models"] if m["champion"]] == ["churn/1"]
-    shown = pages.control_page(pages.state(shop))
+    assert [m["ref"] for m in overview.state(shop)["models"] if m["champion"]] == ["churn/1"]
+    shown = pages.control_page(overview.state(shop))
     assert "churn/1 champion: 40 %" in shown and "churn/2 challenger: 60 %" in shown
     assert references.champion("churn", settings=shop) == "churn/1"
     assert (

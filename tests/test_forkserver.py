@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mlops_nb.core import forkserver
-from mlops_nb.core.forkserver import ForkedProcess, is_listening
+from mlops_nb.core.forkclient import ForkedProcess, is_listening
 from mlops_nb.front import launcher
 
 SERVE = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_forks'](sys.argv[2], ())"

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlops_nb.core import events, lake
+from mlops_nb.core import data_files, events, lake
 from mlops_nb.core.errors import DataError
 from mlops_nb.core.settings import create
 from mlops_nb.data import contracts, values, versions
@@ -583,7 +583,7 @@ def test_a_guess_that_several_columns_break_is_settled_once(ws, monkeypatch):
     version = ingested(ws, "d", text(ws, "d.csv", "id,a,b,c\n" + "\n".join(rows) + "\n"), key="id")
     assert kinds(version) == {"id": "integer", "a": "float", "b": "string", "c": "string"}
     assert len(passes) == 3 and version.facts["rows"] == MANY and len(version.notes) == 2
-    assert files_in(ws.table("d")) == {f.path for f in lake.table_files(ws.table("d"))}
+    assert files_in(ws.table("d")) == {f.path for f in data_files.table_files(ws.table("d"))}
     passes.clear()
     ingest("e", text(ws, "e.csv", column(range(MANY))), key="id", settings=ws)
     assert len(passes) == 1
@@ -865,7 +865,7 @@ def test_a_failed_ingest_leaves_no_file(ws, monkeypatch):
     def fails(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(lake, "commit_files", fails)
+    monkeypatch.setattr(data_files, "commit_files", fails)
     contract = versions.dataset("d", settings=ws).contract.model_copy(update={"max_rejected": 1})
     with pytest.raises(OSError, match="disk full"):
         ingest("d", "1.csv", contract=contract, settings=ws)
@@ -877,7 +877,7 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
     contract = Contract(
         columns={"k": Column(dtype="integer"), "v": Column(dtype="integer", min=0)}, key="k"
     )
-    real = lake.commit_files
+    real = data_files.commit_files
 
     def dies_between(table, *given, **named):
         if not table.endswith("__quarantine"):
@@ -885,7 +885,7 @@ def test_a_quarantine_without_its_ingest_does_not_count(ws, monkeypatch):
         return real(table, *given, **named)
 
     with monkeypatch.context() as m:
-        m.setattr(lake, "commit_files", dies_between)
+        m.setattr(data_files, "commit_files", dies_between)
         with pytest.raises(KeyboardInterrupt):
             ingest("d", "d.csv", contract=contract, settings=ws)
     assert quarantine("d", settings=ws).collect().is_empty()
@@ -899,7 +899,7 @@ def test_what_dead_ingests_left_is_removed_a_day_later(ws):
     ingest("d", "1.csv", key="k", settings=ws)
     kept, table = files_in(ws.table("d")), Path(ws.table("d"))
     old, young = (
-        lake.write_file(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path
+        data_files.write_file(str(table), pl.DataFrame({"k": [9]}), f"{i}-0.parquet").path
         for i in ("a" * 16, "b" * 16)
     )
     for name in (old, *kept):
@@ -974,7 +974,7 @@ def test_a_database_without_a_watermark_is_what_it_is_now(ws):
 
 
 def test_postgresql_and_its_password(ws, postgres):
-    from mlops_nb.data.sources.databases import connect_database
+    from mlops_nb.data.sources.connections import connect_database
 
     with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute("CREATE TABLE readings (id BIGINT, celsius DOUBLE PRECISION, at TIMESTAMP)")
@@ -1102,16 +1102,16 @@ def test_another_writer_may_replace_rows_before_an_ingest_has_ended(ws, monkeypa
     "What it left of the first one's files is part of the first version for ever."
     put(ws, "1.csv", k=[1, 2], v=[1, 1], t=[1, 1])
     put(ws, "2.csv", k=[1, 2, 3], v=[2, 2, 2], t=[2, 2, 2])
-    real = lake.commit_files
+    real = data_files.commit_files
 
     def overtaken(table, *given, **named):
         version = real(table, *given, **named)
         if version == 0:
-            monkeypatch.setattr(lake, "commit_files", real)
+            monkeypatch.setattr(data_files, "commit_files", real)
             ingest("d", "2.csv", settings=ws)
         return version
 
-    monkeypatch.setattr(lake, "commit_files", overtaken)
+    monkeypatch.setattr(data_files, "commit_files", overtaken)
     ingest("d", "1.csv", key="k", time="t", settings=ws)
     assert rows_of(versions.dataset("d@0", settings=ws)) == [(1, 1, 1), (2, 1, 1)]
     assert rows_of(versions.dataset("d@1", settings=ws)) == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
@@ -1123,15 +1123,15 @@ def test_two_who_ingest_the_same_rows_without_a_key_do_it_once(ws, monkeypatch):
     put(ws, "1.csv", v=[1, 2])
     put(ws, "2.csv", v=[3])
     ingest("d", "0.csv", settings=ws)
-    real = lake.commit_files
+    real = data_files.commit_files
 
     def overtaken(table, *given, **named):
-        monkeypatch.setattr(lake, "commit_files", real)
+        monkeypatch.setattr(data_files, "commit_files", real)
         for name in ("2.csv", "1.csv"):
             ingest("d", name, settings=ws)
         return real(table, *given, **named)
 
-    monkeypatch.setattr(lake, "commit_files", overtaken)
+    monkeypatch.setattr(data_files, "commit_files", overtaken)
     ingest("d", "1.csv", settings=ws)
     assert rows_of(versions.dataset("d", settings=ws)) == [(0,), (1,), (2,), (3,)]
 
@@ -1207,7 +1207,7 @@ def test_a_value_of_another_type_far_into_a_database(ws):
 
 
 def test_a_dropped_connection_commits_nothing(ws, postgres):
-    from mlops_nb.data.sources.databases import connect_database
+    from mlops_nb.data.sources.connections import connect_database
 
     with contextlib.closing(connect_database(postgres)) as db, db.cursor() as cursor:
         cursor.execute(

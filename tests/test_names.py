@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from test_workflow import good
 
-from mlops_nb.core import events, lake, tracking
+from mlops_nb.core import data_files, events, lake, tracking
 from mlops_nb.core.errors import DataError, LakeError, ObjectiveError, RegistryError, SettingsError
 from mlops_nb.core.errors import InputError as SignatureError
 from mlops_nb.core.settings import create, load_settings
@@ -24,7 +24,7 @@ from mlops_nb.data.contracts import Contract
 from mlops_nb.data.ingest import ingest, read_source
 from mlops_nb.data.ingest.resplitting import resplit
 from mlops_nb.data.sources import Source, files
-from mlops_nb.data.sources.databases import connect_database, query_frames
+from mlops_nb.data.sources.connections import connect_database, query_frames
 from mlops_nb.data.sources.storage import bucket_and_key
 from mlops_nb.models import registry
 from mlops_nb.science import objective
@@ -153,8 +153,8 @@ def test_a_table_in_a_bucket_is_read_under_its_own_name(s3, name):
         sorted(lake.scan(table).collect()["n"]) == [0, 1, 2]
         and lake.scan(table, version=0).collect().height == 1
     )
-    file = lake.write_file(table, pl.DataFrame({"n": [7]}), "7.parquet")
-    assert lake.commit_files(table, [file], schema=pl.Schema({"n": pl.Int64}), at=2) == 3
+    file = data_files.write_file(table, pl.DataFrame({"n": [7]}), "7.parquet")
+    assert data_files.commit_files(table, [file], schema=pl.Schema({"n": pl.Int64}), at=2) == 3
     (part,) = Source(f"delta:{table}").parts()
     assert sorted(pl.concat(part.batches())["n"]) == [0, 1, 2, 7]
     (new,) = Source(f"delta:{table}").parts(since={part.origin: {"version": 2}})

@@ -72,6 +72,12 @@ def bound_names(tree: ast.AST) -> set[str]:
 
 
 @EACH
+def test_a_notebook_exports_at_most_400_lines(notebook):
+    "What outgrows that is several modules."
+    assert len(readability.exported_lines(notebook)) <= 400
+
+
+@EACH
 def test_names_say_what_they_hold(notebook):
     names = {
         name for cell in readability.code_cells(notebook) for name in bound_names(ast.parse(cell))

@@ -38,7 +38,7 @@ from mlops_nb.core.errors import (
 from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles.profiling import profile
-from mlops_nb.front import cli, pages
+from mlops_nb.front import cli, overview, pages
 from mlops_nb.models import approvals, bundle, origin, registry, roles
 from mlops_nb.models.bundle import Bundle, code_hash
 from mlops_nb.models.registry import (
@@ -362,7 +362,7 @@ def test_another_framework_when_serving_is_reported_and_serves(place, monkeypatc
         f"m/1 was registered with mlops_nb {here['version']} ({here['digest'][:8]}) and is "
         "served by mlops_nb 9.9 (01234567)"
     )
-    now = pages.state(place.settings)
+    now = overview.state(place.settings)
     assert (now["endpoints"][0]["state"], now["endpoints"][0]["framework"]) == ("ready", [note])
     assert note in pages.control_page(now)
     cli.status_command(as_json=True, workspace=place.settings.root)
@@ -1378,7 +1378,7 @@ def test_a_death_between_decision_and_alias_is_mended_by_a_look_at_the_status(pl
     roles.mirror("m", settings=settings)
     deployed(settings, champion="2")  # and here the process died
     assert aliases(settings, "m") == {"champion": "1", "challenger": "2"}
-    pages.state(settings)
+    overview.state(settings)
     assert aliases(settings, "m") == {"champion": "2"}
 
 

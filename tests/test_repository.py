@@ -413,7 +413,7 @@ def test_notebooks_are_readable(notebook):
     if notebook.name == "index.ipynb":
         return
     sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    exported = [s for s in sources if re.search(r"^#\|\s*export\b", s, re.M)]
+    exported = [s for s in sources if re.search(r"^#\|\s*exports?i?\b", s, re.M)]
     lessons = [s for s in sources if s.strip() and not re.match(r"#\|(?!\s*cluster)", s)]
     assert max((s.count("\n") + 1 for s in exported), default=0) <= 45
     assert len(cells) <= 80

@@ -20,7 +20,7 @@ from mlops_nb.flow.workflow.batch import map as workflow_map
 from mlops_nb.flow.workflow.files import file_exists, put, read_file, read_notebook
 from mlops_nb.flow.workflow.ledger import Ledger
 from mlops_nb.flow.workflow.outputs import read_outputs
-from mlops_nb.front import pages
+from mlops_nb.front import overview
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_workflow_keeps_everything_in_the_bucket_and_a_second_run_has_nothing_
         lineage.trace(f"run:{run.id}", settings=bucket).nodes[f"run:{run.id}"]["facts"]["state"]
         == "done"
     )
-    now = pages.state(bucket)
+    now = overview.state(bucket)
     assert (
         now["workspace"]["storage"] == storage
         and now["run"]["id"] == run.id

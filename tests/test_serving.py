@@ -24,9 +24,10 @@ from conftest import panic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_nb.core import lake
+from mlops_nb.core import data_files, lake
 from mlops_nb.core.errors import InputError, LakeError, Refused
-from mlops_nb.core.settings import ServeSection, create
+from mlops_nb.core.sections import ServeSection
+from mlops_nb.core.settings import create
 from mlops_nb.science.signature import Signature, plainly_fits
 from mlops_nb.science.task import Binary, Multiclass, Regression
 from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
@@ -813,7 +814,7 @@ def test_a_table_that_cannot_be_synced_keeps_the_log(settings, monkeypatch):
     def refuse(table):
         raise OSError("input/output error")
 
-    monkeypatch.setattr(lake, "sync_table", refuse)
+    monkeypatch.setattr(data_files, "sync_table", refuse)
     with pytest.raises(OSError, match="input/output"):
         log.close()
     assert [p.suffix for p in log.folder.iterdir()] == [".wal"]

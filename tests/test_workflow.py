@@ -29,7 +29,8 @@ from mlops_nb.core import events, library
 from mlops_nb.core.errors import WorkflowError
 from mlops_nb.core.library import imported_modules
 from mlops_nb.core.locks import try_lock, workspace_lock
-from mlops_nb.core.settings import StageSection, create, load_settings
+from mlops_nb.core.sections import StageSection
+from mlops_nb.core.settings import create, load_settings
 from mlops_nb.flow.workflow import Workflow, driver, kernels, latest
 from mlops_nb.flow.workflow.batch import grid
 from mlops_nb.flow.workflow.batch import map as workflow_map

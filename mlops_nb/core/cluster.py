@@ -17,10 +17,12 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import forkserver, library
+from . import library
 from .errors import ClusterError, SettingsError
+from .forkclient import socket_path
 from .head import end_session, head_process, is_port_free, start_head
-from .settings import LOOPBACK, Settings, load_settings
+from .sections import LOOPBACK
+from .settings import Settings, load_settings
 
 # %% ../../nbs/1_core/11_cluster.ipynb #7f60d351
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Cluster:
     @property
     def forks(self) -> str | None:
         "Return the path of the local head's fork server, None if the head is not local."
-        return forkserver.socket_path(self.folder) if self.folder else None
+        return socket_path(self.folder) if self.folder else None
 
 # %% ../../nbs/1_core/11_cluster.ipynb #cfb2821e
 def _record_file(settings: Settings) -> Path:

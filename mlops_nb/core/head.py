@@ -23,8 +23,9 @@ from pathlib import Path
 import psutil
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from . import forkserver, library
+from . import library
 from .errors import ClusterError
+from .forkclient import socket_path
 from .settings import Settings
 
 # %% ../../nbs/1_core/10_head.ipynb #6a9faaeb
@@ -200,7 +201,7 @@ def _head_variables(folder: Path) -> dict[str, str]:
     temporary.mkdir(exist_ok=True)
     return {
         "TMPDIR": str(temporary),
-        "MLOPS_NB_FORKS": forkserver.socket_path(folder),
+        "MLOPS_NB_FORKS": socket_path(folder),
         "RAY_prestart_worker_first_driver": "0",
     }
 

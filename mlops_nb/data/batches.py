@@ -20,9 +20,9 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from ..core import cluster, lake
+from ..core import cluster, data_files, lake
 from ..core.errors import DataError, Unparsable
-from ..core.lake import DataFile
+from ..core.data_files import DataFile
 from ..core.settings import Settings
 from .contracts import ROW_NUMBER, SYSTEM_COLUMNS, Contract
 from .inference import ColumnSummary, summarize_columns
@@ -260,8 +260,10 @@ def _write_batch(
         described(good, plan),
         summaries=summarize_columns(data) if plan.observe else {},
         read=sum(batch.rows.height for batch in batches),
-        file=lake.write_file(plan.table, good, plan.new_name()) if good.height else None,
-        rejected=[lake.write_file(plan.quarantine, pl.concat(bad), plan.new_name())] if bad else [],
+        file=data_files.write_file(plan.table, good, plan.new_name()) if good.height else None,
+        rejected=[data_files.write_file(plan.quarantine, pl.concat(bad), plan.new_name())]
+        if bad
+        else [],
         rules=sum((_value_counts(frame["reason"]) for frame in bad), Counter()),
         hashes=_key_hashes(good, plan),
         contents=_contents(good, plan),

@@ -11,6 +11,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from ..core import lake
+from mlops_nb.core.data_files import (
+    DataFile,
+    commit_files,
+    delete_data_files,
+    list_data_files,
+    retry_on_conflict,
+    table_files,
+)
 from ..core.errors import DataError
 from ..core.settings import Settings, load_settings
 from .dataset_names import QUARANTINE_SUFFIX, dataset_name
@@ -21,16 +29,15 @@ from .versions import DROPPED, newest_version, record_drop, recorded
 def _commit_drop(name: str, at: int, facts: dict, settings: Settings) -> None:
     "Commit that a dataset has no rows, with who dropped it and why."
     table = settings.table(name)
-    ingests = (lake.last_key(table, "ingests", version=at) or 0) + 1
-    noted = {DROPPED: json.dumps(facts)}
-    _empty_table(table, at, keys={"ingests": ingests}, metadata=noted)
+    keys = {"ingests": lake.next_key(table, "ingests", version=at)}
+    _empty_table(table, at, keys=keys, metadata={DROPPED: json.dumps(facts)})
 
 
 def _empty_table(table: str, at: int, **options: dict) -> None:
     "Commit that a table has no rows."
-    paths = [f.path for f in lake.table_files(table, version=at)]
+    paths = [file.path for file in table_files(table, version=at)]
     schema = lake.scan(table, version=at).collect_schema()
-    lake.commit_files(table, [], paths, schema=schema, at=at, **options)
+    commit_files(table, [], paths, schema=schema, at=at, **options)
 
 # %% ../../nbs/2_data/45_dropping.ipynb #58e7fdc2
 _RUNNING_HOURS = 24  # age up to which files without a commit may be those of a running ingest, h
@@ -38,18 +45,18 @@ _RUNNING_HOURS = 24  # age up to which files without a commit may be those of a 
 
 def _delete_unused(table: str) -> None:
     "Delete the files that no version needs, but for those of running ingests."
-    used = {file.path for file in lake.table_files(table)}
+    used = {file.path for file in table_files(table)}
     limit = datetime.now(UTC) - timedelta(hours=_RUNNING_HOURS)
     unused = []
-    for path, written_at in lake.list_data_files(table).items():
+    for path, written_at in list_data_files(table).items():
         ingest = path.partition("-")[0]
         is_old = written_at < limit or lake.last_key(table, ingest) is not None
         if is_old and path not in used and not path.startswith("_"):
-            unused.append(lake.DataFile(path, 0, 0))
-    lake.delete_data_files(table, unused)
+            unused.append(DataFile(path, 0, 0))
+    delete_data_files(table, unused)
 
 # %% ../../nbs/2_data/45_dropping.ipynb #f39664d0
-@lake.retry_on_conflict
+@retry_on_conflict
 def drop_dataset(
     name: str,  # of the dataset
     *,

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from ..core import lake
+from ..core import data_files, lake
 from .batches import Chunk, Plan, described, quarantined
 from .splits import row_hashes, split_hash
 from .validation import UNIQUE, duplicates_to_reject, reason
@@ -74,7 +74,7 @@ def _rows_to_reject(
 def _candidates(index: int, chunk: Chunk, repeated: np.ndarray, plan: Plan) -> list[pl.DataFrame]:
     "Return the rows of a chunk with a repeated hash as one frame, or an empty list."
     key = plan.contract.key
-    path = lake.file_uri(plan.table, chunk.file.path)
+    path = data_files.file_uri(plan.table, chunk.file.path)
     keys = lake.scan_files(path).select(lake.column(key)).collect()
     numbers = np.flatnonzero(np.isin(split_hash(keys, plan.splitting.salt, key), repeated))
     if not len(numbers):
@@ -102,7 +102,7 @@ def without_duplicate_keys(
         return result
     for index, rows in _rows_to_reject(chunks, repeated, plan).items():
         result[index] = _without_rows(chunks[index], rows["row"], plan)
-        lake.delete_data_files(plan.table, [chunks[index].file])
+        data_files.delete_data_files(plan.table, [chunks[index].file])
     return result
 
 
@@ -114,7 +114,7 @@ def _key_hashes(rows: pl.DataFrame, plan: Plan) -> np.ndarray:
 def _without_rows(chunk: Chunk, numbers: pl.Series, plan: Plan) -> Chunk:
     "Return a chunk whose rows of these numbers are written to the quarantine."
     rule = f"{plan.contract.key}|{UNIQUE}"
-    rows = lake.scan_files(lake.file_uri(plan.table, chunk.file.path)).collect()
+    rows = lake.scan_files(data_files.file_uri(plan.table, chunk.file.path)).collect()
     is_rejected = pl.int_range(rows.height, eager=True).is_in(numbers.implode())
     kept = rows.filter(~is_rejected)
     rejected = rows.filter(is_rejected).with_columns(_rules=pl.lit([rule]))
@@ -126,8 +126,8 @@ def _without_rows(chunk: Chunk, numbers: pl.Series, plan: Plan) -> Chunk:
         tally=description.tally,
         profile=description.profile,
         rest=description.rest,
-        file=lake.write_file(plan.table, kept, plan.new_name()) if kept.height else None,
-        rejected=[*chunk.rejected, lake.write_file(plan.quarantine, bad, plan.new_name())],
+        file=data_files.write_file(plan.table, kept, plan.new_name()) if kept.height else None,
+        rejected=[*chunk.rejected, data_files.write_file(plan.quarantine, bad, plan.new_name())],
         rules=chunk.rules + Counter({reason(rule, plan.contract): rejected.height}),
         dropped=numbers,
         rejected_keys=np.concatenate([chunk.rejected_keys, _key_hashes(rejected, plan)]),

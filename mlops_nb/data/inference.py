@@ -14,16 +14,13 @@ from datetime import UTC, datetime
 import polars as pl
 import polars.selectors as cs
 
-from mlops_nb.data.contracts import (
-    Column,
-    Contract,
-    contract_kind,
+from mlops_nb.data.contract_changes import (
     evolved,
-    permissive_contract,
     require_no_differences,
     schema_differences,
     with_types,
 )
+from .contracts import Column, Contract, contract_kind, permissive_contract
 from .evidence import Evidence, collect_evidence, odd_values_note
 from .row_numbers import with_index
 from .sources.partition import Part

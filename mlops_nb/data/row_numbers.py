@@ -60,6 +60,7 @@ def with_index(
 
 def _indexed(contract: Contract, name: str, is_new: bool) -> Contract:
     "Return the contract with this index; its next version if the contract is in use."
-    columns = {column: c for column, c in contract.columns.items() if column != name}
+    columns = dict(contract.columns)
+    columns.pop(name, None)
     update = {"columns": columns, "index": name, "version": contract.version + is_new}
     return contract.model_copy(update=update)

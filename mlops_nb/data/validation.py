@@ -13,13 +13,8 @@ import polars as pl
 import polars.selectors as cs
 
 from ..core.lake import column
-from mlops_nb.data.contracts import (
-    Column,
-    Contract,
-    require_no_differences,
-    rule_expression,
-    schema_differences,
-)
+from .contract_changes import require_no_differences, schema_differences
+from .contracts import Column, Contract, rule_expression
 from .splits import row_hashes
 from .conversion import convert, nan_to_null
 

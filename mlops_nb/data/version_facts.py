@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from ..core import lake
+from ..core import data_files, lake
 from ..core.errors import DataError
 from ..core.settings import Settings
 from ..core.templates import render
@@ -116,9 +116,9 @@ class VersionRows(VersionSplits):
     def scan_new(self, other: "VersionRows") -> pl.LazyFrame:
         "Return the rows of files that another version of this dataset does not have."
         shared = set(other.paths())
-        new = [lake.file_uri(self.table, path) for path in self.paths() if path not in shared]
+        new = [data_files.file_uri(self.table, path) for path in self.paths() if path not in shared]
         return lake.scan_files(new) if new else self.scan().clear()
 
     def paths(self) -> list[str]:
         "Return the paths of its files, relative to the table."
-        return [file.path for file in lake.table_files(self.table, version=self.version)]
+        return [file.path for file in data_files.table_files(self.table, version=self.version)]

@@ -18,9 +18,9 @@ from typing import Any
 import polars as pl
 import polars.selectors as cs
 
-from ..core import events, lake
+from ..core import data_files, events, lake
 from ..core.errors import DataError, EventConflict
-from ..core.lake import DataFile
+from ..core.data_files import DataFile
 from ..core.settings import Settings, load_settings
 from .batches import QUARANTINE, source_of
 from .dataset_names import QUARANTINE_SUFFIX
@@ -211,10 +211,11 @@ def commit_version(
     at: int | None,  # the table's version that the decision is based on; None: there is none
 ) -> int:  # the new version's number
     "Commit a version and return its number. Raise `CommitConflict` if another ingest was first."
-    ingests = (lake.last_key(table, "ingests", version=at) or 0) + 1
-    keys = {facts["ingest"]: 1, "ingests": ingests}
+    keys = {facts["ingest"]: 1, "ingests": lake.next_key(table, "ingests", version=at)}
     metadata = {"ingest": json.dumps(facts)}
-    return lake.commit_files(table, add, remove, schema=schema, at=at, keys=keys, metadata=metadata)
+    return data_files.commit_files(
+        table, add, remove, schema=schema, at=at, keys=keys, metadata=metadata
+    )
 
 
 def committed(

@@ -124,10 +124,10 @@ def status_command(
     workspace: WorkspaceOption = None,  # its folder
 ) -> None:
     "Last run, models, endpoints, alerts."
-    from mlops_nb.front import pages
+    from mlops_nb.front import overview
 
     settings = load_settings(workspace)
-    state = pages.state(settings)
+    state = overview.state(settings)
     if as_json:
         return print_json(state)
     print_lines(state_lines(state, settings=settings))

@@ -121,7 +121,7 @@ def starting(
 
 # %% ../../nbs/7_front/01_console.ipynb #1894bce2
 def champion_lines(
-    models: list[dict[str, Any]],  # as in `pages.state`
+    models: list[dict[str, Any]],  # as in `overview.state`
 ) -> dict[str, str]:
     "Return a line about the champion and its first metric, or nothing if there is no champion."
     champion = next((model for model in models if model["champion"]), None)
@@ -139,7 +139,7 @@ def _score_text(metric: str, score: dict[str, float]) -> str:
 
 # %% ../../nbs/7_front/01_console.ipynb #fd6bd486
 def alerts_text(
-    alerts: list[dict[str, Any]],  # as in `pages.state`
+    alerts: list[dict[str, Any]],  # as in `overview.state`
 ) -> str:
     "Return the open alerts in words: of which version, about which column, and the message."
     return "; ".join(map(_alert_text, alerts)) or "none open"
@@ -152,7 +152,7 @@ def _alert_text(alert: dict[str, Any]) -> str:
 
 # %% ../../nbs/7_front/01_console.ipynb #42f71c4e
 def wait_lines(
-    run: dict[str, Any] | None,  # the last run, as in `pages.state`
+    run: dict[str, Any] | None,  # the last run, as in `overview.state`
 ) -> dict[str, str]:  # text by name, for `print_lines`
     "Return the lines about the stages that wait for a person, or nothing if none does."
     lines: dict[str, str] = {}
@@ -168,7 +168,7 @@ def wait_lines(
 
 # %% ../../nbs/7_front/01_console.ipynb #a1a4ee37
 def roles_text(
-    endpoint: dict[str, Any],  # as in `pages.state`
+    endpoint: dict[str, Any],  # as in `overview.state`
 ) -> str:
     "Return which versions an endpoint serves, each with its role and share in percent."
     served = [
@@ -186,7 +186,7 @@ def _role(version: str, endpoint: dict[str, Any]) -> str:
 
 # %% ../../nbs/7_front/01_console.ipynb #9782ff5e
 def curl_command(
-    endpoint: dict[str, Any],  # as in `pages.state`
+    endpoint: dict[str, Any],  # as in `overview.state`
     *,
     settings: Settings,
 ) -> str:
@@ -211,7 +211,7 @@ def _last_row(model: str, settings: Settings) -> str:
 
 # %% ../../nbs/7_front/01_console.ipynb #625d6c6f
 def endpoint_lines(
-    endpoint: dict[str, Any],  # as in `pages.state`
+    endpoint: dict[str, Any],  # as in `overview.state`
     *,
     settings: Settings,
 ) -> dict[str, str | None]:
@@ -234,7 +234,7 @@ def endpoint_lines(
 
 # %% ../../nbs/7_front/01_console.ipynb #1f8bb20d
 def state_lines(
-    state: dict[str, Any],  # as `pages.state` returns it
+    state: dict[str, Any],  # as `overview.state` returns it
     *,
     settings: Settings,
 ) -> dict[str, Any]:  # text by name, for `print_lines`
@@ -279,7 +279,7 @@ def run_lines(
     settings: Settings,
 ) -> dict[str, Any]:  # text by name, for `print_lines`
     "Return the lines about a run and what can be done next."
-    from mlops_nb.front import pages
+    from mlops_nb.front import overview
 
     reused = [stage.name for stage in run.stages if stage.state == "reused"]
     note = f" (reused: {', '.join(reused)})" if reused else ""
@@ -288,7 +288,7 @@ def run_lines(
     lines |= _data_lines(data, settings)
     if run.outputs.get("warranted") is False:
         lines["warranted"] = "no: what is done without a model may be as good, see stage explore"
-    state = pages.state(settings)
+    state = overview.state(settings)
     lines |= wait_lines(state["run"])
     return lines | _model_lines(state, settings) | _next_lines(settings)
 

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.forkserver import ForkedProcess, socket_path
+from ..core.forkclient import ForkedProcess, socket_path
 
 # %% ../../nbs/7_front/07_launcher.ipynb #6cd531f9
 def _workspace_option(argv: list[str]) -> str | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-from ..core.authoring import comparable_code, looks_same, value_text
+from ..core.code_comparison import comparable_code, looks_same, value_text
 from ..core.errors import TrainingError
 from ..core.library import is_within
 

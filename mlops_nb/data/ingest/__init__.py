@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from ...core.progress import progress_bar
-from ...core import lake
+from ...core import data_files, lake
 from ...core.authoring import require_exported
 from ...core.errors import DataError, Unparsable
 from ...core.settings import Settings, load_settings
@@ -141,8 +141,10 @@ def _discard_uncommitted(chunks: Sequence[Chunk], plan: Plan) -> None:
     used = _used_paths(plan)
     accepted = [chunk.file for chunk in chunks if chunk.file]
     rejected = [file for chunk in chunks for file in chunk.rejected]
-    lake.delete_data_files(plan.table, [file for file in accepted if file.path not in used])
-    lake.delete_data_files(plan.quarantine, [file for file in rejected if file.path not in used])
+    data_files.delete_data_files(plan.table, [file for file in accepted if file.path not in used])
+    data_files.delete_data_files(
+        plan.quarantine, [file for file in rejected if file.path not in used]
+    )
 
 
 def _used_paths(plan: Plan) -> set[str]:
@@ -150,9 +152,9 @@ def _used_paths(plan: Plan) -> set[str]:
     files = []
     for version, facts in committed(plan.table):
         if facts["ingest"] == plan.ingest:
-            files += lake.table_files(plan.table, version=version)
+            files += data_files.table_files(plan.table, version=version)
     if lake.table_exists(plan.quarantine):
-        files += lake.table_files(plan.quarantine)
+        files += data_files.table_files(plan.quarantine)
     return {file.path for file in files}
 
 # %% ../../../nbs/2_data/44_ingest.ipynb #1034b51e
@@ -180,7 +182,7 @@ def _commit_quarantine(chunks: Sequence[Chunk], plan: Plan) -> None:
         return
     at = lake.table_version(plan.quarantine)
     schema = pl.Schema(QUARANTINE)
-    lake.commit_files(plan.quarantine, rejected, schema=schema, at=at, keys={plan.ingest: 1})
+    data_files.commit_files(plan.quarantine, rejected, schema=schema, at=at, keys={plan.ingest: 1})
 
 # %% ../../../nbs/2_data/44_ingest.ipynb #55791e12
 def _facts(
@@ -238,7 +240,7 @@ def _broken_rules(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
     return sum((chunk.rules for chunk in chunks), Counter()).most_common(10)
 
 # %% ../../../nbs/2_data/44_ingest.ipynb #d477c12b
-@lake.retry_on_conflict
+@data_files.retry_on_conflict
 def _commit_rows(
     written: _Written, parts: Sequence[Part], request: IngestRequest
 ) -> tuple[int, dict, TableChange]:  # the version, its facts, what it changed
@@ -257,7 +259,7 @@ def _commit_rows(
         version = commit_version(plan.table, **files, facts=facts, schema=plan.schema, at=at)
     except BaseException:
         if not lake.last_key(plan.table, plan.ingest):
-            lake.delete_data_files(plan.table, change.rewritten)
+            data_files.delete_data_files(plan.table, change.rewritten)
         raise
     return version, facts, change
 
@@ -278,7 +280,7 @@ def _planned_change(
     facts = earlier[0][1]
     before = Contract(**facts["contract"])
     same_schema = {**before.dtypes, **before.system_columns} == dict(plan.schema)
-    files = lake.table_files(plan.table, version=at)
+    files = data_files.table_files(plan.table, version=at)
     options = {"sources": set() if plan.complete else sources, "same_schema": same_schema}
     options["reread"] = reread_locations(parts, ingested)
     return plan_change(files, _tally(facts), chunks, plan, **options)
@@ -319,16 +321,16 @@ def _remove_stray_files(table: str) -> None:
         return
     for ingest_id, files in _old_files(table).items():
         if lake.last_key(table, ingest_id) is None:
-            lake.delete_data_files(table, files)
+            data_files.delete_data_files(table, files)
 
 
-def _old_files(table: str) -> dict[str, list[lake.DataFile]]:
+def _old_files(table: str) -> dict[str, list[data_files.DataFile]]:
     "Return the files in a table's folder that are old enough to be removed, by ingest."
     limit = datetime.now(UTC) - timedelta(hours=_STRAY_HOURS)
-    files: dict[str, list[lake.DataFile]] = {}
-    for path, written_at in lake.list_data_files(table).items():
+    files: dict[str, list[data_files.DataFile]] = {}
+    for path, written_at in data_files.list_data_files(table).items():
         if written_at < limit and not path.startswith("_delta_log/"):
-            files.setdefault(path.partition("-")[0], []).append(lake.DataFile(path, 0, 0))
+            files.setdefault(path.partition("-")[0], []).append(data_files.DataFile(path, 0, 0))
     return files
 
 # %% ../../../nbs/2_data/44_ingest.ipynb #dc7012e5

@@ -58,7 +58,7 @@ class RowContents:
 
 def _later_splits(rows: pl.DataFrame, splits: Sequence[str]) -> Counter:
     "Return by split how many rows have the hash of a row in an earlier split."
-    order = pl.col("split").replace_strict([*splits], [*range(len(splits))], return_dtype=pl.Int8)
+    order = pl.col("split").cast(pl.Enum(splits)).to_physical()
     later = rows.filter(order > order.min().over("hash"))
     return Counter(dict(later["split"].value_counts().iter_rows()))
 

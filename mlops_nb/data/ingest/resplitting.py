@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import polars as pl
 
-from ...core import events, lake
+from ...core import data_files, events, lake
 from ...core.errors import DataError
 from ...core.settings import Settings, load_settings
 from ..batches import Tally
@@ -62,18 +62,18 @@ def _require_later_ends(before: Splitting, after: Splitting) -> None:
 # %% ../../../nbs/2_data/40_ingest_resplitting.ipynb #2d49f2f5
 def _write_divided(
     version: DatasetVersion, splitting: Splitting, ingest: str
-) -> tuple[list[lake.DataFile], Tally]:
+) -> tuple[list[data_files.DataFile], Tally]:
     "Write the rows of a version with their new splits. Return the files and the tally of the rows."
     written = []
     tally = Tally()
     try:
-        for file in lake.table_files(version.table, version=version.version):
-            rows = _divided_rows(lake.file_uri(version.table, file.path), splitting)
+        for file in data_files.table_files(version.table, version=version.version):
+            rows = _divided_rows(data_files.file_uri(version.table, file.path), splitting)
             path = f"{ingest}-{uuid4().hex}.parquet"
-            written.append(lake.write_file(version.table, rows, path))
+            written.append(data_files.write_file(version.table, rows, path))
             tally = tally.plus(Tally.of(rows, version.contract))
     except BaseException:
-        lake.delete_data_files(version.table, written)
+        data_files.delete_data_files(version.table, written)
         raise
     return written, tally
 
@@ -117,18 +117,18 @@ def _commit_divided(version: DatasetVersion, splitting: Splitting, by: str) -> t
     ingest = uuid4().hex[:16]
     files, tally = _write_divided(version, splitting, ingest)
     facts = _new_facts(version, splitting, tally, ingest, by)
-    old = [file.path for file in lake.table_files(table, version=version.version)]
+    old = [file.path for file in data_files.table_files(table, version=version.version)]
     schema = lake.scan(table, version=version.version).collect_schema()
     try:
         number = commit_version(table, files, old, facts, schema=schema, at=version.version)
     except BaseException:
         if not lake.last_key(table, ingest):
-            lake.delete_data_files(table, files)
+            data_files.delete_data_files(table, files)
         raise
     return number, facts
 
 
-@lake.retry_on_conflict
+@data_files.retry_on_conflict
 def resplit(
     name: str,  # of a dataset that is split by time
     ends: Mapping[str, Any] | Literal["shares"] = "shares",  # split → its end, exclusive

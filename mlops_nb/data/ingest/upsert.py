@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 import polars_hash as plh
 
-from ...core import lake
+from ...core import data_files, lake
 from ...core.errors import DataError
-from ...core.lake import DataFile
+from ...core.data_files import DataFile
 from ..batches import Chunk, Plan, Tally, described
 from ..conversion import convert
 from ..splits import split_hash
@@ -29,7 +29,7 @@ def _row_columns(table: str, files: Sequence[DataFile], **columns: str) -> pl.La
     selected = [lake.column(column).alias(name) for name, column in columns.items()]
     frames = []
     for file in files:
-        rows = lake.scan_files(lake.file_uri(table, file.path)).select(selected)
+        rows = lake.scan_files(data_files.file_uri(table, file.path)).select(selected)
         frames.append(rows.with_row_index("_row").with_columns(_file=pl.lit(file.path)))
     return pl.concat(frames)
 
@@ -196,7 +196,9 @@ def _divided_file(
     path: str, numbers: Sequence[pl.Series], plan: Plan
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     "Return the rows of a file without those of these numbers, and those rows."
-    stored = lake.scan_files(lake.file_uri(plan.table, path)).collect().with_row_index("\1row")
+    stored = (
+        lake.scan_files(data_files.file_uri(plan.table, path)).collect().with_row_index("\1row")
+    )
     dropped = pl.concat(numbers) if numbers else stored["\1row"].clear()
     is_dropped = stored["\1row"].is_in(dropped.implode())
     return stored.filter(~is_dropped).drop("\1row"), stored.filter(is_dropped).drop("\1row")
@@ -206,7 +208,7 @@ def _rewrite(rows: pl.DataFrame, plan: Plan, change: TableChange) -> DataFile | 
     "Write rows to a new file of the change. Return it, or None if there are no rows."
     if rows.is_empty():
         return None
-    file = lake.write_file(plan.table, rows, plan.new_name())
+    file = data_files.write_file(plan.table, rows, plan.new_name())
     change.rewritten.append(file)
     return file
 

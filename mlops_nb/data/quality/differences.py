@@ -169,9 +169,6 @@ def _changed_fields(before: dict[str, str], after: dict[str, str], what: str) ->
     return pl.DataFrame(rows, schema={what: pl.String, "before": pl.String, "after": pl.String})
 
 # %% ../../../nbs/2_data/33_quality_differences.ipynb #4db89bb1
-_KINDS_OF_ROWS = ["kept", "added", "removed", "changed"]
-
-
 @dataclass(frozen=True, repr=False)
 class Diff:
     "How one version of a dataset differs from an earlier one."
@@ -192,8 +189,12 @@ class Diff:
     def table(self) -> pl.DataFrame:
         "The number of rows that were kept, added, removed and changed."
         kept = self.rows[0] - self.removed - self.changed
-        numbers = [kept, self.added, self.removed, self.changed]
-        return pl.DataFrame({"rows": _KINDS_OF_ROWS, "number": numbers})
+        return pl.DataFrame(
+            {
+                "rows": ["kept", "added", "removed", "changed"],
+                "number": [kept, self.added, self.removed, self.changed],
+            }
+        )
 
     @property
     def same(self) -> bool:

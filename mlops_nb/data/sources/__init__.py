@@ -370,10 +370,10 @@ class Source(_SourceOptions):
 
     def scan(self) -> pl.LazyFrame:
         "Return the rows, lazily where the format allows; raise `DataError` if there are none."
-        parts = [p for p in self.parts() if not p.is_empty()]
-        if not parts:
+        frames = [part.scan() for part in self.parts() if not part.is_empty()]
+        if not frames:
             raise DataError(f"{self} has no rows yet")
-        return pl.concat([part.scan() for part in parts], how="vertical_relaxed")
+        return pl.concat(frames, how="vertical_relaxed")
 
     def _repr_html_(self) -> str:
         return _source_html(self)

@@ -202,8 +202,9 @@ def _columns(
 def _check_widths(rows: list[list[str]], expected: int, name: str) -> None:
     "Raise `DataError` for the first row with too few or too many fields."
     for number, row in enumerate(rows, 1):
-        if len(row) != expected and (row or expected != 1):
-            raise DataError(wrong_width(f"row {number:,} of {name}", len(row), expected))
+        fields = len(row) or 1  # a blank line has one, which is empty
+        if fields != expected:
+            raise DataError(wrong_width(f"row {number:,} of {name}", fields, expected))
 
 
 def wrong_width(

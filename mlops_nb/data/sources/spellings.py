@@ -57,7 +57,7 @@ def fitting_formats(
 ) -> list[str]:
     "Return the formats that parse every value of a column."
     forms = _candidate_formats(values.head(1), date_format)
-    fitting = [f for f in forms if not _parse_times(values, f).has_nulls()]
+    fitting = [form for form in forms if not _parse_times(values, form).has_nulls()]
     return [date_format] if date_format in fitting else fitting
 
 

@@ -213,7 +213,5 @@ def _are_readable(files: list[dict], location: str) -> bool:
     "Return whether files of the log exist, and all of their rows count."
     if any(file.get("deletionVector") for file in files):
         return False
-    if is_remote(location):
-        return True
     paths = [Path(location) / unquote(file["path"]) for file in files]
-    return all(path.exists() for path in paths)
+    return is_remote(location) or all(path.exists() for path in paths)

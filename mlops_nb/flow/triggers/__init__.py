@@ -18,7 +18,8 @@ from ...core import events
 from ...core.errors import Busy, TriggerError, panics_as_errors
 from ...core.locks import workspace_lock, lock_holder, describe_holder
 from ...core.masking import masked, masked_all
-from ...core.settings import Settings, TriggerSection, load_settings
+from ...core.sections import TriggerSection
+from ...core.settings import Settings, load_settings
 from .reasons import Due, coalesce, pending, trigger_history
 from .sensors import SENSORS, trigger_kind
 

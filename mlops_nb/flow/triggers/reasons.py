@@ -16,7 +16,8 @@ import polars as pl
 from ...core import events
 from ...core.errors import TriggerError, panics_as_errors
 from ...core.masking import masked, masked_all
-from ...core.settings import Settings, TriggerSection, load_settings
+from ...core.sections import TriggerSection
+from ...core.settings import Settings, load_settings
 from .sensors import SENSORS, trigger_kind
 from ..workflow.outputs import json_flaw
 

@@ -19,9 +19,10 @@ import polars as pl
 
 from ...core import lake
 from ...core.errors import TriggerError
-from ...core.settings import Settings, TriggerSection
+from ...core.sections import TriggerSection
+from ...core.settings import Settings
 from ...data.sources import matching_paths
-from ...data.sources.databases import connect_database, query_frames, driver_message
+from ...data.sources.connections import connect_database, query_frames, driver_message
 from ...service.monitoring import alerts
 
 # %% ../../../nbs/6_flow/21_triggers_sensors.ipynb #17671a78

@@ -25,7 +25,7 @@ from nbformat import from_dict
 from nbformat.v4 import new_output
 
 from ...core.errors import WaitingForPerson
-from ...core.forkserver import ForkedProcess
+from ...core.forkclient import ForkedProcess
 from ...core.templates import render
 from . import kernels
 

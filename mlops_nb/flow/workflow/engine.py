@@ -16,9 +16,10 @@ from threading import Event
 from nbformat import from_dict
 from papermill.engines import Engine, NotebookExecutionManager
 
-from ...core import cluster, forkserver
+from ...core import cluster
 from ...core.cluster import Cluster
 from ...core.errors import ClusterError, SettingsError
+from ...core.forkclient import is_listening
 from ...core.settings import Settings, load_settings
 from . import driver, kernels
 from .files import Handler
@@ -220,7 +221,7 @@ def _drive_here(
     **options,
 ) -> Iterator[tuple]:
     "Drive a kernel of the head's fork server from this process, and yield what happens."
-    address = head.forks if forked and forkserver.is_listening(head.forks) else None
+    address = head.forks if forked and is_listening(head.forks) else None
     if forked and not address:
         join(settings)
         address = kernels.ready_forkserver()

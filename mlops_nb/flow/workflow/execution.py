@@ -27,7 +27,8 @@ from tenacity import (
 from ...core import cluster, library
 from ...core.errors import WorkflowError
 from ...core.progress import progress_bar
-from ...core.settings import Settings, StageSection
+from ...core.sections import StageSection
+from ...core.settings import Settings
 from .cache import key
 from .endings import early_end, failure_reason, missing_output, wait_note
 from .files import Handler, file_exists

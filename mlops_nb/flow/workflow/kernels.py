@@ -24,7 +24,7 @@ from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
 from ...core import cluster, forkserver
-from ...core.forkserver import ForkedProcess
+from ...core.forkclient import ForkedProcess, is_listening, socket_path
 from ...core.settings import Settings
 
 # %% ../../../nbs/6_flow/09_workflow_kernels.ipynb #dbc90e18
@@ -68,7 +68,7 @@ class KernelHost:
         self.began = time.monotonic()
         address = os.environ.get("MLOPS_NB_FORKS")
         code = _SERVE.format(private=not address)
-        self.address = address or forkserver.socket_path(tempfile.mkdtemp(prefix="mlops-nb-"))
+        self.address = address or socket_path(tempfile.mkdtemp(prefix="mlops-nb-"))
         self.server = subprocess.Popen(
             [sys.executable, "-P", "-c", code, forkserver.__file__, self.address],
             env={**without_ray_variables(os.environ), "MPLBACKEND": forkserver.BACKEND},
@@ -108,7 +108,7 @@ def warm_up(
     settings: Settings,  # of the workspace
 ) -> None:
     "Start the workspace's cluster and its fork server, if they do not run."
-    if forkserver.is_listening(cluster.up(settings).forks):
+    if is_listening(cluster.up(settings).forks):
         return
     cluster.connect(settings)
     kernel_host()
@@ -124,7 +124,7 @@ def ready_forkserver(
     until = time.monotonic() + wait
     while time.monotonic() < until:
         address = ray.get(host.ready.remote())
-        if address is None or forkserver.is_listening(address):
+        if address is None or is_listening(address):
             return address
         time.sleep(0.1)
     return None

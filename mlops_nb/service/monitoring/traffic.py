@@ -14,7 +14,7 @@ from functools import cached_property
 import polars as pl
 from deltalake.exceptions import DeltaError
 
-from ...core import events, lake
+from ...core import data_files, events, lake
 from ...core.errors import LakeError
 from ...core.settings import Settings
 from ..serving.log import TABLES, log_files, recover
@@ -22,7 +22,7 @@ from ..serving.log import TABLES, log_files, recover
 # %% ../../../nbs/5_service/12_monitoring_traffic.ipynb #5aa2efc5
 def _ids(table: str, paths: set[str], end: datetime) -> pl.DataFrame:
     "Return identity and time of the rows in some of a table's files that are not later than `end`."
-    files = [lake.file_uri(table, path) for path in sorted(paths)]
+    files = [data_files.file_uri(table, path) for path in sorted(paths)]
     if not files:
         return pl.DataFrame(schema={"prediction_id": pl.String, "at": pl.Datetime("us", "UTC")})
     rows = pl.scan_parquet(files, glob=False, missing_columns="insert", extra_columns="ignore")
@@ -30,7 +30,7 @@ def _ids(table: str, paths: set[str], end: datetime) -> pl.DataFrame:
 
 
 def _paths(table: str, version: int) -> set[str]:
-    return {file.path for file in lake.table_files(table, version=version)}
+    return {file.path for file in data_files.table_files(table, version=version)}
 
 
 def _late(

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from socket import gethostname
 
 from ...core.errors import PanicError, Refused, panics_as_errors
-from ...core.settings import LOOPBACK, ServeSection
+from ...core.sections import LOOPBACK, ServeSection
 from ...core.templates import template_text
 from ...science.signature import cut
 from .protocols import read_body, respond

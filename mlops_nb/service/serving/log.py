@@ -18,7 +18,7 @@ from zlib import crc32
 import orjson
 import polars as pl
 
-from ...core import lake
+from ...core import data_files, lake
 from ...core.errors import panics_as_errors
 from ...core.locks import try_lock
 from ...core.settings import Settings, load_settings
@@ -140,7 +140,7 @@ class Segment:
         try_lock(fd)  # nobody else looks for a hidden file
         hidden.rename(path)
         for directory in (folder, *folder.parents[:4]):  # up to the workspace
-            lake.flush_to_disk(directory)
+            data_files.flush_to_disk(directory)
         return cls(path, fd, moved=0)
 
     @classmethod
@@ -266,7 +266,7 @@ def _move_and_delete(segment: Segment, table: str, schema: dict) -> int:
     "Move one log and delete its file, or rename it if it is damaged. Return the number of rows."
     count = move_to_table(segment, table, schema)
     if segment.size:
-        lake.sync_table(table)
+        data_files.sync_table(table)
     if _is_damaged(segment, table):
         segment.path.rename(segment.path.with_suffix(".damaged"))
     else:

@@ -18,7 +18,7 @@ from uuid import uuid4
 import orjson
 
 from ...core.errors import Refused, panics_as_errors
-from ...core.settings import ServeSection
+from ...core.sections import ServeSection
 from ...science.signature import cut
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #1067cde0
