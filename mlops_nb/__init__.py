@@ -44,11 +44,12 @@ if TYPE_CHECKING:
     from mlops_nb.flow import workflow
     from mlops_nb.flow.workflow.outputs import glue
     from mlops_nb.models.registry import approve, champion_scores, register
+    from mlops_nb.science.candidates import Candidate
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
     from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
     from mlops_nb.science.objective import Objective
-    from mlops_nb.science.pipeline import Candidate, load_candidate
+    from mlops_nb.science.pipeline import load_candidate
     from mlops_nb.science.rules import Rule
     from mlops_nb.science.search import search
     from mlops_nb.science.statement import Costs
@@ -69,7 +70,7 @@ _HOMES = {
     "Objective": "science.objective:Objective",
     "Rule": "science.rules:Rule",
     "check_hypotheses": "science.hypotheses:check_hypotheses",
-    "Candidate": "science.pipeline:Candidate",
+    "Candidate": "science.candidates:Candidate",
     "search": "science.search:search",
     "explore": "science.exploration:explore",
     "load_candidate": "science.pipeline:load_candidate",

@@ -25,8 +25,9 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow import lineage, references
 from mlops_nb.front import cli, overview, pages
 from mlops_nb.models import approvals, registry, roles
+from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.science.pipeline import fit
 from mlops_nb.science.task import Binary
 from mlops_nb.service import deployment, monitoring
 from mlops_nb.service.deployment import acceptance, applications, conditions

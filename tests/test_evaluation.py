@@ -13,6 +13,7 @@ from mlops_nb.core import tracking
 from mlops_nb.core.errors import EvaluationError
 from mlops_nb.core.settings import create
 from mlops_nb.science import evaluation as e
+from mlops_nb.science import importance
 from mlops_nb.science import report as r
 from mlops_nb.science.objective import Objective
 from mlops_nb.science.rules import Rule
@@ -215,7 +216,7 @@ def test_importance_does_not_depend_on_the_order_of_the_rows():
 
 def test_a_sample_keeps_the_rarer_class():
     labels = np.r_[np.ones(150, int), np.zeros(99_850, int)]
-    rows = e._sampled(labels, 2, 5000, np.random.default_rng(0))
+    rows = importance._sampled(labels, 2, 5000, np.random.default_rng(0))
     assert labels[rows].sum() == 100 and 5000 <= len(rows) <= 5100 and len(set(rows)) == len(rows)
 
 

@@ -18,8 +18,9 @@ from mlops_nb.science import gate as g
 from mlops_nb.science import metrics as m
 from mlops_nb.science import report as r
 from mlops_nb.science import scoring as sc
+from mlops_nb.science.model_files import load_pipeline
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Fitted, load_pipeline
+from mlops_nb.science.pipeline import Fitted
 from mlops_nb.science.predictions import Predictions
 from mlops_nb.science.rules import Rule
 from mlops_nb.science.signature import Signature

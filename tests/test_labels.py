@@ -18,9 +18,10 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
 from mlops_nb.models.bundle import Bundle, fill
 from mlops_nb.models.sealing import seal
+from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.labels import matching_label, respelled, spelling, values_by_label
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, fit, save_candidate
+from mlops_nb.science.pipeline import fit, save_candidate
 from mlops_nb.science.task import Binary
 from mlops_nb.service import monitoring
 from mlops_nb.service.deployment import applications

@@ -17,7 +17,7 @@ import mlops_nb
 from mlops_nb.core import cluster, library
 from mlops_nb.core.errors import SettingsError
 from mlops_nb.core.settings import create
-from mlops_nb.science.pipeline import OWN_TYPES, is_allowed
+from mlops_nb.science.model_files import OWN_TYPES, is_allowed
 
 ROOT = Path(__file__).parent.parent
 
@@ -230,7 +230,8 @@ from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.science.candidates import Candidate
+from mlops_nb.science.pipeline import fit
 from mlops_nb.service import deployment
 
 settings = load_settings(sys.argv[1])

@@ -22,17 +22,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from mlops_nb.core.errors import TrainingError
+from mlops_nb.science.candidates import Candidate, build_pipeline, candidate_treatments
 from mlops_nb.science.fitting import LogTarget, counted_rows, fit_params, row_weights
+from mlops_nb.science.model_files import is_allowed, load_pipeline
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import (
-    Candidate,
-    build_pipeline,
-    candidate_treatments,
-    fit,
-    is_allowed,
-    load_pipeline,
-    make_signature,
-)
+from mlops_nb.science.pipeline import fit, make_signature
 from mlops_nb.science.preprocessing import date_numbers
 from mlops_nb.science.signature import Signature
 

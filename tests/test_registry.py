@@ -51,8 +51,9 @@ from mlops_nb.models.registry import (
     versions,
 )
 from mlops_nb.models.sealing import seal
+from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import Candidate, fit
+from mlops_nb.science.pipeline import fit
 from mlops_nb.science.task import Binary, Multiclass, Regression
 from mlops_nb.service import deployment
 from mlops_nb.service.deployment import applications

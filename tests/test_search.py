@@ -33,19 +33,15 @@ from mlops_nb.core.settings import create
 from mlops_nb.data.splits import Splitting
 from mlops_nb.data.versions import DatasetVersion
 from mlops_nb.science import search as searching
+from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.evaluation import evaluate
 from mlops_nb.science.features import check_row_by_row
+from mlops_nb.science.json_rows import InputColumn
+from mlops_nb.science.model_files import load_pipeline
 from mlops_nb.science.objective import Objective
-from mlops_nb.science.pipeline import (
-    Candidate,
-    dotted_name,
-    fit,
-    load_candidate_files,
-    load_pipeline,
-    save_candidate,
-)
+from mlops_nb.science.pipeline import dotted_name, fit, load_candidate_files, save_candidate
 from mlops_nb.science.search import fold_scores, search, trial_folds
-from mlops_nb.science.signature import InputColumn, Signature
+from mlops_nb.science.signature import Signature
 from mlops_nb.service.serving.documentation import docs_page
 
 OBJECTIVE = Objective(name="m", question="?", target="y", positive="Yes", key="id")

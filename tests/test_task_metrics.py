@@ -34,18 +34,22 @@ NUMBERS = {
 
 
 def numbers(kind, rng, n):
-    "True numbers, two predictions, the ends of the first one's interval."
+    "True numbers, and two predictions with the ends of their intervals; the second's are wider."
     predicted, actual = NUMBERS[kind](rng, n)
     second = predicted + 0.5 * rng.normal(size=n)
-    return actual, predicted, second, predicted - 1.5, predicted + 1.5
+    return (
+        actual,
+        (predicted, predicted - 1.5, predicted + 1.5),
+        (second, second - 1.8, second + 1.8),
+    )
 
 
 @cache
 def number_truth(kind):
     rng = np.random.default_rng(99)
-    actual, predicted, second, low, high = numbers(kind, rng, 4_000_000)
+    actual, *predictions = numbers(kind, rng, 4_000_000)
 
-    def of(guess):
+    def of(guess, low, high):
         errors = guess - actual
         return {
             "rmse": np.sqrt((errors**2).mean()),
@@ -55,7 +59,7 @@ def number_truth(kind):
             "coverage": ((low <= actual) & (actual <= high)).mean(),
         }
 
-    return of(predicted), of(second)
+    return tuple(of(*prediction) for prediction in predictions)
 
 
 def number_rates(kind, rows, draws=DRAWS, per_key=1):
@@ -63,12 +67,10 @@ def number_rates(kind, rows, draws=DRAWS, per_key=1):
     first, second = number_truth(kind)
     rng, hits = np.random.default_rng(1), {}
     for _ in range(draws):
-        actual, p, q, low, high = numbers(kind, rng, rows)
-        if per_key > 1:
-            actual, p, q, low, high = (np.repeat(v, per_key) for v in (actual, p, q, low, high))
-        keys = np.arange(len(actual)) // per_key
-        one = nm.measure_numbers(actual, p, low, high, groups=keys)
-        other = nm.measure_numbers(actual, q, low, high, groups=keys)
+        actual, p, q = numbers(kind, rng, rows)
+        keys = np.arange(rows * per_key) // per_key
+        actual, p, q = (np.repeat(v, per_key, axis=-1) for v in (actual, p, q))
+        one, other = (nm.measure_numbers(actual, *each, groups=keys) for each in (p, q))
         for metric, true in first.items():
             value = one.interval(metric)
             hits.setdefault(metric, []).append(value.low <= true <= value.high)
@@ -167,7 +169,7 @@ def test_metrics_of_labels_are_scikit_learns():
 
 def test_metrics_of_numbers_are_scikit_learns():
     rng = np.random.default_rng(0)
-    actual, predicted, _, low, high = numbers("student", rng, 500)
+    actual, (predicted, low, high), _ = numbers("student", rng, 500)
     measured = nm.measure_numbers(actual, predicted, low, high)
     expected = {
         "rmse": sk.root_mean_squared_error(actual, predicted),

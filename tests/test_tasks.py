@@ -8,10 +8,11 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from mlops_nb.core.errors import LabelError, ObjectiveError
+from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.exploration import explore
 from mlops_nb.science.hypotheses import Hypothesis, check_hypotheses
 from mlops_nb.science.objective import Costs, Objective, with_decision
-from mlops_nb.science.pipeline import Candidate, fit, load_candidate_files, save_candidate
+from mlops_nb.science.pipeline import fit, load_candidate_files, save_candidate
 from mlops_nb.science.predictions import LOG_COLUMNS
 from mlops_nb.science.rules import Rule
 from mlops_nb.science.targets import infer_task, task_of

@@ -14,7 +14,8 @@ from mlops_nb.core.settings import create
 from mlops_nb.core.templates import render, template_text
 from mlops_nb.front import pages
 from mlops_nb.models.registry import ModelVersion
-from mlops_nb.science.signature import InputColumn, Signature
+from mlops_nb.science.json_rows import InputColumn
+from mlops_nb.science.signature import Signature
 from mlops_nb.science.task import Binary
 from mlops_nb.service.deployment.acceptance import Acceptance, AcceptanceCheck
 from mlops_nb.service.serving import guard

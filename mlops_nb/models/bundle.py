@@ -29,7 +29,8 @@ from ..core.settings import Settings, load_settings as workspace
 from .sealing import Sealed
 from ..science.labels import respelled
 from ..science.objective import Objective, with_decision
-from ..science.pipeline import is_allowed, load_pipeline, saved_task, types_in_file
+from ..science.model_files import is_allowed, load_pipeline, types_in_file
+from ..science.pipeline import saved_task
 from ..science.predictions import Predictions
 from ..science.signature import Signature
 from ..science.task import Task

@@ -45,9 +45,10 @@ from .roles import ROLES
 from .sealing import seal
 from ..science.labels import spelling
 from ..science.objective import Objective
-from ..science.pipeline import load_candidate_files, load_pipeline, types_in_file
+from ..science.model_files import load_pipeline, types_in_file
+from ..science.pipeline import load_candidate_files
 from ..science.predictions import Predictions
-from ..science.signature import cut
+from ..science.json_rows import cut
 from ..science.statement import model_name
 from ..science.task import Task
 

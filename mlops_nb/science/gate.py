@@ -48,7 +48,7 @@ def comparison_checks(
     if baseline:
         checks.append(_gain_check(f"better than {baseline.name}", baseline, 0.0, decidable))
     if champion:
-        share = champion.value.value if objective.metric in _IN_UNITS else 1.0
+        share = champion.value.value if champion.metric in _IN_UNITS else 1.0
         least = -objective.margin * share
         enough = decidable and of_champion
         checks.append(_gain_check("not worse than the champion", champion, least, enough))

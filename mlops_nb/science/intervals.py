@@ -282,6 +282,7 @@ class Measurement:
     estimates: dict[str, Estimate]  # by metric
     groups: np.ndarray | None = None  # of each row; None where every row is a group of its own
     fewest: int = 0  # groups that have a row of the rarest label; of a number, groups
+    widening: float = 1.0  # how many times as wide intervals are as those of independent rows
 
     @property
     def values(self) -> dict[str, float]:
@@ -295,11 +296,20 @@ class Measurement:
 
     def interval(self, metric: str, *, alpha: float = 0.05) -> Interval:
         "Return a metric's value with its interval."
-        return self.estimates[metric].bounded(alpha)
+        return self.estimates[metric].bounded(self._widened(alpha))
 
     def difference(self, other: "Measurement", metric: str, *, alpha: float = 0.05) -> Interval:
         "Return how much greater a metric is than another prediction's on the same rows."
+        alpha = self._widened(alpha)
         return self.estimates[metric].difference(other.estimates[metric], self.groups, alpha)
+
+    def _widened(self, alpha: float) -> float:
+        "Return the alpha of a normal interval that is as many times as wide."
+        from scipy.stats import norm
+
+        if self.widening == 1:
+            return alpha
+        return float(2 * norm.sf(self.widening * norm.isf(alpha / 2)))
 
 # %% ../../nbs/3_science/00_intervals.ipynb #25f4e123
 def loss_estimate(

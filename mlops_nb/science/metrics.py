@@ -119,9 +119,9 @@ def calibration_interval(
 
 def _bin_noise(bins: pl.DataFrame) -> np.ndarray:
     "Return the variance of the observed share of each bin."
-    shares = (bins["observed"].to_numpy(), bins["predicted"].to_numpy())
-    spread = np.maximum(*(s * (1 - s) for s in shares))
-    return spread / np.maximum(bins["effective"].to_numpy(), 1)
+    share = pl.col("observed", "predicted")
+    variance = pl.max_horizontal(share * (1 - share)) / pl.col("effective").clip(1)
+    return bins.select(variance).to_series().to_numpy()
 
 
 def _noncentrality(measured: float, freedom: float, level: float) -> float:

@@ -28,7 +28,7 @@ from .metrics import BLUE, lower_is_better, paired_gain
 from .predictions import Predictions
 from .rules import Rule
 from .scoring import measure_with
-from .statement import DEFAULT_METRIC, Costs, Statement
+from .statement import Costs, Statement
 from .targets import cost_matrix, task_of
 from .task import Binary, Multiclass, Task
 
@@ -279,7 +279,7 @@ def _warrant(
     objective = objective.confirmed(train)
     task = objective.task_for(train)
     by_rule = rule.predict(train, task)
-    metric = _warrant_metric(rule, by_rule, objective)
+    metric = _warrant_metric(rule, by_rule, objective, task)
     target = task.encode(train[objective.target])
     _require_rows(target, folds, task)
     try:
@@ -310,12 +310,12 @@ def _judged_together(
     return [measure_with(task, metric, target[kept], part, groups) for part in parts]
 
 # %% ../../nbs/3_science/16_objective.ipynb #423e2858
-def _warrant_metric(rule: Rule, by_rule: Predictions, objective: Objective) -> str:
+def _warrant_metric(rule: Rule, by_rule: Predictions, objective: Objective, task: Task) -> str:
     "Return the metric to compare in; raise if it needs probabilities and the rule gives others."
-    metric = objective.metric or DEFAULT_METRIC[objective.task or "binary"]
-    if objective.task == "multiclass" and by_rule.scores is None:
+    metric = objective.metric_for(task.kind)
+    if task.kind == "multiclass" and by_rule.scores is None:
         return "accuracy"
-    needs_probabilities = objective.task == "binary" and lower_is_better(metric)
+    needs_probabilities = task.kind == "binary" and lower_is_better(metric)
     if not needs_probabilities or is_probability(by_rule.positive):
         return metric
     scores = by_rule.positive

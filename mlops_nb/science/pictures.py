@@ -102,7 +102,7 @@ def _draw_coverage(ax: "Axes", report: Any) -> None:
 def _draw_importance(ax: "Axes", report: Any) -> None:
     most = report.importance.head(12)
     draw_intervals(ax, most["column"].to_list(), most, "drop")
-    ax.set_xlabel(f"{without_formula(report.objective.metric or 'metric')} lost without the column")
+    ax.set_xlabel(f"{without_formula(report.metric)} lost without the column")
 
 
 def _draw_errors(ax: "Axes", report: Any) -> None:

@@ -102,6 +102,11 @@ class _Judged(_ReportFields, frozen=True):
     "What the number of rows says of a report."
 
     @property
+    def metric(self) -> str:
+        "Return the metric that comparisons are made in."
+        return self.objective.metric_for(self.kind)
+
+    @property
     def few(self) -> bool:
         "Return whether the intervals rest on too few rows to promise more than 90 %."
         return self.rarer_class < MIN_ROWS_PER_CLASS
@@ -192,7 +197,7 @@ def _tested_sentence(report: Report) -> str:
     return (
         f"Cross-validated on {report.rows:,} rows, since the test split alone has only "
         f"{report.test_rows:,}: the candidate was fitted again several times, each time without "
-        "the rows it was then judged on."
+        "the rows it was then judged on. The models share rows, so intervals are wider."
     )
 
 # %% ../../nbs/3_science/33_report.ipynb #6272b556

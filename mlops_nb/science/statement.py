@@ -170,3 +170,10 @@ class Statement(_Fields, frozen=True, extra="forbid"):
         if self.target in self.ignore:
             raise ValueError(f"the target {self.target!r} cannot be ignored")
         return self
+
+    def metric_for(
+        self,
+        kind: str,  # of the task: binary, multiclass or regression
+    ) -> str:
+        "Return the metric that a task is judged in: the stated one, or the task's default."
+        return self.metric or DEFAULT_METRIC[kind]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..pipeline import Candidate
+from ..candidates import Candidate
 
 # %% ../../../nbs/3_science/27_search_space.ipynb #90571085
 def _is_domain(value: Any) -> bool:
@@ -25,7 +25,7 @@ def _distributions(candidate: Candidate) -> dict[str, Any]:
     "Return the parameters of a candidate that are drawn, as Optuna's distributions."
     from ray.tune.search.optuna import OptunaSearch
 
-    domains = {n: v for n, v in candidate.space.items() if _is_domain(v)}
+    domains = {name: choice for name, choice in candidate.space.items() if _is_domain(choice)}
     return OptunaSearch.convert_search_space(domains) if domains else {}
 
 # %% ../../../nbs/3_science/27_search_space.ipynb #5c59bdc8

@@ -23,7 +23,8 @@ from ...core.templates import render
 from ...models import registry
 from ...models.bundle import Bundle
 from ...science.predictions import Predictions
-from ...science.signature import InputColumn, Signature
+from ...science.json_rows import InputColumn
+from ...science.signature import Signature
 from ...science.task import Binary, Multiclass, Task
 from mlops_nb.service.deployment.applications import (
     app_name,

@@ -10,7 +10,8 @@ __all__ = ['require_approved', 'rejection_of', 'served_versions', 'require_not_r
 from ...core.errors import DeploymentError
 from ...core.settings import Settings
 from ...models import approvals, registry, roles
-from ...science.signature import InputColumn, Signature
+from ...science.json_rows import InputColumn
+from ...science.signature import Signature
 
 # %% ../../../nbs/5_service/08_deployment_conditions.ipynb #d481f2f5
 def _require_decided(ref: str, decision: approvals.Approval | None) -> None:

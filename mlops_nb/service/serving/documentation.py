@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import orjson
 
 from ...core.templates import render
-from ...science.signature import InputColumn, Signature
+from ...science.json_rows import InputColumn
+from ...science.signature import Signature
 from ...science.task import Task
 
 # %% ../../../nbs/5_service/02_serving_documentation.ipynb #4d8fe315
