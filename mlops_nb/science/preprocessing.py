@@ -94,7 +94,7 @@ def category_codes(
     frame: pl.DataFrame,  # categories of any kind
     levels: Mapping[str, Sequence[str]],  # by column: its values in training
 ) -> np.ndarray:
-    "Return the place of each category among its column's, NaN for an unplaces or missing one."
+    "Return the place of each category among its column's, NaN for an unknown or missing one."
     codes = [_code(name, tuple(levels[name])) for name in frame.columns]
     return frame.select(codes).to_numpy()
 
