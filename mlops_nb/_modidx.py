@@ -4426,6 +4426,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlops_nb/science/treatments.py'),
                                              'mlops_nb.science.treatments._chosen': ( '3_science/treatments.html#_chosen',
                                                                                       'mlops_nb/science/treatments.py'),
+                                             'mlops_nb.science.treatments._dates_apart': ( '3_science/treatments.html#_dates_apart',
+                                                                                           'mlops_nb/science/treatments.py'),
                                              'mlops_nb.science.treatments._facts_without_rows': ( '3_science/treatments.html#_facts_without_rows',
                                                                                                   'mlops_nb/science/treatments.py'),
                                              'mlops_nb.science.treatments._gaps': ( '3_science/treatments.html#_gaps',

@@ -220,7 +220,8 @@ def quick_predictions(
     unseen = np.full((len(train), max(1, len(task.labels))), np.nan)
     with threadpool_limits(1):  # the table is small: threads would only wait for each other
         for learn, score in divided(splitting=splitting, stratified=bool(task.labels)):
-            columns = inputs[:, ~np.isnan(inputs[learn]).all(axis=0)]  # others teach it nothing
+            empty = np.isnan(inputs[learn]).all(axis=0)  # columns that teach it nothing
+            columns = np.where(empty, 0.0, inputs)
             fitted = task.predict(clone(model).fit(columns[learn], target[learn]), columns[score])
             unseen[score] = fitted.scores if task.labels else fitted.numbers[:, None]
     return Predictions(scores=unseen) if task.labels else Predictions(numbers=unseen[:, 0])

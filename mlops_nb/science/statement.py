@@ -141,7 +141,12 @@ def _bounded(task: TaskKind | None) -> set[str]:
     return names if task == "regression" else names | {"calibration_error"}
 
 
-_OTHER_COLUMNS = ("key", "time", "group", "weight")  # fields that name another column than the target
+_OTHER_COLUMNS = (
+    "key",
+    "time",
+    "group",
+    "weight",
+)  # fields that name another column than the target
 
 
 def _check_decision(fields: _Fields) -> None:
