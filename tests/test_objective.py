@@ -530,3 +530,41 @@ def test_exploring_says_what_is_missing():
         explore(table(50).drop("_split"), objective)
     with pytest.raises(ObjectiveError, match="expected the target 'y'"):
         explore(table(50).drop("y"), objective)
+
+
+def test_a_column_without_values_in_a_fold_teaches_the_quick_model_nothing():
+    frame = table(60).with_columns(
+        empty=pl.lit(None, dtype=pl.Float64), once=pl.when(pl.col("id") == 0).then(1.0)
+    )
+    assert np.isfinite(o.quick_predictions(frame, objective).scores).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"task": "regression", "threshold": 0.2}, "`threshold` is for a binary task"),
+        ({"task": "multiclass", "threshold": 0.2}, "`threshold` is for a binary task"),
+        ({"task": "regression", "costs": {"a": {"b": 1}}}, "`costs` are for labels"),
+        ({"task": "binary", "costs": {"a": {"b": 1}}}, "got a matrix"),
+        ({"task": "regression", "accept": {"calibration_error": 0.1}}, "got \\['calibration_err"),
+        ({"key": "y"}, "the target 'y' cannot be the key too"),
+        ({"group": "y", "weight": "y"}, "cannot be the group and weight too"),
+    ],
+)
+def test_what_no_layer_would_use_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        o.Objective(name="m", question="?", target="y", **fields)
+
+
+def test_what_does_not_fit_an_inferred_task_is_refused_in_a_sentence():
+    costly = o.Objective(name="m", question="?", target="y", costs={"yes": {"no": 5}})
+    with pytest.raises(ObjectiveError, match="target 'y' calls for a binary task.*got a matrix"):
+        costly.confirmed(pl.DataFrame({"y": ["yes", "no"]}))
+
+
+@pytest.mark.parametrize("role", ["key", "time", "group", "weight", "ignore", "protected"])
+def test_an_objective_names_columns_that_exist(role):
+    value = {"ignore": {"ids": "a typo"}, "protected": ("ids",)}.get(role, "ids")
+    named = o.Objective(name="m", question="?", target="y", **{role: value})
+    with pytest.raises(ObjectiveError, match=f"`{role}` of the objective.*got \\['ids'\\]"):
+        named.confirmed(table(40))

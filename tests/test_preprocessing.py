@@ -375,3 +375,17 @@ def test_the_same_seed_gives_the_same_model():
 )
 def test_of_functions_a_model_file_names_universal_ones_and_listed_ones(name, may):
     assert is_allowed(name, "") is may
+
+
+@pytest.mark.parametrize("estimator", [HistGradientBoostingClassifier(), LogisticRegression()])
+def test_dates_that_exclude_each_other_are_not_compared(estimator):
+    days = pl.Series("day", [date(2024, 1, 1) + timedelta(days=7 * i) for i in range(60)])
+    even = pl.int_range(60, eager=True) % 2 == 0
+    frame = pl.DataFrame({"day": days, "even": even, "y": ["no", "yes", "yes"] * 20}).select(
+        "y", delivered=pl.when("even").then("day"), cancelled=pl.when(~pl.col("even")).then("day")
+    )
+    objective = Objective(name="orders", question="?", target="y")
+    fitted = fit(frame, objective, Candidate("c", estimator))
+    assert np.isfinite(fitted.predict(frame).scores).all()
+    both = frame.with_columns(cancelled="delivered")  # seen in no training row
+    assert np.isfinite(fitted.predict(both).scores).all()

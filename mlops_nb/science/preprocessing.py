@@ -52,11 +52,12 @@ def date_numbers(
     *,
     cyclic: bool = False,  # whether parts that come again become a sine and a cosine
     indicated: Sequence[str] = (),  # columns whose missing values are marked in one of their own
+    apart: Mapping[str, Sequence[str]] | None = None,  # by column: dates not compared with it
 ) -> np.ndarray:
     "Return the numbers of dates: ages, parts, days between, all NaN where a date is missing."
     moments = frame.select(pl.all().dt.epoch("us"))
     columns = [(latest[name] - moments[name]) / _DAY for name in moments.columns]
-    columns += [(moments[b] - moments[a]) / _DAY for a, b in _pairs(moments.columns)]
+    columns += [(moments[b] - moments[a]) / _DAY for a, b in _pairs(moments.columns, apart or {})]
     columns += [
         n for name in parts for part in parts[name] for n in _part(frame[name], part, cyclic)
     ]
@@ -64,10 +65,11 @@ def date_numbers(
     return _with_marks(floats, [moments.columns.index(name) for name in indicated])
 
 
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs(names: Sequence[str], apart: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     "Return the date columns that are compared."
     pairs = list(combinations(names, 2))
-    return pairs if len(names) <= _MOST_PAIRED else pairs[: len(names) - 1]
+    pairs = pairs if len(names) <= _MOST_PAIRED else pairs[: len(names) - 1]
+    return [(a, b) for a, b in pairs if b not in apart.get(a, ())]
 
 
 def _part(times: pl.Series, part: str, cyclic: bool) -> list[pl.Series]:
@@ -94,7 +96,7 @@ def category_codes(
     frame: pl.DataFrame,  # categories of any kind
     levels: Mapping[str, Sequence[str]],  # by column: its values in training
 ) -> np.ndarray:
-    "Return the place of each category among its column's, NaN for an unplaces or missing one."
+    "Return the place of each category among its column's, NaN for an unknown or missing one."
     codes = [_code(name, tuple(levels[name])) for name in frame.columns]
     return frame.select(codes).to_numpy()
 
@@ -236,6 +238,7 @@ def _dates(treatments: list[Treatment], needs: EstimatorNeeds) -> _Step:
         "latest": {t.column: _microseconds(t.facts.latest) for t in treatments},
         "cyclic": needs.scaled,
         "indicated": _indicated(treatments, needs),
+        "apart": {t.column: list(t.facts.apart) for t in treatments if t.facts.apart},
     }
     numbers = FunctionTransformer(date_numbers, kw_args=options)
     return "date", _complete(needs, numbers), [t.column for t in treatments]

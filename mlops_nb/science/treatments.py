@@ -8,11 +8,12 @@ __all__ = ['NATIVE_LEVELS', 'ORDINAL_LEVELS', 'ONE_HOT_LEVELS', 'TEXT_COMPONENTS
 
 # %% ../../nbs/3_science/21_treatments.ipynb #182d9343
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import polars as pl
+import polars.selectors as cs
 
 from ..core.errors import TrainingError
 from ..core.templates import render
@@ -78,6 +79,7 @@ class ColumnFacts:
     words: float = 0.0  # in a text, on average
     parts: tuple[str, ...] = ()  # of a date: those that vary
     latest: datetime | None = None  # of a date
+    apart: tuple[str, ...] = ()  # of a date: other dates that no row has beside it
 
     @property
     def missing(self) -> float:
@@ -108,6 +110,14 @@ def _mean_words(texts: pl.Series) -> float:
     "Return the mean number of words in some texts."
     words = texts.sort().head(_READ).cast(pl.String).str.count_matches(r"\S+")
     return float(words.cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
+
+
+def _dates_apart(rows: pl.DataFrame, name: str) -> tuple[str, ...]:
+    "Return the dates that no row has beside this one; none if it is no date."
+    if kind_of(rows.schema[name]) not in _TIMES:
+        return ()
+    beside = rows.drop_nulls(name).select(cs.date() | cs.datetime()).drop(name)
+    return tuple(other.name for other in beside if other.null_count() == len(other))
 
 
 def _varying_parts(times: pl.Series, kind: str) -> tuple[str, ...]:
@@ -329,7 +339,7 @@ def choose_treatments(
         if rows is None or rows.is_empty():
             facts = _facts_without_rows(name, dtype, signature)
         else:
-            facts = column_facts(rows[name])
+            facts = replace(column_facts(rows[name]), apart=_dates_apart(rows, name))
         choice = columns.get(name)
         method, why = _chosen(name, choice, facts, needs) if choice else _by_rule(facts, needs)
         treatments.append(Treatment(name, method, why, facts))
