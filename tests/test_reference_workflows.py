@@ -137,8 +137,10 @@ def test_where_a_price_came_from(diamonds):
     (id_,) = send(diamonds, "diamonds", rows)["prediction_id"].to_list()
     settle("diamonds", settings=diamonds)
     done = call("lineage", f"prediction:{id_}", "--format", "json", "-w", diamonds.root)
-    nodes = {node["kind"] for node in json.loads(done.stdout)["nodes"]}
-    assert {"prediction", "model", "dataset", "run", "approved"} <= nodes
+    nodes = {node["kind"]: node["facts"] for node in json.loads(done.stdout)["nodes"]}
+    assert {"prediction", "model", "dataset", "run", "approved"} <= nodes.keys()
+    answer = nodes["prediction"]
+    assert answer["low"] < answer["prediction"] < answer["high"]
 
 
 @pytest.mark.browser

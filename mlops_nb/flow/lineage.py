@@ -7,7 +7,10 @@ __all__ = ['trace']
 
 # %% ../../nbs/6_flow/25_lineage.ipynb #72ae1ad0
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from typing import Any
 
 import polars as pl
 
@@ -17,6 +20,7 @@ from ..core.settings import Settings, load_settings
 from ..data import versions
 from .lineage_graph import GROWN_FROM, READ_FROM, Lineage
 from ..models import registry, roles
+from ..science.predictions import COVERAGE
 
 # %% ../../nbs/6_flow/25_lineage.ipynb #d18e83ed
 @dataclass
@@ -228,8 +232,7 @@ def _add_prediction(trail: _Trail, prediction_id: str) -> str:
         id = trail.graph.add(
             f"prediction:{prediction_id}",
             "prediction",
-            prediction=row["prediction"],
-            probability=row["probability"],
+            **_answer_facts(row, _logged_labels(trail, f"{name}/{row['model_version']}")),
             at=row["at"].isoformat(),
             inputs=row["inputs"],
         )
@@ -247,6 +250,42 @@ def _logged_row(settings: Settings, endpoint: str, prediction_id: str) -> dict |
         return None
     rows = lake.scan(table).filter(prediction_id=prediction_id).collect()
     return rows.row(0, named=True) if rows.height else None
+
+# %% ../../nbs/6_flow/25_lineage.ipynb #d595a299
+def _logged_labels(trail: _Trail, ref: str) -> list[str]:
+    "Return the labels of a model version, in the order in which its probabilities are logged."
+    event = trail.newest("registered", ref)
+    return event["details"].get("labels", []) if event else []
+
+
+def _answer_facts(row: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    "Return what a row of the prediction log says of the answer."
+    if row.get("number") is not None:
+        return _number_facts(row)
+    scores = [_finite(score) for score in row.get("scores") or ()]
+    return {
+        "prediction": row["prediction"],
+        "probability": _finite(row["probability"]),
+        "probabilities": dict(zip(labels, scores)),
+        "unusable": row["prediction"] is None or None,
+    }
+
+
+def _number_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    "Return the logged number and the ends of its interval."
+    number, low, high = (_finite(row[name]) for name in ("number", "low", "high"))
+    return {
+        "prediction": number,
+        "low": low,
+        "high": high,
+        "interval": None if low is None else f"{COVERAGE:.0%}",
+        "unusable": number is None or None,
+    }
+
+
+def _finite(number: float | None) -> float | None:
+    "Return a number, or None if it is not finite, which JSON cannot say."
+    return number if number is not None and isfinite(number) else None
 
 # %% ../../nbs/6_flow/25_lineage.ipynb #253d720a
 _ADDERS = {

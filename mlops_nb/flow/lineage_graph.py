@@ -61,7 +61,7 @@ class Lineage:
 
     def _repr_html_(self) -> str:
         picture = figure_html(lineage_figure(self), _alternative_text(self))
-        return render("lineage.html", picture=picture)
+        return render("lineage.html", picture=picture, facts=_shown_facts(self))
 
 # %% ../../nbs/6_flow/24_lineage_graph.ipynb #b72e1f14
 _COLUMNS = (
@@ -137,6 +137,14 @@ def _alternative_text(lineage: Lineage) -> str:
     "Return what a picture shows, for readers who cannot see it."
     names = ", ".join(_box_name(id, node) for id, node in lineage.nodes.items())
     return f"Where {lineage.root} came from: {names}"
+
+
+def _shown_facts(lineage: Lineage) -> list[tuple[str, str]]:
+    "Return the facts below the picture: those of the prediction that was asked about."
+    node = lineage.nodes.get(lineage.root, {})
+    if node.get("kind") != "prediction":
+        return []
+    return [(name, _one_line(value)) for name, value in node["facts"].items()]
 
 # %% ../../nbs/6_flow/24_lineage_graph.ipynb #55e0cd41
 def lineage_figure(
@@ -265,7 +273,7 @@ def _one_line(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_one_line, value))
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.6g}"
     text = str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
