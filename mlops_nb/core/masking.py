@@ -149,7 +149,6 @@ def _parse_entries(text: str) -> list[tuple[str, str]]:
         )
     return entries
 
-
 # %% ../../nbs/1_core/04_masking.ipynb #a1272b63
 class Tokens(Secret):
     "Bearer tokens, separated by spaces, each with or without a name: `alice:TOKEN`."

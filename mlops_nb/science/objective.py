@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import polars.selectors as cs
+from pydantic import ValidationError
 
 from ..core.authoring import require_exported
 from ..core.errors import FoldError, ObjectiveError
@@ -89,7 +90,20 @@ def _task_for(objective: Objective, frame: pl.DataFrame) -> Task:
 
 def _confirmed(objective: Objective, frame: pl.DataFrame) -> Objective:
     "Return an objective with what follows from a training split."
+    _require_columns(objective, frame)
     return confirmed_by(objective, objective.task_for(frame))
+
+
+def _require_columns(objective: Objective, frame: pl.DataFrame) -> None:
+    "Raise `ObjectiveError` if the objective names a column that the frame does not have."
+    roles = {name: getattr(objective, name) for name in ("key", "time", "group", "weight")}
+    named = {f"`{role}`": [column] for role, column in roles.items() if column}
+    named |= {"`ignore`": list(objective.ignore), "`protected`": list(objective.protected)}
+    for role, columns in named.items():
+        if unknown := [column for column in columns if column not in frame.columns]:
+            raise ObjectiveError(
+                f"{role} of the objective: expected columns among {frame.columns}, got {unknown}"
+            )
 
 
 def confirmed_by(
@@ -100,7 +114,14 @@ def confirmed_by(
     follows: dict[str, Any] = {"task": task.kind}
     if task.kind == "binary" and objective.positive is None:
         follows["positive"] = task.labels[-1]
-    return Objective.model_validate(objective.model_dump() | follows)
+    try:
+        return Objective.model_validate(objective.model_dump() | follows)
+    except ValidationError as e:
+        reasons = "; ".join(error["msg"].removeprefix("Value error, ") for error in e.errors())
+        raise ObjectiveError(
+            f"target {objective.target!r} calls for a {task.kind} task, and the objective states "
+            f"something else: {reasons}"
+        ) from e
 
 
 def with_decision(
@@ -199,7 +220,9 @@ def quick_predictions(
     unseen = np.full((len(train), max(1, len(task.labels))), np.nan)
     with threadpool_limits(1):  # the table is small: threads would only wait for each other
         for learn, score in divided(splitting=splitting, stratified=bool(task.labels)):
-            fitted = task.predict(clone(model).fit(inputs[learn], target[learn]), inputs[score])
+            empty = np.isnan(inputs[learn]).all(axis=0)  # columns that teach it nothing
+            columns = np.where(empty, 0.0, inputs)
+            fitted = task.predict(clone(model).fit(columns[learn], target[learn]), columns[score])
             unseen[score] = fitted.scores if task.labels else fitted.numbers[:, None]
     return Predictions(scores=unseen) if task.labels else Predictions(numbers=unseen[:, 0])
 

@@ -127,7 +127,7 @@ def _metric_name(metric: str, task: TaskKind | None) -> str:
     names = get_scorer_names()
     if metric in names:
         return metric
-    near = get_close_matches(metric, [*own, *names], n=3)
+    near = get_close_matches(metric, {*own, *names}, n=3)
     raise ValueError(
         f"expected a metric, one of scikit-learn's scorers, or the dotted name of an exported "
         f"function, got {metric!r}; near: {', '.join(near) or 'none'}"
@@ -138,7 +138,32 @@ def _bounded(task: TaskKind | None) -> set[str]:
     "Return the scores that `accept` may bound."
     kinds = [task] if task else ["binary", "multiclass", "regression"]
     names = {name for kind in kinds for name in (*metrics_of(kind), *gaps_of(kind))}
-    return names | {"calibration_error"}
+    return names if task == "regression" else names | {"calibration_error"}
+
+
+_OTHER_COLUMNS = (
+    "key",
+    "time",
+    "group",
+    "weight",
+)  # fields that name another column than the target
+
+
+def _check_decision(fields: _Fields) -> None:
+    "Raise `ValueError` if a task cannot decide by the threshold or the costs that are stated."
+    task, costs = fields.task, fields.costs
+    if fields.threshold is not None and costs:
+        raise ValueError("expected a threshold or costs, got both")
+    if fields.threshold is not None and task not in (None, "binary"):
+        raise ValueError(f"`threshold` is for a binary task, got task={task!r}: leave it out")
+    if costs and task == "regression":
+        raise ValueError("`costs` are for labels, got task='regression': leave them out")
+    if isinstance(costs, Costs) and task == "multiclass":
+        raise ValueError("expected costs as {actual: {decided: cost}}, got those of two labels")
+    if isinstance(costs, dict) and task == "binary":
+        raise ValueError(
+            "expected Costs(false_positive=…, false_negative=…) for two labels, got a matrix"
+        )
 
 # %% ../../nbs/3_science/15_statement.ipynb #84afa4ae
 class Statement(_Fields, frozen=True, extra="forbid"):
@@ -159,16 +184,15 @@ class Statement(_Fields, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        if self.threshold is not None and self.costs:
-            raise ValueError("expected a threshold or costs, got both")
+        _check_decision(self)
         if any(name.endswith("_gap") for name in self.accept) and not self.protected:
             raise ValueError("a bound on a gap needs `protected` columns, got none")
         if self.positive is not None and self.task != "binary":
             raise ValueError(f"`positive` is for a binary task, got task={self.task!r}")
-        if isinstance(self.costs, Costs) and self.task not in (None, "binary"):
-            raise ValueError("expected costs as {actual: {decided: cost}}, got those of two labels")
         if self.target in self.ignore:
             raise ValueError(f"the target {self.target!r} cannot be ignored")
+        if roles := [name for name in _OTHER_COLUMNS if getattr(self, name) == self.target]:
+            raise ValueError(f"the target {self.target!r} cannot be the {' and '.join(roles)} too")
         return self
 
     def metric_for(

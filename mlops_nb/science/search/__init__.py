@@ -24,14 +24,8 @@ from ..exports import dotted_name, import_function
 from ..fitting import fit_params
 from ..folds import make_folds, training_rows
 from ..objective import Objective, split_rows
-from mlops_nb.science.pipeline import (
-    Candidate,
-    Fitted,
-    build_pipeline,
-    fit,
-    make_signature,
-    single_thread,
-)
+from ..candidates import Candidate, build_pipeline
+from ..pipeline import Fitted, fit, make_signature, single_thread
 from ..scoring import require_metric, score, signed_name
 from .jobs import require_cpu, run_jobs
 from .results import Search, best_trial, log_search, trial_table
@@ -86,7 +80,8 @@ def fold_scores(
 def _score(fitted: Fitted, frame: pl.DataFrame, objective: Objective) -> float:
     "Return the objective's metric on some rows. Greater is better."
     actual = fitted.task.encode(frame[objective.target])
-    return score(fitted.task, str(objective.metric), actual, fitted.predict(frame))
+    metric = objective.metric_for(fitted.task.kind)
+    return score(fitted.task, metric, actual, fitted.predict(frame))
 
 # %% ../../../nbs/3_science/31_search.ipynb #4d071eed
 def _job_score(
@@ -156,7 +151,7 @@ def _require_fitting(
 ) -> None:
     "Raise before any trial if metric, weights or an estimator do not fit the target."
     task = objective.task_for(frame)
-    require_metric(task, str(objective.metric))
+    require_metric(task, objective.metric_for(task.kind))
     function = import_function(features) if features else None
     for candidate in candidates:
         build_pipeline(candidate, {}, signature, function, task=task.kind)
@@ -180,7 +175,7 @@ def _refit(halving: Halving, candidates: dict[str, Candidate], shared: dict[str,
     candidate = candidates[best.candidate]
     options = {option: shared[option] for option in ("features", "seed", "parts")}
     fitted = fit(shared["frame"], objective, candidate, best.params, **options)
-    metric = signed_name(str(objective.metric))
+    metric = signed_name(objective.metric_for(fitted.task.kind))
     cv = {"metric": metric, "mean": best.mean}
     cv |= {"std": float(np.std(best.scores)), "scores": best.scores}
     table = trial_table(halving.trials)

@@ -17,7 +17,7 @@ from socket import gethostname
 from ...core.errors import PanicError, Refused, panics_as_errors
 from ...core.sections import LOOPBACK, ServeSection
 from ...core.templates import template_text
-from ...science.signature import cut
+from ...science.json_rows import cut
 from .protocols import read_body, respond
 
 # %% ../../../nbs/5_service/03_serving_guard.ipynb #bc057df9

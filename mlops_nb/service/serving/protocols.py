@@ -19,7 +19,7 @@ import orjson
 
 from ...core.errors import Refused, panics_as_errors
 from ...core.sections import ServeSection
-from ...science.signature import cut
+from ...science.json_rows import cut
 
 # %% ../../../nbs/5_service/01_serving_protocols.ipynb #1067cde0
 _MAX_VALUES = 1 << 21  # values in one request
