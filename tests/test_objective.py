@@ -544,8 +544,8 @@ def test_a_column_without_values_in_a_fold_teaches_the_quick_model_nothing():
     [
         ({"task": "regression", "threshold": 0.2}, "`threshold` is for a binary task"),
         ({"task": "multiclass", "threshold": 0.2}, "`threshold` is for a binary task"),
-        ({"task": "regression", "costs": {"a": {"b": 1}}}, "`costs` are for labels"),
-        ({"task": "binary", "costs": {"a": {"b": 1}}}, "got a matrix"),
+        ({"task": "regression", "costs": {"a": {"b": 1}}}, "expected none, for they are of labels"),
+        ({"task": "binary", "costs": {"a": {"b": 1}}}, "expected Costs.false_positive"),
         ({"task": "regression", "accept": {"calibration_error": 0.1}}, "got \\['calibration_err"),
         ({"key": "y"}, "the target 'y' cannot be the key too"),
         ({"group": "y", "weight": "y"}, "cannot be the group and weight too"),
@@ -558,7 +558,7 @@ def test_what_no_layer_would_use_is_refused(fields, says):
 
 def test_what_does_not_fit_an_inferred_task_is_refused_in_a_sentence():
     costly = o.Objective(name="m", question="?", target="y", costs={"yes": {"no": 5}})
-    with pytest.raises(ObjectiveError, match="target 'y' calls for a binary task.*got a matrix"):
+    with pytest.raises(ObjectiveError, match="target 'y' calls for a binary task.*expected Costs"):
         costly.confirmed(pl.DataFrame({"y": ["yes", "no"]}))
 
 

@@ -112,10 +112,14 @@ def _mean_words(texts: pl.Series) -> float:
     return float(words.cast(pl.Float64).mean() or 0.0)  # type: ignore[arg-type]
 
 
+def _facts_in(rows: pl.DataFrame, name: str) -> ColumnFacts:
+    "Return what rows say about one of their columns."
+    facts = column_facts(rows[name])
+    return replace(facts, apart=_dates_apart(rows, name)) if facts.kind in _TIMES else facts
+
+
 def _dates_apart(rows: pl.DataFrame, name: str) -> tuple[str, ...]:
-    "Return the dates that no row has beside this one; none if it is no date."
-    if kind_of(rows.schema[name]) not in _TIMES:
-        return ()
+    "Return the other dates that no row has beside this one."
     beside = rows.drop_nulls(name).select(cs.date() | cs.datetime()).drop(name)
     return tuple(other.name for other in beside if other.null_count() == len(other))
 
@@ -339,7 +343,7 @@ def choose_treatments(
         if rows is None or rows.is_empty():
             facts = _facts_without_rows(name, dtype, signature)
         else:
-            facts = replace(column_facts(rows[name]), apart=_dates_apart(rows, name))
+            facts = _facts_in(rows, name)
         choice = columns.get(name)
         method, why = _chosen(name, choice, facts, needs) if choice else _by_rule(facts, needs)
         treatments.append(Treatment(name, method, why, facts))
