@@ -90,20 +90,25 @@ def _task_for(objective: Objective, frame: pl.DataFrame) -> Task:
 
 def _confirmed(objective: Objective, frame: pl.DataFrame) -> Objective:
     "Return an objective with what follows from a training split."
-    _require_columns(objective, frame)
+    _require_columns(objective, frame.columns)
     return confirmed_by(objective, objective.task_for(frame))
 
 
-def _require_columns(objective: Objective, frame: pl.DataFrame) -> None:
-    "Raise `ObjectiveError` if the objective names a column that the frame does not have."
-    roles = {name: getattr(objective, name) for name in ("key", "time", "group", "weight")}
-    named = {f"`{role}`": [column] for role, column in roles.items() if column}
-    named |= {"`ignore`": list(objective.ignore), "`protected`": list(objective.protected)}
-    for role, columns in named.items():
-        if unknown := [column for column in columns if column not in frame.columns]:
-            raise ObjectiveError(
-                f"{role} of the objective: expected columns among {frame.columns}, got {unknown}"
-            )
+_ROLES = ("key", "time", "group", "weight")  # fields that name one column
+
+
+def _named_columns(objective: Objective) -> dict[str, tuple[str, ...]]:
+    "Return the columns that each field of an objective names."
+    named = {role: (getattr(objective, role),) for role in _ROLES if getattr(objective, role)}
+    return named | {"ignore": tuple(objective.ignore), "protected": objective.protected}
+
+
+def _require_columns(objective: Objective, columns: Sequence[str]) -> None:
+    "Raise `ObjectiveError` if the objective names a column that is not among these."
+    for role, named in _named_columns(objective).items():
+        if unknown := sorted(set(named) - set(columns)):
+            expected = f"expected columns among {columns}, got {unknown}"
+            raise ObjectiveError(f"`{role}` of the objective: {expected}")
 
 
 def confirmed_by(

@@ -149,21 +149,24 @@ _OTHER_COLUMNS = (
 )  # fields that name another column than the target
 
 
-def _check_decision(fields: _Fields) -> None:
-    "Raise `ValueError` if a task cannot decide by the threshold or the costs that are stated."
-    task, costs = fields.task, fields.costs
-    if fields.threshold is not None and costs:
-        raise ValueError("expected a threshold or costs, got both")
-    if fields.threshold is not None and task not in (None, "binary"):
+def _check_threshold(threshold: float | None, task: TaskKind | None) -> None:
+    "Raise `ValueError` if a task cannot decide by a threshold."
+    if threshold is not None and task not in (None, "binary"):
         raise ValueError(f"`threshold` is for a binary task, got task={task!r}: leave it out")
-    if costs and task == "regression":
-        raise ValueError("`costs` are for labels, got task='regression': leave them out")
-    if isinstance(costs, Costs) and task == "multiclass":
-        raise ValueError("expected costs as {actual: {decided: cost}}, got those of two labels")
-    if isinstance(costs, dict) and task == "binary":
-        raise ValueError(
-            "expected Costs(false_positive=…, false_negative=…) for two labels, got a matrix"
-        )
+
+
+_COSTS = {  # by task: the type of its costs, and what to write
+    "binary": (Costs, "Costs(false_positive=…, false_negative=…)"),
+    "multiclass": (dict, "{actual: {decided: cost}}"),
+    "regression": ((), "none, for they are of labels"),
+}
+
+
+def _check_costs(costs: Costs | dict | None, task: TaskKind | None) -> None:
+    "Raise `ValueError` if a task cannot decide by costs of this kind."
+    kind, expected = _COSTS[task] if task else (object, "")
+    if costs and not isinstance(costs, kind):
+        raise ValueError(f"`costs` of a {task} task: expected {expected}, got {costs!r}")
 
 # %% ../../nbs/3_science/15_statement.ipynb #84afa4ae
 class Statement(_Fields, frozen=True, extra="forbid"):
@@ -184,7 +187,10 @@ class Statement(_Fields, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        _check_decision(self)
+        if self.threshold is not None and self.costs:
+            raise ValueError("expected a threshold or costs, got both")
+        _check_threshold(self.threshold, self.task)
+        _check_costs(self.costs, self.task)
         if any(name.endswith("_gap") for name in self.accept) and not self.protected:
             raise ValueError("a bound on a gap needs `protected` columns, got none")
         if self.positive is not None and self.task != "binary":
