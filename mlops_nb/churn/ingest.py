@@ -48,4 +48,5 @@ CONTRACT = Contract(
         "monthly_charges": Column(dtype="float", min=0, max=10_000),  # dollars a month
         "total_charges": Column(dtype="float", nullable=True, min=0),  # dollars so far
     },
+    max_repeated=0.01,  # of the test split: rows of the training split under another key
 )
