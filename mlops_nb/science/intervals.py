@@ -138,6 +138,7 @@ def group_sums(
     "Return the summed influence of each group."
     return influence if groups is None else np.bincount(groups, weights=influence)
 
+
 def standard_error(
     influence: np.ndarray,  # of each row
     groups: np.ndarray | None = None,  # from `group_numbers`
