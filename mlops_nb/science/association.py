@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from .binary_metrics import auc, influence_on_auc, rarer_class_size
-from .intervals import Interval, group_numbers
+from .intervals import Interval, group_numbers, standard_error
 
 # %% ../../nbs/3_science/02_association.ipynb #03a7e0fa
 def rank_biserial(
@@ -37,16 +37,11 @@ def _clustered_p_value(labels: np.ndarray, values: np.ndarray, groups: object) -
     from scipy.stats import t
 
     area, influence = influence_on_auc(labels, values)
-    error = _clustered_error(influence, group_numbers(groups))
+    error = standard_error(influence, group_numbers(groups))
     if error == 0:
         return 1.0
     freedom = max(1, rarer_class_size(labels, groups) - 1)
     return float(2 * t.sf(abs(area - 0.5) / error, freedom))
-
-
-def _clustered_error(influence: np.ndarray, groups: np.ndarray | None) -> float:
-    "Return the standard error of a value, from the influences of rows in groups."
-    return np.sqrt((np.bincount(groups, influence) ** 2).sum())
 
 # %% ../../nbs/3_science/02_association.ipynb #8c655e9c
 def _counts(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +202,7 @@ def _error_of_square(
         squares = positives * influence[1] ** 2 + (rows - positives) * influence[0] ** 2
         return np.sqrt(squares.sum()) / len(labels)
     category = np.unique(values, return_inverse=True)[1]
-    return _clustered_error(influence[labels, category], groups) / len(labels)
+    return standard_error(influence[labels, category], groups) / len(labels)
 
 # %% ../../nbs/3_science/02_association.ipynb #4a2906c0
 def cramers_v(
@@ -351,5 +346,4 @@ def _table_error(
     columns = (table * ratios).sum(axis=0) / table.sum(axis=0)
     label, category = cell
     influence = 2 * ratios[label, category] - rows[label] - columns[category]
-    each = np.arange(len(label)) if groups is None else groups
-    return _clustered_error(influence, each) / len(label)
+    return standard_error(influence, groups) / len(label)

@@ -8,7 +8,7 @@ __all__ = ['rank_correlation']
 # %% ../../nbs/3_science/03_correlation.ipynb #893a3583
 import numpy as np
 
-from .intervals import Interval, group_numbers
+from .intervals import Interval, count_groups, group_numbers, standard_error
 
 # %% ../../nbs/3_science/03_correlation.ipynb #2078efb0
 def rank_correlation(
@@ -25,11 +25,9 @@ def rank_correlation(
     y = _mid_ranks(target)
     value = float(np.corrcoef(x, y)[0, 1])
     numbers = group_numbers(groups)
-    each = np.arange(len(x)) if numbers is None else numbers
-    independent = len(np.unique(each))
     influence = _influence_on_rank_correlation(x, y, value)
-    error = np.sqrt((np.bincount(each, influence) ** 2).sum()) / len(x)
-    freedom = max(1, independent - 2)
+    error = standard_error(influence, numbers) / len(x)
+    freedom = max(1, count_groups(numbers, np.ones(len(x), bool)) - 2)
     half = t.isf(alpha / 2, freedom) * error / max(1e-12, 1 - value**2)
     centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     low, high = np.tanh([centre - half, centre + half])

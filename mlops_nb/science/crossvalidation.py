@@ -82,7 +82,7 @@ def out_of_fold(
         predictions = _with_intervals(task, target[rows[order]], predictions.numbers, fold)
     return OutOfFold(frame[rows[order]], predictions, widening_of(parts))
 
-
+# %% ../../nbs/3_science/36_crossvalidation.ipynb #32a631b3
 def _folds(
     frame: pl.DataFrame, target: np.ndarray, key: str | None, folds: int, **options
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -96,7 +96,7 @@ def _folds(
             f"the test split is too small to judge by, and all rows cannot be divided: {e}"
         ) from e
 
-# %% ../../nbs/3_science/36_crossvalidation.ipynb #32a631b3
+
 def _joined(parts: list[Predictions]) -> Predictions:
     "Return predictions one after the other."
     if parts[0].labels is not None:

@@ -72,9 +72,10 @@ def _comparison(test: HeldOut, name: str, model: Measurement, other: Predictions
 def _against_champion(test: HeldOut, model: Measurement, champion: Any) -> Comparison | None:
     "Return the comparison with the model in service."
     frame = test.frame
-    if test.is_cross_validated and champion is not None:
-        test = test.take((frame["_split"] == "test").to_numpy())
-        frame, model = test.test_split, test.measure(test.predictions)
+    if test.is_cross_validated and test.test_split is not None and champion is not None:
+        is_test = (frame["_split"] == "test").to_numpy()
+        frame, test = test.test_split, test.take(is_test)
+        model = test.measure(test.predictions)
     if callable(champion):
         champion = champion(frame)
     if champion is None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_ROWS_PER_CLASS', 'LOGIT', 'LOG', 'PLAIN', 'LEAST_PROBABILITY', 'GREATEST_LOG_LOSS', 'Interval', 'wilson_interval',
            'group_numbers', 'count_groups', 'groups_of', 'effective_rows', 'share_of_hits', 'influence_on_mean',
-           'group_sums', 'Scale', 'degrees_of_freedom', 'bounds', 'loss_interval', 'mean_loss', 'Estimate',
-           'Measurement', 'loss_estimate', 'share_estimate', 'mean_estimate']
+           'group_sums', 'standard_error', 'Scale', 'degrees_of_freedom', 'bounds', 'loss_interval', 'mean_loss',
+           'Estimate', 'Measurement', 'loss_estimate', 'share_estimate', 'mean_estimate']
 
 # %% ../../nbs/3_science/00_intervals.ipynb #32178e94
 from collections.abc import Callable
@@ -137,6 +137,14 @@ def group_sums(
 ) -> np.ndarray:
     "Return the summed influence of each group."
     return influence if groups is None else np.bincount(groups, weights=influence)
+
+
+def standard_error(
+    influence: np.ndarray,  # of each row
+    groups: np.ndarray | None = None,  # from `group_numbers`
+) -> float:
+    "Return the standard error of a value, from the influences of its rows."
+    return float(np.sqrt((group_sums(influence, groups) ** 2).sum()))
 
 # %% ../../nbs/3_science/00_intervals.ipynb #3fe3189f
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def cut(
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-_NESTED = {dict: "object", list: "array"}
+_NESTED: dict[type, str] = {dict: "object", list: "array"}
 
 
 def _brief(value) -> str:
