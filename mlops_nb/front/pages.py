@@ -62,7 +62,7 @@ def state(
 def _cluster(settings: Settings) -> dict[str, str | None]:
     "Return whether the workspace's Ray head is up, and its addresses."
     running = cluster.find_cluster(settings)
-    if not running:
+    if running is None:
         return {"state": "down", "address": None, "url": None}
     return {"state": "up", "address": running.address, "url": running.serve_url}
 

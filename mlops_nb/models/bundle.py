@@ -27,6 +27,7 @@ from ..core.errors import BundleError, OutdatedBundle, SettingsError
 from ..core.settings import Settings, load_settings as workspace
 from .sealing import Sealed
 from ..science.labels import respelled
+from ..science.model_digest import model_digest
 from ..science.objective import Objective, with_decision
 from ..science.pipeline import is_allowed, load_pipeline, saved_task, types_in_file
 from ..science.predictions import Predictions
@@ -337,6 +338,7 @@ class Bundle(BundleCode):
         "The fitted pipeline."
         if self.own or _environment_digests():
             require_trusted(self, self.own)
+        self.require_same_model()
         if any(library.is_within(name, self.package) for name in self.own):
             _provide_library(self.library, self, self.package)
         try:
@@ -345,6 +347,15 @@ class Bundle(BundleCode):
             raise _outdated_error(self, f"its library cannot be imported: {e}") from e
         self.contents.pop("model.skops", None)  # it is large, and not needed again
         return pipeline
+
+    def require_same_model(self) -> None:
+        "Raise `BundleError` if the model is not the one that its candidate was saved with."
+        got = model_digest(self.contents["model.skops"])
+        if got != (recorded := self.candidate.get("digest", got)):
+            raise BundleError(
+                f"bundle {self.path}: expected the model with digest {recorded} (candidate.json), "
+                f"got {got} (model.skops): train the candidate and register it again"
+            )
 
     @cached_property
     def library(self) -> Path | None:

@@ -175,6 +175,7 @@ def _tags(bundle: Bundle) -> dict[str, str]:
         "commit": lineage["git"]["commit"] or "",
         "library": bundle.library_digest,
         "candidate": bundle.candidate["name"],
+        "model_digest": bundle.candidate.get("digest", ""),
     }
 
 
@@ -200,6 +201,7 @@ def _store(name: str, parts: Mapping[str, Any], settings: Settings) -> ModelVers
         path = fill(Path(folder) / "bundle", **parts, **built)
         write_mlmodel(path, parts["lineage"])
         bundle = Bundle(path, digest=seal(path), settings=settings)
+        bundle.require_same_model()
         version = _stored_version(name, bundle, settings)
         return version or _create_version(name, bundle, settings)
 
@@ -245,6 +247,7 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "notebooks": bundle.lineage["notebooks"],
         "metrics": _metrics_of_report(bundle),
         "passed": approvals.report_passed(bundle.report),
+        "model_digest": bundle.candidate.get("digest"),
     }
 
 # %% ../../nbs/4_models/06_registry.ipynb #5a787f0f
