@@ -172,6 +172,27 @@ def test_the_champions_view_is_that_of_the_version_in_production(place):
             view(other)
 
 
+def test_a_model_of_another_candidate_is_refused_though_the_bundle_is_sealed(place, tmp_path):
+    "The manifest is right, and the model is not the one that candidate.json was saved with."
+    version = place.register()
+    path = tmp_path / "mixed"
+    shutil.copytree(version.bundle(place.settings).path, path)
+    about = json.loads((path / "candidate.json").read_text())
+    recorded = about["digest"]
+    event = events.newest(place.settings.events, "registered", version.ref)
+    assert event["details"]["model_digest"] == version.tags["model_digest"] == recorded
+    other = "0" * 64
+    (path / "candidate.json").write_text(json.dumps(about | {"digest": other}))
+    mixed = Bundle(path, digest=seal(path), settings=place.settings)
+    message = f"expected the model with digest {other} .*, got {recorded} .*: train the candidate"
+    with pytest.raises(BundleError, match=message):
+        mixed.predict(ROWS)
+    about.pop("digest")  # as earlier releases have it
+    (path / "candidate.json").write_text(json.dumps(about))
+    old = Bundle(path, digest=seal(path), settings=place.settings)
+    assert len(old.predict(ROWS)) == ROWS.height
+
+
 def test_other_content_is_another_version(place, tmp_path):
     place.register()
     assert place.register(dataset="m@4").ref == "m/2"
