@@ -338,9 +338,9 @@ class Bundle(BundleCode):
         "The fitted pipeline."
         if self.own or _environment_digests():
             require_trusted(self, self.own)
-        self.require_same_model()
         if any(library.is_within(name, self.package) for name in self.own):
             _provide_library(self.library, self, self.package)
+        self.require_same_model()
         try:
             pipeline = load_pipeline(self.contents["model.skops"], package=self.package)
         except ImportError as e:
