@@ -107,7 +107,7 @@ def _required_by(name: str) -> set[str]:
         lines = importlib.metadata.requires(name) or []
     except importlib.metadata.PackageNotFoundError:
         lines = importlib.metadata.requires("mlops_nb") or []
-    return {re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line}
+    return {re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line}
 
 
 def installed_version(

@@ -195,7 +195,8 @@ class Predictor(Scorer):
         try:
             with panics_as_errors():
                 rows = [row for request in requests for row in request.rows]
-                return self.predict(served, rows_to_frame(served.signature, rows), requests)
+                frame = rows_to_frame(served.signature, rows)
+                return [*self.predict(served, frame, requests)]
         except _Unlogged as e:
             return [e] * len(requests)
         except Exception as e:
