@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from mlops_nb.data.versions import dataset
     from mlops_nb.flow import workflow
     from mlops_nb.flow.workflow.outputs import glue
-    from mlops_nb.models.registry import approve, champion_scores, register
+    from mlops_nb.models.champion import champion_scores
+    from mlops_nb.models.registry import approve, register
     from mlops_nb.science.candidates import Candidate
     from mlops_nb.science.evaluation import evaluate
     from mlops_nb.science.exploration import explore
@@ -75,7 +76,7 @@ _HOMES = {
     "explore": "science.exploration:explore",
     "load_candidate": "science.pipeline:load_candidate",
     "evaluate": "science.evaluation:evaluate",
-    "champion_scores": "models.registry:champion_scores",
+    "champion_scores": "models.champion:champion_scores",
     "register": "models.registry:register",
     "stage": "service.deployment:stage",
     "accept": "service.deployment.acceptance:accept",

@@ -16,7 +16,8 @@ from mlops_nb.core import lake, tracking
 from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.models import registry
-from mlops_nb.models.bundle import Bundle, fill
+from mlops_nb.models.bundle import Bundle
+from mlops_nb.models.packing import fill
 from mlops_nb.models.sealing import seal
 from mlops_nb.science.candidates import Candidate
 from mlops_nb.science.labels import matching_label, respelled, spelling, values_by_label

@@ -25,7 +25,7 @@ from mlops_nb.core.settings import create
 from mlops_nb.data.profiles.profiling import Profile, profile
 from mlops_nb.science.binary_metrics import auc, measure_prediction
 from mlops_nb.science.metrics import fairness
-from mlops_nb.science.objective import Objective
+from mlops_nb.science.objective import Objective, with_decision
 from mlops_nb.science.signature import Signature
 from mlops_nb.science.task import Binary
 from mlops_nb.service import monitoring
@@ -73,7 +73,11 @@ REPORT = {
 REFERENCE = profile(people(4000, 98).select(INPUTS)).merge(profile(TEST.select("prediction")))
 SIGNATURE = Signature.of(people(500, 97).select(INPUTS))
 BUNDLE = SimpleNamespace(
-    signature=SIGNATURE, profile=REFERENCE, objective=OBJECTIVE, report=REPORT, labels=("No", "Yes")
+    signature=SIGNATURE,
+    profile=REFERENCE,
+    objective=OBJECTIVE,
+    report=REPORT,
+    task=with_decision(Binary(labels=("No", "Yes")), OBJECTIVE),
 )
 
 

@@ -39,8 +39,10 @@ from mlops_nb.core.settings import create, load_settings
 from mlops_nb.data.ingest import ingest
 from mlops_nb.data.profiles.profiling import profile
 from mlops_nb.front import cli, overview, pages
-from mlops_nb.models import approvals, bundle, origin, registry, roles
-from mlops_nb.models.bundle import Bundle, code_hash
+from mlops_nb.models import approvals, bundle, origin, packing, registry, roles
+from mlops_nb.models.bundle import Bundle
+from mlops_nb.models.champion import champion_scores
+from mlops_nb.models.packing import code_hash
 from mlops_nb.models.registry import (
     approval,
     approve,
@@ -159,9 +161,7 @@ def test_by_default_the_reference_profile_is_of_the_dataset_and_the_candidate(pl
 
 
 def test_the_champions_view_is_that_of_the_version_in_production(place):
-    view = partial(
-        registry.champion_scores, frame=ROWS, objective=OBJECTIVE, settings=place.settings
-    )
+    view = partial(champion_scores, frame=ROWS, objective=OBJECTIVE, settings=place.settings)
     place.register()
     assert view("m@champion") is None  # registered, and not in production
     events.record(
@@ -171,6 +171,27 @@ def test_the_champions_view_is_that_of_the_version_in_production(place):
     for other in ("nobody@champion", "m@challenger", "m/1"):
         with pytest.raises(RegistryError, match=f"champion = {other}: expected m@champion"):
             view(other)
+
+
+def test_a_model_of_another_candidate_is_refused_though_the_bundle_is_sealed(place, tmp_path):
+    "The manifest is right, and the model is not the one that candidate.json was saved with."
+    version = place.register()
+    path = tmp_path / "mixed"
+    shutil.copytree(version.bundle(place.settings).path, path)
+    about = json.loads((path / "candidate.json").read_text())
+    recorded = about["digest"]
+    event = events.newest(place.settings.events, "registered", version.ref)
+    assert event["details"]["model_digest"] == version.tags["model_digest"] == recorded
+    other = "0" * 64
+    (path / "candidate.json").write_text(json.dumps(about | {"digest": other}))
+    mixed = Bundle(path, digest=seal(path), settings=place.settings)
+    message = f"expected the model with digest {other} .*, got {recorded} .*: train the candidate"
+    with pytest.raises(BundleError, match=message):
+        mixed.predict(ROWS)
+    about.pop("digest")  # as earlier releases have it
+    (path / "candidate.json").write_text(json.dumps(about))
+    old = Bundle(path, digest=seal(path), settings=place.settings)
+    assert len(old.predict(ROWS)) == ROWS.height
 
 
 def test_other_content_is_another_version(place, tmp_path):
@@ -429,9 +450,7 @@ def test_a_champion_of_an_earlier_release_is_not_compared_with(place, whole, mon
     deployed(place.settings, champion="1")
     monkeypatch.setattr(registry.ModelVersion, "bundle", lambda self, settings=None: built)
     with pytest.warns(UserWarning, match="the champion is not compared with: .*Train the model"):
-        assert (
-            registry.champion_scores("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
-        )
+        assert champion_scores("m@champion", ROWS, OBJECTIVE, settings=place.settings) is None
 
 
 def test_an_endpoint_that_cannot_be_brought_back_holds_up_nothing(place, whole, monkeypatch):
@@ -657,7 +676,7 @@ def test_the_champions_probabilities_are_in_the_candidates_order_of_the_labels(p
     place.register()
     deployed(place.settings, champion="1")
     other = OBJECTIVE.model_copy(update={"positive": "No"})
-    view = partial(registry.champion_scores, "m@champion", ROWS, settings=place.settings)
+    view = partial(champion_scores, "m@champion", ROWS, settings=place.settings)
     positive = place.fitted.probability(ROWS)
     turned = Binary(labels=("Yes", "No"))
     for predictions in (view(other), view(other, task=turned)):
@@ -679,7 +698,7 @@ def test_a_champion_of_another_task_is_not_compared_with(place, task, objective,
     deployed(place.settings, champion="1")
     now = OBJECTIVE.model_copy(update=objective)
     with pytest.warns(UserWarning, match=f"the champion is not compared with: .*{sentence}"):
-        view = registry.champion_scores("m@champion", ROWS, now, task=task, settings=place.settings)
+        view = champion_scores("m@champion", ROWS, now, task=task, settings=place.settings)
     assert view is None
 
 
@@ -689,7 +708,7 @@ def test_a_champion_without_a_label_of_the_target_is_not_compared_with(place):
     rows = ROWS.with_columns(y=pl.lit("Perhaps"))
     now = OBJECTIVE.model_copy(update={"positive": None, "task": None})
     with pytest.warns(UserWarning, match="not compared with: .*expected No or Yes, got 'Perhaps'"):
-        assert registry.champion_scores("m@champion", rows, now, settings=place.settings) is None
+        assert champion_scores("m@champion", rows, now, settings=place.settings) is None
 
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -1391,4 +1410,4 @@ def test_outputs_do_not_change_a_notebooks_hash(tmp_path):
         ]
         (tmp_path / name).write_text(json.dumps({"cells": cells}))
     assert code_hash(tmp_path / "a.ipynb") == code_hash(tmp_path / "b.ipynb")
-    assert bundle.pins(tmp_path, "no-such-package").count("mlops_nb==") == 1
+    assert packing.pins(tmp_path, "no-such-package").count("mlops_nb==") == 1

@@ -30,7 +30,7 @@ from mlops_nb.core.sections import ServeSection
 from mlops_nb.core.settings import create
 from mlops_nb.science.signature import Signature, plainly_fits
 from mlops_nb.science.task import Binary, Multiclass, Regression
-from mlops_nb.service.serving import Handlers, PredictRequest, application_of, protocols
+from mlops_nb.service.serving import Handlers, application_of, protocols
 from mlops_nb.service.serving.log import (
     TABLES,
     PredictionLog,
@@ -41,6 +41,7 @@ from mlops_nb.service.serving.log import (
     take_over,
     with_checksum,
 )
+from mlops_nb.service.serving.predictor import PredictRequest
 from mlops_nb.service.serving.versions import Desired, ServedTraffic
 
 
@@ -349,13 +350,13 @@ def test_bad_input_is_refused_with_a_reason_and_harms_nobody(settings, case):
     assert endpoint.log.flush() == 1
 
 
-def test_a_refusal_names_row_column_expected_and_came(settings):
+def test_a_refusal_names_row_column_expected_and_got(settings):
     _, http = client(settings)
     (answer,) = ask(
         http, ("POST", "/predict", {"json": {"rows": [GOOD, GOOD | {"charges": "much"}]}})
     )
     error = answer.json()["error"]
-    assert (error["row"], error["column"], error["came"]) == (
+    assert (error["row"], error["column"], error["got"]) == (
         1,
         "charges",
         '"much"',
@@ -1101,7 +1102,7 @@ def test_a_deeply_nested_value_is_refused_in_words(settings, depth):
         b'{"rows":[{"tenure":1,"charges":' + b"[" * depth + b"]" * depth + b',"contract":"a"}]}'
     )
     (answer,) = ask(http, ("POST", "/predict", {"content": nested, "headers": JSON}))
-    assert answer.status_code == 422 and answer.json()["error"]["came"] in (
+    assert answer.status_code == 422 and answer.json()["error"]["got"] in (
         "an array of 1",
         "an array of 0",
     )

@@ -149,6 +149,11 @@ def _parse_entries(text: str) -> list[tuple[str, str]]:
         )
     return entries
 
+
+def _salted_digest(token: str, salt: bytes) -> bytes:
+    "Return the SHA-256 digest of a token and a salt."
+    return hashlib.sha256(salt + token.encode("utf-8", "surrogatepass")).digest()
+
 # %% ../../nbs/1_core/04_masking.ipynb #a1272b63
 class Tokens(Secret):
     "Bearer tokens, separated by spaces, each with or without a name: `alice:TOKEN`."
@@ -157,15 +162,11 @@ class Tokens(Secret):
         super().__init__(secret_value)
         self._salt = secrets.token_bytes(16)
         self._entries = _parse_entries(secret_value)
-        self._digests = [(name, self._digest(token)) for name, token in self._entries]
-
-    def _digest(self, token: str) -> bytes:
-        salted = self._salt + token.encode("utf-8", "surrogatepass")
-        return hashlib.sha256(salted).digest()
+        self._digests = [(name, _salted_digest(token, self._salt)) for name, token in self._entries]
 
     def identify(self, token: str) -> str | None:
         "Return the name that belongs to a token, or None; in constant time."
-        digest = self._digest(token)
+        digest = _salted_digest(token, self._salt)
         names = [name for name, other in self._digests if compare_digest(digest, other)]
         return names[0] if names else None
 
@@ -188,11 +189,8 @@ class Tokens(Secret):
         if self.sealed:
             return False
         identified = [sealed.identify(token) for _, token in self._entries]
-        return identified == self._names == sealed._names
-
-    @property
-    def _names(self) -> list[str]:
-        return [name for name, _ in self._digests]
+        names = [name for name, _ in self._digests]
+        return identified == names == [name for name, _ in sealed._digests]
 
     @property
     def first(self) -> str | None:

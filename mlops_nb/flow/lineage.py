@@ -169,8 +169,13 @@ def _add_commit(graph: Lineage, details: dict) -> str:
 
 def _add_candidate(graph: Lineage, details: dict) -> str:
     "Add the candidate that a model version packs. Return its id."
-    facts = {"name": details.get("estimator"), "parameters": details.get("parameters")}
-    return graph.add(f"candidate:{details['candidate']}", "candidate", **facts)
+    return graph.add(
+        f"candidate:{details['candidate']}",
+        "candidate",
+        name=details.get("estimator"),
+        parameters=details.get("parameters"),
+        digest=details.get("model_digest"),
+    )
 
 
 def _add_report(graph: Lineage, details: dict) -> str:

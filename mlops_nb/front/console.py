@@ -76,7 +76,7 @@ def print_table(
 
     table = Table(*frame.columns)
     for row in frame.iter_rows():
-        table.add_row(*(escape_markup("" if v is None else v) for v in row))
+        table.add_row(*(escape_markup("" if value is None else value) for value in row))
     console().print(table)
 
 # %% ../../nbs/7_front/01_console.ipynb #f6c9a199

@@ -18,9 +18,9 @@ from ..core.forkclient import ForkedProcess, socket_path
 # %% ../../nbs/7_front/07_launcher.ipynb #6cd531f9
 def _workspace_option(argv: list[str]) -> str | None:
     "Return the value of `--workspace` or `-w` on a command line, or None if it is not there."
-    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word in ("-w", "--workspace"):
-            return after
+            return following
         if word.startswith("--workspace="):
             return word.partition("=")[2]
     return None

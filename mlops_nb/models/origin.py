@@ -18,7 +18,7 @@ from ..core import events, library, tracking
 from ..core.errors import RegistryError
 from ..core.settings import Settings
 from .approvals import failed_checks
-from .bundle import installed_version
+from .packing import installed_version
 from ..science.objective import Objective
 from ..science.pipeline import VERSIONS
 

@@ -167,7 +167,7 @@ class _Plan:
         "Return the workflow in a folder: its notebooks whose names start with a number."
         paths, left_out = stage_notebooks(folder)
         if not paths:
-            raise WorkflowError(f"{folder} has no stage notebooks: name one 1_ingest.ipynb")
+            raise WorkflowError(f"{folder} has no stage notebooks: name them like 1_ingest.ipynb")
         return cls(_read_stages(paths), tuple(left_out))
 
     @property
@@ -308,7 +308,7 @@ def _of_run(name: str, settings: Settings) -> tuple[datetime, Any, str] | None:
 def _of_hand(name: str, settings: Settings) -> tuple[datetime, Any, str] | None:
     "Return when, what and where from: an output that was glued by hand."
     output = load_by_hand(name, settings=settings)
-    if not output:
+    if output is None:
         return None
     origin = f"of {output.notebook}, run by hand {output.at:%Y-%m-%d %H:%M} UTC"
     return output.at, output.value, origin

@@ -95,8 +95,8 @@ def _glue_calls(notebook: Notebook) -> Iterator[tuple[int, str | None]]:
     for i, tree in notebook.trees.items():
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=ast.Name("glue") | ast.Attribute(attr="glue"), args=args):
-                    yield i, _literal_name(args)
+                case ast.Call(func=ast.Name("glue") | ast.Attribute(attr="glue"), args=arguments):
+                    yield i, _literal_name(arguments)
 
 
 def _literal_name(arguments: list[ast.expr]) -> str | None:

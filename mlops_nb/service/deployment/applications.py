@@ -147,7 +147,7 @@ def health(
             answer = http.get("/healthz")
     except httpx.HTTPError:
         return {}
-    return answer.json() if answer.is_success else {}
+    return answer.json() if answer.status_code == 200 else {}
 
 
 def _is_state(state: dict, desired: Desired) -> bool:

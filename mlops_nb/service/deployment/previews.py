@@ -19,9 +19,14 @@ def stage_preview(
     settings: Settings,
 ) -> Preview:
     "Return what staging a version would do."
+    address, version = _staging(ref, settings)
+    return Preview(f"{version} would be served for tests at {address}")
+
+
+def _staging(ref: str, settings: Settings) -> tuple[str, str]:
+    "Return the address of the staging endpoint for a version, and the version's full reference."
     version = registry.resolve(ref, settings=settings)
-    address = endpoint_url(version.name, "staging", settings=settings)
-    return Preview(f"{version.ref} would be served for tests at {address}")
+    return endpoint_url(version.name, "staging", settings=settings), version.ref
 
 
 def accept_preview(
@@ -31,10 +36,9 @@ def accept_preview(
     settings: Settings,
 ) -> Preview:
     "Return what the acceptance tests of a staged version would do."
-    version = registry.resolve(ref, settings=settings)
-    address = endpoint_url(version.name, "staging", settings=settings)
+    address, version = _staging(ref, settings)
     facts = {"rows": f"{rows:,}", "recorded": "accepted or failed_acceptance, as an event"}
-    return Preview(f"{version.ref} would be tested by requests to {address}", facts)
+    return Preview(f"{version} would be tested by requests to {address}", facts)
 
 # %% ../../../nbs/5_service/09_deployment_previews.ipynb #a0f50ca3
 def promote_preview(

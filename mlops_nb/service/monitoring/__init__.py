@@ -17,7 +17,7 @@ from ...core.settings import Settings, load_settings
 from ...data.profiles import store
 from ...models import registry
 from ...models.bundle import Bundle
-from ...science.task import Binary, Task
+from ...science.task import Task
 from .alerts import notify, open_alerts, propose, react, retire
 from .checks import judge
 from mlops_nb.service.monitoring.report import (
@@ -37,12 +37,11 @@ from .window import logged_window, telemetry
 
 # %% ../../../nbs/5_service/22_monitoring.ipynb #ba0153b2
 def _task(bundle: Bundle) -> Task:
-    "Return the task of a version, decided as its test report was; earlier releases are binary."
-    task = getattr(bundle, "task", None) or Binary(labels=bundle.labels)
-    if task.kind != "binary":
-        return task
-    threshold = bundle.report.get("threshold", bundle.objective.decision_threshold)
-    return task.model_copy(update={"threshold": threshold})
+    "Return the task of a version, with the threshold that its test report was made with."
+    threshold = bundle.report.get("threshold")
+    if bundle.task.kind != "binary" or threshold is None:
+        return bundle.task
+    return bundle.task.model_copy(update={"threshold": threshold})
 
 
 def _labelled(

@@ -140,7 +140,7 @@ _PROPOSED = "retraining_proposed"  # kind of the event
 
 def _causes(alerts: list[Alert], proposed: set[str]) -> list[Alert]:
     "Return the alerts that propose a retraining and have not done so yet."
-    broken = {a.version for a in alerts if a.kind in _BROKEN}
+    broken = {alert.version for alert in alerts if alert.kind in _BROKEN}
     return [
         alert
         for alert in alerts

@@ -48,13 +48,12 @@ class Window:
 
     def take(
         self,
-        rows: np.ndarray,  # row numbers, or a boolean a row
+        rows: np.ndarray,  # as `Predictions.take` has them
     ) -> "Window":
         "Return some rows of the window."
-        numbers = np.arange(len(self))[rows]
-        truth = None if self.truth is None else self.truth[numbers]
-        predictions = self.predictions.take(numbers)
-        return replace(self, inputs=self.inputs[numbers], predictions=predictions, truth=truth)
+        truth = None if self.truth is None else self.truth[rows]
+        inputs = self.inputs[np.arange(len(self))[rows]]
+        return replace(self, inputs=inputs, predictions=self.predictions.take(rows), truth=truth)
 
     def usable(self) -> "Window":
         "Return the rows whose predictions are usable."

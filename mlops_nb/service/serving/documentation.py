@@ -146,7 +146,7 @@ def _feedback_path(tasks: Sequence[Task], limit: int) -> dict:
 # %% ../../../nbs/5_service/02_serving_documentation.ipynb #b113c475
 def _components(signature: Signature, secured: bool) -> dict:
     "Return the schemas and answers that paths refer to."
-    refused = {"description": "What was expected, what came", **_content({"type": "object"})}
+    refused = {"description": "What was expected, what was sent", **_content({"type": "object"})}
     components: dict = {
         "schemas": {"Row": row_schema(signature)},
         "responses": {"Refused": refused},

@@ -135,7 +135,7 @@ def _label(row: int, value: object, spelled: Callable, expected: str) -> str:
         return label
     got = orjson.dumps(value).decode()[:60]
     sentence = f"row {row}: {got} is no label of this model, expected {expected}"
-    raise Refused(422, sentence, row=row, column="label", expected=expected, came=got)
+    raise Refused(422, sentence, row=row, column="label", expected=expected, got=got)
 
 
 def _require_short(columns: dict[str, list]) -> None:
