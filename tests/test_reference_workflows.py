@@ -121,5 +121,6 @@ def test_where_a_price_came_from(diamonds):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["penguins", "diamonds"])
-def test_every_stage_runs_by_hand_in_jupyterlab(name, chromium, request):
+def test_every_stage_runs_by_hand_in_jupyterlab(name, ray_cluster, chromium, request):
+    "It asks for the cluster by name: its tables are looked up, and so are not seen by the groups."
     run_stages_by_hand(request.getfixturevalue(name), name)
