@@ -141,6 +141,7 @@ _COUNT = f"""() => {{
     const counts = panel.content.widgets.map(c => c.model.executionCount || 0);
     return Math.max(0, ...counts);
 }}"""
+_SHUT_DOWN = f"() => {{ {_PANEL} return panel.context.sessionContext.shutdown(); }}"
 _SAVED = f"() => {{ {_PANEL} return !panel.context.model.dirty; }}"
 _DONE = f"""(before) => {{
     {_PANEL}
@@ -231,6 +232,11 @@ class NotebookPage:
         self.save()
         return saved_cells(self.file)
 
+    def close(self) -> None:
+        "End the kernel, and close the page."
+        self.page.evaluate(_SHUT_DOWN)
+        self.page.close()
+
     def shown(self) -> list[Cell]:
         "Return the code cells as the page has them, saved or not."
         cells = self.page.evaluate(
@@ -246,15 +252,15 @@ class NotebookPage:
 class Browser:
     "A browser with JupyterLab on a workspace."
 
-    def __init__(self, browser: Any, url: str, workspace: Path):
-        self.browser = browser
+    def __init__(self, context: Any, url: str, workspace: Path):
+        self.context = context
         self.url = url
         self.workspace = workspace
 
     def open(self, notebook: Path | str) -> NotebookPage:
         "Open a notebook in a page of its own, and wait for its kernel."
         file = self.workspace / notebook
-        page = self.browser.new_page(viewport={"width": 1400, "height": 1000})
+        page = self.context.new_page()
         page.set_default_timeout(60_000)
         path = file.relative_to(self.workspace).as_posix()
         page.goto(f"{self.url}/lab/workspaces/w{time.monotonic_ns()}/tree/{path}?token=sesame")
@@ -273,7 +279,8 @@ def lab_in_browser(workspace: Path, env: dict[str, str] | None = None) -> Iterat
             executable_path=chromium_path(), args=["--no-sandbox", "--disable-gpu"]
         )
         try:
-            yield Browser(browser, url, workspace)
+            context = browser.new_context(viewport={"width": 1400, "height": 1000})
+            yield Browser(context, url, workspace)  # pages of one context share what is loaded
         finally:
             browser.close()
 
@@ -292,4 +299,4 @@ def run_all_in_browser(
         try:
             return page.run_all(seconds)
         finally:
-            page.page.close()
+            page.close()

@@ -1,4 +1,4 @@
-"One Ray cluster a session; a fresh workspace a test."
+"One Ray cluster a process; a fresh workspace a test."
 
 import contextlib
 import os
@@ -38,15 +38,41 @@ def pytest_generate_tests(metafunc):
         )
 
 
+# Groups of tests that take minutes. They begin first, so that no process waits for one at the end.
+LONG = (
+    "test_reference_workflows on Ray",
+    "test_notebooks",
+    "test_workflow on Ray",
+    "test_churn on Ray",
+    "lessons",
+    "test_search on Ray",
+    "test_deployment on Ray",
+    "test_lab",
+    "test_cli on Ray",
+    "test_triggers on Ray",
+)
+
+
+def pytest_configure(config):
+    "Groups are taken in the order of the tests, not by how many tests they have."
+    config.option.loadscopereorder = False
+
+
 def pytest_itemcollected(item):
-    "With `--dist loadgroup`: tests that need the Ray cluster on one process, the rest by module."
-    if item.get_closest_marker("xdist_group"):
-        return
-    item.add_marker(
-        pytest.mark.xdist_group(
-            "cluster" if "ray_cluster" in item.fixturenames else item.module.__name__
-        )
-    )
+    "With `--dist loadgroup`: tests by module; those that need Ray apart from the others."
+    if not item.get_closest_marker("xdist_group"):
+        place = " on Ray" if "ray_cluster" in item.fixturenames else ""
+        item.add_marker(pytest.mark.xdist_group(item.module.__name__ + place))
+
+
+def _turn(item) -> int:
+    "The place of a test's group among the long ones; all others come after them."
+    (group,) = item.get_closest_marker("xdist_group").args
+    return LONG.index(group) if group in LONG else len(LONG)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=_turn)
 
 
 def free_port() -> int:
@@ -57,7 +83,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory):
-    "The session's Ray head; workspaces made while it runs join it, also those of child processes."
+    "The Ray head of this process; workspaces made while it runs join it, also those of children."
     home = create(tmp_path_factory.mktemp("cluster"), serve={"port": free_port()})
     mark = os.environ.pop(
         "PYTEST_CURRENT_TEST", None

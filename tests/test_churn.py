@@ -5,11 +5,13 @@ Also what can be asked of it afterwards.
 
 import json
 import re
+import shutil
 import time
 
 import httpx
 import polars as pl
 import pytest
+from reference_workspaces import kinds, report, run_stages_by_hand, send
 from test_cli import ROOT, a_copy, call, fails
 
 from mlops_nb.churn.objective import OBJECTIVE
@@ -20,6 +22,7 @@ from mlops_nb.data import versions
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.models import registry
 from mlops_nb.science.pipeline import load_candidate
+from mlops_nb.service.monitoring import monitor
 
 CUSTOMER = (
     pl.read_parquet(ROOT / "data/telco_churn.parquet")
@@ -34,6 +37,7 @@ def churn(ray_cluster, tmp_path_factory):
     work = a_copy(
         tmp_path_factory.mktemp("churn") / "my project ü#1"
     )  # a name that a URL would cut
+    shutil.copy(ROOT / "pyproject.toml", work)  # for JupyterLab, which exports what is saved
     done = call("run", "-w", work, "-p", "trials=3", timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     settings = load_settings(work)
@@ -107,7 +111,7 @@ def test_a_prediction_is_logged_and_can_be_traced(churn):
     answer = httpx.post(f"{url}/predict", json={"rows": [CUSTOMER]}).raise_for_status().json()
     mine = answer["predictions"][0]
     assert mine.keys() == {"prediction", "probability", "prediction_id", "model_version"}
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while (
         not (
             found := lake.scan(churn.table("_predictions", "churn"))
@@ -327,3 +331,26 @@ def test_pages_in_a_browser(churn, chromium):
 def test_monitoring_from_the_command_line(churn):
     done = call("monitor", "churn", "--json", "-w", churn.root)
     assert done.returncode == 0 and json.loads(done.stdout)["model"] == "churn"
+
+
+def test_reported_labels_are_judged_and_wrong_ones_are_refused(churn):
+    rows = versions.dataset("churn", settings=churn).scan("test").collect().sample(400, seed=0)
+    answers = send(churn, "churn", rows)
+    ids = answers["prediction_id"].to_list()
+    assert report(churn, "churn", ids, rows["churn"].to_list()).json() == {"accepted": 400}
+    for value in ("yes", "Maybe", True, 1, None):
+        wrong = report(churn, "churn", ids[:1], [value])
+        assert wrong.status_code == 422 and "No or Yes" in wrong.text, wrong.text
+    run = monitor("churn", settings=churn)
+    assert run.judged["2"].verdict.labelled == 400
+    assert not {kind for kind, _ in kinds(run)} & {"performance", "errors"}
+
+
+@pytest.mark.browser
+def test_every_stage_runs_by_hand_in_jupyterlab(churn, chromium):
+    "The last test here: it registers another version. Few trials, as in the run."
+    train = churn.notebooks / "3_train.ipynb"
+    text = train.read_text()
+    train.write_text(text.replace("trials = 24", "trials = 3"))
+    assert train.read_text() != text
+    run_stages_by_hand(churn, "churn")

@@ -335,7 +335,7 @@ def test_a_run_that_is_killed_beside_its_head_leaves_nothing(tmp_path, apart):
         while not executed():
             assert time.monotonic() < until and not time.sleep(0.1)
         kernels = lambda: [*Path(cluster.find_cluster(settings).folder).glob("forks.*")]
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not len(kernels()) == len(server.children()) == 2:
             assert time.monotonic() < until and not time.sleep(0.1)
         run.kill()
@@ -366,7 +366,7 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
         with ThreadPoolExecutor(2) as both:
             done = list(both.map(lambda s: call("up", "-w", s.root), (a, b)))
         assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
-        name = lambda which: httpx.get(urls[which], timeout=5).json()["workspace"]["name"]
+        name = lambda which: httpx.get(urls[which], timeout=60).json()["workspace"]["name"]
         assert [name("a"), name("b")] == ["a", "b"]
         victims = [
             p
@@ -376,7 +376,7 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
         assert victims
         for p in victims:
             p.send_signal(signal.SIGKILL)
-        answers, until = [], time.monotonic() + 30
+        answers, until = [], time.monotonic() + 90
         while time.monotonic() < until and answers[-3:] != ["a"] * 3:
             assert name("b") == "b"
             try:
@@ -416,4 +416,4 @@ def test_lab_opens_on_the_workspace(tmp_path):
         assert httpx.get(f"http://127.0.0.1:{port}/api").json()["version"]
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(60)

@@ -82,8 +82,7 @@ def test_lessons_without_a_cluster(tmp_path):
     check_lessons(tmp_path, [n for n in NOTEBOOKS if n not in ON_RAY], "--n-workers", "2")
 
 
-# On the process that has less to do, and so on a cluster of its own.
-@pytest.mark.xdist_group("lessons")
+@pytest.mark.xdist_group("lessons")  # not after the other lessons, but beside them
 def test_lessons_on_the_cluster(ray_cluster, tmp_path):
     check_lessons(tmp_path, ON_RAY, "--n-workers", "0", "--flags", "cluster")
 

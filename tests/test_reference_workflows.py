@@ -6,18 +6,15 @@ reported in every spelling, and monitoring. Churn, with two labels, is in `test_
 
 import json
 
-import httpx
 import polars as pl
 import pytest
-from browser import lab_in_browser, run_all_in_browser
-from reference_workspaces import make
+from reference_workspaces import kinds, make, report, run_stages_by_hand, send
 from test_cli import call
 
 from mlops_nb.core import lake
 from mlops_nb.core.settings import load_settings
 from mlops_nb.data.versions import dataset
 from mlops_nb.models import registry
-from mlops_nb.service.deployment.applications import endpoint
 from mlops_nb.service.monitoring import monitor
 from mlops_nb.service.monitoring.traffic import settle
 
@@ -41,25 +38,6 @@ def penguins(ray_cluster, tmp_path_factory):
 @pytest.fixture(scope="module")
 def diamonds(ray_cluster, tmp_path_factory):
     return workspace("diamonds", tmp_path_factory.mktemp("reference"))
-
-
-def send(settings, name: str, rows: pl.DataFrame) -> pl.DataFrame:
-    "Send rows to an endpoint in one window of traffic. Return the answers."
-    signature = registry.resolve(f"{name}@champion", settings=settings).bundle(settings).signature
-    columns = [column.name for column in signature.columns]
-    return endpoint(name, settings=settings).predict(rows.select(columns))
-
-
-def report(settings, name: str, ids: list[str], labels: list) -> httpx.Response:
-    "Report labels, and return the answer."
-    url = endpoint(name, settings=settings).url
-    pairs = [{"prediction_id": i, "label": y} for i, y in zip(ids, labels, strict=True)]
-    return httpx.post(f"{url}/feedback", json={"labels": pairs}, timeout=30)
-
-
-def kinds(run) -> set[tuple[str, str]]:
-    "Return kind and column of each alarm of a monitoring run."
-    return {(alarm["kind"], alarm["column"]) for alarm in run.alarms}
 
 
 def test_penguins_are_told_apart(penguins):
@@ -145,13 +123,6 @@ def test_where_a_price_came_from(diamonds):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["penguins", "diamonds"])
-def test_every_stage_runs_by_hand_in_jupyterlab(name, chromium, request):
-    settings = request.getfixturevalue(name)
-    stages = sorted(path.name for path in (settings.root / "nbs").glob("[0-9]_*.ipynb"))
-    before = endpoint(name, settings=settings).versions
-    with lab_in_browser(settings.root) as lab:
-        for stage in stages:
-            cells = run_all_in_browser(settings.root, f"nbs/{stage}", lab=lab)
-            assert not [cell.error for cell in cells if cell.error], stage
-            assert not [cell.source for cell in cells if cell.red], stage
-    assert endpoint(name, settings=settings).versions == before  # nothing was deployed
+def test_every_stage_runs_by_hand_in_jupyterlab(name, ray_cluster, chromium, request):
+    "It asks for the cluster by name: its tables are looked up, and so are not seen by the groups."
+    run_stages_by_hand(request.getfixturevalue(name), name)

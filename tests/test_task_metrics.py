@@ -1,5 +1,6 @@
 "Metrics of several labels and of numbers: scikit-learn's values, intervals that hold the truth."
 
+from collections import defaultdict
 from functools import cache
 
 import numpy as np
@@ -62,21 +63,26 @@ def number_truth(kind):
     return tuple(of(*prediction) for prediction in predictions)
 
 
+def note_hits(hits, one, other, first, second):
+    "Note of each interval of a measurement, and of its lead over another, if it holds the truth."
+    for metric, true in first.items():
+        value = one.interval(metric)
+        hits[metric].append(value.low <= true <= value.high)
+        gain = one.difference(other, metric)
+        lead = true - second[metric]
+        hits[f"gain in {metric}"].append(gain.low <= lead <= gain.high)
+
+
 def number_rates(kind, rows, draws=DRAWS, per_key=1):
     "How often each interval of numbers, and of a difference, holds the truth."
     first, second = number_truth(kind)
-    rng, hits = np.random.default_rng(1), {}
+    rng, hits = np.random.default_rng(1), defaultdict(list)
     for _ in range(draws):
         actual, p, q = numbers(kind, rng, rows)
         keys = np.arange(rows * per_key) // per_key
         actual, p, q = (np.repeat(v, per_key, axis=-1) for v in (actual, p, q))
         one, other = (nm.measure_numbers(actual, *each, groups=keys) for each in (p, q))
-        for metric, true in first.items():
-            value = one.interval(metric)
-            hits.setdefault(metric, []).append(value.low <= true <= value.high)
-            gain = one.difference(other, metric)
-            lead = true - second[metric]
-            hits.setdefault(f"gain in {metric}", []).append(gain.low <= lead <= gain.high)
+        note_hits(hits, one, other, first, second)
     return {name: float(np.mean(h)) for name, h in hits.items()}
 
 
@@ -94,17 +100,18 @@ def labels(rng, n, shares, skill=1.2):
     return codes, scores(0), scores(rng.normal(size=(n, len(shares))) * 0.5)
 
 
+@cache
 def class_truth(shares, rows=1_000_000):
-    rng = np.random.default_rng(99)
+    rng, shares = np.random.default_rng(99), np.array(shares) / np.sum(shares)
     codes, p, q = labels(rng, rows, shares)
     return tuple(cm.measure_classes(codes, s, s.argmax(axis=1)).values for s in (p, q))
 
 
 def class_rates(rows, shares, draws=DRAWS, per_key=1):
     "How often each interval of several labels, and of a difference, holds the truth."
-    shares = np.array(shares) / np.sum(shares)
     first, second = class_truth(shares)
-    rng, hits = np.random.default_rng(1), {}
+    shares = np.array(shares) / np.sum(shares)
+    rng, hits = np.random.default_rng(1), defaultdict(list)
     for _ in range(draws):
         codes, p, q = labels(rng, rows, shares)
         if len(np.unique(codes)) < len(shares):
@@ -113,12 +120,7 @@ def class_rates(rows, shares, draws=DRAWS, per_key=1):
             codes, p, q = (np.repeat(v, per_key, axis=0) for v in (codes, p, q))
         keys = np.arange(len(codes)) // per_key
         one, other = (cm.measure_classes(codes, s, s.argmax(axis=1), groups=keys) for s in (p, q))
-        for metric, true in first.items():
-            value = one.interval(metric)
-            hits.setdefault(metric, []).append(value.low <= true <= value.high)
-            gain = one.difference(other, metric)
-            lead = true - second[metric]
-            hits.setdefault(f"gain in {metric}", []).append(gain.low <= lead <= gain.high)
+        note_hits(hits, one, other, first, second)
     return {name: float(np.mean(h)) for name, h in hits.items()}
 
 

@@ -19,7 +19,7 @@ from .registry import resolve
 from ..science.labels import spelling
 from ..science.objective import Objective
 from ..science.predictions import Predictions
-from ..science.signature import cut
+from ..science.json_rows import cut
 from ..science.task import Task
 
 # %% ../../nbs/4_models/06a_champion.ipynb #cef4f354

@@ -2,9 +2,9 @@
 # # The data
 
 # %% tags=["parameters"]
-from diamonds.objective import OBJECTIVE
+from churn.objective import OBJECTIVE
 
-source = "data/diamonds.csv"
+source = "data/churn.csv"
 objective: dict = OBJECTIVE.model_dump(mode="json")
 
 # %%
