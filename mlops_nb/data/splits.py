@@ -267,8 +267,9 @@ def assign_splits(
 ) -> pl.DataFrame:  # with a last column `_split`
     "Return the rows with their split, the same one for ever."
     by = "group" if group else "key"
-    shares = shares or DEFAULT_SHARES
-    rule = Splitting(salt=name, by=by, column=group or key, shares=shares, alike=True)
+    rule = Splitting(
+        salt=name, by=by, column=group or key, shares=shares or DEFAULT_SHARES, alike=True
+    )
     return rows.with_columns(rule.assign(rows))
 
 # %% ../../nbs/2_data/11_splits.ipynb #a9ac63e6

@@ -155,7 +155,7 @@ def _check_threshold(threshold: float | None, task: TaskKind | None) -> None:
         raise ValueError(f"`threshold` is for a binary task, got task={task!r}: leave it out")
 
 
-_COSTS = {  # by task: the type of its costs, and what to write
+_COSTS: dict[str, tuple[Any, str]] = {  # by task: the type of its costs, and what to write
     "binary": (Costs, "Costs(false_positive=…, false_negative=…)"),
     "multiclass": (dict, "{actual: {decided: cost}}"),
     "regression": ((), "none, for they are of labels"),

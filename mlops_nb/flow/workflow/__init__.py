@@ -308,7 +308,7 @@ def _of_run(name: str, settings: Settings) -> tuple[datetime, Any, str] | None:
 def _of_hand(name: str, settings: Settings) -> tuple[datetime, Any, str] | None:
     "Return when, what and where from: an output that was glued by hand."
     output = load_by_hand(name, settings=settings)
-    if output is None:
+    if not output:
         return None
     origin = f"of {output.notebook}, run by hand {output.at:%Y-%m-%d %H:%M} UTC"
     return output.at, output.value, origin

@@ -95,12 +95,12 @@ def _are_moved(logs: list[tuple[str, str, int]]) -> bool:
 
 def _logs(model: str, settings: Settings) -> list[tuple[str, str, int]]:
     "Return the table, name and size in bytes of each log of this machine."
-    logs = []
-    for kind in TABLES:
-        table = settings.table(kind, model)
-        files = log_files(settings.state / "wal" / model / kind)
-        logs += [(table, f.name, f.stat().st_size) for f in files]
-    return logs
+    folder = settings.state / "wal" / model
+    return [
+        (settings.table(kind, model), file.name, file.stat().st_size)
+        for kind in TABLES
+        for file in log_files(folder / kind)
+    ]
 
 
 def settle(
