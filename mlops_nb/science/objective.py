@@ -109,7 +109,7 @@ def _require_columns(objective: Objective, columns: Sequence[str]) -> None:
             expected = f"expected columns among {columns}, got {unknown}"
             raise ObjectiveError(f"`{role}` of the objective: {expected}")
 
-
+# %% ../../nbs/3_science/16_objective.ipynb #bb71cb13
 def confirmed_by(
     objective: Objective,
     task: Task,  # of the training split

@@ -140,7 +140,7 @@ def _bounded(task: TaskKind | None) -> set[str]:
     names = {name for kind in kinds for name in (*metrics_of(kind), *gaps_of(kind))}
     return names if task == "regression" else names | {"calibration_error"}
 
-
+# %% ../../nbs/3_science/15_statement.ipynb #2058fd25
 _OTHER_COLUMNS = (
     "key",
     "time",

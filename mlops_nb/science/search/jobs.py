@@ -52,7 +52,6 @@ def _portable(error: Exception) -> Exception:
     return copy
 
 # %% ../../../nbs/3_science/32_search_jobs.ipynb #95d5741c
-_STARTS = 3  # of a job whose process is killed
 _LONGEST_WAIT = 5.0  # seconds in which Tune keeps a process that has no job
 
 
@@ -99,6 +98,9 @@ def _searcher(halving: Halving, bar: Any, at_once: int):
     return Jobs()
 
 # %% ../../../nbs/3_science/32_search_jobs.ipynb #f9130973
+_STARTS = 3  # of a job whose process is killed
+
+
 def _run_job(config: dict, *, score: Callable[..., float], **shared: Any) -> None:
     "Score a job and report it to Tune, or only wait."
     from ray import tune
