@@ -109,7 +109,7 @@ def test_labels_of_categories():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (["yes", None], "1 rows have no 'y'"),
+        (["yes", None], "1 rows have no 'y': label them.*nullable=False"),
         (["no", "no"], "needs 'yes'"),
         (["yes", "yes"], "another label"),
         ([0, 1], "got \\["),

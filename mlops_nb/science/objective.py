@@ -30,7 +30,7 @@ from .predictions import Predictions
 from .rules import Rule
 from .scoring import measure_with
 from .statement import Costs, Statement
-from .targets import cost_matrix, task_of
+from .targets import cost_matrix, present_values, task_of
 from .task import Binary, Multiclass, Task
 
 if TYPE_CHECKING:
@@ -167,23 +167,13 @@ def binary_labels(
     "Return 1 where the target is the positive label, and 0 elsewhere."
     if objective.target not in frame.columns:
         raise ObjectiveError(f"expected the target {objective.target!r}, got {frame.columns}")
-    target = frame[objective.target]
-    _require_no_missing(target)
+    target = present_values(frame[objective.target])
     values = values_by_label(target)
     positive = spelling(objective.positive)
     if positive not in values or len(values) < 2:
         raise _label_error(target, objective, list(values))
     ones = pl.Series(values[positive], dtype=target.dtype)
     return target.is_in(ones.implode()).to_numpy().astype(int)
-
-
-def _require_no_missing(target: pl.Series) -> None:
-    "Raise `ObjectiveError` if a row has no label."
-    rows = target.null_count()
-    if target.dtype.is_float():
-        rows += target.is_nan().sum()
-    if rows:
-        raise ObjectiveError(f"{rows} rows have no {target.name!r}; drop or label them")
 
 
 def _label_error(target: pl.Series, objective: Objective, labels: list[str]) -> ObjectiveError:
