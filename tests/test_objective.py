@@ -15,6 +15,7 @@ from mlops_nb.science import hypotheses as h
 from mlops_nb.science import objective as o
 from mlops_nb.science.exploration import explore
 from mlops_nb.science.measures import metrics_of
+from mlops_nb.science.pipeline import make_signature
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = o.Objective(**BASE)
@@ -568,3 +569,8 @@ def test_an_objective_names_columns_that_exist(role):
     named = o.Objective(name="m", question="?", target="y", **{role: value})
     with pytest.raises(ObjectiveError, match=f"`{role}` of the objective.*got \\['ids'\\]"):
         named.confirmed(table(40))
+    belief = h.Hypothesis(name="h", statement="s", column="id")
+    test = lambda frame, objective: h.check_hypotheses(frame, [belief], objective)  # noqa: E731
+    for use in (explore, make_signature, test):
+        with pytest.raises(ObjectiveError, match=f"`{role}` of the objective"):
+            use(table(40), named)
