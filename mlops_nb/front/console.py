@@ -167,10 +167,10 @@ def wait_lines(
     return lines
 
 
-def _decision_lines(wait: dict[str, Any], again: str) -> dict[str, str]:
+def _decision_lines(wait: dict[str, Any], command: str) -> dict[str, str]:
     "Return the lines about a decision, with the way on if it was a yes."
     if wait["approved"]:
-        return {"decided": wait["decision"], "go on": again}
+        return {"decided": wait["decision"], "go on": command}
     return {"decided": f"{wait['decision']}; that is final, and this run ends with it"}
 
 # %% ../../nbs/7_front/01_console.ipynb #a1a4ee37
