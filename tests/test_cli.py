@@ -305,6 +305,11 @@ def test_a_run_that_waits_exits_0_and_says_what_to_type(tmp_path, ray_cluster):
     assert "m/1 was approved by ann" in text and "go on  mlops-nb run -p rows=2" in text
     assert "to decide" not in text
     assert "m/1 was approved by ann. To go on" in control_page(state(settings))
+    events.record(settings.events, "rejected", "m/1", by="bob")
+    text = call("status", *here).stdout
+    assert "m/1 was rejected by bob; that is final" in text and "go on" not in text
+    page = control_page(state(settings))
+    assert "m/1 was rejected by bob; that is final" in page and "To go on" not in page
     done = call(*command)
     assert done.returncode == 0 and "waiting" not in done.stdout
     assert "go on" not in call("status", *here).stdout

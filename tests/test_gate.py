@@ -239,6 +239,25 @@ def test_a_function_of_ones_own_is_a_metric():
     assert interval.low < 0.7 and interval.high > 0.8
 
 
+def only_whole_tables(labels, predictions: Predictions) -> float:
+    "A metric that cannot judge rows which are drawn with replacement."
+    if len(np.unique(predictions.numbers)) < len(labels):
+        raise ValueError("a row is there twice")
+    return -float(np.abs(labels - predictions.numbers).mean())
+
+
+def test_a_metric_without_a_value_on_resampled_rows_has_no_interval():
+    name, numbers = f"{__name__}.only_whole_tables", np.arange(60.0)
+    near, far = (
+        sc.measure_with(Regression(), name, numbers, Predictions(numbers=numbers + error))
+        for error in (1.0, 2.0)
+    )
+    assert near.values[name] == -1
+    for interval in (lambda: near.interval(name), lambda: near.difference(far, name)):
+        with pytest.raises(ObjectiveError, match="a value on 0 of 200 resamples.*expected 20"):
+            interval()
+
+
 @pytest.mark.parametrize(
     ("task", "metric", "says"),
     [

@@ -15,6 +15,7 @@ from mlops_nb.science import hypotheses as h
 from mlops_nb.science import objective as o
 from mlops_nb.science.exploration import explore
 from mlops_nb.science.measures import metrics_of
+from mlops_nb.science.pipeline import make_signature
 
 BASE = {"name": "m", "question": "?", "target": "y", "positive": "yes", "key": "id"}
 objective = o.Objective(**BASE)
@@ -108,7 +109,7 @@ def test_labels_of_categories():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (["yes", None], "1 rows have no 'y'"),
+        (["yes", None], "1 rows have no 'y': label them.*nullable=False"),
         (["no", "no"], "expected 'yes' and one other label, got 1 .no."),
         (["yes", "yes"], "expected 'yes' and one other label, got 1 .yes."),
         ([0, 1], "expected 'yes' and one other label"),
@@ -567,3 +568,8 @@ def test_an_objective_names_columns_that_exist(role):
     named = o.Objective(name="m", question="?", target="y", **{role: value})
     with pytest.raises(ObjectiveError, match=f"`{role}` of the objective.*got \\['ids'\\]"):
         named.confirmed(table(40))
+    belief = h.Hypothesis(name="h", statement="s", column="id")
+    test = lambda frame, objective: h.check_hypotheses(frame, [belief], objective)  # noqa: E731
+    for use in (explore, make_signature, test):
+        with pytest.raises(ObjectiveError, match=f"`{role}` of the objective"):
+            use(table(40), named)

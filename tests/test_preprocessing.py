@@ -378,6 +378,20 @@ def test_of_functions_a_model_file_names_universal_ones_and_listed_ones(name, ma
 
 
 @pytest.mark.parametrize("estimator", [HistGradientBoostingClassifier(), LogisticRegression()])
+def test_columns_with_hardly_a_number_are_left_out(estimator):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    endless, few = np.where(x > 0, np.inf, -np.inf), [1.0, 2.0, *[None] * 398]
+    frame = pl.DataFrame(
+        {"y": np.where(x > 0, "yes", "no"), "x": x, "endless": endless, "few": few}
+    )
+    objective = Objective(name="m", question="?", target="y")
+    fitted = fit(frame, objective, Candidate("c", estimator))
+    assert np.isfinite(fitted.predict(frame).scores).all()
+    assert [column.name for column in fitted.signature.columns] == ["x"]
+
+
+@pytest.mark.parametrize("estimator", [HistGradientBoostingClassifier(), LogisticRegression()])
 def test_dates_that_exclude_each_other_are_not_compared(estimator):
     days = pl.Series("day", [date(2024, 1, 1) + timedelta(days=7 * i) for i in range(60)])
     even = pl.int_range(60, eager=True) % 2 == 0

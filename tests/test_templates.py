@@ -97,7 +97,13 @@ def state(name: str = EVIL) -> dict:
             "stages": [{"name": name, "state": name, "seconds": 1.0}],
             "again": name,
             "waits": [
-                {"stage": name, "reason": name, "command": name, "decision": decision}
+                {
+                    "stage": name,
+                    "reason": name,
+                    "command": name,
+                    "decision": decision,
+                    "approved": True,
+                }
                 for decision in (None, name)
             ],
         },

@@ -59,7 +59,7 @@ def drop(
         raise DataError(
             f"{', '.join(serving)} of production was trained on {name}: it would go on serving, "
             "and could not be trained again on the same rows. Say why it may go, with force=True "
-            "and note=…"
+            "and note=… (--force --note)"
         )
     return drop_dataset(name, by=by, note=note, models=[*models], settings=settings)
 

@@ -160,11 +160,18 @@ def wait_lines(
         return lines
     for wait in run["waits"]:
         if wait["decision"]:
-            lines |= {"decided": wait["decision"], "go on": run["again"]}
+            lines |= _decision_lines(wait, run["again"])
         else:
             lines |= {"waits": f"{wait['stage']}: {wait['reason']}", "to decide": wait["command"]}
             lines["then"] = run["again"]
     return lines
+
+
+def _decision_lines(wait: dict[str, Any], command: str) -> dict[str, str]:
+    "Return the lines about a decision, with the way on if it was a yes."
+    if wait["approved"]:
+        return {"decided": wait["decision"], "go on": command}
+    return {"decided": f"{wait['decision']}; that is final, and this run ends with it"}
 
 # %% ../../nbs/7_front/02_console.ipynb #a1a4ee37
 def roles_text(

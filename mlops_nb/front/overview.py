@@ -121,17 +121,21 @@ def _waits(finished: dict[str, Any], log: pl.DataFrame) -> list[dict[str, Any]]:
             "stage": stage["name"],
             "reason": stage["note"],
             "command": stage["command"],
-            "decision": _decision_text(stage["command"], decisions),
+            **_decision(stage["command"], decisions),
         }
         for stage in waiting
     ]
 
 
-def _decision_text(command: str, decisions: list[dict[str, Any]]) -> str | None:
-    "Return the newest decision about what a command names, in words, or None."
+def _decision(command: str, decisions: list[dict[str, Any]]) -> dict[str, Any]:
+    "Return the newest decision about what a command names, in words, and whether it is a yes."
     subjects = command.split()
     own = [event for event in decisions if event["subject"] in subjects]
-    return f"{own[-1]['subject']} was {own[-1]['kind']} by {own[-1]['by']}" if own else None
+    if not own:
+        return {"decision": None, "approved": False}
+    last = own[-1]
+    text = f"{last['subject']} was {last['kind']} by {last['by']}"
+    return {"decision": text, "approved": last["kind"] == "approved"}
 
 # %% ../../nbs/7_front/00_overview.ipynb #5c2e02cb
 def models(

@@ -243,7 +243,7 @@ def explore(
     require_exported()
     frame, splitting = training_rows(data, splitting)
     train = split_rows(frame, "train")
-    task = objective.task_for(train)
+    task = objective.confirmed(train).task_for(train)
     target = train[objective.target]
     codes = task.encode(target)
     labels = codes if task.labels else segments(pl.Series(codes)).rank("dense").to_numpy()

@@ -247,7 +247,7 @@ def check_hypotheses(
     _require_distinct(hypotheses)
     frame, splitting = training_rows(frame, splitting)
     train = split_rows(frame, "train")
-    task = objective.task_for(train)
+    task = objective.confirmed(train).task_for(train)
     target = _Target(task, task.encode(train[objective.target]))
     groups = row_groups(train, objective.identity, splitting)
     rows = [_test(train, target, h, alpha / len(hypotheses), groups) for h in hypotheses]

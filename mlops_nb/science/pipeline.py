@@ -95,7 +95,7 @@ def make_signature(
     seed: int = 0,  # of the rows on which the features are tried
 ) -> Signature:
     "Return the signature of a model that learns from these rows."
-    objective.task_for(frame)
+    objective = objective.confirmed(frame)
     signature = _inputs(_typed(frame), objective)
     function = import_function(features) if features else None
     inputs = signature.conform(frame)

@@ -172,13 +172,20 @@ class ResampledEstimate(Estimate):
         return _percentiles(self.value - other.value, apart, self.independent, alpha)
 
 
+_FEWEST_USABLE = 20  # replicates that percentiles are taken from
+
+
 def _percentiles(value: float, replicates: np.ndarray, groups: int, alpha: float) -> Interval:
     "Return a value with the percentiles of its replicates, widened for few groups."
     from scipy.stats import norm, t
 
     usable = replicates[np.isfinite(replicates)]
-    if not len(usable):
-        return Interval(value=value, low=value, high=value)
+    if len(usable) < _FEWEST_USABLE:
+        raise ObjectiveError(
+            f"the metric has a value on {len(usable)} of {len(replicates)} resamples of the rows: "
+            f"expected {_FEWEST_USABLE}, since its interval is unknown otherwise. Choose a metric "
+            "that can judge rows drawn with replacement, or get more rows of rare labels"
+        )
     quantile = t.isf(alpha / 2, max(1, groups - 1)) * np.sqrt(groups / max(1, groups - 1))
     tail = norm.sf(quantile)
     low, high = np.quantile(usable, [tail, 1 - tail])

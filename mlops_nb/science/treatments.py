@@ -92,7 +92,7 @@ def column_facts(
 ) -> ColumnFacts:
     "Return what rows say about a column."
     kind = kind_of(values.dtype) or str(values.dtype)
-    values = values.fill_nan(None) if values.dtype.is_float() else values
+    values = values.set(~values.is_finite(), None) if values.dtype.is_float() else values
     present = values.drop_nulls()
     distinct = present.unique() if kind_of(values.dtype) else present
     facts: dict[str, Any] = {}
@@ -195,6 +195,8 @@ ORDINAL_LEVELS = 255  # most values of a category that it gets in a bin each
 ONE_HOT_LEVELS = 30  # most values of a category that get a column each
 TEXT_COMPONENTS = 30  # most numbers that stand for a text
 _LEAST_ROWS = 20  # before a column may look like an identifier
+_MANY_ROWS = 100  # from which a column with a few values teaches nothing
+_LEAST_PRESENT = 5  # values of a column that has so many rows
 _DISTINCT = 0.95  # share of different values from which a short text is an identifier
 _PROSE = 0.3  # share of different values from which a long text is prose
 _PROSE_WORDS = 3
@@ -205,6 +207,8 @@ def _reason_to_drop(facts: ColumnFacts) -> str | None:
     rows = f"{facts.rows:,} rows"
     if facts.kind == "unknown" or (facts.rows and not facts.present):
         return f"no value in {rows}"
+    if facts.rows >= _MANY_ROWS and facts.present < _LEAST_PRESENT:
+        return f"a value in only {facts.present} of {rows}"
     if facts.kind not in (*_NUMBERS, *_TIMES, "string"):
         return f"{facts.kind} is no type that a rule knows: derive numbers in a feature function"
     if facts.rows > 1 and facts.levels == 1 and facts.present == facts.rows:

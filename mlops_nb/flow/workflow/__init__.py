@@ -114,9 +114,9 @@ def _raise_failure(run: Run, ended: list[StageRun]) -> None:
     failed = next((stage for stage in ended if stage.state == "failed"), None)
     if failed is None:
         return
+    reason = str(failed.error).removesuffix(".")
     raise WorkflowError(
-        f"stage {failed.name} failed. {failed.error}. The executed notebook is {failed.notebook}",
-        run=run,
+        f"stage {failed.name} failed. {reason}. The executed notebook is {failed.notebook}", run=run
     )
 
 # %% ../../../nbs/6_flow/19_workflow.ipynb #ba2e9ceb
