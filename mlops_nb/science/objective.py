@@ -29,7 +29,7 @@ from .predictions import Predictions
 from .rules import Rule
 from .scoring import measure_with
 from .statement import Costs, Statement
-from .targets import cost_matrix, present_values, task_of
+from .targets import cost_matrix, task_of
 from .task import Binary, Multiclass, Task
 
 if TYPE_CHECKING:
