@@ -550,6 +550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlops_nb/core/templates.py'),
                                          'mlops_nb.core.templates._image_bytes': ( '1_core/templates.html#_image_bytes',
                                                                                    'mlops_nb/core/templates.py'),
+                                         'mlops_nb.core.templates._own_html': ( '1_core/templates.html#_own_html',
+                                                                                'mlops_nb/core/templates.py'),
                                          'mlops_nb.core.templates.cell_text': ( '1_core/templates.html#cell_text',
                                                                                 'mlops_nb/core/templates.py'),
                                          'mlops_nb.core.templates.figure_html': ( '1_core/templates.html#figure_html',

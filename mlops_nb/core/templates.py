@@ -6,6 +6,7 @@
 __all__ = ['template_text', 'cell_text', 'render', 'figure_html']
 
 # %% ../../nbs/1_core/02_templates.ipynb #ef4bac7e
+import re
 from base64 import b64encode
 from functools import cache
 from importlib.resources import files
@@ -56,11 +57,16 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell_text
-    environment.filters["html"] = lambda shown: Markup(shown._repr_html_())
+    environment.filters["html"] = lambda shown: Markup(_own_html(shown))
     environment.globals["file"] = lambda name: Markup(template_text(name))
     # On one line, so that it takes one line of a notebook's output.
     environment.globals["stylesheet"] = Markup(" ".join(template_text("style.css").split()))
     return environment
+
+
+def _own_html(shown: Any) -> str:
+    "Return the HTML of an object, without the addresses in memory of functions in it."
+    return re.sub(r"&lt;function (\w+)(\.\.\.)?[^&]*&gt;", r"\1\2", shown._repr_html_())
 
 
 def render(
