@@ -1,10 +1,12 @@
 "A command that the fork server gives behaves like the client's own process, and ends with it."
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -265,12 +267,16 @@ def test_after_an_installation_there_are_no_mixtures(tmp_path):
         process.wait()
 
 
-def test_the_nearest_record_is_found(tmp_path, monkeypatch):
-    (tmp_path / "w" / ".mlops_nb").mkdir(parents=True)
-    (tmp_path / "w" / ".mlops_nb" / "cluster.json").write_text('{"folder": "/tmp/x"}')
-    (tmp_path / "w" / "nbs").mkdir()
-    monkeypatch.chdir(tmp_path / "w" / "nbs")
+def test_the_nearest_record_is_found(monkeypatch):
+    "In a folder beside pytest's own, in which the session's cluster has its record."
     monkeypatch.delenv("MLOPS_NB_WORKSPACE", raising=False)
-    assert launcher.server(["status"]) == "/tmp/x/forks"
-    (tmp_path / "w" / ".mlops_nb" / "cluster.json").write_text("{")
-    assert launcher.server(["status", "-w", str(tmp_path / "w")]) is None
+    with tempfile.TemporaryDirectory(prefix="mlops_nb-") as folder:
+        work = Path(folder) / "w"
+        record = work / ".mlops_nb" / "cluster.json"
+        record.parent.mkdir(parents=True)
+        record.write_text('{"folder": "/tmp/x"}')
+        (work / "nbs").mkdir()
+        with contextlib.chdir(work / "nbs"):
+            assert launcher.server(["status"]) == "/tmp/x/forks"
+        record.write_text("{")
+        assert launcher.server(["status", "-w", str(work)]) is None

@@ -121,6 +121,7 @@ def test_where_a_price_came_from(diamonds):
     assert answer["low"] < answer["prediction"] < answer["high"]
 
 
+@pytest.mark.soak
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["penguins", "diamonds"])
 def test_every_stage_runs_by_hand_in_jupyterlab(name, ray_cluster, chromium, request):
