@@ -62,6 +62,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlops_nb.core.cluster._has_old_code': ( '1_core/cluster.html#_has_old_code',
                                                                                 'mlops_nb/core/cluster.py'),
                                        'mlops_nb.core.cluster._join': ('1_core/cluster.html#_join', 'mlops_nb/core/cluster.py'),
+                                       'mlops_nb.core.cluster._own_cluster': ( '1_core/cluster.html#_own_cluster',
+                                                                               'mlops_nb/core/cluster.py'),
                                        'mlops_nb.core.cluster._record_file': ( '1_core/cluster.html#_record_file',
                                                                                'mlops_nb/core/cluster.py'),
                                        'mlops_nb.core.cluster._reload_token': ( '1_core/cluster.html#_reload_token',

@@ -247,6 +247,7 @@ def test_a_leaking_source_is_refused(tmp_path, ray_cluster):
         "more than the 1.00% that the contract allows (max_repeated)",
         "Nothing was written",
     )
+    assert "failed: ingest: 1_ingest.ipynb, cell 10" in call("status", "-w", work).stdout
 
 
 def test_a_second_run_is_a_no_op_and_a_batch_says_what_failed(tmp_path, ray_cluster):
@@ -392,7 +393,9 @@ def test_two_workspaces_do_not_notice_each_other(tmp_path, apart):
             time.sleep(0.05)
         assert set(answers) <= {"a", "none"} and answers[-1] == "a"
         gone = head.session_processes(cluster.find_cluster(a).session)
-        assert call("down", "-w", a.root).returncode == 0
+        # The address of its own head, as the processes of a workspace have it, changes nothing.
+        joined = {"MLOPS_NB__CLUSTER__ADDRESS": cluster.find_cluster(a).address}
+        assert call("down", "-w", a.root, env=joined).returncode == 0
         assert not [p for p in gone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         assert name("b") == "b" and cluster.find_cluster(b)
     finally:

@@ -53,6 +53,11 @@ def find_cluster(
     settings = settings or load_settings()
     if settings.cluster.address:
         return Cluster(settings.cluster.address, settings.serve.url)
+    return _own_cluster(settings)
+
+
+def _own_cluster(settings: Settings) -> Cluster | None:
+    "Return the cluster whose head this workspace started, or None if it does not run."
     try:
         cluster = Cluster(**json.loads(_record_file(settings).read_text()))
     except (OSError, ValueError, TypeError):
@@ -88,15 +93,14 @@ def down(
 ) -> bool:
     "End this workspace's Ray head and everything it runs. Return whether there was one."
     settings = settings or load_settings()
-    cluster = find_cluster(settings)
-    is_local = bool(cluster and cluster.session)
-    if is_local:
+    cluster = _own_cluster(settings)
+    if cluster:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         end_session(cluster.session)
         shutil.rmtree(cluster.folder, ignore_errors=True)
     _record_file(settings).unlink(missing_ok=True)
-    return is_local
+    return cluster is not None
 
 # %% ../../nbs/1_core/14_cluster.ipynb #ded3cf92
 def exported_modules(

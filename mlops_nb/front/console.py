@@ -262,7 +262,10 @@ def state_lines(
 
 def _run_text(run: dict[str, Any] | None) -> str | None:
     "Return the last run in words, or None if there was none."
-    return f"{run['id']} {run['state']}" if run else None
+    if run is None:
+        return None
+    failed = [f": {s['name']}: {s['error']}" for s in run["stages"] if s["state"] == "failed"]
+    return "".join([f"{run['id']} {run['state']}", *failed[:1]])
 
 
 def _watch_text(watch: dict[str, Any] | None) -> str | None:
