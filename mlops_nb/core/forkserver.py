@@ -157,8 +157,7 @@ def _start_sweeper(folder: str) -> Any:  # its `Popen`
 def _listen(address: str) -> socket.socket:
     "Return a socket that listens at this path. The path appears when it can be used."
     for stale in (address, f"{address}.new"):
-        with suppress(FileNotFoundError):
-            os.unlink(stale)
+        Path(stale).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen()
@@ -337,8 +336,7 @@ def _take_request(app: Any, connection: socket.socket) -> None:
     "Wait for the request, and make this kernel the requested one."
     with connection, connection.makefile() as lines:
         request = json.loads(lines.readline())
-    env = request["env"] | {"JPY_PARENT_PID": str(os.getppid())}
-    cwd = request["cwd"]
+    env, cwd = request["env"] | {"JPY_PARENT_PID": str(os.getppid())}, request["cwd"]
     _become(["ipykernel_launcher", "-f", app.abs_connection_file], env, cwd)
     if not env.get("PYTHONSAFEPATH"):
         sys.path.insert(sys.path.index(sysconfig.get_path("purelib")), "")
@@ -414,10 +412,9 @@ def _run_script(function: Callable) -> int:
     import atexit
 
     status = _exit_status(function)
-    with suppress(Exception):
-        threading._shutdown()
-    with suppress(Exception):
-        atexit._run_exitfuncs()
+    for finish in (threading._shutdown, atexit._run_exitfuncs):
+        with suppress(Exception):
+            finish()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
