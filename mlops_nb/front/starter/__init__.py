@@ -6,4 +6,4 @@
 __all__ = []
 
 # %% ../../../nbs/7_front/06h_starter.ipynb #7d3e6081
-from .plan import InitError, Plan
+from .plan import InitError, WorkspacePlan  # noqa: F401

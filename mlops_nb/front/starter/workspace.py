@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.templates import render_text, template_text
 from ...data.sources import Source
-from .plan import InitError, Plan
+from .plan import InitError, WorkspacePlan
 from .wheel import write_wheel
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ _BOUNDS = {
 }
 
 
-def _question(plan: Plan) -> str:
+def _question(plan: WorkspacePlan) -> str:
     "Return what a workspace asks, in one sentence."
     roles = plan.roles
     return _QUESTIONS[roles.task].format(target=roles.target, positive=roles.positive)
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #5835edcc
-def _features(plan: Plan) -> dict[str, str]:
+def _features(plan: WorkspacePlan) -> dict[str, str]:
     "Return the columns that a model may see: the contract's type by name."
     roles = plan.roles
     hidden = {roles.target, roles.key, roles.time, roles.group, *roles.ignore}
@@ -58,7 +58,7 @@ def _example(features: dict[str, str]) -> str:
     return f'is_missing=pl.col({next(iter(features))!r}).is_null(),'
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #bb8f526f
-def _change(plan: Plan) -> tuple[str, str]:
+def _change(plan: WorkspacePlan) -> tuple[str, str]:
     "Return the change of the second wave, in words and as code."
     features = _features(plan)
     column = plan.strongest or next(iter(features))
@@ -84,7 +84,7 @@ def _trials(rows: int) -> int:
     return next((trials for most, trials in _TRIALS.items() if rows <= most), _FEWEST_TRIALS)
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #d175981e
-def _trigger(plan: Plan) -> list[str]:
+def _trigger(plan: WorkspacePlan) -> list[str]:
     "Return the lines of a trigger that watches the plan's source."
     source = Source(plan.source, Path())
     if source.kind == "table":
@@ -108,7 +108,7 @@ _FILES = {
 }  # file of a workspace → its template
 
 
-def _values(plan: Plan) -> dict[str, Any]:
+def _values(plan: WorkspacePlan) -> dict[str, Any]:
     "Return every value that the templates use."
     change, shift = _change(plan)
     rule = plan.rule.code
@@ -153,12 +153,14 @@ def _notebook(name: str, values: dict[str, Any]) -> "NotebookNode":
     notebook = jupytext.reads(text, "py:percent")
     notebook.metadata = type(notebook)(kernelspec=_KERNEL)
     for cell in notebook.cells:
-        cell.id = cell.metadata.pop("title")
+        cell.id = cell.metadata["title"]
+        tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        cell.metadata = type(notebook)(tags)
     return notebook
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #b92da972
 def write_workspace(
-    plan: Plan,
+    plan: WorkspacePlan,
     folder: Path,  # exists and is empty
 ) -> None:
     "Write every file of a workspace, except the package that is exported from its notebooks."
