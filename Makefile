@@ -107,8 +107,12 @@ outputs: demo  ## the reference stages with what a run of them shows
 readme: setup
 	jupyter nbconvert --to markdown --no-prompt --output-dir . --output README nbs/index.ipynb
 
-lock:  ## resolve again; every extra and group, both Pythons, no addresses
-	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+STARTER_LOCK := mlops_nb/templates/starter/requirements.lock
+
+lock:  ## resolve again; every extra and group, both Pythons, no addresses; the same pins for a workspace
+	$(COMPILE) --all-extras --group dev --group workspace --upgrade --output-file requirements.lock
+	$(COMPILE) --group workspace --constraints requirements.lock --output-file $(STARTER_LOCK)
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*
