@@ -388,7 +388,11 @@ def _scanned(parts, origin, sample, seed, progress) -> _Scan:
     options = {k: v for k, v in getattr(parts[0], "options", {}).items()}
     scan = _Scan(options, getattr(dialect, "separator", ";") or ",", plain, sample, seed)
     bar = progress_bar(
-        desc="look", unit=" rows", unit_scale=True, leave=False, delay=1,
+        desc="look",
+        unit=" rows",
+        unit_scale=True,
+        leave=False,
+        delay=1,
         disable=None if progress else True,
     )
     with bar:
@@ -465,8 +469,14 @@ def _table(origin: Source, parts, scan: _Scan) -> Table:
             dtype = dtype()
         read_as = "row number" if name == row_number else outcome.read_as
         columns[name] = ColumnLook(
-            name, dtype, read_as, missing, null_words,
-            None if values is None else values.height, unique, question,
+            name,
+            dtype,
+            read_as,
+            missing,
+            null_words,
+            None if values is None else values.height,
+            unique,
+            question,
         )
         summaries[name] = ColumnSummary(missing, scan.rows - missing, outcome.least, None)
         if values is not None and values.height <= _MAX_COUNTED:
@@ -570,5 +580,9 @@ def _contract(outcomes, summaries, row_number) -> Contract:
 
 
 def _table_html(table: Table) -> str:
-    facts = [("rows", table.rows), ("columns", len(table.columns)), ("duplicates", table.duplicates)]
+    facts = [
+        ("rows", table.rows),
+        ("columns", len(table.columns)),
+        ("duplicates", table.duplicates),
+    ]
     return render("facts.html", title=table.address, facts=facts)
