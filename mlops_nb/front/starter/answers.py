@@ -50,9 +50,7 @@ def with_flags(
     return choices
 
 # %% ../../../nbs/7_front/06g0_starter_answers.ipynb #c95dcaf8
-def flags_text(
-    choices: Choices,
-) -> str:
+def flags_text(choices: Choices) -> str:
     "Return the flags that make these choices, quoted for a shell."
     words = []
     for field, value in choices:

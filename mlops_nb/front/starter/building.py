@@ -61,7 +61,9 @@ def move_into_place(
     try:
         folder.rename(place)
     except OSError as e:
-        raise InitError(f"{place} cannot be made: {e.strerror.lower()}. Name another folder") from e
+        raise InitError(
+            f"{place} cannot be made: {str(e.strerror).lower()}. Name another folder"
+        ) from e
 
 # %% ../../../nbs/7_front/06g3_starter_building.ipynb #57268b8b
 _EXPORT = (

@@ -9,7 +9,6 @@ __all__ = ['BASE_FILE', 'Base', 'cell_digest', 'written_files', 'take_base', 'sa
 # %% ../../../nbs/7_front/06g2_starter_merging.ipynb #265cb01d
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,14 +123,13 @@ class Merge:
 # %% ../../../nbs/7_front/06g2_starter_merging.ipynb #b4cb59a7
 def _decide(base: str | None, ours: str | None, theirs: str | None) -> tuple[str, str]:
     "Return what happens to a part (ours or theirs), and which conflict there is."
-    if ours == theirs or theirs == base:
+    if theirs in (ours, base):
         return "ours", ""
     if ours == base:
         return "theirs", ""
     if ours is None:
         return "ours", ""  # a person deleted it
-    changes = {None: "leaves it out"}
-    return "ours", changes.get(theirs, "changes it")
+    return "ours", "leaves it out" if theirs is None else "changes it"
 
 # %% ../../../nbs/7_front/06g2_starter_merging.ipynb #55f5949d
 def _with_ids(cells: list[dict], base: dict[str, str]) -> list[tuple[str, dict]]:
@@ -159,8 +157,10 @@ def _merge_cells(
             merge.replaced.append(part)
         elif digest != base.get(name):
             merge.keep(part, conflict)
-        if choice == "ours" or new:
-            merged[name] = cell if choice == "ours" else new
+        if choice == "ours":
+            merged[name] = cell
+        elif new:
+            merged[name] = new
     return _with_new_cells(file, base, merged, theirs, merge)
 
 
@@ -206,9 +206,7 @@ def merge_workspaces(
 def _merge_notebook(name: str, base: Any, ours: Path, theirs: Path, merge: Merge) -> None:
     "Merge a notebook that both sides have."
     notebook = _read_cells(ours / name)
-    cells = _merge_cells(
-        name, base, notebook["cells"], _read_cells(theirs / name)["cells"], merge
-    )
+    cells = _merge_cells(name, base, notebook["cells"], _read_cells(theirs / name)["cells"], merge)
     if cells != notebook["cells"]:
         text = json.dumps(notebook | {"cells": cells}, indent=1, sort_keys=True, ensure_ascii=False)
         merge.contents[name] = f"{text}\n".encode()

@@ -47,7 +47,9 @@ def workspace_names(
     chosen = name if name is not None else re.sub(r"[ .]+", "-", folder.name)
     package = chosen.replace("-", "_")
     if problem := _name_problem(chosen) or _taken(package):
-        raise InitError(f"{problem}: choose another with `--name`, such as `--name my_{_stem(package)}`")
+        raise InitError(
+            f"{problem}: choose another with `--name`, such as `--name my_{_stem(package)}`"
+        )
     return chosen, package
 
 
@@ -109,7 +111,9 @@ def choose_port(
     if not 1 <= port <= 65535:
         raise InitError(f"--port {port}: expected a number from 1 to 65535")
     if port in _RAY_PORTS:
-        raise InitError(f"--port {port}: Ray uses ports {_RAY_PORTS.start} to {_RAY_PORTS.stop - 1}")
+        raise InitError(
+            f"--port {port}: Ray uses ports {_RAY_PORTS.start} to {_RAY_PORTS.stop - 1}"
+        )
     if not is_port_free(port):
         raise InitError(f"--port {port} is not free: leave it out, and a free one is found")
     return port

@@ -48,6 +48,8 @@ class Question(BaseModel, frozen=True):
 class InitError(MlopsError):
     "A workspace cannot be made of this table, or with these flags."
 
+    exit_status = 2  # of the command: wrong usage, and nothing was written
+
 # %% ../../../nbs/7_front/06a_starter_plan.ipynb #d6c38aee
 class Choices(BaseModel, frozen=True):
     "What a person said on the command line."

@@ -14,7 +14,7 @@ from typing import Any
 from ...core.library import framework
 from .answers import with_flags
 from .material import Material, data_digest, find_material
-from .plan import Answer, Choices, Plan, Question
+from .plan import Answer, Choices, WorkspacePlan, Question
 
 # %% ../../../nbs/7_front/06g4_starter_planning.ipynb #ae0833ac
 Ask = Callable[[Question], Answer]
@@ -35,10 +35,12 @@ def decide_all(
     look: Callable[[str], Any],  # a table by its address
     decide: Callable[[Any, Choices], Any],  # decisions about a table
     ask: Ask | None,  # None: questions stay open
+    show: Callable[[Any], Any] = id,  # called with the decisions before the first question
 ) -> Decided:
     "Return what is decided about a table; questions are left only where nobody answers."
     table = look(choices.source)
     state = Decided(choices, table, decide(table, choices))
+    show(state.decisions)
     while ask and state.decisions.questions:
         question = state.decisions.questions[0]
         flag = ask(question).flag
@@ -71,10 +73,10 @@ def make_plan(
     given: Choices,  # as the command gave them
     material: Material,  # where the workspace reads
     **names: Any,  # name, package and port of the workspace
-) -> Plan:
+) -> WorkspacePlan:
     "Return the plan of a workspace."
     decisions = {name: getattr(decided.decisions, name) for name in _DECISIONS}
-    return Plan(
+    return WorkspacePlan(
         choices=decided.choices,
         given=given,
         source=material.source,
