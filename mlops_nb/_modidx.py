@@ -2865,6 +2865,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlops_nb/front/starter/workspace.py'),
                                                   'mlops_nb.front.starter.workspace._features': ( '7_front/starter_workspace.html#_features',
                                                                                                   'mlops_nb/front/starter/workspace.py'),
+                                                  'mlops_nb.front.starter.workspace._literal': ( '7_front/starter_workspace.html#_literal',
+                                                                                                 'mlops_nb/front/starter/workspace.py'),
                                                   'mlops_nb.front.starter.workspace._notebook': ( '7_front/starter_workspace.html#_notebook',
                                                                                                   'mlops_nb/front/starter/workspace.py'),
                                                   'mlops_nb.front.starter.workspace._question': ( '7_front/starter_workspace.html#_question',
