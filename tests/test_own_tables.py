@@ -1,4 +1,4 @@
-"""Ten public tables that nobody here made: what `init` says of each, and each to a monitored endpoint."""
+"""Ten public tables that nobody here made: what `init` says, and each to a monitored endpoint."""
 
 import json
 import re
