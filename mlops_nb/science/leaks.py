@@ -315,9 +315,7 @@ def column_scores(
     _require_groups(groups, objective)
     scored = _Rows(target, groups, _column_folds(target, groups, folds, task), task)
     columns = input_columns(frame, objective) if columns is None else columns
-    table = pl.DataFrame(
-        [_column_score(frame[name], scored) for name in columns], schema=_SCHEMA
-    )
+    table = pl.DataFrame([_column_score(frame[name], scored) for name in columns], schema=_SCHEMA)
     table = table.sort("score", "column", descending=[True, False], nulls_last=True)
     return ColumnScores(table, objective.target, _METRIC[task.kind])
 
