@@ -199,7 +199,7 @@ def test_the_check_fails_for_a_leak_asks_for_a_suspect_and_passes_the_rest(rng):
     frame = pl.DataFrame({"copy": y, "x": rng.normal(size=ROWS) + 2.5 * y, "noise": 1.0, "y": y})
     checks = {name: leak_check(frame, asked_of(), [name]) for name in ("copy", "x", "noise")}
     assert [c.passed for c in checks.values()] == [False, None, True]
-    assert "copy: it determines 'y'" in checks["copy"].got and "`known`" in checks["copy"].got
+    assert "copy: it determines 'y'" in checks["copy"].got and "`trusted`" in checks["copy"].got
     few = leak_check(pl.DataFrame({"x": range(6), "y": [0, 1] * 3}), asked_of(), ["x"])
     assert few.passed is None and "got 0 such rows" in few.got
 

@@ -392,14 +392,14 @@ _EXPECTED = {
     "roc_auc": f"no column alone predicts with a ROC AUC of {SUSPECT_SCORE['roc_auc']} or more",
     "r2": f"no column alone explains {SUSPECT_SCORE['r2']:.0%} of the variance or more",
 }
-_REMEDY = "Either `ignore` it, or write in `known` why one knows it when one predicts"
+_REMEDY = "Either `ignore` it, or write in `trusted` why one knows it when one predicts"
 _NAMED = 5  # columns, at the most
 
 
 def leak_check(
     frame: pl.DataFrame,  # rows of the dataset
     objective: Objective,
-    columns: Sequence[str],  # that the model reads, without those that are known
+    columns: Sequence[str],  # that the model reads, without those that are trusted
 ) -> Check:
     "Return the check that no column alone explains the target."
     facts = {"name": "too good: one column explains it"}
