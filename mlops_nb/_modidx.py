@@ -2931,6 +2931,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlops_nb/front/starter/findings.py'),
                                                  'mlops_nb.front.starter.findings._special_roles': ( '7_front/starter_findings.html#_special_roles',
                                                                                                      'mlops_nb/front/starter/findings.py'),
+                                                 'mlops_nb.front.starter.findings._strength': ( '7_front/starter_findings.html#_strength',
+                                                                                                'mlops_nb/front/starter/findings.py'),
                                                  'mlops_nb.front.starter.findings.column_findings': ( '7_front/starter_findings.html#column_findings',
                                                                                                       'mlops_nb/front/starter/findings.py')},
             'mlops_nb.front.starter.hints': { 'mlops_nb.front.starter.hints._has_word': ( '7_front/starter_hints.html#_has_word',

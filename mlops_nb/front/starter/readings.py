@@ -16,7 +16,7 @@ import polars as pl
 from ...data.appearance import fitting_appearances
 from ...data.contracts import contract_kind
 from ...data.conversion import ISO_FORMATS, TextFormat, parse_column
-from ...data.sources.spellings import column_types
+from ...data.sources.spellings import MAX_ODD_SHARE, column_types
 from ...data.values import KIND_DTYPES, NAN_PATTERN
 
 # %% ../../../nbs/7_front/06b1_starter_readings.ipynb #78e900db

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from ...core.errors import DataError
+from ...core.lake import column
 from ...core.progress import progress_bar
 from ...core.templates import render
 from ...data.contracts import Column, Contract, contract_kind
