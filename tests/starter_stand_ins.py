@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,13 +15,14 @@ import nbformat
 from mlops_nb.core.settings import create
 from mlops_nb.data.contracts import Contract
 from mlops_nb.data.sources import Source
+from mlops_nb.front import starter
 from mlops_nb.front.starter.plan import Answer, Finding, InitError, Proposal, Question, Roles
 
 RELEASE = "MLOPS_NB_TEST_RELEASE"  # environment variable: what the workspace's text depends on
 KILL = "MLOPS_NB_TEST_KILL"  # environment variable: where the process kills itself
 
 
-def look(source: str, *, root: Path = Path(), sample: int = 20_000, seed: int = 0, progress=None):
+def look(source: str, *, root: Path = Path(), **_):
     "Look at a table: its columns and its files."
     die_at("look")
     parts = Source(source, root=root)
@@ -85,6 +87,9 @@ def write_workspace(plan, folder: Path) -> None:
     (folder / "README.md").write_text(f"# {plan.name}, release {release}\n")
     (folder / f"only-{release}.txt").write_text("\n")
     (folder / "init.json").write_text(plan.model_dump_json(indent=1))
+    for place, original in plan.copied.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, folder / place)
     (folder / "nbs").mkdir()
     stage(folder / "nbs" / "1_ingest.ipynb", "ingest", f"SOURCE = {plan.source!r}", release)
     die_at("half")
@@ -125,15 +130,12 @@ def die_at(point: str) -> None:
 
 
 def install() -> None:
-    "Take the place of the modules."
-    for name, function in {
-        "tables": look,
-        "decisions": decide,
-        "workspace": write_workspace,
-    }.items():
-        module = ModuleType(f"mlops_nb.front.starter.{name}")
-        setattr(module, function.__name__, function)
-        sys.modules[module.__name__] = module
+    "Take the place of the functions."
+    module = ModuleType("mlops_nb.front.starter.decisions")
+    sys.modules[module.__name__] = starter.decisions = module
+    module.decide = decide
+    starter.tables.look = look
+    starter.workspace.write_workspace = write_workspace
 
 
 def die_in(module, name: str) -> None:
