@@ -6,6 +6,7 @@
 __all__ = ['write_workspace', 'export_workspace']
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #7a451b4c
+import json
 import os
 import shutil
 import subprocess
@@ -48,21 +49,27 @@ def _features(plan: WorkspacePlan) -> dict[str, str]:
     return {name: column.dtype for name, column in columns if name not in hidden}
 
 
+def _literal(text: str) -> str:
+    "Return a text as Python code, in double quotes."
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _example(features: dict[str, str]) -> str:
     "Return an example of a computed column, as an argument of `with_columns`."
     numbers = [name for name, dtype in features.items() if dtype in ("integer", "float")]
-    if len(numbers) > 1:
-        return f'ratio=pl.col({numbers[0]!r}) / pl.col({numbers[1]!r}),'
-    if numbers:
-        return f'logarithm=pl.col({numbers[0]!r}).log1p(),'
-    return f'is_missing=pl.col({next(iter(features))!r}).is_null(),'
+    first, *others = map(_literal, numbers or features)
+    if not numbers:
+        return f"is_missing=pl.col({first}).is_null(),"
+    if others:
+        return f"ratio=pl.col({first}) / pl.col({others[0]}),"
+    return f"logarithm=pl.col({first}).log1p(),"
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #bb8f526f
 def _change(plan: WorkspacePlan) -> tuple[str, str]:
     "Return the change of the second wave, in words and as code."
     features = _features(plan)
     column = plan.strongest or next(iter(features))
-    name = repr(column)
+    name = _literal(column)
     if plan.strongest is None:
         rarest = f"rows[{name}].drop_nulls().value_counts(sort=True)[{name}][-1]"
         code = f"changed = rows.with_columns(pl.lit({rarest}).alias({name}))"
@@ -113,7 +120,7 @@ def _values(plan: WorkspacePlan) -> dict[str, Any]:
     change, shift = _change(plan)
     rule = plan.rule.code
     if not rule.startswith("Rule("):
-        rule = f"Rule(name={plan.rule.name!r}, expression={rule})"
+        rule = f"Rule(name={_literal(plan.rule.name)}, expression={rule})"
     return {
         "plan": plan,
         "roles": plan.roles,
