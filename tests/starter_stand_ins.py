@@ -6,9 +6,9 @@
 import os
 import shutil
 import signal
-import sys
+import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import nbformat
 
@@ -19,7 +19,14 @@ from mlops_nb.front import starter
 from mlops_nb.front.starter.plan import Answer, Finding, InitError, Proposal, Question, Roles
 
 RELEASE = "MLOPS_NB_TEST_RELEASE"  # environment variable: what the workspace's text depends on
-KILL = "MLOPS_NB_TEST_KILL"  # environment variable: where the process kills itself
+KILL = "MLOPS_NB_TEST_KILL"  # environment variable: where the process gets a signal
+SIGNAL = "MLOPS_NB_TEST_SIGNAL"  # environment variable: which one; default: kill -9
+
+
+POINTS = (
+    *("look", "half"),
+    *("export_workspace", "workspace_problems", "commit_workspace", "move_into_place"),
+)  # where it may be
 
 
 def look(source: str, *, root: Path = Path(), **_):
@@ -124,16 +131,15 @@ def stage(file: Path, name: str, code: str, release: str) -> None:
 
 
 def die_at(point: str) -> None:
-    "Kill this process if it is to die here."
+    "Send this process a signal if it is to get one here."
     if os.environ.get(KILL) == point:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(os.environ.get(SIGNAL, signal.SIGKILL)))
+        time.sleep(10)  # until the signal is handled
 
 
 def install() -> None:
     "Take the place of the functions."
-    module = ModuleType("mlops_nb.front.starter.decisions")
-    sys.modules[module.__name__] = starter.decisions = module
-    module.decide = decide
+    starter.decisions.decide = decide
     starter.tables.look = look
     starter.workspace.write_workspace = write_workspace
 
@@ -154,6 +160,6 @@ if __name__ == "__main__":
     from mlops_nb.front.cli import run_cli
     from mlops_nb.front.starter import building
 
-    for name in ("export_workspace", "workspace_problems", "commit_workspace", "move_into_place"):
+    for name in POINTS[2:]:
         die_in(building, name)
     run_cli()

@@ -181,7 +181,7 @@ def init_command(
 ) -> None:
     "Make a workspace from your own table: look, explain, ask, write."
     arguments = locals()
-    choices = {name: arguments[name] for name in _CHOICES if arguments[name]}
+    choices = {name: arguments[name] for name in _CHOICES if arguments[name] is not None}
     options = {"yes": yes, "dry_run": dry_run}
     if source is None and not is_update:
         raise typer.BadParameter("expected a table, such as orders.csv", param_hint="--source")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ...core.library import FRAMEWORK
 from ...core.templates import render
-from . import building, merging, tables, workspace
+from . import building, decisions, merging, tables, workspace
 from .answers import choice_differences, with_choice
 from mlops_nb.front.starter.material import (
     Material,
@@ -73,8 +73,6 @@ def _looks(
     "Return the functions that look at a table, with a bar of its own, and decide about it."
 
     def decide(table: Any, choices: Choices) -> Any:
-        from mlops_nb.front.starter import decisions
-
         say("deciding what each column is for")
         return decisions.decide(table, choices)
 
