@@ -30,7 +30,7 @@ MEASURED := lines that pytest itself runs, without those of lessons, commands, k
 UNMEASURED := not measured: it is cheap from Python 3.12 on (make PYTHON=/path/to/python3.12 test)
 COVERED = $(if $(COVERAGE),$(MEASURED),$(UNMEASURED))
 
-.PHONY: setup system demo test chaos soak check lint export outputs readme lock clean
+.PHONY: setup system demo test chaos tables soak check lint export outputs readme lock clean
 
 setup: $(VENV)/installed  ## everything that runs need, in .venv
 
@@ -75,6 +75,9 @@ test: system  ## every test: the notebooks' lessons, then tests/; coverage
 
 chaos: system  ## the random-kill suites in full
 	python -m pytest -m chaos --full-chaos -n 2 --dist loadgroup
+
+tables: system  ## ten public tables, each from its file to a monitored endpoint; three are in `make test`
+	python -m pytest -m tables -n 2 --dist loadgroup
 
 soak: system  ## the longest tests: run them before a release
 	python -m pytest -m soak

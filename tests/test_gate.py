@@ -26,7 +26,14 @@ from mlops_nb.science.rules import Rule
 from mlops_nb.science.signature import Signature
 from mlops_nb.science.task import Binary, Multiclass, Regression
 
-PRICE = Objective(name="p", question="?", target="price", key="id", task="regression")
+PRICE = Objective(
+    name="p",
+    question="?",
+    target="price",
+    key="id",
+    task="regression",
+    known={"size": "measured before the price is asked"},
+)
 KIND = Objective(name="k", question="?", target="kind", key="id", task="multiclass")
 
 

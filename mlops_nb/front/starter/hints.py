@@ -26,29 +26,30 @@ def _has_word(name: str, words: Iterable[str]) -> bool:
 
 # %% ../../../nbs/7_front/06c_starter_hints.ipynb #1d54ad2c
 _CLASS_WORDS = (
-    "target label class outcome y response churn churned attrition default defaulted deny denied "
-    "fraud status survived species diagnosis result converted conversion clicked purchased exited "
+    "target outcome response churn churned attrition default defaulted deny denied "
+    "fraud survived species diagnosis converted conversion clicked purchased exited "
     "cancelled canceled returned spam dead died death event readmitted failure failed defect "
     "subscribed bought won hired promoted relapse disease"
 ).split()
 _QUANTITY_WORDS = (
-    "target label y response reaction price cost sales revenue demand consumption salary wage mpg "
-    "yield score quality value charges count cnt total duration"
+    "target response reaction price cost sales revenue demand consumption salary wage mpg yield "
+    "quality cnt"
 ).split()
+_WHOLE_NAMES = ("y", "label", "class", "status", "result", "score", "value")  # words of features, too
 
 
 def names_class(
     name: str,  # of a column
 ) -> bool:
     "Return whether a name is that of an outcome with labels."
-    return _has_word(name, _CLASS_WORDS)
+    return _has_word(name, _CLASS_WORDS) or name.lower() in _WHOLE_NAMES
 
 
 def names_quantity(
     name: str,  # of a column
 ) -> bool:
     "Return whether a name is that of a number that people want to predict."
-    return _has_word(name, _QUANTITY_WORDS)
+    return _has_word(name, _QUANTITY_WORDS) or name.lower() in _WHOLE_NAMES
 
 # %% ../../../nbs/7_front/06c_starter_hints.ipynb #a162cd76
 _EVENT_WORDS = (
@@ -71,17 +72,14 @@ _LATE_WORDS = (
     "terminated|termination|discharge|follow up|followup|post|recovered|recovery|charged off|"
     "cancellation|exit|churn reason|cause of death"
 ).split("|")
-_UNTIL_WORDS = "time duration days months futime followup tenure_end".split()
 
 
 def is_late_name(
     name: str,  # of a column
-    target: str,  # the name of the target
 ) -> bool:
     "Return whether a name is that of a value which is perhaps written after the outcome."
     is_arrival = name.lower().startswith(("arr_", "arr."))
-    is_until = name.lower() in _UNTIL_WORDS and _has_word(target, ("status", "event", "death"))
-    return is_arrival or is_until or _has_word(name, _LATE_WORDS)
+    return is_arrival or _has_word(name, _LATE_WORDS)
 
 # %% ../../../nbs/7_front/06c_starter_hints.ipynb #b852f004
 _PROTECTED_WORDS = (

@@ -48,6 +48,8 @@ class Question(BaseModel, frozen=True):
 class InitError(MlopsError):
     "A workspace cannot be made of this table, or with these flags."
 
+    exit_status = 2  # of the command: wrong usage, and nothing was written
+
 # %% ../../../nbs/7_front/06a_starter_plan.ipynb #d6c38aee
 class Choices(BaseModel, frozen=True):
     "What a person said on the command line."
@@ -94,7 +96,8 @@ class WorkspacePlan(BaseModel, frozen=True):
 
     name: str  # of the workspace, its dataset, its model and its endpoint
     package: str  # that its notebooks export to
-    choices: Choices
+    choices: Choices  # with the answers to its questions
+    given: Choices | None = None  # as the command gave them; None: as `choices`
     source: str  # address that stage `ingest` reads, relative to the workspace or absolute
     fingerprint: str  # of the source, when it was looked at
     copied: dict[str, str] = {}  # file below the workspace → the file that it is a copy of
