@@ -15,7 +15,15 @@ from ...data.contracts import Contract
 from .exclusions import Exclusions, choose_exclusions, scored_columns
 from .findings import column_findings
 from .hints import is_protected_name, unit_of
-from .plan import Answer, Choices, Finding, InitError, Proposal, Question, Roles
+from mlops_nb.front.starter.plan import (
+    Answer,
+    Choices,
+    Finding,
+    InitError,
+    Proposal,
+    Question,
+    Roles,
+)
 from .proposals import propose_hypotheses, propose_rule
 from mlops_nb.front.starter.roles import (
     choose_group,
@@ -122,7 +130,9 @@ def _first_roles(table: Table, choices: Choices) -> tuple[Roles, str, list[Quest
     target, why = choose_target(table, choices)
     task, questions = choose_task(table, target, choices)
     if choices.positive is not None and task != "binary":
-        raise InitError(f"{flag('positive', choices.positive)}: the target has more than two labels")
+        raise InitError(
+            f"{flag('positive', choices.positive)}: the target has more than two labels"
+        )
     positive = choose_positive(table, target, choices) if task == "binary" else None
     if task == "multiclass":
         label_counts(table, target)
@@ -181,10 +191,7 @@ def _approval(table: Table, roles: Roles, choices: Choices, excluded: Exclusions
     return choices.approval or ("person" if is_suspect else "rule")
 
 # %% ../../../nbs/7_front/06e_starter_decisions.ipynb #8b7d1a4d
-def decide(
-    table: Table,
-    choices: Choices,
-) -> Decisions:
+def decide(table: Table, choices: Choices) -> Decisions:
     "Return everything that is decided about a workspace; raise `InitError` if none can be made."
     roles, why, questions = _first_roles(table, choices)
     objective = _objective(roles)

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from mlops_nb.science.leaks import ColumnScores
 
 # %% ../../../nbs/7_front/06d2_starter_exclusions.ipynb #16149750
-def scored_columns(
-    table: Table,
-    objective: Objective,
-) -> "ColumnScores":
+def scored_columns(table: Table, objective: Objective) -> "ColumnScores":
     "Return how well each column that could be a feature predicts the target alone."
     from mlops_nb.science.leaks import column_scores
 
@@ -61,10 +58,7 @@ def _question(name: str, because: str) -> Question:
 
 # %% ../../../nbs/7_front/06d2_starter_exclusions.ipynb #04722970
 def choose_exclusions(
-    table: Table,
-    objective: Objective,
-    choices: Choices,
-    scores: "ColumnScores",
+    table: Table, objective: Objective, choices: Choices, scores: "ColumnScores"
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
     result = _named_by_person(table, choices)

@@ -35,7 +35,15 @@ _QUANTITY_WORDS = (
     "target response reaction price cost sales revenue demand consumption salary wage mpg yield "
     "quality cnt"
 ).split()
-_WHOLE_NAMES = ("y", "label", "class", "status", "result", "score", "value")  # words of features, too
+_WHOLE_NAMES = (
+    "y",
+    "label",
+    "class",
+    "status",
+    "result",
+    "score",
+    "value",
+)  # words of features, too
 
 
 def names_class(

@@ -63,7 +63,9 @@ def _kind_points(look: ColumnLook) -> int:
     "Return how much the number of values speaks for a target with labels."
     if look.distinct == 2:
         return 2
-    return int(look.dtype == pl.String and look.distinct is not None and look.distinct <= _FEW_LABELS)
+    return int(
+        look.dtype == pl.String and look.distinct is not None and look.distinct <= _FEW_LABELS
+    )
 
 
 def _name_points(look: ColumnLook) -> int:
@@ -85,10 +87,7 @@ def _points(table: Table) -> dict[str, int]:
     return points
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #2755932d
-def choose_target(
-    table: Table,
-    choices: Choices,
-) -> tuple[str, str]:
+def choose_target(table: Table, choices: Choices) -> tuple[str, str]:
     "Return the target and the reason; raise `InitError` if no column is surely meant."
     if choices.target is not None:
         return require_column(table, choices.target, "target"), "you said so"
@@ -142,11 +141,7 @@ def _require_task(table: Table, target: str, task: TaskKind) -> None:
         raise InitError(f"--task multiclass: target {target!r} has more than 100 different values")
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #7b0c4fbf
-def choose_task(
-    table: Table,
-    target: str,
-    choices: Choices,
-) -> tuple[TaskKind, list[Question]]:
+def choose_task(table: Table, target: str, choices: Choices) -> tuple[TaskKind, list[Question]]:
     "Return the task of a target, and a question if its values do not decide it."
     _require_varied(table, target)
     if choices.task is not None:
@@ -174,11 +169,7 @@ def _asked_task(target: str, values: pl.Series) -> tuple[TaskKind, list[Question
     return kind, [Question(column=target, text=text, answers=answers)]
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #28120a43
-def choose_positive(
-    table: Table,
-    target: str,
-    choices: Choices,
-) -> str:
+def choose_positive(table: Table, target: str, choices: Choices) -> str:
     "Return the positive one of two labels; raise `InitError` if a person named another."
     counts = {spelling(label): n for label, n in label_counts(table, target).items()}
     if choices.positive is None:
@@ -190,10 +181,7 @@ def choose_positive(
     return label
 
 
-def label_counts(
-    table: Table,
-    target: str,
-) -> dict[str, int]:
+def label_counts(table: Table, target: str) -> dict[str, int]:
     "Return the number of rows of each label of the target; raise `InitError` if one is too rare."
     counts = table.counts[target]
     rare = {label: n for label, n in counts.items() if n < _LEAST_OF_A_LABEL}
@@ -216,11 +204,7 @@ def _is_likely_key(table: Table, look: ColumnLook, position: int) -> bool:
     return is_id_name(look.name) or (is_code and position == 0)
 
 
-def choose_key(
-    table: Table,
-    target: str,
-    choices: Choices,
-) -> str | None:
+def choose_key(table: Table, target: str, choices: Choices) -> str | None:
     "Return the column that identifies a row, or None; raise `InitError` if a named one does not."
     if choices.key == "none":
         return None
