@@ -9,7 +9,8 @@ import polars as pl
 from mlops_nb import __version__
 from mlops_nb.data.inference import infer
 from mlops_nb.front.starter.plan import Choices, Finding, Proposal, Roles, WorkspacePlan
-from mlops_nb.front.starter.workspace import export_workspace, write_workspace
+from mlops_nb.front.starter.building import export_workspace
+from mlops_nb.front.starter.workspace import write_workspace
 
 TASKS = ("binary", "multiclass", "regression")
 ODD = 'width "W" | (mm)'  # a column whose name has a meaning in Python, Markdown and HTML
