@@ -2871,6 +2871,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'mlops_nb/front/starter/building.py'),
                                                  'mlops_nb.front.starter.building.commit_workspace': ( '7_front/starter_building.html#commit_workspace',
                                                                                                        'mlops_nb/front/starter/building.py'),
+                                                 'mlops_nb.front.starter.building.export_workspace': ( '7_front/starter_building.html#export_workspace',
+                                                                                                       'mlops_nb/front/starter/building.py'),
                                                  'mlops_nb.front.starter.building.move_into_place': ( '7_front/starter_building.html#move_into_place',
                                                                                                       'mlops_nb/front/starter/building.py'),
                                                  'mlops_nb.front.starter.building.workspace_problems': ( '7_front/starter_building.html#workspace_problems',

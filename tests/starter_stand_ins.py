@@ -15,7 +15,7 @@ import nbformat
 from mlops_nb.core.settings import create
 from mlops_nb.data.contracts import Contract
 from mlops_nb.data.sources import Source
-from mlops_nb.front import starter
+from mlops_nb.front.starter import decisions, tables, workspace
 from mlops_nb.front.starter.plan import Answer, Finding, InitError, Proposal, Question, Roles
 
 RELEASE = "MLOPS_NB_TEST_RELEASE"  # environment variable: what the workspace's text depends on
@@ -79,7 +79,7 @@ def question(name: str) -> Question:
     return Question(column=name, text=f"Is {name} known?", answers=tuple(flags))
 
 
-def write_workspace(plan, folder: Path) -> None:
+def write_workspace(plan, folder: Path, *, copy: bool = True) -> None:
     "Write a small workspace: two stages."
     release = os.environ.get(RELEASE, "1")
     create(
@@ -94,7 +94,7 @@ def write_workspace(plan, folder: Path) -> None:
     (folder / "README.md").write_text(f"# {plan.name}, release {release}\n")
     (folder / f"only-{release}.txt").write_text("\n")
     (folder / "init.json").write_text(plan.model_dump_json(indent=1))
-    for place, original in plan.copied.items():
+    for place, original in plan.copied.items() if copy else ():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(original, folder / place)
     (folder / "nbs").mkdir()
@@ -139,9 +139,9 @@ def die_at(point: str) -> None:
 
 def install() -> None:
     "Take the place of the functions."
-    starter.decisions.decide = decide
-    starter.tables.look = look
-    starter.workspace.write_workspace = write_workspace
+    decisions.decide = decide
+    tables.look = look
+    workspace.write_workspace = write_workspace
 
 
 def die_in(module, name: str) -> None:

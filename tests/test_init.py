@@ -24,6 +24,7 @@ from starter_stand_ins import KILL, POINTS, RELEASE, SIGNAL
 
 from mlops_nb.front import starter
 from mlops_nb.front.cli import run_cli
+from mlops_nb.front.starter import decisions, tables, workspace
 from mlops_nb.front.starter.material import data_digest, find_material, require_same_copy
 from mlops_nb.front.starter.plan import Choices, InitError, WorkspacePlan
 
@@ -34,9 +35,9 @@ ORDERS = "id,amount,late day,churned\n1,2,a,yes\n2,3,b,no\n"
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     "A folder with a table, which is the current one; the command has the stand-ins."
-    monkeypatch.setattr(starter.tables, "look", starter_stand_ins.look)
-    monkeypatch.setattr(starter.decisions, "decide", starter_stand_ins.decide)
-    monkeypatch.setattr(starter.workspace, "write_workspace", starter_stand_ins.write_workspace)
+    monkeypatch.setattr(tables, "look", starter_stand_ins.look)
+    monkeypatch.setattr(decisions, "decide", starter_stand_ins.decide)
+    monkeypatch.setattr(workspace, "write_workspace", starter_stand_ins.write_workspace)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "orders.csv").write_text(ORDERS)
     return tmp_path

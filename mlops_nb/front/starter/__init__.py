@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ...core.library import FRAMEWORK
 from ...core.templates import render
-from . import building, decisions, merging, tables, workspace
+from . import building, merging, workspace
 from .answers import choice_differences, with_choice
 from mlops_nb.front.starter.material import (
     Material,
@@ -71,6 +71,7 @@ def _looks(
     root: Path, say: Callable[[str], Any]
 ) -> tuple[Callable[[str], Any], Callable[[Any, Choices], Any]]:
     "Return the functions that look at a table, with a bar of its own, and decide about it."
+    from mlops_nb.front.starter import decisions, tables
 
     def decide(table: Any, choices: Choices) -> Any:
         say("deciding what each column is for")
@@ -159,7 +160,7 @@ def _build(
     "Make the workspace of a plan, whole or not at all. Return what a person should know."
     with building.building_folder(place) as folder:
         say("writing the workspace")
-        _write(plan, folder, material.copied)
+        _write(plan, folder, material)
         require_same_copy(material, folder, plan.fingerprint)
         say("exporting the notebooks")
         building.export_workspace(folder)
@@ -172,11 +173,9 @@ def _build(
     return tuple(filter(None, notes))
 
 
-def _write(plan: WorkspacePlan, folder: Path, copied: Mapping[str, Path]) -> merging.Base:
+def _write(plan: WorkspacePlan, folder: Path, material: Material) -> merging.Base:
     "Write the files of a workspace, copy its data, and keep a digest of each file."
-    originals = {place: str(file) for place, file in copied.items()}
-    workspace.write_workspace(plan.model_copy(update={"copied": originals}), folder)
-    (folder / "init.json").write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    workspace.write_workspace(plan, folder, copy=bool(material.copied))
     base = merging.take_base(folder)
     merging.save_base(base, folder)
     return base
@@ -215,7 +214,7 @@ def update(
         raise UndecidedError(Started(plan, folder, "undecided", questions))
     with building.building_folder(folder) as theirs:
         say("merging")
-        is_same = _write(plan, theirs, material.copied) == base and plan == recorded
+        is_same = _write(plan, theirs, material) == base and plan == recorded
         merge = merging.merge_workspaces(base, folder, theirs)
         if dry_run or (is_same and merge.is_empty):
             return Started(plan, folder, _IDLE[dry_run], questions, merge=merge)
