@@ -32,7 +32,7 @@ PRICE = Objective(
     target="price",
     key="id",
     task="regression",
-    known={"size": "measured before the price is asked"},
+    trusted={"size": "measured before the price is asked"},
 )
 KIND = Objective(name="k", question="?", target="kind", key="id", task="multiclass")
 
