@@ -9,7 +9,7 @@ __all__ = ['matching_paths', 'Source']
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -360,13 +360,20 @@ class Source(_SourceOptions):
     def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
         return _parts_of_kind(self, root, since)
 
-    def facts(self) -> dict[str, str]:
+    def facts(
+        self,
+        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
+    ) -> dict[str, str]:
         "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."
-        return {part.origin: _part_digest(part) for part in self.parts()}
+        some = self.parts() if parts is None else parts
+        return {part.origin: _part_digest(part) for part in some}
 
-    def fingerprint(self) -> str:
-        "Return one short digest of what is there now; another digest means new data."
-        return _short_digest(self.facts())
+    def fingerprint(
+        self,
+        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
+    ) -> str:
+        "Return one short digest of what is there; another digest means new data."
+        return _short_digest(self.facts(parts))
 
     def scan(self) -> pl.LazyFrame:
         "Return the rows, lazily where the format allows; raise `DataError` if there are none."
