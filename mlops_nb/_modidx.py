@@ -3043,6 +3043,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlops_nb/front/starter/tallies.py'),
                                                 'mlops_nb.front.starter.tallies.repeats': ( '7_front/starter_tallies.html#repeats',
                                                                                             'mlops_nb/front/starter/tallies.py'),
+                                                'mlops_nb.front.starter.tallies.set_readings': ( '7_front/starter_tallies.html#set_readings',
+                                                                                                 'mlops_nb/front/starter/tallies.py'),
                                                 'mlops_nb.front.starter.tallies.stands_in_blocks': ( '7_front/starter_tallies.html#stands_in_blocks',
                                                                                                      'mlops_nb/front/starter/tallies.py')},
             'mlops_nb.models.approvals': { 'mlops_nb.models.approvals.Approval': ( '4_models/approvals.html#approval',

@@ -85,7 +85,8 @@ def _text_in_words(tally: ColumnTally, scan: Scan) -> str:
     texts = tally.texts
     if len(texts) == 2 and {*texts.str.to_lowercase()} in ({"yes", "no"}, {"y", "n"}):
         return "yes/no text"
-    if len(texts) and scan.is_text and texts.str.contains(r"^[+-]?\d+$").all():
+    is_plain = scan.is_text and len(texts) and not tally.judged
+    if is_plain and texts.str.contains(r"^[+-]?\d+$").all():
         return _code_in_words(texts)
     nearest = min(tally.judged, key=lambda one: _exceptions(one, scan), default=None)
     if nearest is None:
@@ -127,7 +128,7 @@ def column_outcomes(scan: Scan) -> dict[str, Outcome]:
             outcomes[name] = _typed_outcome(tally)
             continue
         if tally.is_open:
-            judge_counts(tally, readings[name], tally.counts)
+            judge_counts(tally, readings[name])
         outcomes[name] = _text_outcome(tally, readings[name], scan)
     return outcomes
 
@@ -135,6 +136,7 @@ def column_outcomes(scan: Scan) -> dict[str, Outcome]:
 def _different_texts(tally: ColumnTally, scan: Scan) -> pl.Series:
     "Return the different texts of a column, without words for a missing value."
     if tally.is_open:
+        tally.counts = tally.counts.sort("value")
         texts = tally.counts["value"]
         texts = texts.filter(~is_null_word(texts)) if scan.all_words else texts
         tally.texts = texts.alias(tally.name)

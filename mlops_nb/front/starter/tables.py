@@ -99,6 +99,9 @@ def _row_bytes(part: Part) -> int:
     return fields + len(beginning) // max(1, beginning.count(b"\n"))
 
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #0f94b266
+_SAMPLE_CELLS = 4_000_000  # greatest number of values in a sample of more than 1,000 rows
+
+
 def look(
     source: str,  # path or address, perhaps with options after #
     *,
@@ -135,7 +138,8 @@ def _scanned(parts: Sequence[Part], sample: int, seed: int, progress: bool) -> S
     "Return what is counted of all rows."
     options = getattr(parts[0], "options", {})
     separator = getattr(parts[0].dialect, "separator", ",")
-    scan = Scan(options, separator, is_text=_is_text(parts[0]), sample=sample, seed=seed)
+    most = min(sample, max(1000, _SAMPLE_CELLS // len(parts[0].schema())))
+    scan = Scan(options, separator, is_text=_is_text(parts[0]), sample=most, seed=seed)
     bar = {"desc": "look", "unit": " rows", "unit_scale": True, "leave": False, "delay": 2}
     with progress_bar(**bar, disable=None if progress else True) as shown:
         for part in parts:
