@@ -67,7 +67,7 @@ def words(table, name):
     return table.columns[name].read_as
 
 
-# --- what an ingest says of the same file ----------------------------------------------------------
+# --- what an ingest says of the same file ------------------------------
 
 WARTS = {
     "null words": "a,b,c\n1,x,NA\nNA,null,2.5\n-,y,?\n4,,NaN\n",
@@ -117,7 +117,7 @@ def test_any_mixture_of_spellings_is_read_as_an_ingest_reads_it(tmp_path_factory
     agree(look("t.csv", root=folder), create(folder / "ws"))
 
 
-# --- words for "no value" --------------------------------------------------------------------------
+# --- words for "no value" ------------------------------
 
 
 def test_words_are_written_into_the_address_and_counted_by_column(put):
@@ -163,7 +163,7 @@ def test_a_word_that_comes_late_is_a_word(put):
     assert table.columns["n"].distinct is None and not table.columns["n"].is_unique
 
 
-# --- types from all rows ---------------------------------------------------------------------------
+# --- types from all rows ------------------------------
 
 
 def test_one_word_far_down_makes_text_and_is_named(put, ws):
@@ -224,7 +224,7 @@ def test_text_says_why_it_is_text(put):
     ]
 
 
-# --- all rows --------------------------------------------------------------------------------------
+# --- all rows ------------------------------
 
 
 def test_keys_and_repeated_rows_are_found_across_batches_and_files(tmp_path):
@@ -281,7 +281,7 @@ def test_every_row_has_the_same_chance_to_be_in_the_sample():
     assert hits.sum() == 12_000 and hits.min() > 145 and hits.max() < 260  # mean 200, 4 sd
 
 
-# --- sorted files ----------------------------------------------------------------------------------
+# --- sorted files ------------------------------
 
 
 def changes_of(values):
@@ -306,7 +306,7 @@ def test_a_sorted_file_stays_sorted_with_a_few_rows_appended(put):
     assert more.sorted_by == ("y",)
 
 
-# --- every kind of source --------------------------------------------------------------------------
+# --- every kind of source ------------------------------
 
 FRAME = pl.DataFrame(
     {
@@ -358,7 +358,7 @@ def test_a_delta_table_and_a_database_are_read(tmp_path, ws):
     assert looked.size is None and looked.files == () and looked.columns["id"].is_unique
 
 
-# --- what cannot be read ---------------------------------------------------------------------------
+# --- what cannot be read ------------------------------
 
 BROKEN = {
     "latin-1": ("n.csv", "name\nZoë\n".encode("latin-1"), "--source 'n.csv#encoding=latin-1'"),

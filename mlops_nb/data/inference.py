@@ -44,7 +44,9 @@ def guess_contract(
     return contract.model_copy(update={"version": 1})
 
 
-def require_same_columns(parts: Sequence[Part]) -> None:
+def require_same_columns(
+    parts: Sequence[Part],  # at least one
+) -> None:
     "Raise `DataError` unless all parts have the columns of the first one, of whatever types."
     contract = permissive_contract(parts[0].schema())
     for part in parts[1:]:

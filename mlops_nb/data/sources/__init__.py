@@ -350,15 +350,12 @@ class Source(_SourceOptions):
         "Return what is new since then, in a fixed order, also parts without rows."
         try:
             with panics_as_errors():
-                return self._parts(Path(self.root), dict(since or {}))
+                return _parts_of_kind(self, Path(self.root), dict(since or {}))
         except MlopsError:
             raise
         except Exception as e:
             reason = masked(str(e)).splitlines()[0][:300]
             raise DataError(f"{self} cannot be looked at: {reason}") from e
-
-    def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
-        return _parts_of_kind(self, root, since)
 
     def facts(
         self,

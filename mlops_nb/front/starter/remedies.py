@@ -58,9 +58,8 @@ def _encoding(source: Source) -> str:
 def _has_title(source: Source) -> bool:
     "Return whether a file seems to have a line above its header."
     lines = _beginning(source).decode("utf-8", "replace").splitlines()[:2]
-    filled = [
-        len([field for field in re.split("[,;\t|]", line) if field.strip(' "')]) for line in lines
-    ]
+    fields = [re.split("[,;\t|]", line) for line in lines]
+    filled = [sum(bool(field.strip(' "')) for field in some) for some in fields]
     return len(lines) == 2 and filled[0] < filled[1]
 
 # %% ../../../nbs/7_front/06b5_starter_remedies.ipynb #01fd8190

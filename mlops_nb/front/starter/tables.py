@@ -26,9 +26,9 @@ from ...data.sources.storage import file_format, is_remote, open_bytes
 from ...data.values import KIND_DTYPES
 
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #d517b437
-from .outcomes import NullWords, Outcome, column_outcomes, words_of_file
+from .outcomes import NullWords, ColumnOutcome, column_outcomes, words_of_file
 from .remedies import with_option, with_remedy
-from .scans import Scan
+from .scans import Scan, TextRules
 from .tallies import ColumnTally, stands_in_blocks
 
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #8b143cfd
@@ -69,7 +69,7 @@ class Table:
         return _table_html(self)
 
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #143bc59e
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 96 << 20
 _MOST_ROWS = 100_000  # in a batch
 
 
@@ -122,7 +122,7 @@ def look(
         raise error from e
     return _table(origin, parts, scan)
 
-
+# %% ../../../nbs/7_front/06b_starter_tables.ipynb #b1893ed5
 def _with_rows(parts: Sequence[Part], origin: Source) -> list[Part]:
     "Return the parts that have rows, which must have the same columns."
     with_rows = [part for part in parts if not part.is_empty()]
@@ -139,7 +139,8 @@ def _scanned(parts: Sequence[Part], sample: int, seed: int, progress: bool) -> S
     options = getattr(parts[0], "options", {})
     separator = getattr(parts[0].dialect, "separator", ",")
     most = min(sample, max(1000, _SAMPLE_CELLS // len(parts[0].schema())))
-    scan = Scan(options, separator, is_text=_is_text(parts[0]), sample=most, seed=seed)
+    rules = TextRules(options, separator, _is_text(parts[0]))
+    scan = Scan(rules, sample=most, seed=seed)
     bar = {"desc": "look", "unit": " rows", "unit_scale": True, "leave": False, "delay": 2}
     with progress_bar(**bar, disable=None if progress else True) as shown:
         for part in parts:
@@ -155,7 +156,7 @@ _MOST_CATEGORIES = 20  # of a column in the contract
 
 
 def _value_counts(
-    tally: ColumnTally, outcome: Outcome, words: Sequence[str]
+    tally: ColumnTally, outcome: ColumnOutcome, words: Sequence[str]
 ) -> dict[str, int] | None:
     "Return the rows of each value, the most frequent first; None if there are too many values."
     if not tally.is_open:
@@ -171,7 +172,7 @@ def _value_counts(
     return dict(ordered.iter_rows())
 
 
-def _null_words(tally: ColumnTally, outcome: Outcome, words: Sequence[str]) -> dict[str, int]:
+def _null_words(tally: ColumnTally, outcome: ColumnOutcome, words: Sequence[str]) -> dict[str, int]:
     "Return the rows of each word that means a missing value in this column."
     rows = {**tally.words, **outcome.words}
     if tally.is_text and tally.is_open and words:
@@ -191,7 +192,7 @@ class _Facts:
     summary: ColumnSummary  # for the contract
 
 
-def _column_facts(name: str, scan: Scan, outcome: Outcome, words: NullWords) -> _Facts:
+def _column_facts(name: str, scan: Scan, outcome: ColumnOutcome, words: NullWords) -> _Facts:
     "Return what is known of a column."
     tally = scan.tallies[name]
     null_words = _null_words(tally, outcome, words.words)
@@ -212,7 +213,7 @@ def _column_facts(name: str, scan: Scan, outcome: Outcome, words: NullWords) -> 
     in_blocks = not is_number and _is_sorted(tally, counts, missing)
     return _Facts(column, counts, in_blocks, summary)
 
-
+# %% ../../../nbs/7_front/06b_starter_tables.ipynb #967188e7
 def _dtype(kind: str) -> pl.DataType:
     "Return the type of a column of a kind."
     return pl.Null() if kind == "unknown" else pl.Series(dtype=KIND_DTYPES[kind]).dtype
@@ -226,7 +227,7 @@ def _is_sorted(tally: ColumnTally, counts: dict[str, int] | None, missing: int) 
 
 
 def _summary(
-    present: int, missing: int, outcome: Outcome, counts: dict[str, int] | None
+    present: int, missing: int, outcome: ColumnOutcome, counts: dict[str, int] | None
 ) -> ColumnSummary:
     "Return what a contract needs to know of a column."
     texts = None
@@ -236,7 +237,7 @@ def _summary(
 
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #3af2f010
 def _typed_sample(
-    scan: Scan, outcomes: dict[str, Outcome], words: Sequence[str]
+    scan: Scan, outcomes: dict[str, ColumnOutcome], words: Sequence[str]
 ) -> pl.DataFrame:
     "Return the sample in the types of the columns, without row numbers."
     rows = scan.sample.rows()
@@ -258,7 +259,7 @@ def _typed_sample(
 
 
 def _contract(
-    outcomes: dict[str, Outcome], facts: dict[str, _Facts], row_number: str | None
+    outcomes: dict[str, ColumnOutcome], facts: dict[str, _Facts], row_number: str | None
 ) -> Contract:
     "Return the contract that all rows keep."
     kinds = {name: o.kind for name, o in outcomes.items() if name != row_number}
@@ -297,7 +298,7 @@ def _table(origin: Source, parts: Sequence[Part], scan: Scan) -> Table:
         counts=_listed_counts(facts),
     )
 
-
+# %% ../../../nbs/7_front/06b_starter_tables.ipynb #d11ee238
 def _address(origin: Source, words: NullWords) -> str:
     "Return the address of a source with its words for a missing value."
     return with_option(origin, words.option) if words.words else origin.uri

@@ -15,7 +15,14 @@ import polars as pl
 from ...core.errors import DataError
 from ...data.contracts import contract_kind
 from ...data.values import common_kind
-from .readings import JudgedReading, Reading, count_texts, is_null_word
+from mlops_nb.front.starter.readings import (
+    JudgedReading,
+    TextReading,
+    count_texts,
+    is_null_word,
+    least_number,
+    smaller,
+)
 
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #c96d37b8
 _MOST_EXCESS = 0.05  # changes beyond those between blocks, as a share of those in random order
@@ -41,7 +48,7 @@ def stands_in_blocks(
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #d5f2579c
 MAX_DISTINCT = 10_000  # different values of a column that are counted one by one
 
-FindReadings = Callable[[dict[str, pl.Series]], dict[str, list[Reading]]]
+FindReadings = Callable[[dict[str, pl.Series]], dict[str, list[TextReading]]]
 
 
 @dataclass
@@ -112,9 +119,7 @@ def _add_typed(tally: ColumnTally, values: pl.Series) -> None:
         tally.kind = common_kind(tally.kind, contract_kind(values.dtype))
     except DataError as e:
         raise DataError(f"column '{tally.name}': {e}") from e
-    least = values.min() if values.dtype.is_numeric() else None
-    if least is not None and (tally.least is None or least < tally.least):
-        tally.least = least
+    tally.least = smaller(tally.least, least_number(values))
 
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #d5350b6f
 def _count_values(tally: ColumnTally, values: pl.Series) -> None:
@@ -152,18 +157,18 @@ def _close(tally: ColumnTally, values: pl.Series) -> None:
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #d6945f0a
 def set_readings(
     tally: ColumnTally,
-    readings: Sequence[Reading],  # that its texts may have
+    readings: Sequence[TextReading],  # that its texts may have
 ) -> None:
     "Judge these readings of a column from here on."
     every = [*readings]
-    if Reading("integer") in every and Reading("float") not in every:
-        every.append(Reading("float"))
+    if TextReading("integer") in every and TextReading("float") not in every:
+        every.append(TextReading("float"))
     tally.judged = [JudgedReading(reading) for reading in every]
 
 
 def judge_counts(
     tally: ColumnTally,  # whose values are counted one by one
-    readings: Sequence[Reading],  # that its texts may have
+    readings: Sequence[TextReading],  # that its texts may have
 ) -> None:
     "Judge readings of a column on its counted texts."
     set_readings(tally, readings)
