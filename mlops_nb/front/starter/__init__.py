@@ -75,7 +75,7 @@ def _looks(
 
     def decide(table: Any, choices: Choices) -> Any:
         say("deciding what each column is for")
-        return decisions.decide(table, choices)
+        return decisions.decide_about(table, choices)
 
     return partial(tables.look, root=root), decide
 
