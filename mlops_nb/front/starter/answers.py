@@ -50,7 +50,9 @@ def with_flags(
     return choices
 
 # %% ../../../nbs/7_front/06g0_starter_answers.ipynb #c95dcaf8
-def flags_text(choices: Choices) -> str:
+def flags_text(
+    choices: Choices,  # of a command
+) -> str:
     "Return the flags that make these choices, quoted for a shell."
     words = []
     for field, value in choices:
