@@ -2711,8 +2711,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlops_nb/front/init_command.py'),
                                              'mlops_nb.front.init_command._Screen.show': ( '7_front/init_command.html#_screen.show',
                                                                                            'mlops_nb/front/init_command.py'),
-                                             'mlops_nb.front.init_command._flag': ( '7_front/init_command.html#_flag',
-                                                                                    'mlops_nb/front/init_command.py'),
                                              'mlops_nb.front.init_command._perform': ( '7_front/init_command.html#_perform',
                                                                                        'mlops_nb/front/init_command.py'),
                                              'mlops_nb.front.init_command._print_merge': ( '7_front/init_command.html#_print_merge',

@@ -152,30 +152,44 @@ def _started_json(started: "Started", commands: tuple[str, ...]) -> dict[str, An
     }
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #cd622422
-def _flag(kind: Any, help: str, *words: str, **options: Any) -> Any:
-    "Return the annotation of a flag."
-    return Annotated[kind, typer.Option(*words, help=help, **options)]
-
-
 _COLUMN = "COLUMN|none"
 _Task = Literal["binary", "multiclass", "regression"]
-_SourceFlag = _flag(str | None, "A file, folder, pattern, bucket, database or table.")
-_TargetFlag = _flag(str | None, "The column to predict.")
-_PositiveFlag = _flag(str | None, "Of two labels, the one to find.")
-_TaskFlag = _flag(_Task | None, "What to predict.")
-_KeyFlag = _flag(str | None, "The column that identifies a row.", metavar=_COLUMN)
-_TimeFlag = _flag(str | None, "The column that says when.", metavar=_COLUMN)
-_GroupFlag = _flag(str | None, "Rows of one value belong together.", metavar=_COLUMN)
-_IgnoreFlag = _flag(list[str] | None, "A column that no model may use.", metavar="COLUMN")
-_KeepFlag = _flag(list[str] | None, "A column that you know when you predict.", metavar="COLUMN")
-_NameFlag = _flag(str | None, "Of the model and the endpoint; default: the folder's.")
-_PortFlag = _flag(int | None, "Default: a free one.")
-_ApprovalFlag = _flag(Literal["person", "rule"] | None, "Who lets a model go live.")
-_YesFlag = _flag(bool, "Take the default of each question.", "--yes")
-_DryRunFlag = _flag(bool, "Only look and explain; write nothing.", "--dry-run")
-_JsonFlag = _flag(bool, "Print JSON.", "--json")
-_UpdateFlag = _flag(bool, "Bring a workspace to this release or other flags.", "--update")
-_GitFlag = _flag(bool, "Make the workspace a repository.", "--git/--no-git")
+_SourceFlag = Annotated[
+    str | None, typer.Option(help="A file, folder, pattern, bucket, database or table.")
+]
+_TargetFlag = Annotated[str | None, typer.Option(help="The column to predict.")]
+_PositiveFlag = Annotated[str | None, typer.Option(help="Of two labels, the one to find.")]
+_TaskFlag = Annotated[_Task | None, typer.Option(help="What to predict.")]
+_KeyFlag = Annotated[
+    str | None, typer.Option(help="The column that identifies a row.", metavar=_COLUMN)
+]
+_TimeFlag = Annotated[str | None, typer.Option(help="The column that says when.", metavar=_COLUMN)]
+_GroupFlag = Annotated[
+    str | None, typer.Option(help="Rows of one value belong together.", metavar=_COLUMN)
+]
+_IgnoreFlag = Annotated[
+    list[str] | None, typer.Option(help="A column that no model may use.", metavar="COLUMN")
+]
+_KeepFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="A column that you know when you predict.", metavar="COLUMN"),
+]
+_NameFlag = Annotated[
+    str | None, typer.Option(help="Of the model and the endpoint; default: the folder's.")
+]
+_PortFlag = Annotated[int | None, typer.Option(help="Default: a free one.")]
+_ApprovalFlag = Annotated[
+    Literal["person", "rule"] | None, typer.Option(help="Who lets a model go live.")
+]
+_YesFlag = Annotated[bool, typer.Option("--yes", help="Take the default of each question.")]
+_DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Only look and explain; write nothing.")
+]
+_JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_UpdateFlag = Annotated[
+    bool, typer.Option("--update", help="Bring a workspace to this release or other flags.")
+]
+_GitFlag = Annotated[bool, typer.Option("--git/--no-git", help="Make the workspace a repository.")]
 _CHOICES = (
     *("source", "target", "positive", "task", "key", "time", "group"),
     *("ignore", "keep", "name", "port", "approval"),
