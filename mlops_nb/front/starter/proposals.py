@@ -83,7 +83,7 @@ def _number(value: float, digits: int = 3) -> int | float:
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 # %% ../../../nbs/7_front/06d_starter_proposals.ipynb #7ddd7bdd
-_SEGMENTS = 5  # of a text, at the most
+_SEGMENTS = 10  # of a text, at the most
 _LEAST_ROWS = 10  # of a segment; one of fewer gets the answer of all rows
 
 
@@ -100,16 +100,20 @@ def _answer(rows: _Rows, chosen: np.ndarray | None = None) -> int | float | str:
     return rows.task.labels[most]
 
 
-def _edges(numbers: pl.Series) -> list[int | float]:
+def _edges(numbers: np.ndarray) -> list[int | float]:
     "Return the bounds between the quarters of numbers, with as few digits as tell them apart."
-    quarters = {numbers.quantile(q, "lower") for q in (0.25, 0.5, 0.75)} - {numbers.max()}
-    spread = numbers.quantile(0.95) - numbers.quantile(0.05)
-    for digits in range(3, 16):
-        rounded = {_number(edge, digits) for edge in quarters}
-        errors = [abs(_number(edge, digits) - edge) for edge in quarters]
-        if len(rounded) == len(quarters) and max(errors, default=0) <= _ROUNDING * spread:
-            break
-    return sorted(rounded)
+    if not len(numbers):
+        return []
+    low, *quarters, high = np.quantile(numbers, [0.05, 0.25, 0.5, 0.75, 0.95], method="lower")
+    edges = {float(edge) for edge in quarters if edge < numbers.max()}
+    rounded = [{_number(edge, digits): edge for edge in edges} for digits in range(3, 18)]
+    return sorted(next(r for r in rounded if _is_close(r, edges, high - low)))
+
+
+def _is_close(rounded: dict[int | float, float], edges: set[float], spread: float) -> bool:
+    "Return whether rounded bounds are still apart, and near the exact ones."
+    errors = [abs(near - edge) for near, edge in rounded.items()]
+    return len(rounded) == len(edges) and max(errors, default=0) <= _ROUNDING * spread
 
 
 _ROUNDING = 0.01  # of the spread of the numbers, at the most
@@ -121,7 +125,7 @@ def _numeric_rule(rows: _Rows, name: str) -> str:
     values = values.set(~values.is_finite().fill_null(False), None)
     rest = values.is_not_null().to_numpy()
     cases = []
-    for edge in _edges(values.drop_nulls()):
+    for edge in _edges(values.drop_nulls().to_numpy()):
         below = (values <= edge).fill_null(False).to_numpy() & rest
         cases.append((f"{_column(name)} <= {_code(edge)}", _answer(rows, below)))
         rest = rest & ~below
@@ -172,11 +176,11 @@ def _frequent(values: pl.Series, most: int) -> list:
     return counts.sort("rows", "value", descending=[True, False])["value"].head(most).to_list()
 
 # %% ../../../nbs/7_front/06d_starter_proposals.ipynb #85e338b7
-_ANSWERS = {
-    "binary": "its share of the positive label as a score",
-    "multiclass": "its most frequent label",
-    "regression": "its median",
-}
+def _answer_in_words(rows: _Rows) -> str:
+    "Return what a segment gets."
+    target = rows.objective.target
+    words = {"multiclass": f"most frequent {target}", "regression": f"median of {target}"}
+    return words.get(rows.task.kind) or f"share of {target} = {rows.label}"
 
 
 def propose_rule(
@@ -186,16 +190,17 @@ def propose_rule(
 ) -> Proposal:
     "Return the rule to beat: the best answer for each segment of the strongest column."
     rows = _labelled_rows(frame, objective)
-    answer = f"{_ANSWERS[rows.task.kind]} of {objective.target}"
+    answer = _answer_in_words(rows)
     column = next(iter(_strongest(rows, scores)), None)
     if column is None:
         expression = f"pl.repeat({_code(_answer(rows))}, pl.len())"
-        answer = answer.replace("its", "the", 1)
-        return _rule("the same for all", f"Without a model, all rows get {answer}.", expression)
+        return _rule(
+            "the same for all", f"Without a model, each row gets the {answer}.", expression
+        )
     is_number = rows.frame.schema[column].is_numeric()
     expression = (_numeric_rule if is_number else _lookup_rule)(rows, column)
     segment = "quarter" if is_number else "value"
-    sentence = f"Without a model, each {segment} of {column} gets {answer}."
+    sentence = f"Without a model, each {segment} of {column} gets its {answer}."
     return _rule(f"by {column}", sentence, expression)
 
 
@@ -216,6 +221,16 @@ class _Link:
     label: str | None  # None: of a regression
     value: str | None  # of a text; None: of numbers, or of true and false
 
+    @property
+    def has_direction(self) -> bool:
+        "Return whether the effect is large enough to expect it."
+        return abs(self.effect) >= _SMALLEST
+
+
+def _strength(link: _Link) -> tuple[float, float]:
+    "Return what orders links: the size of the effect; of equal ones, the positive one is first."
+    return round(abs(link.effect), 9), link.effect
+
 
 def _links(rows: _Rows, values: pl.Series) -> list[_Link]:
     "Return how a column goes with the target, for each label and value that may be named."
@@ -229,7 +244,7 @@ def _links(rows: _Rows, values: pl.Series) -> list[_Link]:
         for label, target in _targets(rows).items()
     ]
 
-
+# %% ../../../nbs/7_front/06d_starter_proposals.ipynb #868e7f31
 def _targets(rows: _Rows) -> dict[str | None, np.ndarray]:
     "Return what a hypothesis may be about: the positive label, each of several, or the number."
     if not rows.task.labels:
@@ -249,14 +264,14 @@ def _correlation(numbers: pl.Series, target: np.ndarray) -> float:
 # %% ../../../nbs/7_front/06d_starter_proposals.ipynb #fda4668c
 def _hypothesis(rows: _Rows, name: str) -> Proposal:
     "Return the hypothesis about one column."
-    link = max(_links(rows, rows.frame[name]), key=lambda link: abs(link.effect))
+    link = max(_links(rows, rows.frame[name]), key=_strength)
     statement = _statement(rows, name, link)
     arguments = {}
-    if link.value is not None:
+    if link.value is not None and link.has_direction:
         arguments["column"] = f"{_column(name)} == {_code(link.value)}"
     if rows.task.kind == "multiclass":
         arguments["label"] = _code(link.label)
-    if abs(link.effect) >= _SMALLEST:
+    if link.has_direction:
         arguments["expect"] = _code("more" if link.effect > 0 else "less")
     code = _hypothesis_code(name, statement, **arguments)
     return Proposal(name=name, statement=statement, code=code)
@@ -272,18 +287,16 @@ def _hypothesis_code(name: str, statement: str, **arguments: str) -> str:
 def _statement(rows: _Rows, name: str, link: _Link) -> str:
     "Return a hypothesis in words."
     target = rows.objective.target
-    about = f"{name} = {link.value}" if link.value is not None else name
-    if abs(link.effect) < _SMALLEST:
-        return f"{about} goes with {target}."
-    if link.label is None:
-        high = "high" if link.effect > 0 else "low"
-        where = f"where {about}" if link.value is not None else f"where {name} is high"
-        return f"{target} is {high} {where}."
-    where = f"where {target} is {link.label}"
-    if link.value is None and rows.frame.schema[name].is_numeric():
-        return f"{name} is {'high' if link.effect > 0 else 'low'} {where}."
+    is_number = rows.frame.schema[name].is_numeric()
+    high = "high" if link.effect > 0 else "low"
     often = "more often" if link.effect > 0 else "less often"
-    return f"{name} is {often} {link.value or 'true'} {where}."
+    value = link.value or "true"
+    if not link.has_direction:
+        return f"{name} goes with {target}."
+    if link.label is None:
+        return f"{target} is {high} where {name} is {'high' if is_number else value}."
+    how = high if is_number else f"{often} {value}"
+    return f"{name} is {how} where {target} is {link.label}."
 
 # %% ../../../nbs/7_front/06d_starter_proposals.ipynb #c2a25650
 _HYPOTHESES = 3
