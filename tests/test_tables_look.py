@@ -55,7 +55,7 @@ def agree(table, ws):
         if column.distinct is not None:
             assert rows[name].drop_nulls().n_unique() == column.distinct, name
         if name in table.counts and column.distinct:
-            counts = rows[name].drop_nulls().cast(pl.String).value_counts()
+            counts = rows[name].drop_nulls().cast(pl.String).value_counts(name="its rows")
             assert dict(counts.iter_rows()) == table.counts[name], name
         expected = pl.String() if column.dtype == pl.Null else column.dtype
         assert rows.schema[name] == expected, name
