@@ -72,7 +72,7 @@ class ColumnTally:
     judged: list[JudgedReading] = field(default_factory=list)
     words: dict[str, int] = field(default_factory=dict)  # text that may mean "no value" → rows
     least: float | None = None  # of numbers
-    differs: bool = True  # so far, every row has a value of its own
+    differs: bool = True  # every row may have a value of its own
     changes: int = 0  # neighbouring rows with different values
     last: np.uint64 | None = None  # hash of the last value
 
@@ -108,8 +108,10 @@ def _compare(tally: ColumnTally, hashes: np.ndarray, missing: int) -> None:
     if tally.last is not None and tally.last != hashes[0]:
         tally.changes += 1
     tally.last = hashes[-1]
-    if tally.differs:
-        tally.differs = not missing and not _is_float(tally) and not repeats(hashes)
+    if not tally.differs:
+        return
+    is_first = tally.present + tally.missing == len(hashes)
+    tally.differs = not missing and not _is_float(tally) and not (is_first and repeats(hashes))
 
 
 def _is_float(tally: ColumnTally) -> bool:
