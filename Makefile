@@ -30,7 +30,7 @@ MEASURED := lines that pytest itself runs, without those of lessons, commands, k
 UNMEASURED := not measured: it is cheap from Python 3.12 on (make PYTHON=/path/to/python3.12 test)
 COVERED = $(if $(COVERAGE),$(MEASURED),$(UNMEASURED))
 
-.PHONY: setup system demo test chaos soak check lint export outputs readme lock clean
+.PHONY: setup system demo test chaos tables soak check lint export outputs readme lock clean
 
 setup: $(VENV)/installed  ## everything that runs need, in .venv
 
@@ -76,6 +76,9 @@ test: system  ## every test: the notebooks' lessons, then tests/; coverage
 chaos: system  ## the random-kill suites in full
 	python -m pytest -m chaos --full-chaos -n 2 --dist loadgroup
 
+tables: system  ## ten public tables, each from its file to a monitored endpoint; three are in `make test`
+	python -m pytest -m tables -n 2 --dist loadgroup
+
 soak: system  ## the longest tests: run them before a release
 	python -m pytest -m soak
 
@@ -104,8 +107,12 @@ outputs: demo  ## the reference stages with what a run of them shows
 readme: setup
 	jupyter nbconvert --to markdown --no-prompt --output-dir . --output README nbs/index.ipynb
 
-lock:  ## resolve again; every extra and group, both Pythons, no addresses
-	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --upgrade --output-file requirements.lock
+COMPILE := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+STARTER_LOCK := mlops_nb/templates/starter/requirements.lock
+
+lock:  ## resolve again; every extra and group, both Pythons, no addresses; the same pins for a workspace
+	$(COMPILE) --all-extras --group dev --group workspace --upgrade --output-file requirements.lock
+	$(COMPILE) --group workspace --constraints requirements.lock --output-file $(STARTER_LOCK)
 
 clean:
 	rm -rf .venv .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.*

@@ -27,6 +27,7 @@ from mlops_nb.front.console import (
     print_lines,
     state_lines,
 )
+from .init_command import init_command
 from mlops_nb.front.run_commands import (
     JsonOption,
     WorkspaceOption,
@@ -68,7 +69,10 @@ def run_cli() -> None:
             raise
         line = f"[red]error:[/] {escape_markup(error_text(e))}"
         console(stderr=True).print(line, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(getattr(e, "exit_status", 1))
+
+# %% ../../nbs/7_front/07_cli.ipynb #25875b93
+app.command("init")(init_command)
 
 # %% ../../nbs/7_front/07_cli.ipynb #67d056ef
 def _start(workspace: Path | None) -> Settings:

@@ -23,6 +23,7 @@ from .gate import coverage_check, is_decidable
 from .held_out import HeldOut, as_predictions, held_out_frame, held_out_version
 from .importance import as_predictor, importance, unused_columns
 from .intervals import GREATEST_LOG_LOSS, Interval, Measurement, count_groups
+from .leaks import leak_check
 from .measures import decided_codes, hits_and_confidence, metrics_of, row_losses
 from mlops_nb.science.metrics import (
     calibration_bins,
@@ -105,7 +106,9 @@ def evaluate(
         test = held_out_version(data, predictions, objective, **options)
     else:
         test = held_out_frame(data, predictions, objective, **options)
-    return _report(test, _model_of(predictions, pipeline, test), baseline, champion, seed)
+    model_of = _model_of(predictions, pipeline, test)
+    leaks = _leak_checks(data, test, model_of)
+    return _report(test, model_of, baseline, champion, seed, leaks)
 
 # %% ../../nbs/3_science/42_evaluation.ipynb #ca11d7ff
 @dataclass(frozen=True)
@@ -145,8 +148,32 @@ def _require_same(predictions: Predictions, repeated: Predictions) -> None:
             "expected the pipeline that made the predictions; it gives others for the same rows"
         )
 
+# %% ../../nbs/3_science/42_evaluation.ipynb #c793da2c
+def _leak_checks(data: Any, test: HeldOut, model_of: _Model) -> list[Check]:
+    "Return the check that no column of the model alone explains the target."
+    if model_of.predict is None:
+        return []
+    rows = _learnt_rows(data, test)
+    judged = set(rows.columns) - set(test.objective.trusted)
+    columns = [name for name in model_of.inputs(test) if name in judged]
+    return [leak_check(rows, test.objective, columns)]
+
+
+def _learnt_rows(data: Any, test: HeldOut) -> pl.DataFrame:
+    "Return the training split of a version; or else all rows of the test."
+    if isinstance(data, DatasetVersion) and not test.is_cross_validated:
+        return data.scan("train").collect()
+    return test.frame
+
 # %% ../../nbs/3_science/42_evaluation.ipynb #47febc54
-def _report(test: HeldOut, model_of: _Model, baseline: Any, champion: Any, seed: int) -> Report:
+def _report(
+    test: HeldOut,
+    model_of: _Model,
+    baseline: Any,
+    champion: Any,
+    seed: int,
+    leaks: list[Check],  # of the model's columns
+) -> Report:
     "Return the report of a test."
     model = test.measure(test.predictions)
     rule = _against_baseline(test, model, baseline)
@@ -161,7 +188,7 @@ def _report(test: HeldOut, model_of: _Model, baseline: Any, champion: Any, seed:
         rows=len(test.actual),
         metrics=metrics,
         calibration_error=_calibration_error(test, tables),
-        checks=_checks(test, model, metrics, tables, rule, rival),
+        checks=_checks(test, model, metrics, tables, rule, rival) + leaks,
         baseline=rule,
         champion=rival,
         unused=_unused(test, model_of),

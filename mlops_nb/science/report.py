@@ -30,7 +30,7 @@ class Check(BaseModel, frozen=True):
     name: str
     expected: str
     got: str = Field(validation_alias=AliasChoices("got", "came"))
-    passed: bool | None  # None: the rows are too few to decide
+    passed: bool | None  # None: it cannot be decided
 
 
 class Comparison(BaseModel, frozen=True):
@@ -130,7 +130,7 @@ class Report(_Judged, frozen=True):
 
     @property
     def undecided(self) -> list[str]:
-        "Return the names of the checks for which the rows are too few."
+        "Return the names of the checks that could not be decided."
         return [check.name for check in self.checks if check.passed is None]
 
     @property

@@ -54,6 +54,7 @@ class _Columns(BaseModel, frozen=True, extra="forbid"):
     group: str | None = None  # rows with one value of it belong together
     weight: str | None = None  # how much a row counts when a model is fitted, 0 or more
     ignore: dict[str, str] = {}  # columns that no model may use: the reason by column
+    trusted: dict[str, str] = {}  # strong columns that one knows when one predicts: why
     protected: tuple[str, ...] = ()  # columns between whose groups the model must be fair
 
     @property
@@ -168,6 +169,19 @@ def _check_costs(costs: Costs | dict | None, task: TaskKind | None) -> None:
     if costs and not isinstance(costs, kind):
         raise ValueError(f"`costs` of a {task} task: expected {expected}, got {costs!r}")
 
+# %% ../../nbs/3_science/15_statement.ipynb #65a8793c
+def _check_reasons(statement: _Fields) -> None:
+    "Raise `ValueError` if columns cannot be ignored, or cannot be `trusted`."
+    target, ignore, reasons = statement.target, statement.ignore, statement.trusted
+    if target in ignore:
+        raise ValueError(f"the target {target!r} cannot be ignored")
+    if target in reasons:
+        raise ValueError(f"the target {target!r} cannot be `trusted`: it is what one predicts")
+    if both := sorted(set(ignore) & set(reasons)):
+        raise ValueError(f"expected a column in `ignore` or in `trusted`, got {both} in both")
+    if empty := sorted(column for column, reason in reasons.items() if not reason.strip()):
+        raise ValueError(f"`trusted`: expected the reason why one knows {empty}, got an empty text")
+
 # %% ../../nbs/3_science/15_statement.ipynb #84afa4ae
 class Statement(_Fields, frozen=True, extra="forbid"):
     "What is asked of the data, and what an answer must achieve: fields that agree."
@@ -195,8 +209,7 @@ class Statement(_Fields, frozen=True, extra="forbid"):
             raise ValueError("a bound on a gap needs `protected` columns, got none")
         if self.positive is not None and self.task != "binary":
             raise ValueError(f"`positive` is for a binary task, got task={self.task!r}")
-        if self.target in self.ignore:
-            raise ValueError(f"the target {self.target!r} cannot be ignored")
+        _check_reasons(self)
         if roles := [name for name in _OTHER_COLUMNS if getattr(self, name) == self.target]:
             raise ValueError(f"the target {self.target!r} cannot be the {' and '.join(roles)} too")
         return self

@@ -18,12 +18,14 @@ from mlops_nb import glue
 
 # %%
 #| export
+MEASURED = "measured before the stone is offered, so known when its price is asked"
 OBJECTIVE = Objective(
     name="diamonds",
     question="What will this diamond be sold for, in dollars?",
     target="price",
     metric="mae",
     protected=("cut",),
+    trusted={column: MEASURED for column in ("carat", "x", "y", "z")},
 )
 HYPOTHESES = [
     Hypothesis(name="weight", statement="Heavy ones are dear.", column="carat", expect="more"),
