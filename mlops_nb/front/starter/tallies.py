@@ -76,12 +76,8 @@ class ColumnTally:
     changes: int = 0  # neighbouring rows with different values
     last: np.uint64 | None = None  # hash of the last value
 
-    def add(
-        self,
-        values: pl.Series,  # of a batch
-        hashes: np.ndarray,  # of these values, uint64
-    ) -> None:
-        "Count the values of a batch."
+    def add(self, values: pl.Series, hashes: np.ndarray) -> None:
+        "Count the values of a batch, whose hashes of 64 bits are given beside."
         missing = values.null_count()
         self.missing += missing
         self.present += len(values) - missing
