@@ -100,8 +100,8 @@ class _RowNumbers:
     def end_part(self) -> None:
         "Decide for the part whose last batch was added."
         for name, batches in self._batches.items():
-            complete = all(batch is not None for batch in batches)
-            numbers = np.concatenate(batches) if complete else None
+            whole = [batch for batch in batches if batch is not None]
+            numbers = np.concatenate(whole) if len(whole) == len(batches) else None
             self._verdicts[name] = self._verdicts.get(name, True) and is_row_number(name, numbers)
         self._batches = {}
 

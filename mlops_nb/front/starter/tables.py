@@ -161,7 +161,9 @@ def _value_counts(
     "Return the rows of each value, the most frequent first; None if there are too many values."
     if not tally.is_open:
         return None
-    counts = tally.counts.filter(~pl.col("value").is_in(words)) if words else tally.counts
+    counts: pl.DataFrame = (
+        tally.counts.filter(~pl.col("value").is_in(words)) if words else tally.counts
+    )
     if outcome.kind == "unknown":
         return {}
     if outcome.reading is not None:
@@ -216,7 +218,8 @@ def _column_facts(name: str, scan: Scan, outcome: ColumnOutcome, words: NullWord
 # %% ../../../nbs/7_front/06b_starter_tables.ipynb #967188e7
 def _dtype(kind: str) -> pl.DataType:
     "Return the type of a column of a kind."
-    return pl.Null() if kind == "unknown" else pl.Series(dtype=KIND_DTYPES[kind]).dtype
+    dtype: Any = pl.Null if kind == "unknown" else KIND_DTYPES[kind]
+    return dtype if isinstance(dtype, pl.DataType) else dtype()
 
 
 def _is_sorted(tally: ColumnTally, counts: dict[str, int] | None, missing: int) -> bool:
@@ -312,8 +315,8 @@ def _listed_counts(facts: dict[str, _Facts]) -> dict[str, dict[str, int]]:
 
 def _total_size(parts: Sequence[Part]) -> int | None:
     "Return the bytes of all parts, or None if they are not known."
-    sizes = [part.size for part in parts]
-    return None if None in sizes else sum(sizes)
+    sizes = [part.size for part in parts if part.size is not None]
+    return sum(sizes) if len(sizes) == len(parts) else None
 
 
 def _local_paths(parts: Sequence[Part]) -> tuple[Path, ...]:

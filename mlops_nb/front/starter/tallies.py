@@ -14,6 +14,7 @@ import polars as pl
 
 from ...core.errors import DataError
 from ...data.contracts import contract_kind
+from ...data.inference import smaller
 from ...data.values import common_kind
 from mlops_nb.front.starter.readings import (
     JudgedReading,
@@ -21,7 +22,6 @@ from mlops_nb.front.starter.readings import (
     count_texts,
     is_null_word,
     least_number,
-    smaller,
 )
 
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #c96d37b8
@@ -51,6 +51,11 @@ MAX_DISTINCT = 10_000  # different values of a column that are counted one by on
 FindReadings = Callable[[dict[str, pl.Series]], dict[str, list[TextReading]]]
 
 
+def _no_counts() -> pl.DataFrame:
+    "Return counts of no values."
+    return pl.DataFrame(schema={"value": pl.String, "rows": pl.Int64})
+
+
 @dataclass
 class ColumnTally:
     "What is counted of one column."
@@ -61,22 +66,18 @@ class ColumnTally:
     kind: str = "unknown"  # of values that are no texts
     missing: int = 0  # rows
     present: int = 0
-    counts: pl.DataFrame | None = None  # `value`, `rows`; None once there are too many values
+    counts: pl.DataFrame = field(default_factory=_no_counts)  # `value`, `rows`; empty if closed
     is_open: bool = True  # its values are counted one by one
-    texts: pl.Series | None = None  # the first different texts of a column with too many
+    texts: pl.Series = field(default_factory=pl.Series)  # some different ones of a closed column
     judged: list[JudgedReading] = field(default_factory=list)
     words: dict[str, int] = field(default_factory=dict)  # text that may mean "no value" → rows
     least: float | None = None  # of numbers
-    differs: bool = True  # so far, every row has a value of its own
+    differs: bool = True  # every row may have a value of its own
     changes: int = 0  # neighbouring rows with different values
     last: np.uint64 | None = None  # hash of the last value
 
-    def add(
-        self,
-        values: pl.Series,  # of a batch
-        hashes: np.ndarray,  # of these values, uint64
-    ) -> None:
-        "Count the values of a batch."
+    def add(self, values: pl.Series, hashes: np.ndarray) -> None:
+        "Count the values of a batch, whose hashes of 64 bits are given beside."
         missing = values.null_count()
         self.missing += missing
         self.present += len(values) - missing
@@ -103,8 +104,10 @@ def _compare(tally: ColumnTally, hashes: np.ndarray, missing: int) -> None:
     if tally.last is not None and tally.last != hashes[0]:
         tally.changes += 1
     tally.last = hashes[-1]
-    if tally.differs:
-        tally.differs = not missing and not _is_float(tally) and not repeats(hashes)
+    if not tally.differs:
+        return
+    is_first = tally.present + tally.missing == len(hashes)
+    tally.differs = not missing and not _is_float(tally) and not (is_first and repeats(hashes))
 
 
 def _is_float(tally: ColumnTally) -> bool:
@@ -124,14 +127,14 @@ def _add_typed(tally: ColumnTally, values: pl.Series) -> None:
 # %% ../../../nbs/7_front/06b2_starter_tallies.ipynb #d5350b6f
 def _count_values(tally: ColumnTally, values: pl.Series) -> None:
     "Add the values of a batch to the counts of an open column."
-    if tally.counts is None and values.head(2 * MAX_DISTINCT).n_unique() > MAX_DISTINCT + 1:
+    if tally.counts.is_empty() and values.head(2 * MAX_DISTINCT).n_unique() > MAX_DISTINCT + 1:
         _close(tally, values.head(MAX_DISTINCT).drop_nulls())
         if tally.is_text:
             _judge(tally, values.drop_nulls(), None)
         return
     counts = values.drop_nulls().cast(pl.String).alias("value").value_counts(name="rows")
     counts = counts.with_columns(pl.col("rows").cast(pl.Int64))
-    if tally.counts is not None:
+    if not tally.counts.is_empty():
         counts = pl.concat([tally.counts, counts])
         counts = counts.group_by("value").agg(pl.col("rows").sum())
     tally.counts = counts
@@ -146,7 +149,7 @@ _READ_TEXTS = 2000  # different texts that show how a closed column can be read
 
 def _close(tally: ColumnTally, values: pl.Series) -> None:
     "Stop counting values one by one; find the readings of a column from the texts so far."
-    tally.counts, tally.is_open = None, False
+    tally.counts, tally.is_open = _no_counts(), False
     if not tally.is_text:
         return
     texts = values.unique().sort()  # a fixed order, whatever the threads do
