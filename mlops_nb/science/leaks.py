@@ -217,13 +217,12 @@ class ColumnScores:
     @property
     def leaks(self) -> tuple[str, ...]:
         "Return the columns that predict too well to be known beforehand."
-        return self._names(self._is_leak())
+        return self._names("leak")
 
     @property
     def suspects(self) -> tuple[str, ...]:
         "Return the columns that may be known only after the target."
-        suspect = self._reaches(SUSPECT_SCORE) | pl.col("determined")
-        return self._names(suspect & ~self._is_leak())
+        return self._names("suspect")
 
     def reason(
         self,
@@ -232,15 +231,8 @@ class ColumnScores:
         "Return in words how well a column alone predicts the target."
         return _reason(self.table.row(by_predicate=pl.col("column") == column, named=True), self)
 
-    def _is_leak(self) -> pl.Expr:
-        return self._reaches(LEAK_SCORE) | pl.col("determines")
-
-    def _reaches(self, bounds: dict[str, float]) -> pl.Expr:
-        bound = pl.col("metric").replace_strict(bounds)
-        return (pl.col("score") >= bound).fill_null(False)
-
-    def _names(self, chosen: pl.Expr) -> tuple[str, ...]:
-        return tuple(self.table.filter(chosen)["column"])
+    def _names(self, verdict: str) -> tuple[str, ...]:
+        return tuple(self.table.filter(pl.col("verdict") == verdict)["column"])
 
     def figure(self) -> "Figure":
         "Draw the score of each column, and the bounds of suspects and leaks."
@@ -283,23 +275,16 @@ def _drawn(scores: ColumnScores) -> "Figure":
 
 
 def _draw_bars(ax: "Axes", table: pl.DataFrame, scores: ColumnScores) -> None:
-    "Draw the score of each column, in the colour of its state, and the bounds."
+    "Draw the score of each column, in the colour of its verdict, and the bounds."
     metric = scores.metric
     start = 0.5 if metric == "roc_auc" else 0.0
-    colours = [_COLOURS[_state(name, scores)] for name in table["column"]]
+    colours = [_COLOURS[verdict] for verdict in table["verdict"]]
     lengths = (table["score"] - start).clip(0)
     ax.barh([without_formula(n) for n in table["column"]], lengths, left=start, color=colours)
     for bound in (SUSPECT_SCORE[metric], LEAK_SCORE[metric]):
         ax.axvline(bound, color="#999999", lw=0.8, ls="--")
     ax.invert_yaxis()
     ax.set(xlim=(start, 1), xlabel=f"{metric} of the column alone (dashed: suspect, leak)")
-
-
-def _state(column: str, scores: ColumnScores) -> str:
-    "Return `leak`, `suspect`, or nothing."
-    if column in scores.leaks:
-        return "leak"
-    return "suspect" if column in scores.suspects else ""
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #2db5e0f0
 def column_scores(
@@ -319,7 +304,21 @@ def column_scores(
     columns = input_columns(frame, objective) if columns is None else columns
     table = pl.DataFrame([_column_score(frame[name], scored) for name in columns], schema=_SCHEMA)
     table = table.sort("score", "column", descending=[True, False], nulls_last=True)
-    return ColumnScores(table, objective.target, _METRIC[scored.task.kind])
+    metric = _METRIC[scored.task.kind]
+    return ColumnScores(table.with_columns(verdict=_verdict(metric)), objective.target, metric)
+
+
+def _verdict(metric: str) -> pl.Expr:
+    "Return what the scores say of each column: leak, suspect, or nothing."
+    leak = (pl.col("score") >= LEAK_SCORE[metric]) | pl.col("determines")
+    suspect = (pl.col("score") >= SUSPECT_SCORE[metric]) | pl.col("determined")
+    return (
+        pl.when(leak)
+        .then(pl.lit("leak"))
+        .when(suspect)
+        .then(pl.lit("suspect"))
+        .otherwise(pl.lit(""))
+    )
 
 
 _SCHEMA = {
@@ -422,14 +421,8 @@ def leak_check(
         return Check(name=name, expected=expected, got=str(e), passed=None)
     got = _worst(scores) or _strongest(scores)
     got += f" (trusted: {', '.join(trusted)})" if trusted else ""
-    return Check(name=name, expected=_EXPECTED[scores.metric], got=got, passed=_passes(scores))
-
-
-def _passes(scores: ColumnScores) -> bool | None:
-    "Return whether no column is a leak; None if a person must say of one."
-    if scores.leaks:
-        return False
-    return None if scores.suspects else True
+    passed = not scores.leaks and (None if scores.suspects else True)
+    return Check(name=name, expected=_EXPECTED[scores.metric], got=got, passed=passed)
 
 
 def _worst(scores: ColumnScores) -> str:
