@@ -12,7 +12,7 @@ import pytest
 from public_tables import write_public_tables
 from test_cli import ROOT, call
 
-from mlops_nb.core import lake
+from mlops_nb.core import events, lake
 from mlops_nb.core.settings import Settings, load_settings
 from mlops_nb.front import starter
 from mlops_nb.front.starter.answers import with_flags
@@ -210,13 +210,11 @@ def run_to_the_end(work: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def watched(settings: Settings) -> tuple[int, int]:
-    "Return the logged production rows of the endpoint, and the rows of the last monitoring run."
+def watched(settings: Settings) -> tuple[int, dict]:
+    "Return the logged production rows of the endpoint, and what monitoring recorded last."
     name = settings.workspace.name
     log = lake.scan(settings.table("_predictions", name)).filter(stage="production").collect()
-    status = json.loads(call("status", "--json", "-w", settings.root).stdout)
-    (endpoint,) = status["endpoints"]
-    return log.height, endpoint["monitored"]["rows"]
+    return log.height, events.newest(settings.events, "monitored", name)["details"]
 
 
 def ask(settings: Settings) -> dict:
@@ -244,8 +242,8 @@ def test_from_a_file_to_a_monitored_endpoint(name, tables, tmp_path, ray_cluster
     run_to_the_end(work)
     assert call("simulate", "-w", work).returncode == 0
     settings = load_settings(work)
-    logged, judged = watched(settings)
-    assert logged >= 100 and judged >= 100
+    logged, monitored = watched(settings)
+    assert logged >= 100 and monitored["rows"] >= 100 and monitored["report"]
     answer = ask(settings)
     assert answer["predictions"] and not answer["sent"] & expected.ignored
     bundle = registry.resolve(f"{settings.workspace.name}@champion", settings=settings)

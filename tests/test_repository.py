@@ -336,7 +336,9 @@ def test_every_dependency_is_used():
         "jupyterlab",
         "ipykernel",
         "ipywidgets",
-        "boto3",  # run, or imported by others
+        "boto3",
+        "ruff",
+        "wheel",  # run, or imported by others
         "adbc-driver-sqlite",
         "adbc-driver-postgresql",
     }  # imported by the scheme of an address
