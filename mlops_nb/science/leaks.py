@@ -350,7 +350,7 @@ def _scored_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> _Rows
         raise ObjectiveError(f"expected two groups or more by {objective.group!r}, got one")
     return _Rows(target, groups, _column_folds(target, groups, folds, task), task)
 
-
+# %% ../../nbs/3_science/41a_leaks.ipynb #e91de78c
 def _column_score(values: pl.Series, rows: _Rows) -> dict:
     "Return the row of one column."
     row = {"column": values.name, "metric": _METRIC[rows.task.kind], "determines": False}
