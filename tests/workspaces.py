@@ -43,7 +43,7 @@ def table(task: str) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def plan(task: str, source: Path, **changes) -> WorkspacePlan:
+def boats_plan(task: str, source: Path, **changes) -> WorkspacePlan:
     "Return a plan for the table of a task, which is written to a file."
     rows = table(task)
     rows.write_csv(source)
@@ -91,6 +91,6 @@ def make(task: str, folder: Path, **changes) -> Path:
     "Write and export a workspace of a task's table. Return its folder."
     workspace = folder / "boats"
     workspace.mkdir(parents=True)
-    write_workspace(plan(task, folder / "boats.csv", **changes), workspace)
+    write_workspace(boats_plan(task, folder / "boats.csv", **changes), workspace)
     export_workspace(workspace)
     return workspace
