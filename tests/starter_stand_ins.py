@@ -4,23 +4,32 @@
 """
 
 import os
+import shutil
 import signal
-import sys
+import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import nbformat
 
 from mlops_nb.core.settings import create
 from mlops_nb.data.contracts import Contract
 from mlops_nb.data.sources import Source
+from mlops_nb.front.starter import decisions, tables, workspace
 from mlops_nb.front.starter.plan import Answer, Finding, InitError, Proposal, Question, Roles
 
 RELEASE = "MLOPS_NB_TEST_RELEASE"  # environment variable: what the workspace's text depends on
-KILL = "MLOPS_NB_TEST_KILL"  # environment variable: where the process kills itself
+KILL = "MLOPS_NB_TEST_KILL"  # environment variable: where the process gets a signal
+SIGNAL = "MLOPS_NB_TEST_SIGNAL"  # environment variable: which one; default: kill -9
 
 
-def look(source: str, *, root: Path = Path(), sample: int = 20_000, seed: int = 0, progress=None):
+POINTS = (
+    *("look", "half"),
+    *("export_workspace", "workspace_problems", "commit_workspace", "move_into_place"),
+)  # where it may be
+
+
+def look(source: str, *, root: Path = Path(), **_):
     "Look at a table: its columns and its files."
     die_at("look")
     parts = Source(source, root=root)
@@ -70,7 +79,7 @@ def question(name: str) -> Question:
     return Question(column=name, text=f"Is {name} known?", answers=tuple(flags))
 
 
-def write_workspace(plan, folder: Path) -> None:
+def write_workspace(plan, folder: Path, *, copy: bool = True) -> None:
     "Write a small workspace: two stages."
     release = os.environ.get(RELEASE, "1")
     create(
@@ -85,6 +94,9 @@ def write_workspace(plan, folder: Path) -> None:
     (folder / "README.md").write_text(f"# {plan.name}, release {release}\n")
     (folder / f"only-{release}.txt").write_text("\n")
     (folder / "init.json").write_text(plan.model_dump_json(indent=1))
+    for place, original in plan.copied.items() if copy else ():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, folder / place)
     (folder / "nbs").mkdir()
     stage(folder / "nbs" / "1_ingest.ipynb", "ingest", f"SOURCE = {plan.source!r}", release)
     die_at("half")
@@ -119,21 +131,17 @@ def stage(file: Path, name: str, code: str, release: str) -> None:
 
 
 def die_at(point: str) -> None:
-    "Kill this process if it is to die here."
+    "Send this process a signal if it is to get one here."
     if os.environ.get(KILL) == point:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(os.environ.get(SIGNAL, signal.SIGKILL)))
+        time.sleep(10)  # until the signal is handled
 
 
 def install() -> None:
-    "Take the place of the modules."
-    for name, function in {
-        "tables": look,
-        "decisions": decide,
-        "workspace": write_workspace,
-    }.items():
-        module = ModuleType(f"mlops_nb.front.starter.{name}")
-        setattr(module, function.__name__, function)
-        sys.modules[module.__name__] = module
+    "Take the place of the functions."
+    decisions.decide = decide
+    tables.look = look
+    workspace.write_workspace = write_workspace
 
 
 def die_in(module, name: str) -> None:
@@ -152,6 +160,6 @@ if __name__ == "__main__":
     from mlops_nb.front.cli import run_cli
     from mlops_nb.front.starter import building
 
-    for name in ("export_workspace", "workspace_problems", "commit_workspace", "move_into_place"):
+    for name in POINTS[2:]:
         die_in(building, name)
     run_cli()

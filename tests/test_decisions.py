@@ -1,4 +1,4 @@
-"What `init` decides about a table: roles, leaks, questions, and what it refuses with the flag to add."
+"What `init` decides about a table: roles, leaks, questions; what it refuses, and with which flag."
 
 import random
 import shlex

@@ -32,7 +32,7 @@ PRICE = Objective(
     target="price",
     key="id",
     task="regression",
-    known={"size": "measured before the price is asked"},
+    trusted={"size": "measured before the price is asked"},
 )
 KIND = Objective(name="k", question="?", target="kind", key="id", task="multiclass")
 
@@ -382,3 +382,58 @@ def test_a_label_with_one_row_cannot_be_cross_validated():
     model = fitted(frame, KIND, DummyClassifier())
     with pytest.raises(EvaluationError, match="too small to judge by.*rarest label"):
         cv.out_of_fold(frame, model, KIND)
+
+
+TOO_GOOD = "too good: one column explains it"
+
+
+def too_good(report):
+    return next(check for check in report.checks if check.name == TOO_GOOD)
+
+
+def test_a_model_that_reads_the_outcome_fails_until_a_person_trusts_the_column(tmp_path):
+    frame = kinds(1500).with_columns(code=pl.col("kind").rank("dense").cast(pl.Int64))
+    version = stored(tmp_path, frame)
+    model = fitted(version.scan("train").collect(), KIND, LogisticRegression(max_iter=2000))
+    report = e.evaluate(version, model, KIND)
+    assert report.validated_by == "test split" and report.failed == [TOO_GOOD]
+    assert not report.passed
+    assert too_good(report).got.startswith("code: it determines 'kind'")
+    assert "`trusted`" in too_good(report).got
+    assert "code: it determines" in r.report_html(report, alone=True).replace("&#39;", "'")
+    trusting = KIND.model_copy(update={"trusted": {"code": "a botanist tells it beforehand"}})
+    assert e.evaluate(version, model, trusting).passed
+
+
+def test_a_suspect_is_for_a_person_to_decide(tmp_path):
+    frame, _ = prices(1500)
+    version = stored(tmp_path, frame.with_columns(price=pl.col("price") - pl.col("age")))
+    model = fitted(version.scan("train").collect(), PRICE, LinearRegression())
+    doubting = PRICE.model_copy(update={"trusted": {}})
+    report = e.evaluate(version, model, doubting)
+    assert report.passed and report.undecided == [TOO_GOOD]
+    assert "size: alone it explains 8" in too_good(report).got
+    assert "cannot be decided: too good" in r.story(report)[0]
+
+
+def test_only_columns_that_the_model_reads_are_looked_at():
+    frame, expected = prices()
+    frame = frame.with_columns(euros=pl.col("price") * 0.92)
+    model = fitted(frame.drop("euros"), PRICE, LinearRegression())
+    assert too_good(e.evaluate(frame, model, PRICE)).passed
+    bare = e.evaluate(frame, Regression(half_width=16.45).with_intervals(expected), PRICE)
+    assert TOO_GOOD not in [check.name for check in bare.checks]
+
+
+def test_an_objective_of_an_earlier_release_trusts_nothing():
+    old = json.loads(PRICE.model_dump_json(exclude={"trusted"}))
+    assert Objective.model_validate(old).trusted == {}
+
+
+def test_trusted_columns_are_checked_like_the_others():
+    frame, _ = prices()
+    with pytest.raises(ObjectiveError, match="`trusted` of the objective"):
+        PRICE.model_copy(update={"trusted": {"sizes": "measured"}}).confirmed(frame)
+    for fields in ({"trusted": {"price": "x"}}, {"trusted": {"size": ""}}):
+        with pytest.raises(ValueError, match="`trusted`"):
+            Objective(name="p", question="?", target="price", **fields)

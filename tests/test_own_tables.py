@@ -1,4 +1,4 @@
-"""Ten public tables that nobody here made: what `init` says of each, and each to a monitored endpoint."""
+"""Ten public tables that nobody here made: what `init` says, and each to a monitored endpoint."""
 
 import json
 import re
@@ -12,8 +12,11 @@ import pytest
 from public_tables import write_public_tables
 from test_cli import ROOT, call
 
-from mlops_nb.core import lake
+from mlops_nb.core import events, lake
 from mlops_nb.core.settings import Settings, load_settings
+from mlops_nb.front import starter
+from mlops_nb.front.starter.answers import with_flags
+from mlops_nb.front.starter.plan import Choices
 from mlops_nb.models import registry
 
 
@@ -43,7 +46,7 @@ TABLES = {
         target="Status",
         positive="bad",
         metric="roc_auc",
-        row_number="_row",
+        row_number="Unnamed: 0",
         ignored={"Days Past Due", "Country"},
         protected={"Age", "Marital.Status"},
         warnings=("25 rows repeat others", "Days Past Due"),
@@ -55,8 +58,8 @@ TABLES = {
         target="Species",
         task="multiclass",
         metric="log_loss",
-        row_number="_row",
-        ignored={"Species Code", "Region"},
+        row_number="Unnamed: 0",
+        ignored={"Species Code", "Region", "Sample Date"},
         protected={"Sex"},
         warnings=("sorted by the target",),
         scores={"accuracy": (0.93, 1)},
@@ -67,8 +70,8 @@ TABLES = {
         target="Price",
         task="regression",
         metric="mae",
-        row_number="_row",
-        ignored={"Price EUR", "Currency"},
+        row_number="Unnamed: 0",
+        ignored={"Price EUR", "Currency", "Listed.On"},
         scores={"mae": (150, 400)},
     ),
     "HMDA": Expected(
@@ -157,35 +160,35 @@ def init(directory: Path, tables: Path, expected: Expected, *more: str):
     return call("init", directory, "--source", tables / expected.file, *flags, *more)
 
 
-def plan_of(done) -> dict:
-    "Return the plan that a command printed as JSON."
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+def look_at(expected: Expected, tables: Path, directory: Path, **options) -> starter.Started:
+    "Return what `init` decides about a table, without writing anything."
+    choices = with_flags(Choices(source=str(tables / expected.file)), expected.flags)
+    return starter.init(directory, choices, dry_run=True, **options)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_what_init_says_of_a_table(name, tables, tmp_path):
     expected = TABLES[name]
-    result = plan_of(init(tmp_path / "new", tables, expected, "--yes", "--dry-run", "--json"))
-    roles = result["plan"]["roles"]
-    assert roles["target"] == expected.target and roles["task"] == expected.task
-    assert roles["positive"] == expected.positive
-    assert (roles["key"], roles["group"]) == (expected.key, expected.group)
-    if expected.metric:
-        assert roles["metric"] == expected.metric
-    assert set(roles["ignore"]) == expected.ignored
-    assert set(roles["protected"]) == expected.protected
+    started = look_at(expected, tables, tmp_path / "new", yes=True)
+    plan, roles = started.plan, started.plan.roles
+    assert roles.target == expected.target and roles.task == expected.task
+    assert roles.positive == expected.positive
+    assert (roles.key, roles.group) == (expected.key, expected.group)
+    assert roles.metric == expected.metric or expected.metric is None
+    assert set(roles.ignore) == expected.ignored
+    assert set(roles.protected) == expected.protected
+    numbers = [finding.column for finding in plan.findings if finding.role == "row number"]
+    assert numbers == [expected.row_number] * (expected.row_number is not None)
     for words in expected.warnings:
-        assert any(words in sentence for sentence in result["warnings"]), result["warnings"]
+        assert any(words in sentence for sentence in plan.warnings), plan.warnings
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_only_what_is_suspect_is_asked(name, tables, tmp_path):
     expected = TABLES[name]
-    done = init(tmp_path / "new", tables, expected, "--dry-run", "--json")
-    columns = {question["column"] for question in json.loads(done.stdout)["questions"]}
-    assert columns == expected.questions
+    questions = look_at(expected, tables, tmp_path / "new").questions
+    assert {question.column for question in questions} == expected.questions
 
 
 @pytest.mark.parametrize("name, both", [("penguins", "Species Code"), ("diamonds", "Price EUR")])
@@ -207,13 +210,11 @@ def run_to_the_end(work: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def watched(settings: Settings) -> tuple[int, int]:
-    "Return the logged production rows of the endpoint, and the rows of the last monitoring run."
+def watched(settings: Settings) -> tuple[int, dict]:
+    "Return the logged production rows of the endpoint, and what monitoring recorded last."
     name = settings.workspace.name
     log = lake.scan(settings.table("_predictions", name)).filter(stage="production").collect()
-    status = json.loads(call("status", "--json", "-w", settings.root).stdout)
-    (endpoint,) = status["endpoints"]
-    return log.height, endpoint["monitored"]["rows"]
+    return log.height, events.newest(settings.events, "monitored", name)["details"]
 
 
 def ask(settings: Settings) -> dict:
@@ -227,11 +228,12 @@ def ask(settings: Settings) -> dict:
 def all_tables():
     "Yield each table as a parameter; three are in `make test`, all in `make tables`."
     for name in TABLES:
-        marks = [] if name in IN_MAKE_TEST else [pytest.mark.tables]
+        apart = [pytest.mark.tables, pytest.mark.xdist_group(f"table {name}")]
+        marks = [] if name in IN_MAKE_TEST else apart
         yield pytest.param(name, marks=[pytest.mark.cluster, *marks])
 
 
-@pytest.mark.parametrize("name", all_tables())
+@pytest.mark.parametrize("name", [*all_tables()])
 def test_from_a_file_to_a_monitored_endpoint(name, tables, tmp_path, ray_cluster):
     expected = TABLES[name]
     work = tmp_path / "shop"
@@ -240,8 +242,8 @@ def test_from_a_file_to_a_monitored_endpoint(name, tables, tmp_path, ray_cluster
     run_to_the_end(work)
     assert call("simulate", "-w", work).returncode == 0
     settings = load_settings(work)
-    logged, judged = watched(settings)
-    assert logged >= 100 and judged >= 100
+    logged, monitored = watched(settings)
+    assert logged >= 100 and monitored["rows"] >= 100 and monitored["report"]
     answer = ask(settings)
     assert answer["predictions"] and not answer["sent"] & expected.ignored
     bundle = registry.resolve(f"{settings.workspace.name}@champion", settings=settings)

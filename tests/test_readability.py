@@ -62,20 +62,11 @@ def test_the_package_offers_at_most_25_names():
     assert all(getattr(mlops_nb, name).__doc__ for name in mlops_nb.__all__)
 
 
-FIELDS = {"known"}  # of an objective: columns whose value one knows when one predicts
-
-
-def is_field(node: ast.AST) -> bool:
-    "Return whether a node declares a field of a class."
-    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-
-
 def bound_names(tree: ast.AST) -> set[str]:
     "Return the names that code binds: variables, parameters, functions, keys of `as`."
     names = {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
     }
-    names -= FIELDS & {n.target.id for n in ast.walk(tree) if is_field(n)}
     names |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     return names | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 

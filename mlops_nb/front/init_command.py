@@ -31,7 +31,9 @@ def print_findings(findings: Iterable["Finding"]) -> None:
     for finding in findings:
         table.add_row(*(escape_markup(text) for text in finding.model_dump().values()))
     screen = console()
-    screen.print(table, width=None if screen.is_terminal else 160)
+    if not screen.is_terminal:
+        screen.width = 160
+    screen.print(table)
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #4ef42f9a
 def ask_at_terminal(question: "Question") -> "Answer":
@@ -82,7 +84,7 @@ def next_commands(
     return f"cd {shlex.quote(str(folder))}", "mlops-nb run", "mlops-nb simulate"
 
 
-def _print_started(started: "Started", directory: Path) -> None:
+def _print_started(started: "Started", commands: tuple[str, ...]) -> None:
     "Print what came of the command, for people."
     for note in started.notes:
         typer.echo(note, err=True)
@@ -102,7 +104,7 @@ def _print_started(started: "Started", directory: Path) -> None:
     if started.state == "updated":
         return print_lines(lines | {"next": "git diff, then mlops-nb run"})
     names = ("next", "then", "and")
-    print_lines(lines | dict(zip(names, next_commands(directory))))
+    print_lines(lines | dict(zip(names, commands)))
 
 
 def _question_line(question: "Question") -> str:
@@ -125,7 +127,7 @@ def _print_merge(merge: "Merge") -> None:
             typer.echo(f"{title}: {part}")
 
 
-def _started_json(started: "Started", directory: Path) -> dict[str, Any]:
+def _started_json(started: "Started", commands: tuple[str, ...]) -> dict[str, Any]:
     "Return what a program wants to know of the command."
     merge = started.merge
     parts = ("replaced", "removed", "kept", "conflicts")
@@ -137,7 +139,7 @@ def _started_json(started: "Started", directory: Path) -> dict[str, Any]:
         "questions": [question.model_dump() for question in started.questions],
         "warnings": list(started.plan.warnings),
         "notes": list(started.notes),
-        "next": list(next_commands(directory)) if started.state == "new" else [],
+        "next": list(commands) if started.state == "new" else [],
         "update": {part: getattr(merge, part) for part in parts} if merge else None,
     }
 
@@ -181,7 +183,7 @@ def init_command(
 ) -> None:
     "Make a workspace from your own table: look, explain, ask, write."
     arguments = locals()
-    choices = {name: arguments[name] for name in _CHOICES if arguments[name]}
+    choices = {name: arguments[name] for name in _CHOICES if arguments[name] is not None}
     options = {"yes": yes, "dry_run": dry_run}
     if source is None and not is_update:
         raise typer.BadParameter("expected a table, such as orders.csv", param_hint="--source")
@@ -197,6 +199,7 @@ def _perform(
     from mlops_nb.front import starter
     from mlops_nb.front.starter.plan import Choices
 
+    commands = next_commands(directory)  # now: a new workspace may replace the current folder
     screen = _Screen(as_json)
     options |= {"ask": screen.ask, "say": screen.say, "show": screen.show}
     try:
@@ -205,21 +208,21 @@ def _perform(
         else:
             started = starter.init(directory, Choices(**choices), **options)
     except MlopsError as e:
-        _refuse(e, directory, as_json)
+        _refuse(e, commands, as_json)
     finally:
         screen.live.stop()
     if as_json:
-        return print_json(_started_json(started, directory))
-    _print_started(started, directory)
+        return print_json(_started_json(started, commands))
+    _print_started(started, commands)
 
 
-def _refuse(error: MlopsError, directory: Path, as_json: bool) -> None:
+def _refuse(error: MlopsError, commands: tuple[str, ...], as_json: bool) -> None:
     "Raise an error as one of `init`; for a program, print what is known too."
     from mlops_nb.front.starter.plan import InitError
 
     started = getattr(error, "started", None)
     if as_json:
-        facts = _started_json(started, directory) if started else {"state": "refused"}
+        facts = _started_json(started, commands) if started else {"state": "refused"}
         print_json(facts | {"error": str(error)})
     if isinstance(error, InitError):
         raise error

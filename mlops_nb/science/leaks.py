@@ -123,6 +123,17 @@ def _explained(answers: np.ndarray, target: np.ndarray) -> np.ndarray:
     errors = ((answers - target[:, None]) ** 2).sum(axis=0)
     return 1 - errors / ((target - target.mean()) ** 2).sum()
 
+# %% ../../nbs/3_science/41a_leaks.ipynb #6409278d
+_MOST_LABELS = 10  # that are told apart by a score
+
+
+def _merged(target: np.ndarray, task: Task) -> np.ndarray:
+    "Return the target, of many labels with all but the most frequent ones as one."
+    if len(task.labels) <= _MOST_LABELS:
+        return target
+    frequent = np.argsort(-np.bincount(target), kind="stable")[:_MOST_LABELS]
+    return np.where(np.isin(target, frequent), target, target.max() + 1)
+
 # %% ../../nbs/3_science/41a_leaks.ipynb #1a2a64c5
 _SAME_ORDER = 0.995  # Spearman's correlation; of the size and the price of diamonds it is 0.96
 _COVERED = 0.9  # least share of the rows that must show something
@@ -157,13 +168,19 @@ def _has_same_order(numbers: np.ndarray, target: np.ndarray) -> bool:
     return bool(abs(spearmanr(numbers[present], target[present]).statistic) >= _SAME_ORDER)
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #4dcffd4b
-_REPEATS = 3  # rows of a value, from which on it counts
+_REPEATS = 3  # rows (or groups) of a value, from which on it counts
 
 
-def _determines(values: pl.Series, target: np.ndarray, task: Task) -> bool:
+def _determines(
+    values: pl.Series,
+    target: np.ndarray,
+    task: Task,
+    groups: np.ndarray | None = None,  # from `group_numbers`
+) -> bool:
     "Return whether a column's values have one value of the target each."
-    table = pl.DataFrame({"value": values, "target": target}).with_columns(
-        repeated=pl.len().over("value") >= _REPEATS,
+    group = np.arange(len(values)) if groups is None else groups
+    table = pl.DataFrame({"value": values, "target": target, "group": group}).with_columns(
+        repeated=pl.col("group").n_unique().over("value") >= _REPEATS,
         alone=pl.col("target").n_unique().over("value") == 1,
     )
     repeated = table.filter("repeated")
@@ -296,11 +313,9 @@ def column_scores(
     target = task.encode(frame[objective.target])
     groups = group_numbers(frame[objective.group]) if objective.group in frame.columns else None
     _require_groups(groups, objective)
-    parts = _column_folds(target, groups, folds, task)
+    scored = _Rows(target, groups, _column_folds(target, groups, folds, task), task)
     columns = input_columns(frame, objective) if columns is None else columns
-    table = pl.DataFrame(
-        [_column_score(frame[name], target, parts, task) for name in columns], schema=_SCHEMA
-    )
+    table = pl.DataFrame([_column_score(frame[name], scored) for name in columns], schema=_SCHEMA)
     table = table.sort("score", "column", descending=[True, False], nulls_last=True)
     return ColumnScores(table, objective.target, _METRIC[task.kind])
 
@@ -315,40 +330,43 @@ _SCHEMA = {
 }
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #d7f884b2
-_MOST_LABELS = 10  # that are told apart by a score
+@dataclass(frozen=True)
+class _Rows:
+    "The rows that columns are scored on."
+
+    target: np.ndarray  # as the task encodes it
+    groups: np.ndarray | None  # from `group_numbers`
+    parts: Folds
+    task: Task
 
 
-def _column_score(values: pl.Series, target: np.ndarray, parts: Folds, task: Task) -> dict:
+def _column_score(values: pl.Series, rows: _Rows) -> dict:
     "Return the row of one column."
-    levels = _levels(values)
-    row = {"column": values.name, "metric": _METRIC[task.kind], "determines": False}
+    row = {"column": values.name, "metric": _METRIC[rows.task.kind], "determines": False}
     row |= {"determined": False, "rows": len(values) - values.null_count()}
+    levels = _levels(values)
     if not levels:
         return row
-    means = _out_of_fold_means(levels, _merged(target, task), parts, task)
-    if task.labels:
-        score = _label_score(means, _merged(target, task), parts)
-    else:
-        score = _number_score(values, means, target, parts)
-    return row | _dependence(values, target, task) | {"score": score}
+    return row | {"score": _score(values, levels, rows)} | _dependence(values, rows)
 
 
-def _merged(target: np.ndarray, task: Task) -> np.ndarray:
-    "Return the target, of many labels with all but the most frequent ones as one."
-    if len(task.labels) <= _MOST_LABELS:
-        return target
-    frequent = np.argsort(-np.bincount(target), kind="stable")[:_MOST_LABELS]
-    return np.where(np.isin(target, frequent), target, target.max() + 1)
+def _score(values: pl.Series, levels: list[np.ndarray], rows: _Rows) -> float:
+    "Return how well a column predicts the target."
+    target = _merged(rows.target, rows.task)
+    means = _out_of_fold_means(levels, target, rows.parts, rows.task)
+    if rows.task.labels:
+        return _label_score(means, target, rows.parts)
+    return _number_score(values, means, target, rows.parts)
 
 
-def _dependence(values: pl.Series, target: np.ndarray, task: Task) -> dict[str, bool]:
+def _dependence(values: pl.Series, rows: _Rows) -> dict[str, bool]:
     "Return whether a column determines the target, and whether the target determines it."
-    determines = _determines(values, target, task)
-    if not task.labels and values.dtype.is_numeric():
-        determines = determines or _has_same_order(_as_floats(values), target)
-    return {"determines": determines, "determined": _is_determined(values, target, task)}
+    determines = _determines(values, rows.target, rows.task, rows.groups)
+    if not rows.task.labels and values.dtype.is_numeric():
+        determines = determines or _has_same_order(_as_floats(values), rows.target)
+    return {"determines": determines, "determined": _is_determined(values, rows.target, rows.task)}
 
-
+# %% ../../nbs/3_science/41a_leaks.ipynb #3adbf4b7
 def _usable_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> pl.DataFrame:
     "Return the rows with a target, without labels that are too rare for the folds."
     target = frame[objective.target]
@@ -374,14 +392,14 @@ _EXPECTED = {
     "roc_auc": f"no column alone predicts with a ROC AUC of {SUSPECT_SCORE['roc_auc']} or more",
     "r2": f"no column alone explains {SUSPECT_SCORE['r2']:.0%} of the variance or more",
 }
-_REMEDY = "Either `ignore` it, or write in `known` why one knows it when one predicts"
+_REMEDY = "Either `ignore` it, or write in `trusted` why one knows it when one predicts"
 _NAMED = 5  # columns, at the most
 
 
 def leak_check(
     frame: pl.DataFrame,  # rows of the dataset
     objective: Objective,
-    columns: Sequence[str],  # that the model reads, without those that are known
+    columns: Sequence[str],  # that the model reads, without those that are trusted
 ) -> Check:
     "Return the check that no column alone explains the target."
     facts = {"name": "too good: one column explains it"}

@@ -99,7 +99,7 @@ _ROLES = ("key", "time", "group", "weight")  # fields that name one column
 def _named_columns(objective: Objective) -> dict[str, tuple[str, ...]]:
     "Return the columns that each field of an objective names."
     named = {role: (getattr(objective, role),) for role in _ROLES if getattr(objective, role)}
-    lists = {"ignore": tuple(objective.ignore), "known": tuple(objective.known)}
+    lists = {"ignore": tuple(objective.ignore), "trusted": tuple(objective.trusted)}
     return named | lists | {"protected": objective.protected}
 
 

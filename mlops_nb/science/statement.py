@@ -54,7 +54,7 @@ class _Columns(BaseModel, frozen=True, extra="forbid"):
     group: str | None = None  # rows with one value of it belong together
     weight: str | None = None  # how much a row counts when a model is fitted, 0 or more
     ignore: dict[str, str] = {}  # columns that no model may use: the reason by column
-    known: dict[str, str] = {}  # strong columns whose value is there when one predicts: the reason
+    trusted: dict[str, str] = {}  # strong columns that one knows when one predicts: why
     protected: tuple[str, ...] = ()  # columns between whose groups the model must be fair
 
     @property
@@ -171,16 +171,16 @@ def _check_costs(costs: Costs | dict | None, task: TaskKind | None) -> None:
 
 # %% ../../nbs/3_science/15_statement.ipynb #65a8793c
 def _check_reasons(statement: _Fields) -> None:
-    "Raise `ValueError` if columns cannot be ignored, or cannot be `known`."
-    target, ignore, reasons = statement.target, statement.ignore, statement.known
+    "Raise `ValueError` if columns cannot be ignored, or cannot be `trusted`."
+    target, ignore, reasons = statement.target, statement.ignore, statement.trusted
     if target in ignore:
         raise ValueError(f"the target {target!r} cannot be ignored")
     if target in reasons:
-        raise ValueError(f"the target {target!r} cannot be `known`: it is what one predicts")
+        raise ValueError(f"the target {target!r} cannot be `trusted`: it is what one predicts")
     if both := sorted(set(ignore) & set(reasons)):
-        raise ValueError(f"expected a column in `ignore` or in `known`, got {both} in both")
+        raise ValueError(f"expected a column in `ignore` or in `trusted`, got {both} in both")
     if empty := sorted(column for column, reason in reasons.items() if not reason.strip()):
-        raise ValueError(f"`known`: expected the reason why one knows {empty}, got an empty text")
+        raise ValueError(f"`trusted`: expected the reason why one knows {empty}, got an empty text")
 
 # %% ../../nbs/3_science/15_statement.ipynb #84afa4ae
 class Statement(_Fields, frozen=True, extra="forbid"):

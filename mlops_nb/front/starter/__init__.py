@@ -8,6 +8,7 @@ __all__ = ['State', 'Started', 'UndecidedError', 'question_text', 'init', 'updat
 # %% ../../../nbs/7_front/06h_starter.ipynb #7d3e6081
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,14 @@ from pydantic import ValidationError
 
 from ...core.library import FRAMEWORK
 from ...core.templates import render
-from . import building, merging
+from . import building, merging, workspace
 from .answers import choice_differences, with_choice
-from .material import Material, copy_material, data_digest, require_no_secret
+from mlops_nb.front.starter.material import (
+    Material,
+    data_digest,
+    require_no_secret,
+    require_same_copy,
+)
 from .places import choose_port, require_free_folder, workspace_names
 from .plan import Choices, InitError, WorkspacePlan, Question
 from .planning import Ask, Decided, decide_all, make_plan, plan_material
@@ -61,22 +67,31 @@ def question_text(question: Question) -> str:
     return f"{question.text} Add {' or '.join(answers)}."
 
 # %% ../../../nbs/7_front/06h_starter.ipynb #32ceb5e0
-def _looks(root: Path) -> tuple[Callable[[str], Any], Callable[[Any, Choices], Any]]:
-    "Return the functions that look at a table and decide about it."
-    from .decisions import decide
-    from .tables import look
+def _looks(
+    root: Path, say: Callable[[str], Any]
+) -> tuple[Callable[[str], Any], Callable[[Any, Choices], Any]]:
+    "Return the functions that look at a table, with a bar of its own, and decide about it."
+    from mlops_nb.front.starter import decisions, tables
 
-    return lambda address: look(address, root=root), decide
+    def decide(table: Any, choices: Choices) -> Any:
+        say("deciding what each column is for")
+        return decisions.decide(table, choices)
+
+    return partial(tables.look, root=root), decide
 
 
 def _plan(
-    folder: Path, given: Choices, ask: Ask | None, show: Callable[[Any], Any]
+    folder: Path,
+    given: Choices,
+    ask: Ask | None,
+    say: Callable[[str], Any],
+    show: Callable[[Any], Any],
 ) -> tuple[Decided, Material, WorkspacePlan]:
     "Return what is decided about a new workspace, and its plan."
     require_no_secret(given.source)
     name, package = workspace_names(folder, given.name)
     port = choose_port(given.port, folder)
-    decided = decide_all(given, *_looks(Path.cwd()), ask, show)
+    decided = decide_all(given, *_looks(Path.cwd(), say), ask, show)
     material = plan_material(decided, name)
     plan = make_plan(decided, given, material, name=name, package=package, port=port)
     return decided, material, plan
@@ -130,8 +145,7 @@ def init(
         _require_same(folder, made, choices)
         return Started(made, folder, "nothing to do")
     require_free_folder(folder)
-    say("looking at the table")
-    decided, material, plan = _plan(folder, choices, _default if yes else ask, show)
+    decided, material, plan = _plan(folder, choices, _default if yes else ask, say, show)
     questions = tuple(decided.decisions.questions)
     if dry_run:
         return Started(plan, folder, "looked", questions)
@@ -146,8 +160,8 @@ def _build(
     "Make the workspace of a plan, whole or not at all. Return what a person should know."
     with building.building_folder(place) as folder:
         say("writing the workspace")
-        _write(plan, folder)
-        copy_material(material, folder, plan.fingerprint)
+        _write(plan, folder, material)
+        require_same_copy(material, folder, plan.fingerprint)
         say("exporting the notebooks")
         building.export_workspace(folder)
         say("checking the workflow")
@@ -159,11 +173,9 @@ def _build(
     return tuple(filter(None, notes))
 
 
-def _write(plan: WorkspacePlan, folder: Path) -> merging.Base:
-    "Write the files of a workspace, and keep a digest of each."
-    from .workspace import write_workspace
-
-    write_workspace(plan, folder)
+def _write(plan: WorkspacePlan, folder: Path, material: Material) -> merging.Base:
+    "Write the files of a workspace, copy its data, and keep a digest of each file."
+    workspace.write_workspace(plan, folder, copy=bool(material.copied))
     base = merging.take_base(folder)
     merging.save_base(base, folder)
     return base
@@ -197,16 +209,16 @@ def update(
         raise InitError(f"{folder} has no init.json: expected a workspace that init made")
     base = merging.load_base(folder)
     ask = _default if yes else ask
-    plan, material, questions = _replanned(folder, recorded, changes, ask, show)
+    plan, material, questions = _replanned(folder, recorded, changes, ask, say, show)
     if questions and not dry_run:
         raise UndecidedError(Started(plan, folder, "undecided", questions))
     with building.building_folder(folder) as theirs:
         say("merging")
-        is_same = _write(plan, theirs) == base and plan == recorded
+        is_same = _write(plan, theirs, material) == base and plan == recorded
         merge = merging.merge_workspaces(base, folder, theirs)
         if dry_run or (is_same and merge.is_empty):
             return Started(plan, folder, _IDLE[dry_run], questions, merge=merge)
-        copy_material(material, theirs, plan.fingerprint)
+        require_same_copy(material, theirs, plan.fingerprint)
         say("exporting and checking")
         notes = building.apply_merge(merge, folder, theirs)
     return Started(plan, folder, "updated", notes=tuple(notes), merge=merge)
@@ -220,6 +232,7 @@ def _replanned(
     plan: WorkspacePlan,
     changes: Mapping[str, Any],
     ask: Ask | None,
+    say: Callable[[str], Any],
     show: Callable[[Any], Any],
 ) -> tuple[WorkspacePlan, Material, tuple[Question, ...]]:
     "Return the plan of a workspace for the present release, and what is still to be copied."
@@ -235,7 +248,7 @@ def _replanned(
     if source is None:
         source, root = plan.source, folder
     choices = _changed(plan.choices, changes).model_copy(update={"source": source})
-    decided = decide_all(choices, *_looks(root), ask, show)
+    decided = decide_all(choices, *_looks(root, say), ask, show)
     return _revised(newest, decided, changes)
 
 

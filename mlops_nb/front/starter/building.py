@@ -168,7 +168,10 @@ def apply_merge(
             shutil.copymode(theirs / name, staged / name)
     for name in merge.removed:
         (staged / name).unlink(missing_ok=True)
-    export_workspace(staged)
+    try:
+        export_workspace(staged)
+    except InitError as e:
+        raise InitError(f"nothing was changed: {e}") from e
     problems, _ = workspace_problems(staged)
     if (theirs / "data").is_dir():
         shutil.copytree(theirs / "data", staged / "data")

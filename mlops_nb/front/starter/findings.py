@@ -45,10 +45,20 @@ def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:
         role = "time, ignored" if name == roles.time else "ignored"
         return role, roles.ignore[name], flag("keep", name)
     if name in roles.protected:
-        return "feature, protected", f"{reason}; its name is that of a group of people", _out(name)
+        return "feature, protected", f"{reason}; it is about a person", _out(name)
     if name == roles.time:
         return "time, feature", "it is the only date without gaps", "--time none"
     return "feature", roles.trusted.get(name, reason), _out(name)
+
+
+_STRENGTHS = {"roc_auc": "ROC AUC {:.3f} alone", "r2": "R² {:.3f} alone"}
+
+
+def _strength(row: dict) -> str:
+    "Return how well a column alone predicts the target, as short as it can be said."
+    if row["score"] is None:
+        return "its values do not repeat"
+    return _STRENGTHS[row["metric"]].format(row["score"])
 
 
 def _out(name: str) -> str:
@@ -63,7 +73,7 @@ def column_findings(
     why: str,  # the target is the target
 ) -> tuple[Finding, ...]:  # a row a column, in the order of the file
     "Return what was decided about each column."
-    reasons = {name: scores.reason(name) for name in scores.table["column"]}
+    reasons = {row["column"]: _strength(row) for row in scores.table.to_dicts()}
     special = _special_roles(table, roles, why)
     rows = []
     for name, look in table.columns.items():

@@ -80,8 +80,8 @@ def _change(plan: WorkspacePlan) -> tuple[str, str]:
     return f"the same rows with `{column}` one standard deviation higher", code
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #9992fd57
-_TRIALS = {2_000: 24, 20_000: 16}  # most rows → parameter sets tried
-_FEWEST_TRIALS = 8
+_TRIALS = {2_000: 24, 20_000: 16, 100_000: 8}  # most rows → parameter sets tried
+_FEWEST_TRIALS = 4
 _FOREST_ROWS = 20_000  # most rows for which a forest is tried
 
 
@@ -168,6 +168,8 @@ def _notebook(name: str, values: dict[str, Any]) -> "NotebookNode":
 def write_workspace(
     plan: WorkspacePlan,
     folder: Path,  # exists and is empty
+    *,
+    copy: bool = True,  # copy the source's files; False: the workspace has them already
 ) -> None:
     "Write every file of a workspace, except the package that is exported from its notebooks."
     import nbformat
@@ -181,9 +183,9 @@ def write_workspace(
     _write(folder / "init.json", plan.model_dump_json(indent=2) + "\n")
     plan.contract.save(folder / "contract.yaml")
     write_wheel(folder / "vendor")
-    for copy, original in plan.copied.items():
-        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(original, folder / copy)
+    for place, original in plan.copied.items() if copy else ():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(original, folder / place)  # with its time, which may be the age of its rows
     _format(folder)
 
 

@@ -25,7 +25,7 @@ OBJECTIVE = Objective(
     target="price",
     metric="mae",
     protected=("cut",),
-    known={column: MEASURED for column in ("carat", "x", "y", "z")},
+    trusted={column: MEASURED for column in ("carat", "x", "y", "z")},
 )
 HYPOTHESES = [
     Hypothesis(name="weight", statement="Heavy ones are dear.", column="carat", expect="more"),
