@@ -99,6 +99,23 @@ def test_clean_and_export_change_nothing(workspace):
     assert {path.stem for path in workspace.glob("boats/*.py")} >= {"objective", "train"}
 
 
+def test_make_clean_takes_out_what_jupyterlab_saves(tmp_path):
+    folder = make("binary", tmp_path)
+    before = {path: path.read_bytes() for path in folder.glob("nbs/*.ipynb")}
+    for path, content in before.items():
+        page = nbformat.reads(content.decode(), as_version=4)
+        page.metadata.language_info = {"name": "python", "version": "3.12.1"}
+        page.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+        for cell in page.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = 3
+                cell.outputs = [nbformat.v4.new_output("stream", text="shown")]
+        nbformat.write(page, path)
+    done = run("make", "clean", f"BIN={BIN}", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_the_workflow_can_run(workspace):
     settings = load_settings(workspace)
     problems, warnings = Workflow.discover(settings.notebooks).review({}, settings)

@@ -80,8 +80,8 @@ def _change(plan: WorkspacePlan) -> tuple[str, str]:
     return f"the same rows with `{column}` one standard deviation higher", code
 
 # %% ../../../nbs/7_front/06g_starter_workspace.ipynb #9992fd57
-_TRIALS = {2_000: 24, 20_000: 16, 100_000: 8}  # most rows → parameter sets tried
-_FEWEST_TRIALS = 4
+_TRIALS = {2_000: 24, 20_000: 16}  # most rows → parameter sets tried
+_FEWEST_TRIALS = 8
 _FOREST_ROWS = 20_000  # most rows for which a forest is tried
 
 
