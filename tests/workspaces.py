@@ -8,8 +8,8 @@ import polars as pl
 
 from mlops_nb import __version__
 from mlops_nb.data.inference import infer
-from mlops_nb.front.starter.plan import Choices, Finding, Proposal, Roles, WorkspacePlan
 from mlops_nb.front.starter.building import export_workspace
+from mlops_nb.front.starter.plan import Choices, Finding, Proposal, Roles, WorkspacePlan
 from mlops_nb.front.starter.workspace import write_workspace
 
 TASKS = ("binary", "multiclass", "regression")
