@@ -17,7 +17,7 @@ import nbformat
 import polars as pl
 import pytest
 import yaml
-from workspaces import ODD, TASKS, make, table
+from workspaces import ODD, TASKS, boats_plan, make, table
 
 from mlops_nb import Contract
 from mlops_nb.core.settings import load_settings
@@ -25,6 +25,7 @@ from mlops_nb.flow.triggers.reasons import pending
 from mlops_nb.flow.workflow import Workflow
 from mlops_nb.front.starter.plan import WorkspacePlan
 from mlops_nb.front.starter.wheel import write_wheel
+from mlops_nb.front.starter.workspace import write_workspace
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -98,6 +99,23 @@ def test_clean_and_export_change_nothing(workspace):
     assert {path.stem for path in workspace.glob("boats/*.py")} >= {"objective", "train"}
 
 
+def test_make_clean_takes_out_what_jupyterlab_saves(tmp_path):
+    folder = make("binary", tmp_path)
+    before = {path: path.read_bytes() for path in folder.glob("nbs/*.ipynb")}
+    for path, content in before.items():
+        page = nbformat.reads(content.decode(), as_version=4)
+        page.metadata.language_info = {"name": "python", "version": "3.12.1"}
+        page.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+        for cell in page.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = 3
+                cell.outputs = [nbformat.v4.new_output("stream", text="shown")]
+        nbformat.write(page, path)
+    done = run("make", "clean", f"BIN={BIN}", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_the_workflow_can_run(workspace):
     settings = load_settings(workspace)
     problems, warnings = Workflow.discover(settings.notebooks).review({}, settings)
@@ -122,6 +140,14 @@ def test_settings_are_those_of_the_plan(workspace):
     assert not settings.trigger
 
 
+def test_who_approves_is_in_the_objective_alone(tmp_path):
+    folder = make("binary", tmp_path, approval="person")
+    assert load_settings(folder).deploy.approval == "rule"
+    objective = (folder / "boats" / "objective.py").read_text()
+    assert 'approval="person"' in objective
+    assert "a version that waits for approval" in (folder / "README.md").read_text()
+
+
 def test_the_trigger_works_once_its_semicolons_are_gone(tmp_path):
     folder = make("binary", tmp_path)
     path = folder / "settings.ini"
@@ -133,6 +159,20 @@ def test_the_trigger_works_once_its_semicolons_are_gone(tmp_path):
     time.sleep(settings.trigger["new-data"].settle + 0.2)
     (due,) = pending(settings)
     assert due.trigger == "new-data" and due.reading["files"] == 1
+
+
+@pytest.mark.parametrize(
+    "source, line",
+    [
+        ("s3://bucket/boats.csv", "cron = 0 6 * * *"),
+        ("data/boats.csv#null_values=NA", "files = data/boats.csv"),
+        ("/srv/boats/*.parquet", "files = /srv/boats/*.parquet"),
+    ],
+)
+def test_the_trigger_watches_what_the_source_is(source, line, tmp_path):
+    plan = boats_plan("binary", tmp_path / "boats.csv", source=source, copied={})
+    write_workspace(plan, tmp_path)
+    assert f";{line}\n" in (tmp_path / "settings.ini").read_text()
 
 
 def test_plan_and_contract_are_read_back(workspace):

@@ -43,19 +43,19 @@ def table(task: str) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def plan(task: str, source: Path, **changes) -> WorkspacePlan:
+def boats_plan(task: str, file: Path, **changes) -> WorkspacePlan:
     "Return a plan for the table of a task, which is written to a file."
     rows = table(task)
-    rows.write_csv(source)
+    rows.write_csv(file)
     label = {"label": "old"} if task == "multiclass" else {}
     hypothesis = {"name": "length", "statement": "Length matters.", "column": "length", **label}
     fields = {
         "name": "boats",
         "package": "boats",
-        "choices": Choices(source=str(source), target="target"),
-        "source": f"data/{source.name}",
+        "choices": Choices(source=str(file), target="target"),
+        "source": f"data/{file.name}",
         "fingerprint": "0123456789abcdef",
-        "copied": {f"data/{source.name}": str(source)},
+        "copied": {f"data/{file.name}": str(file)},
         "rows": rows.height,
         "roles": Roles(
             target="target",
@@ -91,6 +91,6 @@ def make(task: str, folder: Path, **changes) -> Path:
     "Write and export a workspace of a task's table. Return its folder."
     workspace = folder / "boats"
     workspace.mkdir(parents=True)
-    write_workspace(plan(task, folder / "boats.csv", **changes), workspace)
+    write_workspace(boats_plan(task, folder / "boats.csv", **changes), workspace)
     export_workspace(workspace)
     return workspace

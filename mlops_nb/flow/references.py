@@ -15,6 +15,7 @@ from ..core import events, tracking
 from ..core.errors import MlopsError
 from ..core.settings import Settings
 from ..data import versions
+from ..data.contracts import Contract
 from ..data.sources import Source
 from .workflow import Workflow
 from ..models import registry, roles
@@ -44,6 +45,8 @@ def _target(name: str, value: Any, values: dict, settings: Settings) -> str | No
         return None
     if name == "source":
         return Source(value, settings.root).fingerprint()
+    if name == "contract" and (settings.root / value).is_file():
+        return Contract.load(settings.root / value).digest
     if match := re.fullmatch(r"([\w-]+)@champion", value):
         return champion(match[1], values.get("candidate"), settings=settings)
     return None
