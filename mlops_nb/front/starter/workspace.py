@@ -117,9 +117,7 @@ _FILES = {
 def _values(plan: WorkspacePlan) -> dict[str, Any]:
     "Return every value that the templates use."
     change, shift = _change(plan)
-    rule = plan.rule.code
-    if not rule.startswith("Rule("):
-        rule = f"Rule(name={_literal(plan.rule.name)}, expression={rule})"
+    rule = f"Rule(name={_literal(plan.rule.name)}, expression={plan.rule.code})"
     return {
         "plan": plan,
         "roles": plan.roles,
