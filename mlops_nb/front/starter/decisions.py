@@ -185,8 +185,8 @@ def _require_distinct_roles(**roles: str | None) -> None:
 # %% ../../../nbs/7_front/06e_starter_decisions.ipynb #1844edb5
 def _objective(roles: Roles) -> Objective:
     "Return the objective that the roles make."
-    fields = roles.model_dump(exclude={"trusted", "protected"})
-    return Objective(name="model", question=f"What is {roles.target}?", **fields)
+    question = f"What is {roles.target}?"
+    return Objective(name="model", question=question, **roles.model_dump())
 
 
 def _possible_features(table: Table, roles: Roles) -> list[str]:
