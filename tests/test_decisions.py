@@ -102,6 +102,17 @@ def test_rows_of_one_customer_stay_together(decided):
     assert decided(orders(subject_line=customers)).roles.group is None
 
 
+def test_a_named_time_splits_forward_and_an_inferred_one_does_not(decided):
+    random.seed(4)
+    days = [f"2024-0{random.randint(1, 9)}-{random.randint(10, 28)}" for _ in range(400)]
+    inferred, named = decided(orders(day=days)).roles, decided(orders(day=days), time="day").roles
+    assert (inferred.time, inferred.forward) == ("day", False)
+    assert (named.time, named.forward) == ("day", True)
+    assert decided(orders(day=days), time="none").roles.time is None
+    table = orders(day=days, customer=[f"C{i % 80:03}" for i in range(400)])
+    assert "--group none" in refusal(decided, table, time="day")
+
+
 def test_few_positives_are_judged_by_average_precision(decided):
     rare = ["yes" if i % 25 == 0 else "no" for i in range(1000)]
     assert decided(orders(1000, returned=rare)).roles.metric == "average_precision"

@@ -171,7 +171,10 @@ def _first_roles(table: Table, choices: Choices, target: _Target) -> Roles:
     group = choose_group(table, {*taken, key}, choices)
     time = choose_time(table, {*taken, key, group}, choices)
     _require_distinct_roles(target=target.target, key=key, group=group, time=time)
-    return Roles(**target._asdict(), key=key, group=group, time=time)
+    forward = time is not None and choices.time is not None
+    if forward and group:
+        raise InitError(f"rows are split by time or by {group!r}, not by both: add --group none")
+    return Roles(**target._asdict(), key=key, group=group, time=time, forward=forward)
 
 
 def _require_distinct_roles(**roles: str | None) -> None:
@@ -185,8 +188,8 @@ def _require_distinct_roles(**roles: str | None) -> None:
 # %% ../../../nbs/7_front/06e_starter_decisions.ipynb #1844edb5
 def _objective(roles: Roles) -> Objective:
     "Return the objective that the roles make."
-    question = f"What is {roles.target}?"
-    return Objective(name="model", question=question, **roles.model_dump())
+    fields = roles.model_dump(exclude={"forward"})
+    return Objective(name="model", question=f"What is {roles.target}?", **fields)
 
 
 def _possible_features(table: Table, roles: Roles) -> list[str]:

@@ -42,7 +42,8 @@ def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:
     if name in roles.protected:
         return "feature, protected", f"{reason}; it is about a person", _out(name)
     if name == roles.time:
-        return "time, feature", "it is the only date without gaps", "--time none"
+        because = "later rows test" if roles.forward else "it is the only date without gaps"
+        return "time, feature", because, "--time none"
     return "feature", roles.trusted.get(name, reason), _out(name)
 
 
