@@ -89,6 +89,7 @@ class Roles(BaseModel, frozen=True):
     ignore: dict[str, str] = {}  # the reason by column
     trusted: dict[str, str] = {}  # strong columns that a person keeps: the reason by column
     protected: tuple[str, ...] = ()
+    forward: bool = False  # rows are split by time: earlier ones train, later ones test
 
 # %% ../../../nbs/7_front/06a_starter_plan.ipynb #3b3a092f
 class WorkspacePlan(BaseModel, frozen=True):
