@@ -139,7 +139,7 @@ def die_at(point: str) -> None:
 
 def install() -> None:
     "Take the place of the functions."
-    decisions.decide = decide
+    decisions.decide_about = decide
     tables.look = look
     workspace.write_workspace = write_workspace
 

@@ -6,7 +6,7 @@ import shlex
 import polars as pl
 import pytest
 
-from mlops_nb.front.starter.decisions import Decisions, decide
+from mlops_nb.front.starter.decisions import Decisions, decide_about
 from mlops_nb.front.starter.hints import event_label, name_words, unit_of
 from mlops_nb.front.starter.plan import Choices, InitError
 from mlops_nb.front.starter.tables import look
@@ -31,7 +31,7 @@ def decided(tmp_path):
     def decided(table: pl.DataFrame, **choices) -> Decisions:
         table.write_csv(tmp_path / "orders.csv")
         looked = look("orders.csv", root=tmp_path)
-        return decide(looked, Choices(source="orders.csv", **choices))
+        return decide_about(looked, Choices(source="orders.csv", **choices))
 
     return decided
 

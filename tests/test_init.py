@@ -36,7 +36,7 @@ ORDERS = "id,amount,late day,churned\n1,2,a,yes\n2,3,b,no\n"
 def home(tmp_path, monkeypatch):
     "A folder with a table, which is the current one; the command has the stand-ins."
     monkeypatch.setattr(tables, "look", starter_stand_ins.look)
-    monkeypatch.setattr(decisions, "decide", starter_stand_ins.decide)
+    monkeypatch.setattr(decisions, "decide_about", starter_stand_ins.decide)
     monkeypatch.setattr(workspace, "write_workspace", starter_stand_ins.write_workspace)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "orders.csv").write_text(ORDERS)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from mlops_nb.front.starter.plan import Answer, Finding, Question
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #7b10f8a1
-def print_findings(findings: Iterable["Finding"]) -> None:
+def print_findings(
+    findings: Iterable["Finding"],  # in the order of the columns
+) -> None:
     "Print the findings as a table, one line a column."
     from rich.table import Table
 
@@ -36,7 +38,9 @@ def print_findings(findings: Iterable["Finding"]) -> None:
     screen.print(table)
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #4ef42f9a
-def ask_at_terminal(question: "Question") -> "Answer":
+def ask_at_terminal(
+    question: "Question",  # its first answer is the default
+) -> "Answer":
     "Return the answer that a person chooses."
     typer.echo(f"\n{question.text}")
     for number, answer in enumerate(question.answers, 1):
@@ -83,7 +87,7 @@ def next_commands(
     folder = directory.resolve() if is_here else directory
     return f"cd {shlex.quote(str(folder))}", "mlops-nb run", "mlops-nb simulate"
 
-
+# %% ../../nbs/7_front/06i_init_command.ipynb #c2fffc3f
 def _print_started(started: "Started", commands: tuple[str, ...]) -> None:
     "Print what came of the command, for people."
     for note in started.notes:
@@ -94,17 +98,21 @@ def _print_started(started: "Started", commands: tuple[str, ...]) -> None:
         for question in started.questions:
             typer.echo(f"undecided: {_question_line(question)}")
         return typer.echo("nothing was written (--dry-run)")
-    from mlops_nb.front.starter.answers import flags_text
-
     if started.state == "nothing to do":
         return typer.echo(f"nothing to do: {started.folder} is made of this table, by this command")
+    _print_next(started, commands)
+
+
+def _print_next(started: "Started", commands: tuple[str, ...]) -> None:
+    "Print where the workspace is, what was decided, and what to do next."
+    from mlops_nb.front.starter.answers import flags_text
+
     lines = {"workspace": str(started.folder)}
     if started.plan.choices != started.plan.given:
         lines["decided"] = flags_text(started.plan.choices)
     if started.state == "updated":
         return print_lines(lines | {"next": "git diff, then mlops-nb run"})
-    names = ("next", "then", "and")
-    print_lines(lines | dict(zip(names, commands)))
+    print_lines(lines | dict(zip(("next", "then", "and"), commands)))
 
 
 def _question_line(question: "Question") -> str:
@@ -145,41 +153,68 @@ def _started_json(started: "Started", commands: tuple[str, ...]) -> dict[str, An
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #cd622422
 _COLUMN = "COLUMN|none"
+_Task = Literal["binary", "multiclass", "regression"]
+_SourceFlag = Annotated[
+    str | None, typer.Option(help="A file, folder, pattern, bucket, database or table.")
+]
+_TargetFlag = Annotated[str | None, typer.Option(help="The column to predict.")]
+_PositiveFlag = Annotated[str | None, typer.Option(help="Of two labels, the one to find.")]
+_TaskFlag = Annotated[_Task | None, typer.Option(help="What to predict.")]
+_KeyFlag = Annotated[
+    str | None, typer.Option(help="The column that identifies a row.", metavar=_COLUMN)
+]
+_TimeFlag = Annotated[str | None, typer.Option(help="The column that says when.", metavar=_COLUMN)]
+_GroupFlag = Annotated[
+    str | None, typer.Option(help="Rows of one value belong together.", metavar=_COLUMN)
+]
+_IgnoreFlag = Annotated[
+    list[str] | None, typer.Option(help="A column that no model may use.", metavar="COLUMN")
+]
+_KeepFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="A column that you know when you predict.", metavar="COLUMN"),
+]
+_NameFlag = Annotated[
+    str | None, typer.Option(help="Of the model and the endpoint; default: the folder's.")
+]
+_PortFlag = Annotated[int | None, typer.Option(help="Default: a free one.")]
+_ApprovalFlag = Annotated[
+    Literal["person", "rule"] | None, typer.Option(help="Who lets a model go live.")
+]
+_YesFlag = Annotated[bool, typer.Option("--yes", help="Take the default of each question.")]
+_DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Only look and explain; write nothing.")
+]
+_JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_UpdateFlag = Annotated[
+    bool, typer.Option("--update", help="Bring a workspace to this release or other flags.")
+]
+_GitFlag = Annotated[bool, typer.Option("--git/--no-git", help="Make the workspace a repository.")]
 _CHOICES = (
     *("source", "target", "positive", "task", "key", "time", "group"),
     *("ignore", "keep", "name", "port", "approval"),
 )  # the fields of `starter.plan.Choices`
 
-
+# %% ../../nbs/7_front/06i_init_command.ipynb #0c98600c
 def init_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new workspace.")],
-    source: Annotated[
-        str | None, typer.Option(help="A file, folder, pattern, bucket, database or table.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Of two labels, the one to find.")] = None,
-    task: Annotated[
-        Literal["binary", "multiclass", "regression"] | None, typer.Option(help="What to predict.")
-    ] = None,
-    key: Annotated[str | None, typer.Option(metavar=_COLUMN, help="It identifies a row.")] = None,
-    time: Annotated[str | None, typer.Option(metavar=_COLUMN, help="When a row was true.")] = None,
-    group: Annotated[
-        str | None, typer.Option(metavar=_COLUMN, help="Rows of one value belong together.")
-    ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="A column no model may use.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="A column known at that time.")] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
-    port: Annotated[int | None, typer.Option(help="Default: a free one.")] = None,
-    approval: Annotated[
-        Literal["person", "rule"] | None, typer.Option(help="Who lets a model go live.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Take the default of each question.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look; write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    is_update: Annotated[
-        bool, typer.Option("--update", help="Bring a workspace to this release or other flags.")
-    ] = False,
-    git: Annotated[bool, typer.Option("--git/--no-git", help="Make it a repository.")] = True,
+    source: _SourceFlag = None,  # needed unless it is an update
+    target: _TargetFlag = None,
+    positive: _PositiveFlag = None,
+    task: _TaskFlag = None,
+    key: _KeyFlag = None,
+    time: _TimeFlag = None,
+    group: _GroupFlag = None,
+    ignore: _IgnoreFlag = None,
+    keep: _KeepFlag = None,
+    name: _NameFlag = None,
+    port: _PortFlag = None,
+    approval: _ApprovalFlag = None,
+    yes: _YesFlag = False,
+    dry_run: _DryRunFlag = False,
+    as_json: _JsonFlag = False,
+    is_update: _UpdateFlag = False,
+    git: _GitFlag = True,
 ) -> None:
     "Make a workspace from your own table: look, explain, ask, write."
     arguments = locals()
@@ -187,9 +222,9 @@ def init_command(
     options = {"yes": yes, "dry_run": dry_run}
     if source is None and not is_update:
         raise typer.BadParameter("expected a table, such as orders.csv", param_hint="--source")
-    _perform(
-        directory, choices, is_update, as_json, options if is_update else options | {"git": git}
-    )
+    if not is_update:
+        options["git"] = git
+    _perform(directory, choices, is_update, as_json, options)
 
 # %% ../../nbs/7_front/06i_init_command.ipynb #911fde21
 def _perform(

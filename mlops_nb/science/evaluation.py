@@ -154,8 +154,7 @@ def _leak_checks(data: Any, test: HeldOut, model_of: _Model) -> list[Check]:
     if model_of.predict is None:
         return []
     rows = _learnt_rows(data, test)
-    judged = set(rows.columns) - set(test.objective.trusted)
-    columns = [name for name in model_of.inputs(test) if name in judged]
+    columns = [name for name in model_of.inputs(test) if name in rows.columns]
     return [leak_check(rows, test.objective, columns)]
 
 

@@ -23,6 +23,7 @@ from .report import Check
 from .task import Task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #203f0ae6
@@ -216,13 +217,12 @@ class ColumnScores:
     @property
     def leaks(self) -> tuple[str, ...]:
         "Return the columns that predict too well to be known beforehand."
-        return self._names(self._is_leak())
+        return self._names("leak")
 
     @property
     def suspects(self) -> tuple[str, ...]:
         "Return the columns that may be known only after the target."
-        suspect = self._reaches(SUSPECT_SCORE) | pl.col("determined")
-        return self._names(suspect & ~self._is_leak())
+        return self._names("suspect")
 
     def reason(
         self,
@@ -231,15 +231,8 @@ class ColumnScores:
         "Return in words how well a column alone predicts the target."
         return _reason(self.table.row(by_predicate=pl.col("column") == column, named=True), self)
 
-    def _is_leak(self) -> pl.Expr:
-        return self._reaches(LEAK_SCORE) | pl.col("determines")
-
-    def _reaches(self, bounds: dict[str, float]) -> pl.Expr:
-        bound = pl.col("metric").replace_strict(bounds)
-        return (pl.col("score") >= bound).fill_null(False)
-
-    def _names(self, chosen: pl.Expr) -> tuple[str, ...]:
-        return tuple(self.table.filter(chosen)["column"])
+    def _names(self, verdict: str) -> tuple[str, ...]:
+        return tuple(self.table.filter(pl.col("verdict") == verdict)["column"])
 
     def figure(self) -> "Figure":
         "Draw the score of each column, and the bounds of suspects and leaks."
@@ -277,24 +270,21 @@ def _drawn(scores: ColumnScores) -> "Figure":
 
     table = scores.table.drop_nulls("score").head(_DRAWN)
     fig = Figure(figsize=(7, 0.9 + 0.25 * len(table)), layout="constrained")
-    ax = fig.subplots()
+    _draw_bars(fig.subplots(), table, scores)
+    return fig
+
+
+def _draw_bars(ax: "Axes", table: pl.DataFrame, scores: ColumnScores) -> None:
+    "Draw the score of each column, in the colour of its verdict, and the bounds."
     metric = scores.metric
     start = 0.5 if metric == "roc_auc" else 0.0
-    colours = [_COLOURS[_state(name, scores)] for name in table["column"]]
+    colours = [_COLOURS[verdict] for verdict in table["verdict"]]
     lengths = (table["score"] - start).clip(0)
     ax.barh([without_formula(n) for n in table["column"]], lengths, left=start, color=colours)
     for bound in (SUSPECT_SCORE[metric], LEAK_SCORE[metric]):
         ax.axvline(bound, color="#999999", lw=0.8, ls="--")
     ax.invert_yaxis()
     ax.set(xlim=(start, 1), xlabel=f"{metric} of the column alone (dashed: suspect, leak)")
-    return fig
-
-
-def _state(column: str, scores: ColumnScores) -> str:
-    "Return `leak`, `suspect`, or nothing."
-    if column in scores.leaks:
-        return "leak"
-    return "suspect" if column in scores.suspects else ""
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #2db5e0f0
 def column_scores(
@@ -307,17 +297,28 @@ def column_scores(
     seed: int = 0,  # of the draw
 ) -> ColumnScores:
     "Return how well each column alone predicts the target, on rows it has not learnt from."
-    frame = _usable_rows(frame, objective, folds)
+    frame = _labelled_rows(frame, objective)
     frame = frame.sample(rows, seed=seed) if len(frame) > rows else frame
-    task = objective.task_for(frame)
-    target = task.encode(frame[objective.target])
-    groups = group_numbers(frame[objective.group]) if objective.group in frame.columns else None
-    _require_groups(groups, objective)
-    scored = _Rows(target, groups, _column_folds(target, groups, folds, task), task)
+    frame = _common_rows(frame, objective, folds)
+    scored = _scored_rows(frame, objective, folds)
     columns = input_columns(frame, objective) if columns is None else columns
     table = pl.DataFrame([_column_score(frame[name], scored) for name in columns], schema=_SCHEMA)
     table = table.sort("score", "column", descending=[True, False], nulls_last=True)
-    return ColumnScores(table, objective.target, _METRIC[task.kind])
+    metric = _METRIC[scored.task.kind]
+    return ColumnScores(table.with_columns(verdict=_verdict(metric)), objective.target, metric)
+
+
+def _verdict(metric: str) -> pl.Expr:
+    "Return what the scores say of each column: leak, suspect, or nothing."
+    leak = (pl.col("score") >= LEAK_SCORE[metric]) | pl.col("determines")
+    suspect = (pl.col("score") >= SUSPECT_SCORE[metric]) | pl.col("determined")
+    return (
+        pl.when(leak)
+        .then(pl.lit("leak"))
+        .when(suspect)
+        .then(pl.lit("suspect"))
+        .otherwise(pl.lit(""))
+    )
 
 
 _SCHEMA = {
@@ -340,6 +341,16 @@ class _Rows:
     task: Task
 
 
+def _scored_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> _Rows:
+    "Return what the columns of a frame are scored on."
+    task = objective.task_for(frame)
+    target = task.encode(frame[objective.target])
+    groups = group_numbers(frame[objective.group]) if objective.group in frame.columns else None
+    if groups is not None and not groups.any():
+        raise ObjectiveError(f"expected two groups or more by {objective.group!r}, got one")
+    return _Rows(target, groups, _column_folds(target, groups, folds, task), task)
+
+# %% ../../nbs/3_science/41a_leaks.ipynb #e91de78c
 def _column_score(values: pl.Series, rows: _Rows) -> dict:
     "Return the row of one column."
     row = {"column": values.name, "metric": _METRIC[rows.task.kind], "determines": False}
@@ -367,11 +378,15 @@ def _dependence(values: pl.Series, rows: _Rows) -> dict[str, bool]:
     return {"determines": determines, "determined": _is_determined(values, rows.target, rows.task)}
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #3adbf4b7
-def _usable_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> pl.DataFrame:
-    "Return the rows with a target, without labels that are too rare for the folds."
+def _labelled_rows(frame: pl.DataFrame, objective: Objective) -> pl.DataFrame:
+    "Return the rows with a target."
     target = frame[objective.target]
     target = target.fill_nan(None) if target.dtype.is_float() else target
-    frame = frame.filter(target.is_not_null())
+    return frame.filter(target.is_not_null())
+
+
+def _common_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> pl.DataFrame:
+    "Return the rows without labels that are too rare for the folds; raise if too few are left."
     if objective.task_for(frame).labels:
         frame = frame.filter(pl.len().over(objective.target) >= folds)
     if len(frame) < 2 * folds or frame[objective.target].n_unique() < 2:
@@ -380,12 +395,6 @@ def _usable_rows(frame: pl.DataFrame, objective: Objective, folds: int) -> pl.Da
             f"more, got {len(frame)} such rows. Use fewer folds"
         )
     return frame
-
-
-def _require_groups(groups: np.ndarray | None, objective: Objective) -> None:
-    "Raise `ObjectiveError` if all rows are of one group."
-    if groups is not None and not groups.any():
-        raise ObjectiveError(f"expected two groups or more by {objective.group!r}, got one")
 
 # %% ../../nbs/3_science/41a_leaks.ipynb #011ddd26
 _EXPECTED = {
@@ -399,20 +408,28 @@ _NAMED = 5  # columns, at the most
 def leak_check(
     frame: pl.DataFrame,  # rows of the dataset
     objective: Objective,
-    columns: Sequence[str],  # that the model reads, without those that are trusted
+    columns: Sequence[str],  # that the model reads; those that are trusted are not scored
 ) -> Check:
     "Return the check that no column alone explains the target."
-    facts = {"name": "too good: one column explains it"}
+    name = "too good: one column explains it"
+    trusted = [column for column in columns if column in objective.trusted]
+    scored = [column for column in columns if column not in trusted]
     try:
-        scores = column_scores(frame, objective, columns=columns)
+        scores = column_scores(frame, objective, columns=scored)
     except ObjectiveError as e:
-        return Check(**facts, expected="columns that can be scored alone", got=str(e), passed=None)
-    facts["expected"] = _EXPECTED[scores.metric]
-    if worst := [*scores.leaks, *scores.suspects]:
-        got = "; ".join(f"{name}: {scores.reason(name)}" for name in worst[:_NAMED])
-        passed = False if scores.leaks else None
-        return Check(**facts, got=f"{got}. {_REMEDY}", passed=passed)
-    return Check(**facts, got=_strongest(scores), passed=True)
+        expected = "enough rows to score each column alone"
+        return Check(name=name, expected=expected, got=str(e), passed=None)
+    got = _worst(scores) or _strongest(scores)
+    got += f" (trusted: {', '.join(trusted)})" if trusted else ""
+    passed = not scores.leaks and (None if scores.suspects else True)
+    return Check(name=name, expected=_EXPECTED[scores.metric], got=got, passed=passed)
+
+
+def _worst(scores: ColumnScores) -> str:
+    "Return what leaks and suspects do, and what to do with them, in words."
+    names = [*scores.leaks, *scores.suspects]
+    reasons = "; ".join(f"{name}: {scores.reason(name)}" for name in names[:_NAMED])
+    return f"{reasons}. {_REMEDY}" if names else ""
 
 
 def _strongest(scores: ColumnScores) -> str:

@@ -9,7 +9,7 @@ __all__ = ['matching_paths', 'Source']
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -350,23 +350,27 @@ class Source(_SourceOptions):
         "Return what is new since then, in a fixed order, also parts without rows."
         try:
             with panics_as_errors():
-                return self._parts(Path(self.root), dict(since or {}))
+                return _parts_of_kind(self, Path(self.root), dict(since or {}))
         except MlopsError:
             raise
         except Exception as e:
             reason = masked(str(e)).splitlines()[0][:300]
             raise DataError(f"{self} cannot be looked at: {reason}") from e
 
-    def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
-        return _parts_of_kind(self, root, since)
-
-    def facts(self) -> dict[str, str]:
+    def facts(
+        self,
+        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
+    ) -> dict[str, str]:
         "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."
-        return {part.origin: _part_digest(part) for part in self.parts()}
+        some = self.parts() if parts is None else parts
+        return {part.origin: _part_digest(part) for part in some}
 
-    def fingerprint(self) -> str:
-        "Return one short digest of what is there now; another digest means new data."
-        return _short_digest(self.facts())
+    def fingerprint(
+        self,
+        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
+    ) -> str:
+        "Return one short digest of what is there; another digest means new data."
+        return _short_digest(self.facts(parts))
 
     def scan(self) -> pl.LazyFrame:
         "Return the rows, lazily where the format allows; raise `DataError` if there are none."

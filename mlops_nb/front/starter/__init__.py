@@ -61,7 +61,9 @@ class UndecidedError(InitError):
         self.started = started
 
 
-def question_text(question: Question) -> str:
+def question_text(
+    question: Question,  # that nobody has answered
+) -> str:
     "Return a question in one sentence, with the flag of each answer."
     answers = [f"`{answer.flag}` ({answer.text})" for answer in question.answers]
     return f"{question.text} Add {' or '.join(answers)}."
@@ -75,7 +77,7 @@ def _looks(
 
     def decide(table: Any, choices: Choices) -> Any:
         say("deciding what each column is for")
-        return decisions.decide(table, choices)
+        return decisions.decide_about(table, choices)
 
     return partial(tables.look, root=root), decide
 
@@ -141,9 +143,9 @@ def init(
 ) -> Started:
     "Make a workspace from a table, or raise `InitError` and leave nothing behind."
     folder = Path(directory).resolve()
-    if (made := _load_plan(folder)) is not None:
-        _require_same(folder, made, choices)
-        return Started(made, folder, "nothing to do")
+    if (recorded := _load_plan(folder)) is not None:
+        _require_same(folder, recorded, choices)
+        return Started(recorded, folder, "nothing to do")
     require_free_folder(folder)
     decided, material, plan = _plan(folder, choices, _default if yes else ask, say, show)
     questions = tuple(decided.decisions.questions)
@@ -153,7 +155,7 @@ def init(
         raise UndecidedError(Started(plan, folder, "undecided", questions))
     return Started(plan, folder, "new", notes=_build(folder, plan, material, git, say))
 
-
+# %% ../../../nbs/7_front/06h_starter.ipynb #493c8b0a
 def _build(
     place: Path, plan: WorkspacePlan, material: Material, git: bool, say: Callable[[str], Any]
 ) -> tuple[str, ...]:

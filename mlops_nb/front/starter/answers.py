@@ -26,15 +26,18 @@ def with_choice(
     if field not in Choices.model_fields:
         flags = ", ".join(f"--{name}" for name in Choices.model_fields)
         raise InitError(f"expected one of {flags}, got --{field}")
-    changes = {field: value}
-    if field in _OPPOSITES:
-        other = _OPPOSITES[field]
-        changes[field] = tuple(dict.fromkeys([*getattr(choices, field), value]))
-        changes[other] = tuple(c for c in getattr(choices, other) if c != value)
+    changes = _column_changes(choices, field, value) if field in _OPPOSITES else {field: value}
     try:
         return Choices.model_validate(choices.model_dump() | changes)
     except ValidationError as e:
         raise InitError(f"--{field} {value}: {e.errors()[0]['msg'].lower()}") from None
+
+
+def _column_changes(choices: Choices, field: str, column: str) -> dict[str, tuple[str, ...]]:
+    "Return the columns of a repeated flag and of its opposite, with one more column."
+    other = _OPPOSITES[field]
+    columns = dict.fromkeys([*getattr(choices, field), column])
+    return {field: tuple(columns), other: tuple(c for c in getattr(choices, other) if c != column)}
 
 # %% ../../../nbs/7_front/06g0_starter_answers.ipynb #58237c5f
 def with_flags(
@@ -50,7 +53,9 @@ def with_flags(
     return choices
 
 # %% ../../../nbs/7_front/06g0_starter_answers.ipynb #c95dcaf8
-def flags_text(choices: Choices) -> str:
+def flags_text(
+    choices: Choices,  # of a command
+) -> str:
     "Return the flags that make these choices, quoted for a shell."
     words = []
     for field, value in choices:

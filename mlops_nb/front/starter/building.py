@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,8 +81,13 @@ def export_workspace(
         [sys.executable, "-c", _EXPORT], cwd=folder, env=env, capture_output=True, text=True
     )
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise InitError(f"the notebooks cannot be exported: {reason}")
+        raise InitError(f"the notebooks cannot be exported: {_last_line(done.stderr)}")
+
+
+def _last_line(text: str) -> str:
+    "Return the last line that a program wrote, which has the reason."
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no reason was given"
 
 
 def workspace_problems(
@@ -125,6 +130,13 @@ def _identity(folder: Path) -> list[str]:
     return ["-c", f"user.name={user}", "-c", f"user.email={user}@localhost"]
 
 # %% ../../../nbs/7_front/06g3_starter_building.ipynb #06fd9a3d
+_FIRST_STEPS = (("-c", "init.defaultBranch=main", "init", "--quiet"), ("add", "--all"))
+_COMMIT = (
+    *("-c", "commit.gpgSign=false", "commit", "--quiet", "--no-verify"),
+    *("--message", "The workspace as init wrote it"),
+)
+
+
 def commit_workspace(
     folder: Path,  # built
     place: Path,  # where it will be
@@ -136,17 +148,10 @@ def commit_workspace(
     if inside.returncode == 0:
         return f"It is inside the repository {inside.stdout.strip()}: commit it there."
     identity = _identity(folder)
-    commit = ("commit", "--quiet", "--no-verify", "--message", "The workspace as init wrote it")
-    steps = [
-        ("-c", "init.defaultBranch=main", "init", "--quiet"),
-        ("add", "--all"),
-        (*identity, "-c", "commit.gpgSign=false", *commit),
-    ]
-    for step in steps:
+    for step in [*_FIRST_STEPS, (*identity, *_COMMIT)]:
         done = _git(folder, *step)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-            return f"It is not committed: git says {reason!r}."
+            return f"It is not committed: git says {_last_line(done.stderr)!r}."
     if identity:
         return f"git knows no name and address of yours: the commit is by {identity[1][10:]}."
     return ""
@@ -161,13 +166,8 @@ def apply_merge(
     staged = theirs.with_name(f"{theirs.name}-merged")
     _require_same_data(ours, theirs)
     _copy_code(ours, staged)
-    for name, content in merge.contents.items():
-        (staged / name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / name).write_bytes(content)
-        if (theirs / name).exists():
-            shutil.copymode(theirs / name, staged / name)
-    for name in merge.removed:
-        (staged / name).unlink(missing_ok=True)
+    _write_contents(merge, theirs, staged)
+    _remove_files(merge.removed, staged)
     try:
         export_workspace(staged)
     except InitError as e:
@@ -176,13 +176,32 @@ def apply_merge(
     if (theirs / "data").is_dir():
         shutil.copytree(theirs / "data", staged / "data")
     _replace_files(staged, ours)
-    for name in merge.removed:
-        (ours / name).unlink(missing_ok=True)
+    _remove_files(merge.removed, ours)
     for name in ("init.json", BASE_FILE):
         (theirs / name).replace(ours / name)
     return [f"It cannot run yet: {problem}" for problem in problems]
 
 
+def _write_contents(merge: Merge, theirs: Path, staged: Path) -> None:
+    "Write the merged contents; a file of theirs keeps its permissions."
+    for name, content in merge.contents.items():
+        _with_folder(staged / name).write_bytes(content)
+        if (theirs / name).exists():
+            shutil.copymode(theirs / name, staged / name)
+
+
+def _with_folder(file: Path) -> Path:
+    "Return a file, after its folder was made."
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _remove_files(names: Iterable[str], folder: Path) -> None:
+    "Remove files of a folder, as far as they are there."
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+# %% ../../../nbs/7_front/06g3_starter_building.ipynb #e7b9a509
 def _require_same_data(ours: Path, theirs: Path) -> None:
     "Raise `InitError` if a file of data would replace one with other contents."
     for file in (theirs / "data").rglob("*"):
@@ -193,7 +212,7 @@ def _require_same_data(ours: Path, theirs: Path) -> None:
                 "run `mlops-nb run`"
             )
 
-# %% ../../../nbs/7_front/06g3_starter_building.ipynb #e7b9a509
+# %% ../../../nbs/7_front/06g3_starter_building.ipynb #c61bd2e3
 def _copy_code(ours: Path, staged: Path) -> None:
     "Copy what the export and the check of a workspace read."
     settings = load_settings(ours)
@@ -202,9 +221,7 @@ def _copy_code(ours: Path, staged: Path) -> None:
     files += ours.joinpath(settings.workspace.notebooks).rglob("*.ipynb")
     files += ours.joinpath(package).rglob("*.py")
     for file in files:
-        target = staged / file.relative_to(ours)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, target)
+        shutil.copy2(file, _with_folder(staged / file.relative_to(ours)))
 
 
 def _replace_files(staged: Path, ours: Path) -> None:
@@ -215,5 +232,4 @@ def _replace_files(staged: Path, ours: Path) -> None:
             continue
         if place.is_file() and place.read_bytes() == file.read_bytes():
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
+        file.replace(_with_folder(place))

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from mlops_nb.science.leaks import ColumnScores
 
 # %% ../../../nbs/7_front/06d2_starter_exclusions.ipynb #16149750
-def scored_columns(table: Table, objective: Objective) -> "ColumnScores":
+def scored_columns(
+    table: Table,  # whose sample is scored
+    objective: Objective,  # with the roles of columns
+) -> "ColumnScores":
     "Return how well each column that could be a feature predicts the target alone."
     from mlops_nb.science.leaks import column_scores
 
@@ -58,29 +61,37 @@ def _question(name: str, because: str) -> Question:
 
 # %% ../../../nbs/7_front/06d2_starter_exclusions.ipynb #04722970
 def choose_exclusions(
-    table: Table, objective: Objective, choices: Choices, scores: "ColumnScores"
+    table: Table,
+    objective: Objective,  # with the target and the time of a row
+    choices: Choices,  # what a person left out and keeps
+    scores: "ColumnScores",
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
     result = _named_by_person(table, choices)
-    for name, look in table.columns.items():
-        if result.open(name) and name != objective.target and (look.distinct or 2) < 2:
-            result.ignore[name] = _constant_reason(look.missing, table.rows)
+    for name in filter(result.open, _constants(table, objective.target)):
+        result.ignore[name] = _constant_reason(table.columns[name].missing, table.rows)
     for name in filter(result.open, scores.table["column"]):
-        if name == objective.time:
-            _judge_time(result, scores, name)
-        else:
-            _judge(result, scores, name)
+        judge = _judge_time if name == objective.time else _judge
+        judge(result, scores, name)
     return result
+
+
+def _constants(table: Table, target: str) -> list[str]:
+    "Return the columns with at most one value, other than the target."
+    looks = [look for name, look in table.columns.items() if name != target]
+    return [look.name for look in looks if look.distinct is not None and look.distinct < 2]
 
 
 def _named_by_person(table: Table, choices: Choices) -> Exclusions:
     "Return what a person left out and kept by flags."
-    ignore = {require_column(table, name, "ignore"): "you left it out" for name in choices.ignore}
-    kept = {require_column(table, name, "keep"): "you said so" for name in choices.keep}
-    both = next((name for name in kept if name in ignore), None)
-    if both:
-        raise InitError(f"{flag('ignore', both)} and {flag('keep', both)}: choose one of them")
-    return Exclusions(ignore=ignore, trusted=kept)
+    for option, names in (("ignore", choices.ignore), ("keep", choices.keep)):
+        for name in names:
+            require_column(table, name, option)
+    if both := set(choices.ignore) & set(choices.keep):
+        name = min(both)
+        raise InitError(f"{flag('ignore', name)} and {flag('keep', name)}: choose one of them")
+    ignore = dict.fromkeys(choices.ignore, "you left it out")
+    return Exclusions(ignore=ignore, trusted=dict.fromkeys(choices.keep, "you said so"))
 
 
 def _constant_reason(missing: int, rows: int) -> str:
@@ -92,18 +103,18 @@ def _constant_reason(missing: int, rows: int) -> str:
 
 def _judge(result: Exclusions, scores: "ColumnScores", name: str) -> None:
     "Leave a column out, ask about it, or let it be."
-    if name in scores.leaks:
-        result.ignore[name] = scores.reason(name)
+    is_leak = name in scores.leaks
+    because = scores.reason(name) if is_leak or name in scores.suspects else _LATE
+    if is_leak:
         result.leaks.append(name)
-        return
-    if name in scores.suspects:
-        because = scores.reason(name)
-    elif is_late_name(name):
-        because = "its name is that of a value which is written after the outcome"
+    elif because != _LATE or is_late_name(name):
+        result.questions.append(_question(name, because))
     else:
         return
     result.ignore[name] = because
-    result.questions.append(_question(name, because))
+
+
+_LATE = "its name is that of a value which is written after the outcome"
 
 
 def _judge_time(result: Exclusions, scores: "ColumnScores", name: str) -> None:

@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 # %% ../../../nbs/7_front/06d3_starter_findings.ipynb #e7c344b7
 def _read_as(look: ColumnLook) -> str:
     "Return how a column is read, in words."
-    unit = unit_of(look.name)
-    words = [look.read_as]
-    if unit and look.dtype.is_numeric():
-        words.append(f"in {unit}")
-    if look.null_words:
-        nulls = ", ".join(f"{word}: {rows:,}" for word, rows in look.null_words.items())
-        words.append(f"(no value: {nulls})")
-    return " ".join(words)
+    unit = unit_of(look.name) if look.dtype.is_numeric() else ""
+    nulls = ", ".join(f"{word}: {rows:,}" for word, rows in look.null_words.items())
+    parts = [look.read_as, f"in {unit}" * bool(unit), f"(no value: {nulls})" * bool(nulls)]
+    return " ".join(filter(None, parts))
 
 # %% ../../../nbs/7_front/06d3_starter_findings.ipynb #b8debc85
 def _special_roles(table: Table, roles: Roles, why: str) -> dict[str | None, tuple[str, str, str]]:
@@ -42,13 +38,18 @@ def _special_roles(table: Table, roles: Roles, why: str) -> dict[str | None, tup
 def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:
     "Return role, reason and flag of a column that could be a feature."
     if name in roles.ignore:
-        role = "time, ignored" if name == roles.time else "ignored"
-        return role, roles.ignore[name], flag("keep", name)
+        return _left_out(roles, name)
     if name in roles.protected:
         return "feature, protected", f"{reason}; it is about a person", _out(name)
     if name == roles.time:
         return "time, feature", "it is the only date without gaps", "--time none"
     return "feature", roles.trusted.get(name, reason), _out(name)
+
+
+def _finding(look: ColumnLook, role: str, because: str, override: str) -> Finding:
+    "Return what was decided about one column."
+    parts = {"role": role, "because": because, "override": override}
+    return Finding(column=look.name, read_as=_read_as(look), **parts)
 
 
 _STRENGTHS = {"roc_auc": "ROC AUC {:.3f} alone", "r2": "R² {:.3f} alone"}
@@ -59,6 +60,12 @@ def _strength(row: dict) -> str:
     if row["score"] is None:
         return "its values do not repeat"
     return _STRENGTHS[row["metric"]].format(row["score"])
+
+
+def _left_out(roles: Roles, name: str) -> tuple[str, str, str]:
+    "Return role, reason and flag of a column that no model sees."
+    role = "time, ignored" if name == roles.time else "ignored"
+    return role, roles.ignore[name], flag("keep", name)
 
 
 def _out(name: str) -> str:
@@ -74,13 +81,6 @@ def column_findings(
 ) -> tuple[Finding, ...]:  # a row a column, in the order of the file
     "Return what was decided about each column."
     reasons = {row["column"]: _strength(row) for row in scores.table.to_dicts()}
-    special = _special_roles(table, roles, why)
-    rows = []
-    for name, look in table.columns.items():
-        other = _other_role(roles, name, reasons.get(name, ""))
-        role, because, override = special.get(name, other)
-        read_as = _read_as(look)
-        rows.append(
-            Finding(column=name, read_as=read_as, role=role, because=because, override=override)
-        )
-    return tuple(rows)
+    others = {name: _other_role(roles, name, reasons.get(name, "")) for name in table.columns}
+    decided = others | _special_roles(table, roles, why)
+    return tuple(_finding(look, *decided[name]) for name, look in table.columns.items())

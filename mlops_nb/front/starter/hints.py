@@ -137,9 +137,7 @@ def unit_of(
     name: str,  # of a column
 ) -> str:
     "Return the unit at the end of a name, or an empty text."
-    match = re.search(r"[(\[]\s*([^)\]]+?)\s*[)\]]\s*$", name)
-    if match:
+    if match := re.search(r"[(\[]\s*([^)\]]+?)\s*[)\]]\s*$", name):
         return match[1]
-    before, separator, last = re.fullmatch(r"(.*?)([\s._-]?)([^\s._-]*)", name, re.S).groups()
-    is_unit = last.lower() in _UNITS and bool(before)
-    return last if is_unit and separator else ""
+    *before, last = re.split(r"[\s._-]", name)
+    return last if any(before) and last.lower() in _UNITS else ""

@@ -141,7 +141,7 @@ def _with_ids(cells: list[dict], base: dict[str, str]) -> list[tuple[str, dict]]
         pairs[name if name and name not in pairs else f"{name} copy {number}"] = cell
     return list(pairs.items())
 
-
+# %% ../../../nbs/7_front/06g2_starter_merging.ipynb #2d0baab2
 def _merge_cells(
     file: str, base: dict[str, str], ours: list[dict], theirs: list[dict], merge: Merge
 ) -> list[dict]:
@@ -202,7 +202,7 @@ def merge_workspaces(
             _merge_file(name, base.get(name), ours, theirs, merge)
     return merge
 
-
+# %% ../../../nbs/7_front/06g2_starter_merging.ipynb #78af5f45
 def _merge_notebook(name: str, base: Any, ours: Path, theirs: Path, merge: Merge) -> None:
     "Merge a notebook that both sides have."
     notebook = _read_cells(ours / name)

@@ -103,11 +103,7 @@ def choose_port(
 ) -> int:
     "Return the port of a new workspace; raise `InitError` if the one that was named is not free."
     if port is None:
-        others = {*_FIXED_PORTS, *_recorded_ports(folder.parent)}
-        ports = (p for p in range(_FIRST_PORT, _RAY_PORTS.start) if p not in others)
-        if (free := next(filter(is_port_free, ports), None)) is not None:
-            return free
-        raise InitError(f"no port from {_FIRST_PORT} to {_RAY_PORTS.start} is free: give `--port`")
+        return _first_free_port(folder.parent)
     if not 1 <= port <= 65535:
         raise InitError(f"--port {port}: expected a number from 1 to 65535")
     if port in _RAY_PORTS:
@@ -117,6 +113,15 @@ def choose_port(
     if not is_port_free(port):
         raise InitError(f"--port {port} is not free: leave it out, and a free one is found")
     return port
+
+
+def _first_free_port(parent: Path) -> int:
+    "Return the first port that no program and no workspace of a folder has."
+    others = {*_FIXED_PORTS, *_recorded_ports(parent)}
+    ports = (p for p in range(_FIRST_PORT, _RAY_PORTS.start) if p not in others)
+    if (port := next(filter(is_port_free, ports), None)) is not None:
+        return port
+    raise InitError(f"no port from {_FIRST_PORT} to {_RAY_PORTS.start} is free: give `--port`")
 
 
 def _recorded_ports(parent: Path) -> set[int]:

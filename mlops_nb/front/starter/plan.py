@@ -90,7 +90,7 @@ class Roles(BaseModel, frozen=True):
     trusted: dict[str, str] = {}  # strong columns that a person keeps: the reason by column
     protected: tuple[str, ...] = ()
 
-
+# %% ../../../nbs/7_front/06a_starter_plan.ipynb #3b3a092f
 class WorkspacePlan(BaseModel, frozen=True):
     "A workspace before it is written."
 

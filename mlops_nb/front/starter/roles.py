@@ -8,7 +8,7 @@ __all__ = ['flag', 'require_column', 'choose_target', 'choose_task', 'choose_pos
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #27f4815a
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 import polars as pl
@@ -37,19 +37,23 @@ def flag(
     return f"--{name} {shlex.quote(value)}"
 
 
+def _nearest(table: Table, name: str) -> str:
+    "Return which column was probably meant, in words."
+    same = [other for other in table.columns if other.lower() == name.lower()]
+    near = same or get_close_matches(name, table.columns, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.columns)}"
+
+
 def require_column(
-    table: Table,
+    table: Table,  # with the columns that there are
     name: str,  # that a person gave
     option: str,  # the flag that they used, such as key
 ) -> str:
     "Return a column's name; raise `InitError` if the table does not have it."
-    if name in table.columns:
-        return name
-    near = get_close_matches(name, table.columns, n=1) or [
-        other for other in table.columns if other.lower() == name.lower()
-    ]
-    advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.columns)}"
-    raise InitError(f"{flag(option, name)}: the table has no such column; {advice}")
+    if name not in table.columns:
+        problem = f"the table has no such column; {_nearest(table, name)}"
+        raise InitError(f"{flag(option, name)}: {problem}")
+    return name
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #0083b786
 _LEAST_POINTS = 4
@@ -75,219 +79,261 @@ def _name_points(look: ColumnLook) -> int:
     return _NAMED * is_named if has_labels or look.dtype.is_numeric() else 0
 
 
+def _candidates(table: Table) -> list[ColumnLook]:
+    "Return the columns that have two values or more, without the row numbers."
+    looks = [look for name, look in table.columns.items() if name != table.row_number]
+    return [look for look in looks if look.distinct != 1]
+
+
 def _points(table: Table) -> dict[str, int]:
-    "Return how likely each column is the target."
-    names = [name for name in table.columns if name != table.row_number]
-    varying = [name for name in names if table.columns[name].distinct != 1]
-    points = {}
-    for name in varying:
-        look = table.columns[name]
-        is_at_an_end = name in (names[0], names[-1])
-        points[name] = _kind_points(look) + _name_points(look) + is_at_an_end
-    return points
+    "Return how likely each column is the target, the likeliest first."
+    looks = _candidates(table)
+    ends = {look.name for look in (looks[:1] + looks[-1:])}
+    points = {
+        look.name: _kind_points(look) + _name_points(look) + (look.name in ends) for look in looks
+    }
+    return dict(sorted(points.items(), key=lambda item: -item[1]))
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #2755932d
-def choose_target(table: Table, choices: Choices) -> tuple[str, str]:
+def _has_clear_lead(points: list[int]) -> bool:
+    "Return whether the first column has enough points, and enough more than the second."
+    lead = points[0] - (points[1:] or [0])[0]
+    return points[0] >= _LEAST_POINTS and lead >= _LEAST_LEAD
+
+
+def choose_target(
+    table: Table,  # whose values and names decide
+    choices: Choices,  # what a person said
+) -> tuple[str, str]:
     "Return the target and the reason; raise `InitError` if no column is surely meant."
     if choices.target is not None:
         return require_column(table, choices.target, "target"), "you said so"
     points = _points(table)
-    ranked = sorted(points, key=lambda name: -points[name])
-    first, second = (points[name] for name in (ranked + ranked)[:2])
-    leads = len(ranked) == 1 or first - second >= _LEAST_LEAD
-    if first >= _LEAST_POINTS and leads:
-        return ranked[0], "its name and its values are those of an outcome"
-    raise _unclear_target(ranked, points)
+    if not points or not _has_clear_lead([*points.values()]):
+        raise _unclear_target(points)
+    return next(iter(points)), "its name and its values are those of an outcome"
 
 
-def _unclear_target(ranked: Sequence[str], points: dict[str, int]) -> InitError:
+def _unclear_target(points: dict[str, int]) -> InitError:
     "Return the error about columns of which each could be the target."
-    close = [name for name in ranked if points[name] > points[ranked[0]] - _LEAST_LEAD]
-    problem = "which column is to be predicted is not clear: add"
-    if points[ranked[0]] < _NAMED or len(close) > _MOST_SHOWN:
-        return InitError(f"{problem} --target with one of {', '.join(points)}")
-    return InitError(f"{problem} {' or '.join(flag('target', name) for name in close)}")
+    most = max(points.values(), default=0)
+    close = [name for name, value in points.items() if value > most - _LEAST_LEAD]
+    advice = " or ".join(flag("target", name) for name in close)
+    if most < _NAMED or len(close) > _MOST_SHOWN:
+        advice = f"--target with one of {', '.join(points)}"
+    return InitError(f"which column is to be predicted is not clear: add {advice}")
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #c56bd074
 _LEAST_ROWS = 50
 _LEAST_OF_A_LABEL = 10
+_MOST_LABELS = 100
 
 
-def _require_varied(table: Table, target: str) -> None:
+def _problem_of_target(look: ColumnLook, present: int) -> str | None:
+    "Return why a column cannot be a target, or None."
+    if look.distinct is not None and look.distinct < 2:
+        return "has the same value in every row: choose another"
+    if look.is_unique and not look.dtype.is_numeric():
+        return "has another value in every row: choose another"
+    if present < _LEAST_ROWS:
+        return f"has {present:,} rows with a value: expected at least {_LEAST_ROWS} rows"
+    return None
+
+
+def _require_target(table: Table, target: str) -> None:
     "Raise `InitError` if a column cannot be a target."
     look = table.columns[target]
-    present = table.rows - look.missing
-    if look.distinct is not None and look.distinct < 2:
-        raise InitError(f"target {target!r} has the same value in every row: choose another")
-    if present < _LEAST_ROWS:
-        raise InitError(
-            f"expected at least {_LEAST_ROWS} rows with a {target!r}, got {present:,}: "
-            "collect more, or choose another target"
-        )
-    if look.is_unique and not look.dtype.is_float() and not look.dtype.is_integer():
-        raise InitError(f"target {target!r} has another value in every row: choose another")
+    if problem := _problem_of_target(look, table.rows - look.missing):
+        raise InitError(f"target {target!r} {problem}")
 
 
-def _require_task(table: Table, target: str, task: TaskKind) -> None:
-    "Raise `InitError` if the values of the target contradict the task that a person named."
-    look = table.columns[target]
-    is_number = look.dtype.is_numeric()
-    if task == "regression" and not is_number:
-        raise InitError(f"--task regression: target {target!r} is {look.read_as}, not a number")
+def _contradiction(look: ColumnLook, task: TaskKind) -> str | None:
+    "Return why the values of the target contradict a task, or None."
+    count = look.distinct or "very many"
+    if task == "regression" and not look.dtype.is_numeric():
+        return f"is {look.read_as}, not a number"
     if task == "binary" and look.distinct != 2:
-        count = look.distinct or "very many"
-        raise InitError(f"--task binary: target {target!r} has {count} different values, not two")
-    if task == "multiclass" and (look.distinct is None or look.distinct > 100):
-        raise InitError(f"--task multiclass: target {target!r} has more than 100 different values")
+        return f"has {count} different values, not two"
+    if task == "multiclass" and (look.distinct or _MOST_LABELS + 1) > _MOST_LABELS:
+        return f"has more than {_MOST_LABELS} different values"
+    return None
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #7b0c4fbf
-def choose_task(table: Table, target: str, choices: Choices) -> tuple[TaskKind, list[Question]]:
+_AS_NUMBERS = Answer(text="numbers: predict an amount", flag="--task regression")
+_AS_LABELS = Answer(text="labels: predict a class", flag="--task multiclass")
+
+
+def _inferred_task(values: pl.Series) -> TaskKind | None:
+    "Return the task of a target, or None if its values are a few whole numbers."
+    try:
+        return infer_task(values)
+    except ObjectiveError as e:
+        if values.dtype.is_numeric():
+            return None
+        raise InitError(str(e)) from e
+
+
+def _task_question(target: str, values: pl.Series) -> Question:
+    "Return the question whether a few whole numbers are labels, the likelier answer first."
+    count = values.n_unique()
+    text = f"{target} has {count} different whole numbers. Are they labels or numbers?"
+    both = (_AS_LABELS, _AS_NUMBERS)
+    return Question(column=target, text=text, answers=both[:: 1 if count <= _FEW_LABELS else -1])
+
+# %% ../../../nbs/7_front/06d1_starter_roles.ipynb #69edfc41
+def choose_task(
+    table: Table,  # with the target
+    target: str,  # its name
+    choices: Choices,  # what a person said
+) -> tuple[TaskKind, list[Question]]:
     "Return the task of a target, and a question if its values do not decide it."
-    _require_varied(table, target)
+    _require_target(table, target)
+    look = table.columns[target]
     if choices.task is not None:
-        _require_task(table, target, choices.task)
+        if problem := _contradiction(look, choices.task):
+            raise InitError(f"--task {choices.task}: target {target!r} {problem}")
         return choices.task, []
     values = table.sample[target].drop_nulls()
-    if table.columns[target].distinct == 2:
-        return "binary", []
-    try:
-        return infer_task(values), []
-    except ObjectiveError as e:
-        if not values.dtype.is_numeric():
-            raise InitError(str(e)) from e
-    return _asked_task(target, values)
-
-
-def _asked_task(target: str, values: pl.Series) -> tuple[TaskKind, list[Question]]:
-    "Return the likelier task of a few whole numbers, and the question."
-    numbers = Answer(text="numbers: predict an amount", flag="--task regression")
-    labels = Answer(text="labels: predict a class", flag="--task multiclass")
-    is_few = values.n_unique() <= _FEW_LABELS
-    answers = (labels, numbers) if is_few else (numbers, labels)
-    text = f"{target} has {values.n_unique()} different whole numbers. Are they labels or numbers?"
-    kind: TaskKind = "multiclass" if is_few else "regression"
-    return kind, [Question(column=target, text=text, answers=answers)]
+    task = "binary" if look.distinct == 2 else _inferred_task(values)
+    if task is not None:
+        return task, []
+    question = _task_question(target, values)
+    return ("multiclass" if question.default == _AS_LABELS else "regression"), [question]
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #28120a43
-def choose_positive(table: Table, target: str, choices: Choices) -> str:
+def choose_positive(
+    table: Table,  # with the target
+    target: str,  # its name
+    choices: Choices,  # what a person said
+) -> str:
     "Return the positive one of two labels; raise `InitError` if a person named another."
-    counts = {spelling(label): n for label, n in label_counts(table, target).items()}
+    counts = {spelling(label): rows for label, rows in label_counts(table, target).items()}
     if choices.positive is None:
         return event_label(counts)
     label = matching_label(choices.positive, list(counts))
     if label is None:
-        expected = " or ".join(counts)
-        raise InitError(f"{flag('positive', choices.positive)}: expected {expected}")
+        raise InitError(f"{flag('positive', choices.positive)}: expected {' or '.join(counts)}")
     return label
 
 
-def label_counts(table: Table, target: str) -> dict[str, int]:
+def label_counts(
+    table: Table,  # with the target
+    target: str,  # its name
+) -> dict[str, int]:
     "Return the number of rows of each label of the target; raise `InitError` if one is too rare."
     counts = table.counts[target]
-    rare = {label: n for label, n in counts.items() if n < _LEAST_OF_A_LABEL}
-    if rare:
-        label, rows = min(rare.items(), key=lambda item: item[1])
+    rarest = min(counts, key=lambda label: counts[label])
+    if counts[rarest] < _LEAST_OF_A_LABEL:
         raise InitError(
-            f"target {target!r}: label {label!r} has {rows} rows, and a test needs at least "
+            f"target {target!r}: label {rarest!r} has {counts[rarest]} rows, expected at least "
             f"{_LEAST_OF_A_LABEL}: collect more, or take its rows out of the source"
         )
     return counts
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #cf837c15
+def _is_code(table: Table, look: ColumnLook) -> bool:
+    "Return whether a column holds texts without spaces."
+    return look.dtype == pl.String and not table.sample[look.name].str.contains(" ").any()
+
+
 def _is_likely_key(table: Table, look: ColumnLook, position: int) -> bool:
     "Return whether a unique column identifies rows."
     if not look.is_unique or look.name == table.row_number:
         return False
-    if look.dtype != pl.String and not look.dtype.is_integer():
-        return False
-    is_code = look.dtype == pl.String and not table.sample[look.name].str.contains(" ").any()
-    return is_id_name(look.name) or (is_code and position == 0)
-
-
-def choose_key(table: Table, target: str, choices: Choices) -> str | None:
-    "Return the column that identifies a row, or None; raise `InitError` if a named one does not."
-    if choices.key == "none":
-        return None
-    if choices.key is not None:
-        name = require_column(table, choices.key, "key")
-        _require_unique(table, name)
-        return name
-    looks = [look for name, look in table.columns.items() if name != target]
-    keys = [look.name for i, look in enumerate(looks) if _is_likely_key(table, look, i)]
-    return next(iter(keys), None)
+    is_first_code = position == 0 and _is_code(table, look)
+    is_discrete = look.dtype == pl.String or look.dtype.is_integer()
+    return is_discrete and (is_id_name(look.name) or is_first_code)
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #47d2526c
-def _require_unique(table: Table, name: str) -> None:
-    "Raise `InitError` with examples if a column does not identify rows."
-    look = table.columns[name]
+def _likely_key(table: Table, target: str) -> str | None:
+    "Return the first column that surely identifies a row, or None."
+    looks = [look for name, look in table.columns.items() if name != target]
+    keys = (look.name for i, look in enumerate(looks) if _is_likely_key(table, look, i))
+    return next(keys, None)
+
+
+def choose_key(
+    table: Table,  # whose values and names decide
+    target: str,  # its name
+    choices: Choices,  # what a person said
+) -> str | None:
+    "Return the column that identifies a row, or None; raise `InitError` if a named one does not."
+    if choices.key is None:
+        return _likely_key(table, target)
+    return None if choices.key == "none" else _unique_column(table, choices.key)
+
+
+def _unique_column(table: Table, name: str) -> str:
+    "Return a column that a person named; raise `InitError` with examples if values repeat."
+    look = table.columns[require_column(table, name, "key")]
     if look.missing:
         raise InitError(f"{flag('key', name)}: {look.missing:,} rows have none; use --key none")
-    if look.is_unique:
-        return
-    examples, rows = _repeated(table, name)
-    shown = ", ".join(map(str, examples))
-    raise InitError(
-        f"{flag('key', name)}: {rows:,} rows share their value with another row, such as {shown}; "
-        "use another column, or --key none"
-    )
+    if not look.is_unique:
+        raise InitError(f"{flag('key', name)}: {_repeats(table, name)}, or --key none")
+    return name
 
 
-def _repeated(table: Table, name: str) -> tuple[list, int]:
-    "Return three values that several rows have, and the number of rows with such values."
-    rows = Source(table.address, table.root).scan()
-    repeats = rows.group_by(column(name)).len().filter(pl.col("len") > 1)
-    repeats = repeats.sort("len", name, descending=[True, False]).collect()
-    return repeats[name].head(3).to_list(), int(repeats["len"].sum())
+def _repeats(table: Table, name: str) -> str:
+    "Return how many rows share a value, with examples, and what to do."
+    values = Source(table.address, table.root).scan().group_by(column(name)).len()
+    shared = values.filter(pl.col("len") > 1).sort("len", name, descending=[True, False]).collect()
+    examples = ", ".join(map(str, shared[name].head(3)))
+    rows = f"{shared['len'].sum():,} rows share their value with another row"
+    return f"{rows}, such as {examples}; use another column"
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #2b188e49
 _LEAST_GROUPS = 10
 
 
-def _is_likely_group(table: Table, look: ColumnLook) -> bool:
-    "Return whether a column names somebody or something with several rows."
-    if look.dtype.is_float() or look.missing or look.is_unique:
-        return False
-    if not names_unit_of_study(look.name):
-        return False
-    groups = look.distinct or _count_values(table, look.name)
-    return _LEAST_GROUPS <= groups <= table.rows / 2
+def _may_name_groups(look: ColumnLook) -> bool:
+    "Return whether a column could name somebody or something with several rows."
+    is_whole = look.missing == 0 and not look.dtype.is_float()
+    return is_whole and not look.is_unique and names_unit_of_study(look.name)
 
 
 def _count_values(table: Table, name: str) -> int:
-    "Return the number of different values of a column that has very many."
+    "Return the number of different values of a column, however many they are."
     rows = Source(table.address, table.root).scan()
-    return rows.select(column(name).n_unique()).collect().item()
+    count = table.columns[name].distinct
+    return count or rows.select(column(name).n_unique()).collect().item()
+
+
+def _likely_group(table: Table, taken: Iterable[str | None]) -> str | None:
+    "Return the first column with two rows a value or more that names somebody, or None."
+    looks = [look for name, look in table.columns.items() if name not in taken]
+    for look in filter(_may_name_groups, looks):
+        if _LEAST_GROUPS <= _count_values(table, look.name) <= table.rows / 2:
+            return look.name
+    return None
 
 
 def choose_group(
-    table: Table,
+    table: Table,  # whose values and names decide
     taken: Iterable[str | None],  # columns that have another role
-    choices: Choices,
+    choices: Choices,  # what a person said
 ) -> str | None:
     "Return the column whose equal values mark rows that belong together, or None."
-    if choices.group == "none":
-        return None
-    if choices.group is not None:
-        return require_column(table, choices.group, "group")
-    looks = [look for name, look in table.columns.items() if name not in taken]
-    return next((look.name for look in looks if _is_likely_group(table, look)), None)
+    if choices.group is None:
+        return _likely_group(table, taken)
+    return None if choices.group == "none" else require_column(table, choices.group, "group")
 
 # %% ../../../nbs/7_front/06d1_starter_roles.ipynb #e78e7db2
-def choose_time(
-    table: Table,
-    taken: Iterable[str | None],  # columns that have another role
-    choices: Choices,
-) -> str | None:
-    "Return the column that says when a row was true, or None."
-    if choices.time == "none":
-        return None
-    if choices.time is not None:
-        return _named_time(table, choices.time)
+def _only_moment(table: Table, taken: Iterable[str | None]) -> str | None:
+    "Return the only column of dates or times, if it has no gaps; else None."
     looks = [look for name, look in table.columns.items() if name not in taken]
     moments = [look for look in looks if look.dtype.is_temporal()]
-    if len(moments) == 1 and not moments[0].missing:
-        return moments[0].name
-    return None
+    return moments[0].name if len(moments) == 1 and not moments[0].missing else None
+
+
+def choose_time(
+    table: Table,  # whose values decide
+    taken: Iterable[str | None],  # columns that have another role
+    choices: Choices,  # what a person said
+) -> str | None:
+    "Return the column that says when a row was true, or None."
+    if choices.time is None:
+        return _only_moment(table, taken)
+    return None if choices.time == "none" else _named_time(table, choices.time)
 
 
 def _named_time(table: Table, name: str) -> str:
