@@ -71,7 +71,7 @@ def write_wheel(
 
 def _pack(unpacked: Path, folder: Path) -> None:
     "Make a wheel of the files in a folder; raise `InitError` if that fails."
-    command = [sys.executable, "-m", "wheel", "pack", unpacked, "--dest-dir", folder]
+    command = [sys.executable, "-m", "wheel", "pack", str(unpacked), "--dest-dir", str(folder)]
     environment = os.environ | {"SOURCE_DATE_EPOCH": _DATE}
     packed = subprocess.run(command, env=environment, capture_output=True, text=True)
     if packed.returncode:
