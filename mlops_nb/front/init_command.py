@@ -95,12 +95,20 @@ def _print_started(started: "Started", commands: tuple[str, ...]) -> None:
     if started.merge:
         _print_merge(started.merge)
     if started.state == "looked":
-        for question in started.questions:
-            typer.echo(f"undecided: {_question_line(question)}")
-        return typer.echo("nothing was written (--dry-run)")
-    if started.state == "nothing to do":
-        return typer.echo(f"nothing to do: {started.folder} is made of this table, by this command")
-    _print_next(started, commands)
+        _print_questions(started)
+    elif started.state == "nothing to do":
+        typer.echo(f"nothing to do: {started.folder} is made of this table, by this command")
+    else:
+        _print_next(started, commands)
+
+
+def _print_questions(started: "Started") -> None:
+    "Print what is undecided after a look that wrote nothing."
+    from mlops_nb.front.starter import question_text
+
+    for question in started.questions:
+        typer.echo(f"undecided: {question_text(question)}")
+    typer.echo("nothing was written (--dry-run)")
 
 
 def _print_next(started: "Started", commands: tuple[str, ...]) -> None:
@@ -113,13 +121,6 @@ def _print_next(started: "Started", commands: tuple[str, ...]) -> None:
     if started.state == "updated":
         return print_lines(lines | {"next": "git diff, then mlops-nb run"})
     print_lines(lines | dict(zip(("next", "then", "and"), commands)))
-
-
-def _question_line(question: "Question") -> str:
-    "Return a question with the flags of its answers."
-    from mlops_nb.front.starter import question_text
-
-    return question_text(question)
 
 # %% ../../nbs/7_front/29_init_command.ipynb #d5b624ca
 def _print_merge(merge: "Merge") -> None:
@@ -231,17 +232,11 @@ def _perform(
     directory: Path, choices: dict[str, Any], is_update: bool, as_json: bool, options: dict
 ) -> None:
     "Call `init` or `update`, and print what came of it."
-    from mlops_nb.front import starter
-    from mlops_nb.front.starter.plan import Choices
-
     commands = next_commands(directory)  # now: a new workspace may replace the current folder
     screen = _Screen(as_json)
     options |= {"ask": screen.ask, "say": screen.say, "show": screen.show}
     try:
-        if is_update:
-            started = starter.update(directory, choices, **options)
-        else:
-            started = starter.init(directory, Choices(**choices), **options)
+        started = _start(directory, choices, is_update, options)
     except MlopsError as e:
         _refuse(e, commands, as_json)
     finally:
@@ -249,6 +244,15 @@ def _perform(
     if as_json:
         return print_json(_started_json(started, commands))
     _print_started(started, commands)
+
+
+def _start(directory: Path, choices: dict, is_update: bool, options: dict) -> "Started":
+    "Make a workspace, or update one."
+    from mlops_nb.front import starter
+
+    if is_update:
+        return starter.update(directory, choices, **options)
+    return starter.init(directory, starter.Choices(**choices), **options)
 
 
 def _refuse(error: MlopsError, commands: tuple[str, ...], as_json: bool) -> None:

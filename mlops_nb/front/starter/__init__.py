@@ -115,19 +115,40 @@ def _load_plan(folder: Path) -> WorkspacePlan | None:
         raise InitError(f"{file} is no plan of init: bring it back from git") from e
 
 
+def _require_plan(folder: Path) -> WorkspacePlan:
+    "Return the plan of a workspace; raise `InitError` if `init` did not make it."
+    if plan := _load_plan(folder):
+        return plan
+    raise InitError(f"{folder} has no init.json: expected a workspace that init made")
+
+
 def _require_same(folder: Path, plan: WorkspacePlan, given: Choices) -> None:
     "Raise `InitError` if a workspace was made by another command or from other data."
     require_no_secret(given.source)
-    before = plan.given or plan.choices
-    same_place = given.model_copy(update={"source": before.source})
-    differences = [] if same_place == plan.choices else choice_differences(before, same_place)
-    if data_digest(given.source, Path.cwd()) != plan.fingerprint:
-        differences.insert(0, f"the data of {given.source} is not that of {before.source}")
-    if differences:
+    if differences := [*_data_differences(plan, given), *_flag_differences(plan, given)]:
         raise InitError(
             f"{folder} was made by another command: {'; '.join(differences)}. "
             "`--update` changes the workspace, and keeps what you have edited"
         )
+
+
+def _command_choices(plan: WorkspacePlan) -> Choices:
+    "Return the choices of the command that made a workspace."
+    return plan.given or plan.choices
+
+
+def _data_differences(plan: WorkspacePlan, given: Choices) -> list[str]:
+    "Return the sentence that the data is other data, or nothing."
+    if data_digest(given.source, Path.cwd()) == plan.fingerprint:
+        return []
+    return [f"the data of {given.source} is not that of {_command_choices(plan).source}"]
+
+
+def _flag_differences(plan: WorkspacePlan, given: Choices) -> list[str]:
+    "Return which flags differ, in words; those of the recorded answers may be given too."
+    before = _command_choices(plan)
+    same_place = given.model_copy(update={"source": before.source})
+    return [] if same_place == plan.choices else choice_differences(before, same_place)
 
 # %% ../../../nbs/7_front/28_starter.ipynb #738e49ec
 def init(
@@ -206,9 +227,7 @@ def update(
 ) -> Started:
     "Bring a workspace to the present release and other choices; what a person edited stays."
     folder = Path(directory).resolve()
-    recorded = _load_plan(folder)
-    if recorded is None:
-        raise InitError(f"{folder} has no init.json: expected a workspace that init made")
+    recorded = _require_plan(folder)
     base = merging.load_base(folder)
     ask = _default if yes else ask
     plan, material, questions = _replanned(folder, recorded, changes, ask, say, show)
@@ -242,16 +261,19 @@ def _replanned(
     changes = {name: value for name, value in changes.items() if value not in (None, (), [])}
     if not changes:
         return newest, Material(plan.source), ()
+    _require_changeable(changes)
+    is_new = "source" in changes
+    source = changes["source"] if is_new else plan.source
+    choices = _changed(plan.choices, changes).model_copy(update={"source": source})
+    decided = decide_all(choices, *_looks(Path.cwd() if is_new else folder, say), ask, show)
+    return _revised(newest, decided, changes)
+
+
+def _require_changeable(changes: Mapping[str, Any]) -> None:
+    "Raise `InitError` if a workspace that exists cannot have one of the changes."
     if fixed := [f"--{name}" for name in _FIXED if name in changes]:
         raise InitError(f"{fixed[0]} cannot be updated: make another workspace with it")
-    if "source" in changes:
-        require_no_secret(changes["source"])
-    source, root = changes.get("source"), Path.cwd()
-    if source is None:
-        source, root = plan.source, folder
-    choices = _changed(plan.choices, changes).model_copy(update={"source": source})
-    decided = decide_all(choices, *_looks(root, say), ask, show)
-    return _revised(newest, decided, changes)
+    require_no_secret(changes.get("source", ""))
 
 
 def _changed(choices: Choices, changes: Mapping[str, Any]) -> Choices:
@@ -268,12 +290,15 @@ def _revised(
     "Return the plan with other decisions, what is to be copied, and the open questions."
     is_new = "source" in changes
     material = plan_material(decided, plan.name) if is_new else Material(decided.decisions.address)
-    given = _changed(plan.given or plan.choices, changes)
+    given = _changed(_command_choices(plan), changes)
     names = {name: getattr(plan, name) for name in ("name", "package", "port")}
     revised = make_plan(decided, given, material, **names)
-    if not is_new:
-        source = plan.choices.source
-        choices = revised.choices.model_copy(update={"source": source})
-        kept = {"fingerprint": plan.fingerprint, "copied": plan.copied, "choices": choices}
-        revised = revised.model_copy(update=kept)
+    revised = revised if is_new else _with_same_data(revised, plan)
     return revised, material, tuple(decided.decisions.questions)
+
+
+def _with_same_data(revised: WorkspacePlan, plan: WorkspacePlan) -> WorkspacePlan:
+    "Return a plan with the data of another one."
+    choices = revised.choices.model_copy(update={"source": plan.choices.source})
+    kept = plan.model_dump(include={"fingerprint", "copied"})
+    return revised.model_copy(update=kept | {"choices": choices})

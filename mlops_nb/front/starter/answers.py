@@ -69,11 +69,11 @@ def choice_differences(
     given: Choices,
 ) -> list[str]:
     "Return what differs between two sets of choices, flag by flag, in words."
-    pairs = [(field, getattr(recorded, field), value) for field, value in given]
+    before = dict(recorded)
     return [
-        f"--{field} is {_value_text(new)}, and was {_value_text(old)}"
-        for field, old, new in pairs
-        if old != new
+        f"--{field} is {_value_text(value)}, and was {_value_text(before[field])}"
+        for field, value in given
+        if value != before[field]
     ]
 
 

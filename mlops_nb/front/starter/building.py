@@ -137,6 +137,15 @@ _COMMIT = (
 )
 
 
+def _commit(folder: Path, identity: list[str]) -> str:
+    "Make a folder a repository and commit everything; return why that failed, or the empty text."
+    for step in [*_FIRST_STEPS, (*identity, *_COMMIT)]:
+        done = _git(folder, *step)
+        if done.returncode:
+            return _last_line(done.stderr)
+    return ""
+
+
 def commit_workspace(
     folder: Path,  # built
     place: Path,  # where it will be
@@ -148,10 +157,8 @@ def commit_workspace(
     if inside.returncode == 0:
         return f"It is inside the repository {inside.stdout.strip()}: commit it there."
     identity = _identity(folder)
-    for step in [*_FIRST_STEPS, (*identity, *_COMMIT)]:
-        done = _git(folder, *step)
-        if done.returncode:
-            return f"It is not committed: git says {_last_line(done.stderr)!r}."
+    if problem := _commit(folder, identity):
+        return f"It is not committed: git says {problem!r}."
     if identity:
         return f"git knows no name and address of yours: the commit is by {identity[1][10:]}."
     return ""
@@ -163,15 +170,8 @@ def apply_merge(
     theirs: Path,  # as it is written today, in a folder from `building_folder`
 ) -> list[str]:  # what prevents a run now, in sentences
     "Change a workspace as a merge says, all or nothing."
-    staged = theirs.with_name(f"{theirs.name}-merged")
     _require_same_data(ours, theirs)
-    _copy_code(ours, staged)
-    _write_contents(merge, theirs, staged)
-    _remove_files(merge.removed, staged)
-    try:
-        export_workspace(staged)
-    except InitError as e:
-        raise InitError(f"nothing was changed: {e}") from e
+    staged = _staged(merge, ours, theirs)
     problems, _ = workspace_problems(staged)
     if (theirs / "data").is_dir():
         shutil.copytree(theirs / "data", staged / "data")
@@ -180,6 +180,19 @@ def apply_merge(
     for name in ("init.json", BASE_FILE):
         (theirs / name).replace(ours / name)
     return [f"It cannot run yet: {problem}" for problem in problems]
+
+
+def _staged(merge: Merge, ours: Path, theirs: Path) -> Path:
+    "Return the merged workspace, exported, beside theirs; raise `InitError` if that fails."
+    staged = theirs.with_name(f"{theirs.name}-merged")
+    _copy_code(ours, staged)
+    _write_contents(merge, theirs, staged)
+    _remove_files(merge.removed, staged)
+    try:
+        export_workspace(staged)
+    except InitError as e:
+        raise InitError(f"nothing was changed: {e}") from e
+    return staged
 
 
 def _write_contents(merge: Merge, theirs: Path, staged: Path) -> None:
@@ -206,7 +219,7 @@ def _require_same_data(ours: Path, theirs: Path) -> None:
     "Raise `InitError` if a file of data would replace one with other contents."
     for file in (theirs / "data").rglob("*"):
         place = ours / file.relative_to(theirs)
-        if place.is_file() and file.is_file() and place.read_bytes() != file.read_bytes():
+        if place.is_file() and file.is_file() and not _is_same(place, file):
             raise InitError(
                 f"{place} has other contents: rename the source, or put its rows there and "
                 "run `mlops-nb run`"
@@ -228,8 +241,11 @@ def _replace_files(staged: Path, ours: Path) -> None:
     "Rename each file that differs into the workspace."
     for file in sorted(staged.rglob("*")):
         place = ours / file.relative_to(staged)
-        if not file.is_file() or "__pycache__" in file.parts:
-            continue
-        if place.is_file() and place.read_bytes() == file.read_bytes():
-            continue
-        file.replace(_with_folder(place))
+        is_code = file.is_file() and "__pycache__" not in file.parts
+        if is_code and not _is_same(place, file):
+            file.replace(_with_folder(place))
+
+
+def _is_same(place: Path, file: Path) -> bool:
+    "Return whether a place has a file with the content of another one."
+    return place.is_file() and place.read_bytes() == file.read_bytes()

@@ -50,27 +50,23 @@ def written_files(
     folder: Path,  # a workspace as `write_workspace` wrote it, not yet exported
 ) -> list[str]:
     "Return the files that are merged later, relative to the workspace."
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [
-        name.as_posix()
-        for name in names
-        if name.parts[0] not in _NOT_WRITTEN and name.as_posix() not in _NOT_MERGED
-    ]
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.as_posix() for path in paths if path.parts[0] not in _NOT_WRITTEN]
+    return [name for name in names if name not in _NOT_MERGED]
+
+
+def _digests(file: Path) -> str | dict[str, str]:
+    "Return the digest of a file; of a notebook, the digest of each cell by the cell's id."
+    if file.suffix != ".ipynb":
+        return _digest(file.read_bytes())
+    return {cell["id"]: cell_digest(cell) for cell in _read_cells(file)["cells"]}
 
 
 def take_base(
     folder: Path,  # a workspace as `write_workspace` wrote it, not yet exported
 ) -> Base:
     "Return the digests of what was written."
-    base: Base = {}
-    for name in written_files(folder):
-        file = folder / name
-        if file.suffix == ".ipynb":
-            cells = _read_cells(file)["cells"]
-            base[name] = {cell["id"]: cell_digest(cell) for cell in cells}
-        else:
-            base[name] = _digest(file.read_bytes())
-    return base
+    return {name: _digests(folder / name) for name in written_files(folder)}
 
 # %% ../../../nbs/7_front/25_starter_merging.ipynb #b25ec28e
 def save_base(

@@ -53,17 +53,21 @@ def _text_outcome(
         return ColumnOutcome("unknown", "no values", words=_words(tally, scan))
     fitting = _fitting_readings(tally, preferred, scan)
     if len(fitting) == 1:
-        (judged,) = fitting
-        reading = judged.reading
-        words = judged.words(scan.rules.all_words)
-        return ColumnOutcome(reading.kind, str(reading), reading, words, least=judged.least)
+        return _certain_outcome(fitting[0], scan)
     words = _words(tally, scan)
-    if fitting:
-        read_as = "text: " + " or ".join(str(judged.reading) for judged in fitting)
-        options = tuple(judged.reading.option for judged in fitting)
-        question = options if scan.rules.is_text else ()
-        return ColumnOutcome("string", read_as, words=words, question=question)
-    return ColumnOutcome("string", _text_in_words(tally, scan), words=words)
+    if not fitting:
+        return ColumnOutcome("string", _text_in_words(tally, scan), words=words)
+    readings = [judged.reading for judged in fitting]
+    question = tuple(one.option for one in readings) if scan.rules.is_text else ()
+    read_as = "text: " + " or ".join(map(str, readings))
+    return ColumnOutcome("string", read_as, words=words, question=question)
+
+
+def _certain_outcome(judged: JudgedReading, scan: Scan) -> ColumnOutcome:
+    "Return how a column is read that has one reading."
+    reading = judged.reading
+    words = judged.words(scan.rules.all_words)
+    return ColumnOutcome(reading.kind, str(reading), reading, words, least=judged.least)
 
 # %% ../../../nbs/7_front/11_starter_outcomes.ipynb #1291a0d4
 def _doubtful(words: Iterable[str]) -> list[str]:
@@ -86,21 +90,28 @@ def _text_in_words(tally: ColumnTally, scan: Scan) -> str:
     texts = tally.texts
     if len(texts) == 2 and {*texts.str.to_lowercase()} in ({"yes", "no"}, {"y", "n"}):
         return "yes/no text"
-    is_plain = scan.rules.is_text and len(texts) and not tally.judged
-    if is_plain and texts.str.contains(r"^[+-]?\d+$").all():
+    if scan.rules.is_text and _has_only_digits(tally):
         return _code_in_words(texts)
     nearest = min(tally.judged, key=lambda one: _exceptions(one, scan), default=None)
-    if nearest is None:
+    exceptions = _exceptions(nearest, scan) if nearest else 0
+    if nearest is None or not 0 < exceptions <= MAX_ODD_SHARE * tally.present:
         return "text"
-    exceptions = _exceptions(nearest, scan)
-    if not 0 < exceptions <= MAX_ODD_SHARE * tally.present:
-        return "text"
-    example = next(text for text in nearest.odd if text not in nearest.words(scan.rules.all_words))
     verb = "is" if exceptions == 1 else "are"
-    return (
-        f"text: {exceptions:,} of {tally.present:,} {verb} not {_noun(nearest.reading)}, "
-        f"such as '{example[:40]}'"
-    )
+    nouns = f"{verb} not {_noun(nearest.reading)}, such as '{_example(nearest, scan)}'"
+    return f"text: {exceptions:,} of {tally.present:,} {nouns}"
+
+
+def _has_only_digits(tally: ColumnTally) -> bool:
+    "Return whether all texts of a column without a reading are whole numbers."
+    texts = tally.texts
+    is_unread = len(texts) > 0 and not tally.judged
+    return is_unread and texts.str.contains(r"^[+-]?\d+$").all()
+
+
+def _example(judged: JudgedReading, scan: Scan) -> str:
+    "Return the beginning of a text that is neither of a reading nor a word for a missing value."
+    words = judged.words(scan.rules.all_words)
+    return next(text for text in judged.odd if text not in words)[:40]
 
 
 def _noun(reading: TextReading) -> str:
@@ -120,20 +131,21 @@ def column_outcomes(
     scan: Scan,  # of all rows
 ) -> dict[str, ColumnOutcome]:
     "Return how each column is read."
-    texts = {}
-    for name, tally in scan.tallies.items():
-        if tally.is_text:
-            texts[name] = _different_texts(tally, scan)
+    tallies = scan.tallies
+    texts = {name: _different_texts(t, scan) for name, t in tallies.items() if t.is_text}
     readings = scan.rules.readings(texts)
-    outcomes = {}
-    for name, tally in scan.tallies.items():
-        if not tally.is_text:
-            outcomes[name] = _typed_outcome(tally)
-            continue
-        if tally.is_open:
-            judge_counts(tally, readings[name])
-        outcomes[name] = _text_outcome(tally, readings[name], scan)
-    return outcomes
+    return {name: _outcome(tally, readings.get(name), scan) for name, tally in tallies.items()}
+
+
+def _outcome(
+    tally: ColumnTally, readings: Sequence[TextReading] | None, scan: Scan
+) -> ColumnOutcome:
+    "Return how a column is read; it has readings if it is of texts."
+    if readings is None:
+        return _typed_outcome(tally)
+    if tally.is_open:
+        judge_counts(tally, readings)
+    return _text_outcome(tally, readings, scan)
 
 
 def _different_texts(tally: ColumnTally, scan: Scan) -> pl.Series:
@@ -176,9 +188,13 @@ def null_values_option(
     words: Iterable[str],  # without commas
 ) -> str:
     "Return words as an option of an address; it does not end in a space."
-    ordered = sorted(words, key=lambda word: (bool(word.strip()), word))
-    text = ",".join(ordered)
+    text = ",".join(_blanks_first(words))
     return f"null_values={text}" if text == text.rstrip() else f"null_values={text},"
+
+
+def _blanks_first(words: Iterable[str]) -> tuple[str, ...]:
+    "Return words in the order that an option has."
+    return tuple(sorted(words, key=lambda word: (bool(word.strip()), word)))
 
 
 def words_of_file(
@@ -189,9 +205,8 @@ def words_of_file(
     if not scan.rules.all_words:
         return NullWords(())
     codes = [name for name, one in outcomes.items() if _may_be_code(scan.tallies[name], one)]
-    words = {word for name, o in outcomes.items() if name not in codes for word in o.words}
-    ordered = sorted(words, key=lambda word: (bool(word.strip()), word))
-    return NullWords(tuple(ordered), tuple(codes))
+    words = {word for name, one in outcomes.items() if name not in codes for word in one.words}
+    return NullWords(_blanks_first(words), tuple(codes))
 
 
 def _may_be_code(tally: ColumnTally, outcome: ColumnOutcome) -> bool:

@@ -104,15 +104,18 @@ def choose_port(
     "Return the port of a new workspace; raise `InitError` if the one that was named is not free."
     if port is None:
         return _first_free_port(folder.parent)
-    if not 1 <= port <= 65535:
-        raise InitError(f"--port {port}: expected a number from 1 to 65535")
-    if port in _RAY_PORTS:
-        raise InitError(
-            f"--port {port}: Ray uses ports {_RAY_PORTS.start} to {_RAY_PORTS.stop - 1}"
-        )
-    if not is_port_free(port):
-        raise InitError(f"--port {port} is not free: leave it out, and a free one is found")
+    if problem := _port_problem(port):
+        raise InitError(f"--port {port}: {problem}")
     return port
+
+
+def _port_problem(port: int) -> str:
+    "Return why a workspace cannot have a port, or the empty text."
+    if not 1 <= port <= 65535:
+        return "expected a number from 1 to 65535"
+    if port in _RAY_PORTS:
+        return f"Ray uses ports {_RAY_PORTS.start} to {_RAY_PORTS.stop - 1}"
+    return "" if is_port_free(port) else "it is not free. Leave it out, and a free one is found"
 
 
 def _first_free_port(parent: Path) -> int:

@@ -42,17 +42,23 @@ def decide_all(
     state = Decided(choices, table, decide(table, choices))
     show(state.decisions)
     while ask and state.decisions.questions:
-        question = state.decisions.questions[0]
-        flag = ask(question).flag
-        if flag in state.answered:
-            raise RuntimeError(f"{flag} does not answer: {question.text}")
-        state.answered.append(flag)
-        choices = with_flags(state.choices, flag)
+        flags = _answer(state, ask)
+        state.answered.append(flags)
+        choices = with_flags(state.choices, flags)
         if choices.source != state.choices.source:
             state.table = look(choices.source)
         state.choices = choices
         state.decisions = decide(state.table, choices)
     return state
+
+
+def _answer(state: Decided, ask: Ask) -> str:
+    "Return the flags that answer the first question."
+    question = state.decisions.questions[0]
+    flags = ask(question).flag
+    if flags in state.answered:
+        raise RuntimeError(f"{flags} does not answer: {question.text}")
+    return flags
 
 # %% ../../../nbs/7_front/27_starter_planning.ipynb #095f2c50
 _DECISIONS = (

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from .plan import Proposal
+from ...science.leaks import labelled_rows
 from ...science.objective import Objective, input_columns
 from ...science.task import Task
 
@@ -37,9 +38,7 @@ class _Rows:
 
 def _labelled_rows(frame: pl.DataFrame, objective: Objective) -> _Rows:
     "Return the rows that have a target."
-    target = frame[objective.target]
-    target = target.fill_nan(None) if target.dtype.is_float() else target
-    frame = frame.filter(target.is_not_null())
+    frame = labelled_rows(frame, objective)
     task = objective.task_for(frame)
     return _Rows(frame, objective, task, task.encode(frame[objective.target]))
 
@@ -266,15 +265,19 @@ def _hypothesis(rows: _Rows, name: str) -> Proposal:
     "Return the hypothesis about one column."
     link = max(_links(rows, rows.frame[name]), key=_strength)
     statement = _statement(rows, name, link)
-    arguments = {}
-    if link.value is not None and link.has_direction:
-        arguments["column"] = f"{_column(name)} == {_code(link.value)}"
-    if rows.task.kind == "multiclass":
-        arguments["label"] = _code(link.label)
-    if link.has_direction:
-        arguments["expect"] = _code("more" if link.effect > 0 else "less")
-    code = _hypothesis_code(name, statement, **arguments)
+    arguments = {"label": _code(link.label)} if rows.task.kind == "multiclass" else {}
+    code = _hypothesis_code(name, statement, **arguments, **_direction(name, link))
     return Proposal(name=name, statement=statement, code=code)
+
+
+def _direction(name: str, link: _Link) -> dict[str, str]:
+    "Return the arguments of a hypothesis that say its direction; none if it has none."
+    if not link.has_direction:
+        return {}
+    expect = {"expect": _code("more" if link.effect > 0 else "less")}
+    if link.value is None:
+        return expect
+    return {"column": f"{_column(name)} == {_code(link.value)}"} | expect
 
 
 def _hypothesis_code(name: str, statement: str, **arguments: str) -> str:

@@ -44,6 +44,11 @@ def is_null_word(
     return ((texts.str.len_bytes() <= 8) & words) | _is_blank(texts)
 
 # %% ../../../nbs/7_front/08_starter_readings.ipynb #5a8bba89
+def _option_text(name: str, value: Any) -> str:
+    "Return an option as an address has it."
+    return f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+
+
 @dataclass(frozen=True)
 class TextReading:
     "A way to read the texts of a column."
@@ -63,7 +68,7 @@ class TextReading:
         if self.kind in ("date", "datetime"):
             return f"date_format={self.form}"
         has_comma = re.search(r"\d,\d$|\d,\d\D", self.form or "") is not None
-        return f"decimal_comma={str(has_comma).lower()}"
+        return _option_text("decimal_comma", has_comma)
 
     def parse(
         self,
@@ -111,8 +116,7 @@ def _chosen_by_options(
     readings: list[TextReading], options: Mapping[str, Any]
 ) -> list[TextReading]:
     "Return the readings that the options name, or all of them if they name none."
-    given = {f"{name}={value}".replace("=True", "=true") for name, value in options.items()}
-    given = {option.replace("=False", "=false") for option in given}
+    given = {_option_text(name, value) for name, value in options.items()}
     return [reading for reading in readings if reading.option in given] or readings
 
 # %% ../../../nbs/7_front/08_starter_readings.ipynb #4b84c5b4
@@ -123,7 +127,11 @@ def _plain_readings(name: str, types: Mapping[str, Any]) -> list[TextReading]:
     dtype = types["nearly"].get(name, types["schema"][name])
     if dtype not in (pl.String, pl.Null):
         return [TextReading(contract_kind(dtype), types["formats"].get(name))]
-    doubt = types["unsure"].get(name, "")
+    return _possible_moments(types["unsure"].get(name, ""))
+
+
+def _possible_moments(doubt: str) -> list[TextReading]:
+    "Return the readings between which a column of dates leaves a doubt, by their options."
     if not doubt.startswith("date_format="):
         return []
     return [_moment_reading(option.partition("=")[2]) for option in doubt.split(" or ")]
@@ -137,9 +145,10 @@ def _moment_reading(form: str) -> TextReading:
 def count_texts(
     texts: pl.Series,  # strings
     rows: pl.Series | None,  # that have each text; None: one
+    chosen: pl.Series,  # which texts count; booleans
 ) -> dict[str, int]:
-    "Return how many rows have each text."
-    counts = pl.DataFrame({"text": texts, "rows": 1 if rows is None else rows})
+    "Return how many rows have each of the chosen texts."
+    counts = pl.DataFrame({"text": texts, "rows": 1 if rows is None else rows}).filter(chosen)
     return dict(counts.group_by("text", maintain_order=True).agg(pl.col("rows").sum()).iter_rows())
 
 # %% ../../../nbs/7_front/08_starter_readings.ipynb #ca3835e9
@@ -174,14 +183,14 @@ class JudgedReading:
         odd = values.is_null()
         if self.reading == TextReading("integer"):
             odd = odd | texts.str.contains(".", literal=True)
-        if odd.any():
-            self._add_odd(texts.filter(odd), None if rows is None else rows.filter(odd))
+        for text, count in count_texts(texts, rows, odd).items():
+            self._add_odd(text, count)
 
-    def _add_odd(self, texts: pl.Series, rows: pl.Series | None) -> None:
-        for text, count in count_texts(texts, rows).items():
-            self.odd_rows += count
-            if text in self.odd or len(self.odd) < _MOST_ODD:
-                self.odd[text] = self.odd.get(text, 0) + count
+    def _add_odd(self, text: str, rows: int) -> None:
+        "Note a text that is not of the reading."
+        self.odd_rows += rows
+        if text in self.odd or len(self.odd) < _MOST_ODD:
+            self.odd[text] = self.odd.get(text, 0) + rows
 
     def words(
         self,

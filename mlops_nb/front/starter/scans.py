@@ -165,16 +165,23 @@ class Scan:
         rows: pl.DataFrame,  # a batch, not empty
     ) -> None:
         "Count the rows of a batch."
-        for name, dtype in rows.schema.items():
-            if name not in self.tallies:
-                self.tallies[name] = ColumnTally(name, dtype == pl.String, self.rules.readings)
+        self._add_columns(rows.schema)
         hashes = [column.to_numpy() for column in rows.select(pl.all().hash())]
         _keep_hashes(self, rows.columns, hashes)
-        add = lambda values, some: self.tallies[values.name].add(values, some)
-        list(self._pool.map(add, rows, hashes))
+        list(self._pool.map(self._count, rows, hashes))
         self.numbering.add(rows)
         self.sample.add(rows)
         self.rows += rows.height
+
+    def _add_columns(self, schema: pl.Schema) -> None:
+        "Begin a tally for each column that is new."
+        for name, dtype in schema.items():
+            if name not in self.tallies:
+                self.tallies[name] = ColumnTally(name, dtype == pl.String, self.rules.readings)
+
+    def _count(self, values: pl.Series, hashes: np.ndarray) -> None:
+        "Count the values of one column."
+        self.tallies[values.name].add(values, hashes)
 
     def is_unique(self, name: str) -> bool:
         "Return whether all values of a column are present and different."
@@ -192,16 +199,26 @@ def _keep_hashes(scan: Scan, names: list[str], hashes: list[np.ndarray]) -> None
     "Keep the hashes of the rows of a batch, and of the columns that may be keys."
     total = np.zeros(len(hashes[0]), np.uint64)
     for name, some in zip(names, hashes, strict=True):
-        mixed = some * _factor(name)
-        mixed ^= mixed >> np.uint64(32)
+        mixed = _mixed(name, some)
         total += mixed
         if name in INDEX_NAMES:
             scan.hashes.add(f"number {name}", mixed)
-        if scan.tallies[name].differs:
-            scan.hashes.add(f"column {name}", some)
-        else:
-            scan.hashes.drop(f"column {name}")
+        _keep_values(scan, name, some)
     scan.hashes.add("rows", total)
+
+
+def _keep_values(scan: Scan, name: str, hashes: np.ndarray) -> None:
+    "Keep the hashes of a column that may be a key, and forget those of any other."
+    if scan.tallies[name].differs:
+        scan.hashes.add(f"column {name}", hashes)
+    else:
+        scan.hashes.drop(f"column {name}")
+
+
+def _mixed(name: str, hashes: np.ndarray) -> np.ndarray:
+    "Return the hashes of values, mixed with the name of their column."
+    mixed = hashes * _factor(name)
+    return mixed ^ (mixed >> np.uint64(32))
 
 
 @cache

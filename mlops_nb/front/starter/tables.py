@@ -22,12 +22,13 @@ from ...data.inference import ColumnSummary, require_same_columns, tightened
 from ...data.sources import Source
 from ...data.sources.files import FilePart
 from ...data.sources.partition import Part
-from ...data.sources.storage import file_format, is_remote, open_bytes
+from ...data.sources.storage import is_remote
 from ...data.values import KIND_DTYPES
 
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #d517b437
 from .outcomes import NullWords, ColumnOutcome, column_outcomes, words_of_file
-from .remedies import with_option, with_remedy
+from .readings import TextReading
+from .remedies import file_beginning, with_option, with_remedy
 from .scans import Scan, TextRules
 from .tallies import ColumnTally, stands_in_blocks
 
@@ -92,10 +93,9 @@ def _batches(part: Part) -> Iterator[pl.DataFrame]:
 def _row_bytes(part: Part) -> int:
     "Return about how many bytes a row takes in memory."
     fields = 16 * len(part.schema())
-    if part.dialect is None or file_format(part.path)[1] == ".zst":
+    if part.dialect is None:
         return fields
-    with open_bytes(part.path, file_format(part.path)[1]) as stream:
-        beginning = stream.read(1 << 20)
+    beginning = file_beginning(part.path)
     return fields + len(beginning) // max(1, beginning.count(b"\n"))
 
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #0f94b266
@@ -136,11 +136,8 @@ def _with_rows(parts: Sequence[Part], origin: Source) -> list[Part]:
 
 def _scanned(parts: Sequence[Part], sample: int, seed: int, progress: bool) -> Scan:
     "Return what is counted of all rows."
-    options = getattr(parts[0], "options", {})
-    separator = getattr(parts[0].dialect, "separator", ",")
     most = min(sample, max(1000, _SAMPLE_CELLS // len(parts[0].schema())))
-    rules = TextRules(options, separator, _is_text(parts[0]))
-    scan = Scan(rules, sample=most, seed=seed)
+    scan = Scan(_text_rules(parts[0]), sample=most, seed=seed)
     bar = {"desc": "look", "unit": " rows", "unit_scale": True, "leave": False, "delay": 2}
     with progress_bar(**bar, disable=None if progress else True) as shown:
         for part in parts:
@@ -149,6 +146,12 @@ def _scanned(parts: Sequence[Part], sample: int, seed: int, progress: bool) -> S
                 shown.update(rows.height)
             scan.numbering.end_part()
     return scan
+
+
+def _text_rules(part: Part) -> TextRules:
+    "Return how the texts of a part are to be read."
+    separator = getattr(part.dialect, "separator", ",")
+    return TextRules(getattr(part, "options", {}), separator, _is_text(part))
 
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #14ca1bb4
 _MOST_LISTED = 200  # values of a column whose counts are returned
@@ -161,17 +164,20 @@ def _value_counts(
     "Return the rows of each value, the most frequent first; None if there are too many values."
     if not tally.is_open:
         return None
-    counts: pl.DataFrame = (
-        tally.counts.filter(~pl.col("value").is_in(words)) if words else tally.counts
-    )
     if outcome.kind == "unknown":
         return {}
+    counts = tally.counts.filter(~pl.col("value").is_in(words))
     if outcome.reading is not None:
-        values = outcome.reading.parse(counts["value"]).cast(pl.String)
-        counts = counts.with_columns(value=values).drop_nulls()
-        counts = counts.group_by("value").agg(pl.col("rows").sum())
+        counts = _parsed_counts(counts, outcome.reading)
     ordered = counts.sort(pl.col("rows"), pl.col("value"), descending=[True, False])
     return dict(ordered.iter_rows())
+
+
+def _parsed_counts(counts: pl.DataFrame, reading: TextReading) -> pl.DataFrame:
+    "Return counts of texts as counts of the values that they are read as."
+    values = reading.parse(counts["value"]).cast(pl.String)
+    counts = counts.with_columns(value=values).drop_nulls()
+    return counts.group_by("value").agg(pl.col("rows").sum())
 
 
 def _null_words(tally: ColumnTally, outcome: ColumnOutcome, words: Sequence[str]) -> dict[str, int]:
@@ -243,22 +249,20 @@ def _typed_sample(
     scan: Scan, outcomes: dict[str, ColumnOutcome], words: Sequence[str]
 ) -> pl.DataFrame:
     "Return the sample in the types of the columns, without row numbers."
-    rows = scan.sample.rows()
-    columns = []
-    for name, outcome in outcomes.items():
-        values = rows[name]
-        if name == scan.numbering.name():
-            continue
-        if values.dtype == pl.String and words:
-            values = values.set(values.is_in(words).fill_null(False), None)
-        if outcome.reading is not None:
-            values = outcome.reading.parse(values)
-        columns.append(values.alias(name))
-    types = {name: _dtype(outcomes[name].kind) for name in outcomes if name in rows.columns}
-    frame = pl.DataFrame(columns)
-    empty = [name for name in frame.columns if types[name] == pl.Null]
-    frame = frame.with_columns(pl.lit(None, pl.Null).alias(name) for name in empty)
-    return convert(frame, {n: types[n] for n in frame.columns if n not in empty}, "the sample")
+    rows = scan.sample.rows().drop(scan.numbering.name() or [])
+    frame = pl.DataFrame([_typed(values, outcomes[values.name], words) for values in rows])
+    kinds = {name: outcomes[name].kind for name in frame.columns}
+    types = {name: _dtype(kind) for name, kind in kinds.items() if kind != "unknown"}
+    return convert(frame, types, "the sample")
+
+
+def _typed(values: pl.Series, outcome: ColumnOutcome, words: Sequence[str]) -> pl.Series:
+    "Return values of a column without words for a missing value, as they are read."
+    if outcome.kind == "unknown":
+        return pl.Series(values.name, [None] * len(values), pl.Null)
+    if values.dtype == pl.String:
+        values = values.set(values.is_in(words).fill_null(False), None)
+    return values if outcome.reading is None else outcome.reading.parse(values).alias(values.name)
 
 
 def _contract(
@@ -269,13 +273,14 @@ def _contract(
     columns = {name: Column(dtype=kind, nullable=True) for name, kind in kinds.items()}
     summaries = {name: facts[name].summary for name in kinds}
     contract = tightened(Contract(columns=columns, index=row_number), summaries)
-    columns = dict(contract.columns)
-    for name in kinds:
-        reading = outcomes[name].reading
-        if reading is not None and reading.contract_form:
-            form = {"format": reading.contract_form}
-            columns[name] = columns[name].model_copy(update=form)
+    columns = {name: _formatted(c, outcomes[name]) for name, c in contract.columns.items()}
     return contract.model_copy(update={"columns": columns})
+
+
+def _formatted(column: Column, outcome: ColumnOutcome) -> Column:
+    "Return a column of a contract with the format of its reading, if it needs one."
+    form = outcome.reading.contract_form if outcome.reading else None
+    return column.model_copy(update={"format": form}) if form else column
 
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #31b383ae
 def _table(origin: Source, parts: Sequence[Part], scan: Scan) -> Table:
@@ -327,17 +332,23 @@ def _local_paths(parts: Sequence[Part]) -> tuple[Path, ...]:
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #984c2e2c
 def _table_html(table: Table) -> str:
     "Return a table's facts, and a row for each column."
-    facts = [
-        ("rows", table.rows),
-        ("rows that repeat others", table.duplicates),
-        ("row numbers", table.row_number),
-        ("sorted by", table.sorted_by or None),
-        ("bytes", table.size),
-    ]
-    heads = ["column", "read as", "missing", "words", "values", "open"]
+    facts = [(name, value) for name, value in _facts(table).items() if value is not None]
     rows = [_html_row(column) for column in table.columns.values()]
-    shown = [(name, value) for name, value in facts if value is not None]
-    return render("table_look.html", title=table.address, facts=shown, heads=heads, rows=rows)
+    return render("table_look.html", title=table.address, facts=facts, heads=_HEADS, rows=rows)
+
+
+_HEADS = ("column", "read as", "missing", "words", "values", "open")
+
+
+def _facts(table: Table) -> dict[str, Any]:
+    "Return what is said of a table as a whole; None: nothing."
+    return {
+        "rows": table.rows,
+        "rows that repeat others": table.duplicates,
+        "row numbers": table.row_number,
+        "sorted by": table.sorted_by or None,
+        "bytes": table.size,
+    }
 
 
 def _html_row(column: ColumnLook) -> list[Any]:

@@ -35,15 +35,19 @@ def stands_in_blocks(
 ) -> bool:
     "Return whether the equal values of a column stand together, but for a few rows."
     counts = np.array([size for size in sizes if size], float)
-    n, k = counts.sum(), len(counts)
-    if k < 2 or n < 3 * k:
+    least = len(counts) - 1  # changes of values in blocks
+    if least < 1 or counts.sum() < 3 * len(counts):
         return False
-    squares, cubes = (counts**2).sum(), (counts**3).sum()
-    mean = n - squares / n
+    mean, variance = _changes_by_chance(counts)
+    has_blocks = changes - least <= _MOST_EXCESS * (mean - least)
+    return has_blocks and bool(mean - changes >= _LEAST_DISTANCE * np.sqrt(variance))
+
+
+def _changes_by_chance(counts: np.ndarray) -> tuple[float, float]:
+    "Return the mean and the variance of the changes in a random order."
+    n, squares, cubes = counts.sum(), counts @ counts, (counts**3).sum()
     variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
-    if changes - (k - 1) > _MOST_EXCESS * (mean - (k - 1)):
-        return False
-    return bool(mean - changes >= _LEAST_DISTANCE * np.sqrt(variance))
+    return n - squares / n, variance
 
 # %% ../../../nbs/7_front/09_starter_tallies.ipynb #d5f2579c
 MAX_DISTINCT = 10_000  # different values of a column that are counted one by one
@@ -84,9 +88,11 @@ class ColumnTally:
         _compare(self, hashes, missing)
         if not self.is_text:
             _add_typed(self, values)
+        if self.is_open and _has_too_many(self, values):
+            _close(self, values.head(MAX_DISTINCT).drop_nulls())
         if self.is_open:
             _count_values(self, values)
-        elif self.is_text:
+        else:
             _judge(self, values.drop_nulls(), None)
 
 # %% ../../../nbs/7_front/09_starter_tallies.ipynb #b65cad18
@@ -127,21 +133,26 @@ def _add_typed(tally: ColumnTally, values: pl.Series) -> None:
 # %% ../../../nbs/7_front/09_starter_tallies.ipynb #d5350b6f
 def _count_values(tally: ColumnTally, values: pl.Series) -> None:
     "Add the values of a batch to the counts of an open column."
-    if tally.counts.is_empty() and values.head(2 * MAX_DISTINCT).n_unique() > MAX_DISTINCT + 1:
-        _close(tally, values.head(MAX_DISTINCT).drop_nulls())
-        if tally.is_text:
-            _judge(tally, values.drop_nulls(), None)
-        return
-    counts = values.drop_nulls().cast(pl.String).alias("value").value_counts(name="rows")
-    counts = counts.with_columns(pl.col("rows").cast(pl.Int64))
-    if not tally.counts.is_empty():
-        counts = pl.concat([tally.counts, counts])
-        counts = counts.group_by("value").agg(pl.col("rows").sum())
+    counts = _with_values(tally.counts, values)
     tally.counts = counts
     if counts.height > MAX_DISTINCT:
         _close(tally, counts["value"])
-        if tally.is_text:
-            _judge(tally, counts["value"], counts["rows"])
+        _judge(tally, counts["value"], counts["rows"])
+
+
+def _has_too_many(tally: ColumnTally, values: pl.Series) -> bool:
+    "Return whether the first batch of a column shows that its values need not be counted."
+    is_first = tally.counts.is_empty()
+    return is_first and values.head(2 * MAX_DISTINCT).n_unique() > MAX_DISTINCT + 1
+
+
+def _with_values(counts: pl.DataFrame, values: pl.Series) -> pl.DataFrame:
+    "Return counts with those of the values of a batch."
+    more = values.drop_nulls().cast(pl.String).alias("value").value_counts(name="rows")
+    more = more.with_columns(pl.col("rows").cast(pl.Int64))
+    if counts.is_empty():
+        return more
+    return pl.concat([counts, more]).group_by("value").agg(pl.col("rows").sum())
 
 
 _READ_TEXTS = 2000  # different texts that show how a closed column can be read
@@ -182,10 +193,6 @@ def _judge(tally: ColumnTally, texts: pl.Series, rows: pl.Series | None) -> None
     "Judge some texts; where a column has no reading, count the words for a missing value."
     for judged in tally.judged:
         judged.add(texts, rows)
-    if tally.judged:
-        return
-    words = is_null_word(texts)
-    if words.any():
-        word_rows = None if rows is None else rows.filter(words)
-        for text, count in count_texts(texts.filter(words), word_rows).items():
+    if tally.is_text and not tally.judged:
+        for text, count in count_texts(texts, rows, is_null_word(texts)).items():
             tally.words[text] = tally.words.get(text, 0) + count

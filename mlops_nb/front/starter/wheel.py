@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path, PurePath
 
 import mlops_nb
 from .plan import InitError
@@ -32,22 +32,33 @@ _METADATA = ("METADATA", "entry_points.txt", "top_level.txt")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: mlops_nb\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
+def _installation() -> Distribution:
+    "Return the metadata of the installed library; raise `InitError` if it is not installed."
+    try:
+        return distribution("mlops_nb")
+    except PackageNotFoundError:
+        problem = "expected an installed mlops_nb, got its source code only"
+        raise InitError(f"{problem}: install it first, as `make setup` does") from None
+
+
+def _is_metadata(path: PurePath) -> bool:
+    "Return whether a file of the installation is one of a wheel's metadata."
+    is_kept = path.name in _METADATA or "licenses" in path.parts
+    return path.parts[0].endswith(".dist-info") and is_kept
+
+
 def _write_metadata(folder: Path) -> None:
     "Write the folder of metadata as a wheel has it."
-    try:
-        installed = distribution("mlops_nb")
-    except PackageNotFoundError:
-        raise InitError(
-            "expected an installed mlops_nb, got its source code only: install it first, as "
-            "`make setup` does"
-        ) from None
-    for path in installed.files or ():
-        is_kept = path.name in _METADATA or "licenses" in path.parts
-        if path.parts[0].endswith(".dist-info") and is_kept:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path.locate(), folder / path)
+    for path in filter(_is_metadata, _installation().files or ()):
+        _copy(Path(str(path.locate())), folder / path)
     (metadata,) = folder.glob("*.dist-info")
     (metadata / "WHEEL").write_text(_WHEEL)
+
+
+def _copy(original: Path, place: Path) -> None:
+    "Copy the content of a file, and make the folders above its place."
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(original, place)
 
 # %% ../../../nbs/7_front/20_starter_wheel.ipynb #69232ddd
 _DATE = "315532800"  # 1980-01-01, the first that a ZIP archive can hold
@@ -57,20 +68,28 @@ def write_wheel(
     folder: Path,  # made if it does not exist
 ) -> Path:
     "Write the wheel of the installed library into a folder, always the same bytes. Return it."
-    folder.mkdir(parents=True, exist_ok=True)
-    package = Path(mlops_nb.__file__).parent
     with tempfile.TemporaryDirectory() as unpacked:
-        for path in _code_files(package):
-            (Path(unpacked) / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(package.parent / path, Path(unpacked) / path)
+        _write_code(Path(unpacked))
         _write_metadata(Path(unpacked))
         _pack(Path(unpacked), folder)
-    version = distribution("mlops_nb").version
-    return folder / f"mlops_nb-{version}-py3-none-any.whl"
+    return folder / _file_name()
+
+
+def _file_name() -> str:
+    "Return the name that a wheel of this version has."
+    return f"mlops_nb-{_installation().version}-py3-none-any.whl"
+
+
+def _write_code(folder: Path) -> None:
+    "Write the modules and the templates of the library."
+    package = Path(mlops_nb.__file__).parent
+    for path in _code_files(package):
+        _copy(package.parent / path, folder / path)
 
 
 def _pack(unpacked: Path, folder: Path) -> None:
     "Make a wheel of the files in a folder; raise `InitError` if that fails."
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "wheel", "pack", str(unpacked), "--dest-dir", str(folder)]
     environment = os.environ | {"SOURCE_DATE_EPOCH": _DATE}
     packed = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -67,15 +67,24 @@ def _example(features: dict[str, str]) -> str:
 def _change(plan: WorkspacePlan) -> tuple[str, str]:
     "Return the change of the second wave, in words and as code."
     features = _features(plan)
-    column = plan.strongest or next(iter(features))
-    name = _literal(column)
     if plan.strongest is None:
-        rarest = f"rows[{name}].drop_nulls().value_counts(sort=True)[{name}][-1]"
-        code = f"changed = rows.with_columns(pl.lit({rarest}).alias({name}))"
-        return f"the same rows with the rarest value of `{column}` in each", code
+        return _rarest_everywhere(next(iter(features)))
+    return _higher(plan.strongest, is_whole=features[plan.strongest] == "integer")
+
+
+def _rarest_everywhere(column: str) -> tuple[str, str]:
+    "Return the change of a column to its rarest value, in words and as code."
+    name = _literal(column)
+    rarest = f"rows[{name}].drop_nulls().value_counts(sort=True)[{name}][-1]"
+    code = f"changed = rows.with_columns(pl.lit({rarest}).alias({name}))"
+    return f"the same rows with the rarest value of `{column}` in each", code
+
+
+def _higher(column: str, is_whole: bool) -> tuple[str, str]:
+    "Return the change of a column to higher numbers, in words and as code."
+    name = _literal(column)
     step = f"rows[{name}].std()"
-    if features[column] == "integer":
-        step = f"max(1, round({step}))"
+    step = f"max(1, round({step}))" if is_whole else step
     code = f"changed = rows.with_columns(pl.col({name}) + {step})"
     return f"the same rows with `{column}` one standard deviation higher", code
 
@@ -170,21 +179,31 @@ def write_workspace(
     copy: bool = True,  # copy the source's files; False: the workspace has them already
 ) -> None:
     "Write every file of a workspace, except the package that is exported from its notebooks."
-    import nbformat
-
-    values = _values(plan)
-    for name, template in _FILES.items():
-        _write(folder / name, render_text(f"starter/{template}", **values))
-    for name in _NOTEBOOKS:
-        _write(folder / "nbs" / f"{name}.ipynb", nbformat.writes(_notebook(name, values)) + "\n")
+    _write_templates(_values(plan), folder)
     _write(folder / "requirements.lock", template_text("starter/requirements.lock"))
     _write(folder / "init.json", plan.model_dump_json(indent=2) + "\n")
     plan.contract.save(folder / "contract.yaml")
     write_wheel(folder / "vendor")
-    for place, original in plan.copied.items() if copy else ():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(original, folder / place)  # with its time, which may be the age of its rows
+    if copy:
+        _copy_data(plan, folder)
     _format(folder)
+
+
+def _write_templates(values: dict[str, Any], folder: Path) -> None:
+    "Write the text files and the notebooks of a workspace."
+    import nbformat
+
+    for name, template in _FILES.items():
+        _write(folder / name, render_text(f"starter/{template}", **values))
+    for name in _NOTEBOOKS:
+        _write(folder / "nbs" / f"{name}.ipynb", nbformat.writes(_notebook(name, values)) + "\n")
+
+
+def _copy_data(plan: WorkspacePlan, folder: Path) -> None:
+    "Copy the source's files with their times, which may be the age of their rows."
+    for place, original in plan.copied.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(original, folder / place)
 
 
 def _write(path: Path, text: str) -> None:
