@@ -80,7 +80,11 @@ def boats_plan(task: str, file: Path, **changes) -> WorkspacePlan:
                 code=f"Hypothesis({', '.join(f'{k}={v!r}' for k, v in hypothesis.items())})",
             )
         ],
-        "rule": Proposal(name="by length", statement="Length decides.", code=RULES[task]),
+        "rule": Proposal(
+            name="by length",
+            statement="Length decides.",
+            code=f'Rule(name="by length", expression={RULES[task]})',
+        ),
         "strongest": "length",
         "framework": __version__,
     }
