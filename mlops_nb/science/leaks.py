@@ -61,18 +61,12 @@ def _bins(numbers: np.ndarray, most: int) -> np.ndarray:
 def _levels(values: pl.Series) -> list[np.ndarray]:
     "Return the level of each row, once or twice; nothing if a column has no levels to learn from."
     if values.dtype in _TEXTS:
-        return _text_levels(values)
+        repeats = 1 < values.n_unique() <= len(values) / 2
+        return [values.cast(pl.String).rank("dense").fill_null(0).to_numpy()] if repeats else []
     if not _is_ordered(values.dtype) or values.n_unique() < 2:
         return []
     fine = max(_COARSE, min(_FINE, len(values) // _ROWS_A_BIN))
     return [_bins(_as_floats(values), most) for most in sorted({_COARSE, fine})]
-
-
-def _text_levels(values: pl.Series) -> list[np.ndarray]:
-    "Return the level of each row by its text; nothing if most texts are there only once."
-    if not 1 < values.n_unique() <= len(values) / 2:
-        return []
-    return [values.cast(pl.String).rank("dense").fill_null(0).to_numpy()]
 
 # %% ../../nbs/3_science/42_leaks.ipynb #0f37731b
 def _column_folds(target: np.ndarray, groups: np.ndarray | None, folds: int, task: Task) -> Folds:
@@ -320,13 +314,8 @@ def _verdict(metric: str) -> pl.Expr:
     "Return what the scores say of each column: leak, suspect, or nothing."
     leak = (pl.col("score") >= LEAK_SCORE[metric]) | pl.col("determines")
     suspect = (pl.col("score") >= SUSPECT_SCORE[metric]) | pl.col("determined")
-    return (
-        pl.when(leak)
-        .then(pl.lit("leak"))
-        .when(suspect)
-        .then(pl.lit("suspect"))
-        .otherwise(pl.lit(""))
-    )
+    verdict = pl.when(leak).then(pl.lit("leak")).when(suspect).then(pl.lit("suspect"))
+    return verdict.otherwise(pl.lit(""))
 
 
 _SCHEMA = {

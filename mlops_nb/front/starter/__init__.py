@@ -121,7 +121,7 @@ def _require_plan(folder: Path) -> WorkspacePlan:
         return plan
     raise InitError(f"{folder} has no init.json: expected a workspace that init made")
 
-
+# %% ../../../nbs/7_front/28_starter.ipynb #74ffa8ff
 def _require_same(folder: Path, plan: WorkspacePlan, given: Choices) -> None:
     "Raise `InitError` if a workspace was made by another command or from other data."
     require_no_secret(given.source)

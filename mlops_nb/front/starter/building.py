@@ -181,7 +181,7 @@ def apply_merge(
         (theirs / name).replace(ours / name)
     return [f"It cannot run yet: {problem}" for problem in problems]
 
-
+# %% ../../../nbs/7_front/26_starter_building.ipynb #c64493a9
 def _staged(merge: Merge, ours: Path, theirs: Path) -> Path:
     "Return the merged workspace, exported, beside theirs; raise `InitError` if that fails."
     staged = theirs.with_name(f"{theirs.name}-merged")

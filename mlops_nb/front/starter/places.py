@@ -117,7 +117,7 @@ def _port_problem(port: int) -> str:
         return f"Ray uses ports {_RAY_PORTS.start} to {_RAY_PORTS.stop - 1}"
     return "" if is_port_free(port) else "it is not free. Leave it out, and a free one is found"
 
-
+# %% ../../../nbs/7_front/23_starter_places.ipynb #82129935
 def _first_free_port(parent: Path) -> int:
     "Return the first port that no program and no workspace of a folder has."
     others = {*_FIXED_PORTS, *_recorded_ports(parent)}

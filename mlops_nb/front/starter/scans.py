@@ -9,7 +9,7 @@ __all__ = ['RowSample', 'TextRules', 'Scan']
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -165,23 +165,13 @@ class Scan:
         rows: pl.DataFrame,  # a batch, not empty
     ) -> None:
         "Count the rows of a batch."
-        self._add_columns(rows.schema)
+        _add_columns(self, rows.schema)
         hashes = [column.to_numpy() for column in rows.select(pl.all().hash())]
         _keep_hashes(self, rows.columns, hashes)
-        list(self._pool.map(self._count, rows, hashes))
+        list(self._pool.map(partial(_count, self), rows, hashes))
         self.numbering.add(rows)
         self.sample.add(rows)
         self.rows += rows.height
-
-    def _add_columns(self, schema: pl.Schema) -> None:
-        "Begin a tally for each column that is new."
-        for name, dtype in schema.items():
-            if name not in self.tallies:
-                self.tallies[name] = ColumnTally(name, dtype == pl.String, self.rules.readings)
-
-    def _count(self, values: pl.Series, hashes: np.ndarray) -> None:
-        "Count the values of one column."
-        self.tallies[values.name].add(values, hashes)
 
     def is_unique(self, name: str) -> bool:
         "Return whether all values of a column are present and different."
@@ -195,6 +185,18 @@ class Scan:
         return repeats(hashes)
 
 # %% ../../../nbs/7_front/10_starter_scans.ipynb #59724458
+def _add_columns(scan: Scan, schema: pl.Schema) -> None:
+    "Begin a tally for each column that is new."
+    for name, dtype in schema.items():
+        if name not in scan.tallies:
+            scan.tallies[name] = ColumnTally(name, dtype == pl.String, scan.rules.readings)
+
+
+def _count(scan: Scan, values: pl.Series, hashes: np.ndarray) -> None:
+    "Count the values of one column."
+    scan.tallies[values.name].add(values, hashes)
+
+# %% ../../../nbs/7_front/10_starter_scans.ipynb #9a4a730e
 def _keep_hashes(scan: Scan, names: list[str], hashes: list[np.ndarray]) -> None:
     "Keep the hashes of the rows of a batch, and of the columns that may be keys."
     total = np.zeros(len(hashes[0]), np.uint64)

@@ -126,11 +126,9 @@ _FILES = {
 def _values(plan: WorkspacePlan) -> dict[str, Any]:
     "Return every value that the templates use."
     change, shift = _change(plan)
-    rule = f"Rule(name={_literal(plan.rule.name)}, expression={plan.rule.code})"
     return {
         "plan": plan,
         "roles": plan.roles,
-        "rule": rule,
         "question": _question(plan),
         "bound": _BOUNDS[plan.roles.task],
         "example": _example(_features(plan)),
@@ -188,7 +186,7 @@ def write_workspace(
         _copy_data(plan, folder)
     _format(folder)
 
-
+# %% ../../../nbs/7_front/21_starter_workspace.ipynb #8be251fc
 def _write_templates(values: dict[str, Any], folder: Path) -> None:
     "Write the text files and the notebooks of a workspace."
     import nbformat
