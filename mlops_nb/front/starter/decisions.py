@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ...core.lake import column
+from ...data.sources import Source
 from ...data.contracts import Contract
 from .exclusions import Exclusions, choose_exclusions, scored_columns
 from .findings import column_findings
@@ -25,6 +25,7 @@ from mlops_nb.front.starter.plan import (
     Roles,
 )
 from .proposals import propose_hypotheses, propose_rule
+from .remedies import with_option
 from mlops_nb.front.starter.roles import (
     choose_group,
     choose_key,
@@ -36,6 +37,7 @@ from mlops_nb.front.starter.roles import (
     label_counts,
 )
 from .tables import ColumnLook, Table
+from ...science.leaks import labelled_rows
 from ...science.objective import Objective
 from ...science.targets import TaskKind
 
@@ -116,8 +118,8 @@ def _contract(table: Table, roles: Roles) -> Contract:
 # %% ../../../nbs/7_front/19_starter_decisions.ipynb #cac5c0e5
 def _with_option(table: Table, option: str) -> Answer:
     "Return the answer that reads the source with an option more."
-    mark = "&" if "#" in table.address else "#"
-    return Answer(text=option, flag=flag("source", f"{table.address}{mark}{option}"))
+    address = with_option(Source(table.address, table.root), option)
+    return Answer(text=option, flag=flag("source", address))
 
 
 def _reading_question(table: Table, look: ColumnLook) -> Question:
@@ -233,7 +235,7 @@ def _is_suspect(table: Table, roles: Roles, excluded: Exclusions) -> bool:
 def _proposals(table: Table, roles: Roles, scores: "ColumnScores") -> dict:
     "Return hypotheses and the rule to beat, from the features that predict the target best."
     objective = _objective(roles)
-    rows = table.sample.filter(column(roles.target).is_not_null())
+    rows = labelled_rows(table.sample, objective)
     hypotheses = tuple(propose_hypotheses(rows, objective, scores))
     return {"hypotheses": hypotheses, "rule": propose_rule(rows, objective, scores)}
 

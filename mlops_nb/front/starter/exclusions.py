@@ -7,28 +7,21 @@ __all__ = ['scored_columns', 'Exclusions', 'choose_exclusions']
 
 # %% ../../../nbs/7_front/17_starter_exclusions.ipynb #ba0fadc8
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import polars as pl
 
 from .hints import is_late_name
 from .plan import Answer, Choices, InitError, Question
 from .roles import flag, require_column
 from .tables import Table
+from ...science.leaks import ColumnScores, column_scores, labelled_rows
 from ...science.objective import Objective
-
-if TYPE_CHECKING:
-    from mlops_nb.science.leaks import ColumnScores
 
 # %% ../../../nbs/7_front/17_starter_exclusions.ipynb #16149750
 def scored_columns(
     table: Table,  # whose sample is scored
     objective: Objective,  # with the roles of columns
-) -> "ColumnScores":
+) -> ColumnScores:
     "Return how well each column that could be a feature predicts the target alone."
-    from mlops_nb.science.leaks import column_scores
-
-    rows = table.sample.filter(pl.col(objective.target).is_not_null())
+    rows = labelled_rows(table.sample, objective)
     roles = {objective.target, objective.key, objective.group, table.row_number}
     columns = [name for name in rows.columns if name not in roles]
     return column_scores(rows, objective, columns=columns)
@@ -60,7 +53,7 @@ def choose_exclusions(
     table: Table,
     objective: Objective,  # with the target and the time of a row
     choices: Choices,  # what a person left out and keeps
-    scores: "ColumnScores",
+    scores: ColumnScores,
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
     result = _named_by_person(table, choices)
@@ -97,7 +90,7 @@ def _constant_reason(missing: int, rows: int) -> str:
     return "it has the same value in every row"
 
 
-def _judge(result: Exclusions, scores: "ColumnScores", name: str) -> None:
+def _judge(result: Exclusions, scores: ColumnScores, name: str) -> None:
     "Leave a column out, ask about it, or let it be."
     is_leak = name in scores.leaks
     because = scores.reason(name) if is_leak or name in scores.suspects else _LATE
@@ -113,7 +106,7 @@ def _judge(result: Exclusions, scores: "ColumnScores", name: str) -> None:
 _LATE = "its name is that of a value which is written after the outcome"
 
 
-def _judge_time(result: Exclusions, scores: "ColumnScores", name: str) -> None:
+def _judge_time(result: Exclusions, scores: ColumnScores, name: str) -> None:
     "Leave the time of a row out if the rows came in the order of the target."
     if name in (*scores.leaks, *scores.suspects):
         result.ignore[name] = f"it says when a row was true, and {scores.reason(name)}"
