@@ -117,11 +117,9 @@ _FILES = {
 def _values(plan: WorkspacePlan) -> dict[str, Any]:
     "Return every value that the templates use."
     change, shift = _change(plan)
-    rule = f"Rule(name={_literal(plan.rule.name)}, expression={plan.rule.code})"
     return {
         "plan": plan,
         "roles": plan.roles,
-        "rule": rule,
         "question": _question(plan),
         "bound": _BOUNDS[plan.roles.task],
         "example": _example(_features(plan)),
