@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from .hints import is_late_name
+from .hints import is_id_name, is_late_name, names_unit_of_study
 from .plan import Answer, Choices, InitError, Question
 from .roles import flag, require_column
 from .tables import Table
@@ -63,9 +63,12 @@ def choose_exclusions(
     scores: "ColumnScores",
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
-    result = _named_by_person(table, choices)
+    result = _named_by_person(table, objective, choices)
     for name in filter(result.open, _constants(table, objective.target)):
         result.ignore[name] = _constant_reason(table.columns[name].missing, table.rows)
+    for name in filter(result.open, scores.table["column"]):
+        if name != objective.time and _is_identifier(table, name):
+            result.ignore[name] = "it names rows, as a key does: nothing can be learned from it"
     for name in filter(result.open, scores.table["column"]):
         judge = _judge_time if name == objective.time else _judge
         judge(result, scores, name)
@@ -78,11 +81,29 @@ def _constants(table: Table, target: str) -> list[str]:
     return [look.name for look in looks if look.distinct is not None and look.distinct < 2]
 
 
-def _named_by_person(table: Table, choices: Choices) -> Exclusions:
+def _is_identifier(table: Table, name: str) -> bool:
+    "Return whether a column is named like an identifier, and most of its values are different."
+    look = table.columns[name]
+    if not (look.dtype.is_integer() or look.dtype == pl.String):
+        return False
+    of_numbers = look.dtype.is_numeric()
+    if look.is_unique:
+        return is_id_name(name) or names_unit_of_study(name, of_numbers=of_numbers)
+    return _differs_mostly(table, name) and names_unit_of_study(name, of_numbers=of_numbers)
+
+
+def _differs_mostly(table: Table, name: str) -> bool:
+    "Return whether a column has more values than half of the rows that have one."
+    values = table.sample[name].drop_nulls()
+    return values.n_unique() > len(values) / 2
+
+# %% ../../../nbs/7_front/17_starter_exclusions.ipynb #21bf8130
+def _named_by_person(table: Table, objective: Objective, choices: Choices) -> Exclusions:
     "Return what a person left out and kept by flags."
     for option, names in (("ignore", choices.ignore), ("keep", choices.keep)):
         for name in names:
-            require_column(table, name, option)
+            if require_column(table, name, option) == objective.target:
+                raise InitError(f"{flag(option, name)}: it is the target, which is no feature")
     if both := set(choices.ignore) & set(choices.keep):
         name = min(both)
         raise InitError(f"{flag('ignore', name)} and {flag('keep', name)}: choose one of them")
