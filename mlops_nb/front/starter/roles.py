@@ -50,7 +50,7 @@ _MOST_LISTED = 12  # names in a sentence
 def _listed(names: list[str]) -> str:
     "Return names in a sentence that stays short."
     more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (more > 0) * f" and {more} others"
+    return ", ".join(names[:_MOST_LISTED]) + (more > 0) * f" and {more} more"
 
 
 def require_column(
@@ -259,7 +259,9 @@ def label_counts(
 ) -> dict[str, int]:
     "Return the number of rows of each label of the target; raise `InitError` if one is too rare."
     is_float = table.columns[target].dtype.is_float()
-    labels = {label: spelling(float(label)) if is_float else label for label in table.counts[target]}
+    labels = {
+        label: spelling(float(label)) if is_float else label for label in table.counts[target]
+    }
     counts = {labels[label]: rows for label, rows in table.counts[target].items()}
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < _LEAST_OF_A_LABEL:
