@@ -15,6 +15,8 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 
 from mlops_nb.core.errors import TrainingError
+from mlops_nb.core.settings import create
+from mlops_nb.data.ingest import ingest
 from mlops_nb.science import crossvalidation as cv
 from mlops_nb.science import evaluation as e
 from mlops_nb.science.binary_metrics import auc_estimate
@@ -266,3 +268,13 @@ def test_an_exchanged_model_file_is_refused(candidate, tmp_path):
     (folder / "model.skops").write_bytes((other / "model.skops").read_bytes())
     with pytest.raises(TrainingError, match="expected the model with digest .* exchanged"):
         load_candidate_files(folder)
+
+
+def test_a_small_dataset_may_have_a_column_that_is_named_star(tmp_path):
+    workspace = create(tmp_path)
+    table().rename({"a": "*"}).write_parquet(tmp_path / "d.parquet")
+    dataset = ingest("d", "d.parquet", key="id", settings=workspace)
+    o = stated("label")
+    fitted = fit(dataset.scan("train").collect(), o, FOREST)
+    _, test, how = cv.validation_rows(dataset, fitted, o)
+    assert how == "cross-validation" and "*" in test.columns

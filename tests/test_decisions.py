@@ -197,3 +197,80 @@ def test_words_of_a_name(name, words):
 def test_units_and_events():
     assert [unit_of(n) for n in ("a (m²)", "b_kg", "kg", "c [€]", "")] == ["m²", "kg", "", "€", ""]
     assert event_label({"0": 10, "1": 90}) == "1" and event_label({"a": 9, "b": 3}) == "b"
+
+
+def test_a_second_identifier_is_no_feature(decided):
+    rows = 400
+    table = orders(
+        invoice_id=[f"I{i:05}" for i in range(rows)],
+        ticket_id=[i * 7 % 303 for i in range(rows)],
+        store_id=[i % 3 for i in range(rows)],
+    )
+    roles = decided(table, group="none").roles
+    assert roles.key == "order_id" and set(roles.ignore) == {"invoice_id", "ticket_id"}
+    assert "invoice_id" in decided(table, keep=("invoice_id",)).roles.trusted
+
+
+def test_persons_with_few_repeated_rows_are_a_group(decided):
+    table = orders(patient_id=[i % 390 for i in range(400)])
+    assert decided(table).roles.group == "patient_id"
+
+
+def test_a_number_of_years_at_school_is_no_group(decided):
+    assert decided(orders(school=[i % 18 for i in range(400)])).roles.group is None
+
+
+@pytest.mark.parametrize(
+    "labels, positive",
+    [((0.0, 1.0), "1"), ((1, 2), "2"), (("no", "churner"), "churner"), (("yes", "no"), "yes")],
+)
+def test_the_event_is_the_label_that_a_word_names_or_the_rarer_one(decided, labels, positive):
+    usual, other = labels
+    table = orders(400).with_columns(returned=pl.Series([usual] * 220 + [other] * 180).shuffle(1))
+    outcome = decided(table)
+    assert outcome.roles.positive == positive
+    reason = next(f.because for f in outcome.findings if f.role == "target")
+    assert f"{positive!r} is to be found" in reason
+
+
+def test_labels_that_differ_in_capitals_or_spaces_are_refused(decided):
+    table = orders().with_columns(
+        returned=pl.Series(["yes", "Yes", "no", "no "] * 100), note=pl.lit("x")
+    )
+    assert "'no' and 'no '" in refusal(decided, table, target="returned")
+    assert decided(table, target="returned", task="multiclass").roles.task == "multiclass"
+
+
+def test_rare_whole_numbers_are_amounts(decided):
+    table = orders().with_columns(rating=pl.Series([1, 2, 3, 4] * 99 + [9] * 4))
+    outcome = decided(table, target="rating")
+    assert outcome.roles.task == "regression" and outcome.questions == ()
+
+
+def test_a_label_that_was_read_as_no_value_is_named(decided):
+    table = orders().with_columns(returned=pl.Series(["NA", "no"] * 200))
+    problem = refusal(decided, table, target="returned")
+    assert "'NA' (200 rows)" in problem and "null_values=" in problem
+
+
+def test_refusals_about_columns_stay_short(decided):
+    wide = orders().drop("returned").with_columns(*(pl.lit(i).alias(f"c{i}") for i in range(90)))
+    wide = wide.with_columns(pl.int_range(400).mod(i + 3).alias(f"d{i}") for i in range(90))
+    assert len(refusal(decided, wide)) < 300
+    assert len(refusal(decided, wide, target="qqqq")) < 300
+
+
+def test_a_target_that_was_guessed_may_be_another(decided):
+    table = orders().with_columns(returned=pl.Series(["no"] * 396 + ["yes"] * 4))
+    assert "another column with --target" in refusal(decided, table)
+    assert "another column" not in refusal(decided, table, target="returned")
+
+
+@pytest.mark.parametrize("option", ["ignore", "keep"])
+def test_the_target_is_no_feature_to_ignore_or_keep(decided, option):
+    assert "it is the target" in refusal(decided, orders(), **{option: ("returned",)})
+
+
+def test_a_table_with_a_target_alone_is_refused(decided):
+    problem = refusal(decided, orders().select("returned"))
+    assert "expected one beside the target" in problem

@@ -174,6 +174,16 @@ def test_a_column_that_is_hardly_ever_present(rng):
     proposed(frame.drop("inf"), objective())
 
 
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "b", "c"]])
+def test_a_number_that_is_nearly_always_the_same(rng, labels):
+    y = rng.choice(labels, ROWS)
+    rows = pl.int_range(ROWS, eager=True)
+    frame = pl.DataFrame({"x": (rows % 20 == 0).cast(pl.Int64) * rows, "y": y})
+    frame = frame.with_columns(x=pl.when(pl.col("y") == "a").then(0).otherwise("x"))
+    rule, _, _ = proposed(frame, objective())
+    assert rule.name == "by x"
+
+
 def test_two_labels_are_decided_by_majority_where_the_segments_differ(rng):
     x = rng.normal(size=ROWS)
     often = pl.DataFrame({"x": x, "y": x + rng.normal(size=ROWS) > 0})

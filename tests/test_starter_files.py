@@ -320,3 +320,19 @@ def test_the_settings_file_is_plain_ini(workspace):
     file = configparser.ConfigParser(interpolation=None)
     file.read(workspace / "settings.ini")
     assert file["serve"]["port"] == "8100" and json.loads(file["monitor"]["min_rows"]) == 100
+
+
+def test_the_strongest_penalty_of_the_logistic_regression_leaves_it_calibrated():
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    import mlops_nb
+
+    template = Path(mlops_nb.__file__).parent / "templates/starter/3_train.py.jinja"
+    least = float(re.search(r'"C": tune.loguniform\(([^,]+),', template.read_text())[1])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, 2))
+    share = 1 / (1 + np.exp(-(1.2 * x[:, 0] - 0.8 * x[:, 1])))
+    y = rng.random(len(x)) < share
+    model = LogisticRegression(C=least).fit(x[:400], y[:400])
+    assert np.abs(model.predict_proba(x)[:, 1] - share).mean() < 0.1  # what the gate accepts

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..core.errors import EvaluationError, FoldError
+from ..core.lake import column
 from ..data.splits import Splitting
 from ..data.versions import DatasetVersion
 from .folds import Folds, make_folds, row_groups
@@ -133,6 +134,6 @@ def validation_rows(
     if len(test) and not is_small(actual, len(fitted.task.labels), groups):
         return OutOfFold(test, fitted.predict(test)), test, "test split"
     train = dataset.scan("train").with_columns(_split=pl.lit("train")).collect()
-    whole = pl.concat([train, test.select(train.columns)])
+    whole = pl.concat([train, test.select(map(column, train.columns))])
     options: dict[str, Any] = {"splitting": splitting, "folds": folds, "seed": seed}
     return out_of_fold(whole, fitted, objective, **options), test, "cross-validation"

@@ -16,6 +16,7 @@ import polars.selectors as cs
 
 from ..core.authoring import require_exported
 from ..core.errors import EvaluationError
+from ..core.lake import column
 from ..data.profiles.profiling import Profile, profile
 from ..data.versions import DatasetVersion
 from .gate import bound_checks, calibration_check, comparison_checks
@@ -328,6 +329,8 @@ def reference(
 ) -> Profile:  # a column for each input, and those of the predictions
     "Return the profile that monitoring compares production with."
     test = dataset.scan("test").collect()
-    inputs = dataset.scan("train").select(c.name for c in fitted.signature.columns).collect()
+    inputs = (
+        dataset.scan("train").select(column(c.name) for c in fitted.signature.columns).collect()
+    )
     predictions = named_apart(fitted.task.watched(fitted.predict(test)), inputs.columns)
     return profile(inputs).merge(profile(predictions))

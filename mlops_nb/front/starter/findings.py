@@ -29,10 +29,17 @@ def _special_roles(table: Table, roles: Roles, why: str) -> dict[str | None, tup
     "Return role, reason and flag of the columns that are no features."
     return {
         table.row_number: ("row number", "it numbers the rows of the file", ""),
-        roles.target: ("target", why, "--target COLUMN"),
+        roles.target: ("target", *_target_reason(roles, why)),
         roles.key: ("key", "every row has another value", "--key none"),
         roles.group: ("group", "rows with one value stay in one split", "--group none"),
     }
+
+
+def _target_reason(roles: Roles, why: str) -> tuple[str, str]:
+    "Return why the target is the target and what is predicted, and the flags."
+    if roles.positive is None:
+        return f"{why}; {roles.task}", "--target COLUMN or --task TASK"
+    return f"{why}; {roles.positive!r} is to be found", "--target COLUMN or --positive LABEL"
 
 
 def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:

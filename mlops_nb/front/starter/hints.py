@@ -43,6 +43,7 @@ _WHOLE_NAMES = (
     "result",
     "score",
     "value",
+    "purchase",
 )  # words of features, too
 
 
@@ -61,18 +62,20 @@ def names_quantity(
 
 # %% ../../../nbs/7_front/14_starter_hints.ipynb #a162cd76
 _EVENT_WORDS = (
-    "yes true y t 1 positive bad churned left exited fraud spam died dead default denied deny "
+    "yes true y t positive bad churned left exited fraud spam died dead default denied deny "
     "failed fail cancelled canceled returned malignant won converted attrited sick"
 ).split()
+_OTHER_WORDS = "no false n f 0 -1 none negative good benign normal healthy absent alive".split()
 
 
 def event_label(
     counts: dict[str, int],  # rows of each of the two labels
 ) -> str:
     "Return the label that is the event: the one that a word names, or else the rarer one."
-    named = [label for label in counts if label.strip().lower() in _EVENT_WORDS]
-    candidates = named if len(named) == 1 else list(counts)
-    return min(candidates, key=lambda label: (counts[label], label))
+    events = [label for label in counts if label.strip().lower() in _EVENT_WORDS]
+    open_labels = [label for label in counts if label.strip().lower() not in _OTHER_WORDS]
+    named = next((labels for labels in (events, open_labels) if len(labels) == 1), list(counts))
+    return min(named, key=lambda label: (counts[label], label))
 
 # %% ../../../nbs/7_front/14_starter_hints.ipynb #34316560
 _LATE_WORDS = (
@@ -104,10 +107,11 @@ def is_protected_name(
 
 # %% ../../../nbs/7_front/14_starter_hints.ipynb #3dcc7807
 _ID_WORDS = "id ids uuid guid key no number nr code identifier rownames ref reference".split()
+_PERSONS = "subject patient person user customer client student participant employee".split()
 _UNIT_OF_STUDY = (
-    "subject patient person user customer client account household family school student "
-    "participant employee machine device vehicle session cluster"
-).split()
+    *_PERSONS,
+    *"account household family school machine device vehicle session cluster".split(),
+)
 
 
 def is_id_name(
@@ -119,12 +123,14 @@ def is_id_name(
 
 def names_unit_of_study(
     name: str,  # of a column
+    *,
+    of_numbers: bool = False,  # the column has numbers, which also count and measure
 ) -> bool:
     "Return whether a name is that of somebody or something with several rows."
     words = name_words(name)
-    if not words:
-        return False
-    return words[-1] in _UNIT_OF_STUDY or _has_word(name, ("id", "uuid", "guid"))
+    units = _PERSONS if of_numbers else _UNIT_OF_STUDY
+    is_unit = bool(words) and words[-1] in units
+    return is_unit or _has_word(name, ("id", "uuid", "guid"))
 
 # %% ../../../nbs/7_front/14_starter_hints.ipynb #4e8fdbab
 _UNITS = (

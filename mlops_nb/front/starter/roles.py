@@ -41,7 +41,16 @@ def _nearest(table: Table, name: str) -> str:
     "Return which column was probably meant, in words."
     same = [other for other in table.columns if other.lower() == name.lower()]
     near = same or get_close_matches(name, table.columns, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(table.columns)}"
+    return f"did you mean {near[0]!r}?" if near else f"it has {_listed(list(table.columns))}"
+
+
+_MOST_LISTED = 12  # names in a sentence
+
+
+def _listed(names: list[str]) -> str:
+    "Return names in a sentence that stays short."
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (more > 0) * f" and {more} more"
 
 
 def require_column(
@@ -82,13 +91,14 @@ def _name_points(look: ColumnLook) -> int:
 def _candidates(table: Table) -> list[ColumnLook]:
     "Return the columns that have two values or more, without the row numbers."
     looks = [look for name, look in table.columns.items() if name != table.row_number]
-    return [look for look in looks if look.distinct != 1]
+    return [look for look in looks if look.distinct is None or look.distinct > 1]
 
 
 def _points(table: Table) -> dict[str, int]:
     "Return how likely each column is the target, the likeliest first."
     looks = _candidates(table)
     ends = {look.name for look in (looks[:1] + looks[-1:])}
+    looks = [look for look in looks if not (look.is_unique and look.dtype == pl.String)]
     points = {
         look.name: _kind_points(look) + _name_points(look) + (look.name in ends) for look in looks
     }
@@ -119,8 +129,10 @@ def _unclear_target(points: dict[str, int]) -> InitError:
     most = max(points.values(), default=0)
     close = [name for name, value in points.items() if value > most - _LEAST_LEAD]
     advice = " or ".join(flag("target", name) for name in close)
-    if most < _NAMED or len(close) > _MOST_SHOWN:
-        advice = f"--target with one of {', '.join(points)}"
+    if not points:
+        return InitError("no column can be predicted: expected one with two values or more")
+    if len(points) > 1 and (most < _NAMED or len(close) > _MOST_SHOWN):
+        advice = f"--target with one of {_listed(list(points))}"
     return InitError(f"which column is to be predicted is not clear: add {advice}")
 
 # %% ../../../nbs/7_front/16_starter_roles.ipynb #c56bd074
@@ -132,12 +144,21 @@ _MOST_LABELS = 100
 def _problem_of_target(look: ColumnLook, present: int) -> str | None:
     "Return why a column cannot be a target, or None."
     if look.distinct is not None and look.distinct < 2:
-        return "has the same value in every row: choose another"
+        return _one_value(look)
     if look.is_unique and not look.dtype.is_numeric():
         return "has another value in every row: choose another"
     if present < _LEAST_ROWS:
         return f"has {present:,} rows with a value: expected at least {_LEAST_ROWS} rows"
     return None
+
+
+def _one_value(look: ColumnLook) -> str:
+    "Return that a column has one value, or none, with the words that were read as no value."
+    if not look.null_words:
+        return "has the same value in every row: choose another"
+    words = ", ".join(f"{word!r} ({rows:,} rows)" for word, rows in look.null_words.items())
+    remedy = "write it out in the source, or set null_values= (file.csv#null_values=)"
+    return f"has one value, and {words} were read as no value: if that is a label, {remedy}"
 
 
 def _require_target(table: Table, target: str) -> None:
@@ -196,9 +217,24 @@ def choose_task(
     values = table.sample[target].drop_nulls()
     task = "binary" if look.distinct == 2 else _inferred_task(values)
     if task is not None:
+        _require_one_spelling(look, table.counts[target] if task != "regression" else ())
         return task, []
+    if min(table.counts[target].values()) < _LEAST_OF_A_LABEL:
+        return "regression", []  # as labels some would be too rare
     question = _task_question(target, values)
     return ("multiclass" if question.default == _AS_LABELS else "regression"), [question]
+
+
+def _require_one_spelling(look: ColumnLook, labels: Iterable[str]) -> None:
+    "Raise `InitError` if two labels differ only in capitals or spaces."
+    spellings: dict[str, str] = {}
+    for label in labels:
+        first = spellings.setdefault(" ".join(label.casefold().split()), label)
+        if first != label:
+            raise InitError(
+                f"target {look.name!r}: labels {first!r} and {label!r} differ only in capitals or "
+                "spaces: make them one in the source, or add --task multiclass if they are two"
+            )
 
 # %% ../../../nbs/7_front/16_starter_roles.ipynb #28120a43
 def choose_positive(
@@ -207,12 +243,13 @@ def choose_positive(
     choices: Choices,  # what a person said
 ) -> str:
     "Return the positive one of two labels; raise `InitError` if a person named another."
-    counts = {spelling(label): rows for label, rows in label_counts(table, target).items()}
+    counts = label_counts(table, target)
     if choices.positive is None:
         return event_label(counts)
     label = matching_label(choices.positive, list(counts))
     if label is None:
-        raise InitError(f"{flag('positive', choices.positive)}: expected {' or '.join(counts)}")
+        expected = " or ".join(map(shlex.quote, counts))
+        raise InitError(f"{flag('positive', choices.positive)}: expected {expected}")
     return label
 
 
@@ -221,7 +258,11 @@ def label_counts(
     target: str,  # its name
 ) -> dict[str, int]:
     "Return the number of rows of each label of the target; raise `InitError` if one is too rare."
-    counts = table.counts[target]
+    is_float = table.columns[target].dtype.is_float()
+    labels = {
+        label: spelling(float(label)) if is_float else label for label in table.counts[target]
+    }
+    counts = {labels[label]: rows for label, rows in table.counts[target].items()}
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < _LEAST_OF_A_LABEL:
         raise InitError(
@@ -288,7 +329,8 @@ _LEAST_GROUPS = 10
 def _may_name_groups(look: ColumnLook) -> bool:
     "Return whether a column could name somebody or something with several rows."
     is_whole = look.missing == 0 and not look.dtype.is_float()
-    return is_whole and not look.is_unique and names_unit_of_study(look.name)
+    is_unit = names_unit_of_study(look.name, of_numbers=look.dtype.is_numeric())
+    return is_whole and not look.is_unique and is_unit
 
 
 def _count_values(table: Table, name: str) -> int:
@@ -299,10 +341,10 @@ def _count_values(table: Table, name: str) -> int:
 
 
 def _likely_group(table: Table, taken: Iterable[str | None]) -> str | None:
-    "Return the first column with two rows a value or more that names somebody, or None."
+    "Return the first column that names somebody of whom some have several rows, or None."
     looks = [look for name, look in table.columns.items() if name not in taken]
     for look in filter(_may_name_groups, looks):
-        if _LEAST_GROUPS <= _count_values(table, look.name) <= table.rows / 2:
+        if _count_values(table, look.name) >= _LEAST_GROUPS:
             return look.name
     return None
 
