@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from .hints import is_late_name
+from .hints import is_id_name, is_late_name
 from .plan import Answer, Choices, InitError, Question
 from .roles import flag, require_column
 from .tables import Table
@@ -73,6 +73,9 @@ def choose_exclusions(
     for name in filter(result.open, scores.table["column"]):
         judge = _judge_time if name == objective.time else _judge
         judge(result, scores, name)
+    for name in filter(result.open, scores.table["column"]):
+        if _names_rows(table, name):
+            result.ignore[name] = "it names rows: nearly every row has another value"
     return result
 
 
@@ -121,3 +124,14 @@ def _judge_time(result: Exclusions, scores: "ColumnScores", name: str) -> None:
     "Leave the time of a row out if the rows came in the order of the target."
     if name in (*scores.leaks, *scores.suspects):
         result.ignore[name] = f"it says when a row was true, and {scores.reason(name)}"
+
+# %% ../../../nbs/7_front/17_starter_exclusions.ipynb #ff166aac
+_NEARLY_ALL = 0.9  # share of rows with another value
+
+
+def _names_rows(table: Table, name: str) -> bool:
+    "Return whether a column holds codes or numbers that name rows, and hardly one comes twice."
+    values = table.sample[name].drop_nulls()
+    is_number = values.dtype.is_integer() and is_id_name(name)
+    is_code = values.dtype == pl.String and not values.str.contains(" ").any()
+    return (is_number or is_code) and values.n_unique() >= _NEARLY_ALL * len(table.sample)
