@@ -3150,6 +3150,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlops_nb/front/starter/proposals.py'),
                                                   'mlops_nb.front.starter.proposals._correlation': ( '7_front/starter_proposals.html#_correlation',
                                                                                                      'mlops_nb/front/starter/proposals.py'),
+                                                  'mlops_nb.front.starter.proposals._decided': ( '7_front/starter_proposals.html#_decided',
+                                                                                                 'mlops_nb/front/starter/proposals.py'),
                                                   'mlops_nb.front.starter.proposals._edges': ( '7_front/starter_proposals.html#_edges',
                                                                                                'mlops_nb/front/starter/proposals.py'),
                                                   'mlops_nb.front.starter.proposals._frequent': ( '7_front/starter_proposals.html#_frequent',

@@ -174,9 +174,19 @@ def test_a_column_that_is_hardly_ever_present(rng):
     proposed(frame.drop("inf"), objective())
 
 
+def test_two_labels_are_decided_by_majority_where_the_segments_differ(rng):
+    x = rng.normal(size=ROWS)
+    often = pl.DataFrame({"x": x, "y": x + rng.normal(size=ROWS) > 0})
+    rule, _, _ = proposed(often, objective())
+    assert ".then(0)" in rule.code and "otherwise(1)" in rule.code
+    seldom = pl.DataFrame({"x": x, "y": x + 3 * rng.normal(size=ROWS) > 4})
+    rule, _, _ = proposed(seldom, objective())
+    assert ".then(0.0" in rule.code
+
+
 def test_whole_years_stay_whole_years(rng):
     year = rng.choice([2007, 2008, 2009], ROWS)
-    frame = pl.DataFrame({"year": year, "y": year + rng.normal(size=ROWS) > 2008})
+    frame = pl.DataFrame({"year": year, "y": year + rng.normal(size=ROWS) > 2009.3})
     rule, _, _ = proposed(frame, objective())
     assert "<= 2007)" in rule.code and "<= 2008)" in rule.code and "<= 2009" not in rule.code
 

@@ -22,11 +22,6 @@ RULES = {
 }
 
 
-def _rule(task: str) -> str:
-    "Return the code of a rule."
-    return f'Rule(name="by length", expression={RULES[task]})'
-
-
 @cache
 def table(task: str) -> pl.DataFrame:
     "Return 400 boats; the target goes with their length."
@@ -85,7 +80,11 @@ def boats_plan(task: str, file: Path, **changes) -> WorkspacePlan:
                 code=f"Hypothesis({', '.join(f'{k}={v!r}' for k, v in hypothesis.items())})",
             )
         ],
-        "rule": Proposal(name="by length", statement="Length decides.", code=_rule(task)),
+        "rule": Proposal(
+            name="by length",
+            statement="Length decides.",
+            code=f'Rule(name="by length", expression={RULES[task]})',
+        ),
         "strongest": "length",
         "framework": __version__,
     }

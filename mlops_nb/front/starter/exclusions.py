@@ -50,14 +50,10 @@ class Exclusions:
 # %% ../../../nbs/7_front/17_starter_exclusions.ipynb #5fdaa7a5
 def _question(name: str, because: str) -> Question:
     "Return the question whether a column is known at the time of a prediction."
-    return Question(
-        column=name,
-        text=f"{name}: {because}. Is it known when you predict?",
-        answers=(
-            Answer(text="no, leave it out", flag=flag("ignore", name)),
-            Answer(text="yes, keep it", flag=flag("keep", name)),
-        ),
-    )
+    leave = Answer(text="no, leave it out", flag=flag("ignore", name))
+    keep = Answer(text="yes, keep it", flag=flag("keep", name))
+    text = f"{name}: {because}. Is it known when you predict?"
+    return Question(column=name, text=text, answers=(leave, keep))
 
 # %% ../../../nbs/7_front/17_starter_exclusions.ipynb #04722970
 def choose_exclusions(
@@ -96,7 +92,7 @@ def _named_by_person(table: Table, choices: Choices) -> Exclusions:
     ignore = dict.fromkeys(choices.ignore, "you left it out")
     return Exclusions(ignore=ignore, trusted=dict.fromkeys(choices.keep, "you said so"))
 
-
+# %% ../../../nbs/7_front/17_starter_exclusions.ipynb #86215893
 def _constant_reason(missing: int, rows: int) -> str:
     "Return why a column with at most one value is left out."
     if missing == rows:

@@ -46,7 +46,7 @@ def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:
         return "time, feature", because, "--time none"
     return "feature", roles.trusted.get(name, reason), _out(name)
 
-
+# %% ../../../nbs/7_front/18_starter_findings.ipynb #7beda0ef
 def _finding(look: ColumnLook, role: str, because: str, override: str) -> Finding:
     "Return what was decided about one column."
     parts = {"role": role, "because": because, "override": override}

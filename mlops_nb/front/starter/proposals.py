@@ -100,6 +100,14 @@ def _answer(rows: _Rows, chosen: np.ndarray | None = None) -> int | float | str:
     return rows.task.labels[most]
 
 
+def _decided(rows: _Rows, answers: list) -> list:
+    "Return shares of the positive label as decisions, 1 or 0, where the segments differ in them."
+    if rows.task.kind != "binary":
+        return answers
+    decisions = [int(share >= 0.5) for share in answers]
+    return decisions if len(set(decisions)) == 2 else answers
+
+
 def _edges(numbers: np.ndarray) -> list[int | float]:
     "Return the bounds between the quarters of numbers, with as few digits as tell them apart."
     if not len(numbers):
@@ -130,10 +138,13 @@ def _numeric_rule(rows: _Rows, name: str) -> str:
         cases.append((f"{_column(name)} <= {_code(edge)}", _answer(rows, below)))
         rest = rest & ~below
     last = _answer(rows, rest)
+    gap = _answer(rows, values.is_null().to_numpy())
+    conditions = [condition for condition, _ in cases]
+    *answers, last, gap = _decided(rows, [*(answer for _, answer in cases), last, gap])
+    cases = list(zip(conditions, answers, strict=True))
     following = [*(answer for _, answer in cases[1:]), last]
     different = [case for case, after in zip(cases, following, strict=True) if case[1] != after]
-    missing = (f"{_column(name)}.is_null()", _answer(rows, values.is_null().to_numpy()))
-    return _chain([missing, *different], last)
+    return _chain([(f"{_column(name)}.is_null()", gap), *different], last)
 
 
 def _chain(cases: list[tuple[str, int | float | str]], otherwise: int | float | str) -> str:
@@ -162,11 +173,13 @@ def _lookup_rule(rows: _Rows, name: str) -> str:
         value: _answer(rows, (values == value).fill_null(False).to_numpy())
         for value in _frequent(values, _SEGMENTS)
     }
-    lines = "".join(f"            {_code(v)}: {_code(a)},\n" for v, a in answers.items())
+    *decided, default = _decided(rows, [*answers.values(), _answer(rows)])
+    pairs = zip(answers, decided, strict=True)
+    lines = "".join(f"            {_code(value)}: {_code(a)},\n" for value, a in pairs)
     dtype = "pl.String" if rows.task.kind == "multiclass" else "pl.Float64"
     return (
         f"{_column(name)}.replace_strict(\n        {{\n{lines}        }},\n"
-        f"        default={_code(_answer(rows))},\n        return_dtype={dtype},\n    )"
+        f"        default={_code(default)},\n        return_dtype={dtype},\n    )"
     )
 
 
@@ -179,8 +192,10 @@ def _frequent(values: pl.Series, most: int) -> list:
 def _answer_in_words(rows: _Rows) -> str:
     "Return what a segment gets."
     target = rows.objective.target
+    if rows.task.kind == "binary":
+        return f"majority, or where all majorities are alike its share of {target} = {rows.label}"
     words = {"multiclass": f"most frequent {target}", "regression": f"median of {target}"}
-    return words.get(rows.task.kind) or f"share of {target} = {rows.label}"
+    return words[rows.task.kind]
 
 
 def propose_rule(
