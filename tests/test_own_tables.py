@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from public_tables import write_public_tables
+from reference_workspaces import run_stages_by_hand
 from test_cli import ROOT, call
 
 from mlops_nb.core import events, lake
@@ -261,5 +262,20 @@ def test_from_a_file_to_a_monitored_endpoint(name, tables, tmp_path, ray_cluster
     scores = bundle.bundle(settings).report["metrics"]
     for metric, (low, high) in expected.scores.items():
         assert low <= scores[metric]["value"] <= high, (metric, scores[metric])
+    git = subprocess.run(["git", "status", "--porcelain"], cwd=work, capture_output=True, text=True)
+    assert git.returncode == 0 and not git.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.browser
+def test_a_new_workspace_in_jupyterlab_and_in_its_own_environment(
+    tables, tmp_path, ray_cluster, chromium
+):
+    work = tmp_path / "shop"
+    assert init(work, tables, TABLES["HMDA"]).returncode == 0
+    run_to_the_end(work)
+    run_stages_by_hand(load_settings(work), "shop")
+    cleaned = subprocess.run(["make", "clean", "test"], cwd=work, capture_output=True, text=True)
+    assert cleaned.returncode == 0, cleaned.stdout + cleaned.stderr
     git = subprocess.run(["git", "status", "--porcelain"], cwd=work, capture_output=True, text=True)
     assert git.returncode == 0 and not git.stdout
