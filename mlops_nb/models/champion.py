@@ -69,7 +69,7 @@ def _answers(
 ) -> Predictions | None:
     "Return the answers of the champion, if there is one."
     bundle = _champion_bundle(objective.name, settings)
-    return bundle and _comparable(bundle, frame, objective, task)
+    return None if bundle is None else _comparable(bundle, frame, objective, task)
 
 
 def _champion_bundle(name: str, settings: Settings) -> Bundle | None:
@@ -86,6 +86,7 @@ _APART = "from mlops_nb.models.champion import answer_apart; answer_apart()"
 def answer_apart() -> None:
     "Answer, in a process of its own, the question that comes through standard input."
     answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing else may be printed among them
+    answer: Predictions | MlopsError | None
     try:
         answer = _answers(*pickle.load(sys.stdin.buffer))
     except MlopsError as e:
