@@ -563,3 +563,21 @@ def test_init_is_a_function_too(home):
     started = starter.init("shop", Choices(source="orders.csv"), yes=True, git=False)
     assert started.state == "new" and "churned" not in started._repr_html_().split("warning")[0]
     assert starter.update("shop").state == "nothing to do"
+
+
+@pytest.mark.parametrize("width, flags", [(80, 0), (200, 2)])
+def test_the_findings_fit_the_screen(width, flags, monkeypatch, capsys):
+    "At 80 columns most columns of a table take one line, and the flags stand below it."
+    from mlops_nb.front.init_command import print_findings
+    from mlops_nb.front.starter.plan import Finding
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    rest = {"read_as": "integer in yrs", "role": "feature", "because": "ROC AUC 0.693 alone"}
+    names = ("Seniority (yrs)", "Loan Amount")
+    findings = [Finding(column=n, override=f"--ignore '{n}' " + "x" * 9, **rest) for n in names]
+    print_findings(findings)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(any(name in line and "alone" in line for line in lines) for name in names)
+    assert sum("--ignore '" in line for line in lines) == flags

@@ -185,6 +185,17 @@ def test_what_init_says_of_a_table(name, tables, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_the_page_shows_what_init_says_today(tables, tmp_path):
+    "docs/own-table.md has each column in one line, with its role and the reason."
+    plan = look_at(TABLES["credit"], tables, tmp_path / "new", yes=True).plan
+    page = " ".join((ROOT / "docs/own-table.md").read_text(encoding="utf-8").split())
+    for finding in plan.findings:
+        line = (finding.column, finding.read_as, finding.role, finding.because)
+        assert " ".join(line) in page
+    assert all(f"warning: {warning}" in page for warning in plan.warnings)
+    assert plan.approval == "person" and str(Path.home()) not in page
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_only_what_is_suspect_is_asked(name, tables, tmp_path):
     expected = TABLES[name]

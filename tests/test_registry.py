@@ -28,6 +28,7 @@ from mlops_nb.core.errors import (
     ApprovalError,
     BundleError,
     EventConflict,
+    MlopsError,
     OutdatedBundle,
     RegistryError,
     ServingError,
@@ -317,6 +318,20 @@ def test_the_same_library_is_shared_another_is_refused(place):
     place.write_library(3)
     with pytest.raises(BundleError, match="needs its own version of package 'wspkg'"):
         Bundle(built.path, digest=built.digest).pipeline  # noqa: B018
+
+
+def test_a_champion_of_earlier_code_answers_from_a_process_of_its_own(place):
+    "A person edits a feature: the champion still computes it as it did when it was trained."
+    place.register()
+    events.record(
+        place.settings.events, "deployed", "m", by="ann", versions={"1": 100}, champion="1"
+    )
+    expected = place.fitted.predict(ROWS).scores
+    place.write_library(3)
+    answers = champion_scores("m@champion", ROWS, OBJECTIVE, settings=place.settings)
+    assert (answers.scores == expected).all()
+    with pytest.raises(MlopsError, match="'x'"):
+        champion_scores("m@champion", ROWS.drop("x"), OBJECTIVE, settings=place.settings)
 
 
 def test_a_library_is_what_the_pipeline_needs(place):

@@ -6,9 +6,9 @@
 __all__ = ['MlopsError', 'SettingsError', 'SealedError', 'ClusterError', 'TrackingError', 'LakeError', 'CommitConflict',
            'EventConflict', 'DataError', 'NoRows', 'CutShort', 'ProfileError', 'ConstraintError', 'Unparsable',
            'InputError', 'ObjectiveError', 'LabelError', 'FoldError', 'TrainingError', 'ExportError', 'EvaluationError',
-           'BundleError', 'OutdatedBundle', 'RegistryError', 'ApprovalError', 'WaitingForPerson', 'ServingError',
-           'DeploymentError', 'Refused', 'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError', 'LineageError',
-           'PanicError', 'panics_as_errors']
+           'BundleError', 'OutdatedBundle', 'LibraryConflict', 'RegistryError', 'ApprovalError', 'WaitingForPerson',
+           'ServingError', 'DeploymentError', 'Refused', 'WorkflowError', 'NotANotebook', 'Busy', 'TriggerError',
+           'LineageError', 'PanicError', 'panics_as_errors']
 
 # %% ../../nbs/1_core/00_errors.ipynb #fd1502ff
 from collections.abc import Iterator
@@ -129,6 +129,10 @@ class BundleError(MlopsError):
 
 class OutdatedBundle(BundleError):
     "A bundle of an earlier release cannot be loaded by this one. Train the model again."
+
+
+class LibraryConflict(BundleError):
+    "A process has imported another version of the package that a bundle needs."
 
 
 class RegistryError(MlopsError):

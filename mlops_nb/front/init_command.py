@@ -18,24 +18,50 @@ from ..core.errors import MlopsError
 from .console import console, escape_markup, print_json, print_lines, print_warnings
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from mlops_nb.front.starter import Started
     from mlops_nb.front.starter.merging import Merge
     from mlops_nb.front.starter.plan import Answer, Finding, Question
 
 # %% ../../nbs/7_front/29_init_command.ipynb #7b10f8a1
+_WIDTH_OF_A_PIPE = 160
+_LONGEST_NAME = 24  # characters of a column's name in a line
+_FLAGS = "To decide otherwise: --ignore or --keep COLUMN; --target COLUMN;\n\
+--key, --time or --group, each with COLUMN or none."
+
+
+def _findings_table(findings: Iterable["Finding"], parts: tuple[str, ...]) -> "RichTable":
+    "Return some parts of the findings as a table."
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for part in parts:
+        most = _LONGEST_NAME if part == "column" else None
+        title = part.replace("_", " ").replace("override", "how to override")
+        table.add_column(title, no_wrap=part == "role", overflow="fold", max_width=most)
+    for finding in findings:
+        table.add_row(*(escape_markup(getattr(finding, part)) for part in parts))
+    return table
+
+# %% ../../nbs/7_front/29_init_command.ipynb #d4be3730
 def print_findings(
     findings: Iterable["Finding"],  # in the order of the columns
 ) -> None:
-    "Print the findings as a table, one line a column."
-    from rich.table import Table
+    "Print the findings as a table, one line a column if the screen is wide enough."
+    from rich.measure import measure_renderables
 
-    table = Table("column", "read as", "role", "because", "how to override")
-    for finding in findings:
-        table.add_row(*(escape_markup(text) for text in finding.model_dump().values()))
+    findings = tuple(findings)
     screen = console()
     if not screen.is_terminal:
-        screen.width = 160
-    screen.print(table)
+        screen.width = _WIDTH_OF_A_PIPE
+    table = _findings_table(findings, ("column", "read_as", "role", "because", "override"))
+    endless = screen.options.update_width(10_000)
+    if measure_renderables(screen, endless, [table]).maximum <= screen.width:
+        return screen.print(table)
+    screen.print(_findings_table(findings, ("column", "read_as", "role", "because")))
+    screen.print(_FLAGS, markup=False, highlight=False)
 
 # %% ../../nbs/7_front/29_init_command.ipynb #4ef42f9a
 def ask_at_terminal(

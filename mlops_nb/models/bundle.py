@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from ..core import events, library
-from ..core.errors import BundleError, OutdatedBundle, SettingsError
+from ..core.errors import BundleError, LibraryConflict, OutdatedBundle, SettingsError
 from ..core.settings import Settings, load_settings as workspace
 from .sealing import Sealed
 from ..science.labels import respelled
@@ -310,7 +310,7 @@ def _provide_library(folder: Path | None, bundle: BundleCode, package: str) -> N
         return
     imported_from = _imported_from(package)
     if not _has_sources(imported_from, _library_sources(bundle.contents)):
-        raise BundleError(
+        raise LibraryConflict(
             f"bundle {bundle.path} needs its own version of package '{package}', but "
             f"another is imported here from {imported_from}: load it in a process that has "
             f"not imported '{package}' yet"

@@ -97,7 +97,8 @@ def _warnings(table: Table, target: str, leaks: Sequence[str]) -> tuple[str, ...
     "Return what a person should know of the table."
     sentences = [*_of_rows(table), *_of_target(table, target)]
     if leaks:
-        sentences.append(f"{', '.join(leaks)}: left out, for it gives the target away")
+        subject = "each of them" if len(leaks) > 1 else "it"
+        sentences.append(f"{', '.join(leaks)}: left out, for {subject} gives the target away")
     return tuple(sentences)
 
 # %% ../../../nbs/7_front/19_starter_decisions.ipynb #c5758f2a
@@ -158,6 +159,18 @@ def _labels(
 def _choose_target(table: Table, choices: Choices) -> tuple[_Target, str, list[Question]]:
     "Return the target, why it is the target, and what is to be asked about it."
     target, why = choose_target(table, choices)
+    try:
+        return _completed(table, target, choices, why)
+    except InitError as e:
+        if choices.target is not None:
+            raise
+        raise InitError(f"{e}; or name another column with --target") from e
+
+
+def _completed(
+    table: Table, target: str, choices: Choices, why: str
+) -> tuple[_Target, str, list[Question]]:
+    "Return what follows from a target, why it is the target, and what is to be asked about it."
     task, questions = choose_task(table, target, choices)
     if choices.positive is not None and task != "binary":
         named = flag("positive", choices.positive)
@@ -200,13 +213,20 @@ def _possible_features(table: Table, roles: Roles) -> list[str]:
     return [name for name in table.columns if name not in special]
 
 
+def _nothing_left(excluded: Exclusions) -> InitError:
+    "Return the error about a table without a feature."
+    if not excluded.ignore:
+        return InitError("no column is left to learn from: expected one beside the target")
+    reasons = "; ".join(f"{name}: {why}" for name, why in excluded.ignore.items())
+    return InitError(f"no column is left to learn from ({reasons}): keep one with --keep")
+
+
 def _with_exclusions(table: Table, roles: Roles, excluded: Exclusions) -> Roles:
     "Return the roles with the columns that are left out; raise `InitError` if none is left."
     names = _possible_features(table, roles)
     kept = [name for name in names if name not in excluded.ignore]
     if not kept:
-        reasons = "; ".join(f"{name}: {why}" for name, why in excluded.ignore.items())
-        raise InitError(f"no column is left to learn from ({reasons}): keep one with --keep")
+        raise _nothing_left(excluded)
     more = {
         "ignore": {name: why for name, why in excluded.ignore.items() if name in names},
         "trusted": {name: why for name, why in excluded.trusted.items() if name in kept},

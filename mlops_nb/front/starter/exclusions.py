@@ -8,7 +8,9 @@ __all__ = ['scored_columns', 'Exclusions', 'choose_exclusions']
 # %% ../../../nbs/7_front/17_starter_exclusions.ipynb #ba0fadc8
 from dataclasses import dataclass, field
 
-from .hints import is_late_name
+import polars as pl
+
+from .hints import is_id_name, is_late_name, names_unit_of_study
 from .plan import Answer, Choices, InitError, Question
 from .roles import flag, require_column
 from .tables import Table
@@ -56,9 +58,12 @@ def choose_exclusions(
     scores: ColumnScores,
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
-    result = _named_by_person(table, choices)
+    result = _named_by_person(table, objective, choices)
     for name in filter(result.open, _constants(table, objective.target)):
         result.ignore[name] = _constant_reason(table.columns[name].missing, table.rows)
+    for name in filter(result.open, scores.table["column"]):
+        if name != objective.time and _names_rows(table, name):
+            result.ignore[name] = "it names rows: nearly every row has another value"
     for name in filter(result.open, scores.table["column"]):
         judge = _judge_time if name == objective.time else _judge
         judge(result, scores, name)
@@ -70,12 +75,34 @@ def _constants(table: Table, target: str) -> list[str]:
     looks = [look for name, look in table.columns.items() if name != target]
     return [look.name for look in looks if look.distinct is not None and look.distinct < 2]
 
+# %% ../../../nbs/7_front/17_starter_exclusions.ipynb #7cf302cd
+_NEARLY_ALL = 0.9  # share of rows with another value
 
-def _named_by_person(table: Table, choices: Choices) -> Exclusions:
+
+def _share_different(values: pl.Series) -> float:
+    "Return the number of different values as a share of the rows that have one."
+    present = values.drop_nulls()
+    return present.n_unique() / max(len(present), 1)
+
+
+def _names_rows(table: Table, name: str) -> bool:
+    "Return whether a column holds codes or numbers that name rows, and hardly one comes twice."
+    values = table.sample[name]
+    is_text = values.dtype == pl.String
+    if not is_text and not values.dtype.is_integer():
+        return False
+    if names_unit_of_study(name, of_numbers=not is_text):
+        return _share_different(values) > 0.5
+    is_code = is_text and not values.str.contains(" ").any()
+    return (is_code or is_id_name(name)) and _share_different(values) >= _NEARLY_ALL
+
+# %% ../../../nbs/7_front/17_starter_exclusions.ipynb #21bf8130
+def _named_by_person(table: Table, objective: Objective, choices: Choices) -> Exclusions:
     "Return what a person left out and kept by flags."
     for option, names in (("ignore", choices.ignore), ("keep", choices.keep)):
         for name in names:
-            require_column(table, name, option)
+            if require_column(table, name, option) == objective.target:
+                raise InitError(f"{flag(option, name)}: it is the target, which is no feature")
     if both := set(choices.ignore) & set(choices.keep):
         name = min(both)
         raise InitError(f"{flag('ignore', name)} and {flag('keep', name)}: choose one of them")

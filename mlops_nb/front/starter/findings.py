@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def _read_as(look: ColumnLook) -> str:
     "Return how a column is read, in words."
     unit = unit_of(look.name) if look.dtype.is_numeric() else ""
-    nulls = ", ".join(f"{word}: {rows:,}" for word, rows in look.null_words.items())
-    parts = [look.read_as, f"in {unit}" * bool(unit), f"(no value: {nulls})" * bool(nulls)]
+    nulls = ", ".join(f"{rows:,} × {word}" for word, rows in look.null_words.items())
+    parts = [look.read_as, f"in {unit}" * bool(unit), f"({nulls})" * bool(nulls)]
     return " ".join(filter(None, parts))
 
 # %% ../../../nbs/7_front/18_starter_findings.ipynb #b8debc85
@@ -47,7 +47,7 @@ def _other_role(roles: Roles, name: str, reason: str) -> tuple[str, str, str]:
     if name in roles.ignore:
         return _left_out(roles, name)
     if name in roles.protected:
-        return "feature, protected", f"{reason}; it is about a person", _out(name)
+        return "feature, protected", f"{reason}; about a person", _out(name)
     if name == roles.time:
         because = "later rows test" if roles.forward else "it is the only date without gaps"
         return "time, feature", because, "--time none"
@@ -66,7 +66,7 @@ _STRENGTHS = {"roc_auc": "ROC AUC {:.3f} alone", "r2": "R² {:.3f} alone"}
 def _strength(row: dict) -> str:
     "Return how well a column alone predicts the target, as short as it can be said."
     if row["score"] is None:
-        return "its values do not repeat"
+        return "hardly any value repeats"
     return _STRENGTHS[row["metric"]].format(row["score"])
 
 

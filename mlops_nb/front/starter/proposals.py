@@ -141,7 +141,7 @@ def _numeric_rule(rows: _Rows, name: str) -> str:
     conditions = [condition for condition, _ in cases]
     *answers, last, gap = _decided(rows, [*(answer for _, answer in cases), last, gap])
     cases = list(zip(conditions, answers, strict=True))
-    following = [*(answer for _, answer in cases[1:]), last]
+    following = [*answers, last][1:]
     different = [case for case, after in zip(cases, following, strict=True) if case[1] != after]
     return _chain([(f"{_column(name)}.is_null()", gap), *different], last)
 
