@@ -2972,6 +2972,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'mlops_nb/front/starter/exclusions.py'),
                                                    'mlops_nb.front.starter.exclusions._share_different': ( '7_front/starter_exclusions.html#_share_different',
                                                                                                            'mlops_nb/front/starter/exclusions.py'),
+                                                   'mlops_nb.front.starter.exclusions._suspicion': ( '7_front/starter_exclusions.html#_suspicion',
+                                                                                                     'mlops_nb/front/starter/exclusions.py'),
                                                    'mlops_nb.front.starter.exclusions.choose_exclusions': ( '7_front/starter_exclusions.html#choose_exclusions',
                                                                                                             'mlops_nb/front/starter/exclusions.py'),
                                                    'mlops_nb.front.starter.exclusions.scored_columns': ( '7_front/starter_exclusions.html#scored_columns',

@@ -59,6 +59,8 @@ def choose_exclusions(
 ) -> Exclusions:
     "Return which columns are left out, which ones a person keeps, and what is to be asked."
     result = _named_by_person(table, objective, choices)
+    for name in choices.ignore:
+        result.ignore[name] = _suspicion(scores, name) or result.ignore[name]
     for name in filter(result.open, _constants(table, objective.target)):
         result.ignore[name] = _constant_reason(table.columns[name].missing, table.rows)
     for name in filter(result.open, scores.table["column"]):
@@ -119,15 +121,21 @@ def _constant_reason(missing: int, rows: int) -> str:
 
 def _judge(result: Exclusions, scores: ColumnScores, name: str) -> None:
     "Leave a column out, ask about it, or let it be."
-    is_leak = name in scores.leaks
-    because = scores.reason(name) if is_leak or name in scores.suspects else _LATE
-    if is_leak:
-        result.leaks.append(name)
-    elif because != _LATE or is_late_name(name):
-        result.questions.append(_question(name, because))
-    else:
+    because = _suspicion(scores, name)
+    if because is None:
         return
     result.ignore[name] = because
+    if name in scores.leaks:
+        result.leaks.append(name)
+    else:
+        result.questions.append(_question(name, because))
+
+
+def _suspicion(scores: ColumnScores, name: str) -> str | None:
+    "Return why a column may be known only after the outcome, or None."
+    if name in (*scores.leaks, *scores.suspects):
+        return scores.reason(name)
+    return _LATE if is_late_name(name) else None
 
 
 _LATE = "its name is that of a value which is written after the outcome"
