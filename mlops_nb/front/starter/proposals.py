@@ -192,7 +192,8 @@ def _answer_in_words(rows: _Rows) -> str:
     "Return what a segment gets."
     target = rows.objective.target
     if rows.task.kind == "binary":
-        return f"majority, or where all majorities are alike its share of {target} = {rows.label}"
+        share = f"its share of {target} = {rows.label}"
+        return f"more frequent label; where that is the same everywhere, {share}"
     words = {"multiclass": f"most frequent {target}", "regression": f"median of {target}"}
     return words[rows.task.kind]
 
