@@ -211,15 +211,21 @@ def test_a_target_that_is_not_clear_is_not_guessed(name, both, tables, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
+def run(work: Path):
+    "Run the workflow; on a machine that is busy, measure the latency again, as the README says."
+    done = call("run", "-w", work, timeout=900)
+    if "latency" in done.stderr:
+        done = call("run", "-w", work, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def run_to_the_end(work: Path) -> None:
     "Run the workflow; where a person must approve, approve and run again."
-    done = call("run", "-w", work, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    approval = re.search(r"mlops-nb (approve \S+ --by) NAME", done.stdout)
+    approval = re.search(r"mlops-nb (approve \S+ --by) NAME", run(work).stdout)
     if approval:
         assert call(*shlex.split(approval[1]), "a reviewer", "-w", work).returncode == 0
-        done = call("run", "-w", work, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+        run(work)
 
 
 def watched(settings: Settings) -> tuple[int, dict]:
