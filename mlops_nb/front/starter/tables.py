@@ -7,7 +7,7 @@ __all__ = ['ColumnLook', 'Table', 'look']
 
 # %% ../../../nbs/7_front/13_starter_tables.ipynb #d899443d
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ class Table:
 
     uri: str  # as given
     address: str  # with the options that reading it needs
-    root: Path  # what a path in it is relative to
+    root: Path = field(repr=False)  # what a path in it is relative to
     fingerprint: str  # of the source; another one means other data
     size: int | None  # bytes of its files; None: not known
-    files: tuple[Path, ...]  # local files that it consists of
+    files: tuple[Path, ...] = field(repr=False)  # local files that it consists of
     rows: int
     columns: dict[str, ColumnLook]  # in the order of the file, row numbers included
     row_number: str | None  # the column that numbers the rows
