@@ -72,7 +72,7 @@ def run_cli() -> None:
         sys.exit(getattr(e, "exit_status", 1))
 
 # %% ../../nbs/7_front/30_cli.ipynb #25875b93
-app.command("init")(init_command);
+app.command("init")(init_command)
 
 # %% ../../nbs/7_front/30_cli.ipynb #67d056ef
 def _start(workspace: Path | None) -> Settings:
