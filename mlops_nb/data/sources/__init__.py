@@ -350,25 +350,22 @@ class Source(_SourceOptions):
         "Return what is new since then, in a fixed order, also parts without rows."
         try:
             with panics_as_errors():
-                return _parts_of_kind(self, Path(self.root), dict(since or {}))
+                return self._parts(Path(self.root), dict(since or {}))
         except MlopsError:
             raise
         except Exception as e:
             reason = masked(str(e)).splitlines()[0][:300]
             raise DataError(f"{self} cannot be looked at: {reason}") from e
 
-    def facts(
-        self,
-        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
-    ) -> dict[str, str]:
-        "Return a digest of each part by its origin: of a file, the SHA-256 of its bytes."
+    def _parts(self, root: Path, since: dict[str, dict]) -> list[Part]:
+        return _parts_of_kind(self, root, since)
+
+    def facts(self, parts: Sequence[Part] | None = None) -> dict[str, str]:
+        "Return a digest of each part, or of those of now, by origin: of a file its SHA-256."
         some = self.parts() if parts is None else parts
         return {part.origin: _part_digest(part) for part in some}
 
-    def fingerprint(
-        self,
-        parts: Sequence[Part] | None = None,  # as `parts` returned them; None: those of now
-    ) -> str:
+    def fingerprint(self, parts: Sequence[Part] | None = None) -> str:
         "Return one short digest of what is there; another digest means new data."
         return _short_digest(self.facts(parts))
 
