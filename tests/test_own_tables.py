@@ -213,9 +213,10 @@ def test_a_target_that_is_not_clear_is_not_guessed(name, both, tables, tmp_path)
 
 def run(work: Path):
     "Run the workflow; on a machine that is busy, measure the latency again, as the README says."
-    done = call("run", "-w", work, timeout=900)
-    if "latency" in done.stderr:
+    for _ in range(3):
         done = call("run", "-w", work, timeout=900)
+        if "latency" not in done.stderr:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
