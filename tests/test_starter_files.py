@@ -19,7 +19,7 @@ import pytest
 import yaml
 from workspaces import ODD, TASKS, boats_plan, make, table
 
-from mlops_nb import Contract
+from mlops_nb import Contract, __version__
 from mlops_nb.core.settings import load_settings
 from mlops_nb.flow.triggers.reasons import pending
 from mlops_nb.flow.workflow import Workflow
@@ -280,6 +280,15 @@ def test_every_template_is_in_the_package():
         name = path.relative_to(TEMPLATES.parent)
         depth = [p for p in patterns if len(Path(p).parts) == len(name.parts)]
         assert path.is_dir() or any(fnmatch.fnmatch(str(name), p) for p in depth), name
+
+
+def test_what_a_build_leaves_beside_the_code_is_no_installation(tmp_path, monkeypatch):
+    left = tmp_path / "beside" / "mlops_nb.egg-info"
+    left.mkdir(parents=True)
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: mlops_nb\nVersion: 0.0.1\n")
+    (left / "SOURCES.txt").write_text("README.md\n")
+    monkeypatch.syspath_prepend(str(left.parent))
+    assert write_wheel(tmp_path / "vendor").name == f"mlops_nb-{__version__}-py3-none-any.whl"
 
 
 def test_the_wheel_installs_and_writes_itself_again(tmp_path):

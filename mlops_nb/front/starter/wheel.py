@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 
 import mlops_nb
@@ -32,19 +32,19 @@ _METADATA = ("METADATA", "entry_points.txt", "top_level.txt")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: mlops_nb\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def _installation() -> Distribution:
-    "Return the metadata of the installed library; raise `InitError` if it is not installed."
-    try:
-        return distribution("mlops_nb")
-    except PackageNotFoundError:
-        problem = "expected an installed mlops_nb, got its source code only"
-        raise InitError(f"{problem}: install it first, as `make setup` does") from None
-
-
 def _is_metadata(path: PurePath) -> bool:
     "Return whether a file of the installation is one of a wheel's metadata."
     is_kept = path.name in _METADATA or "licenses" in path.parts
     return path.parts[0].endswith(".dist-info") and is_kept
+
+
+def _installation() -> Distribution:
+    "Return the metadata of the installed library; raise `InitError` if it is not installed."
+    for candidate in distributions(name="mlops_nb"):
+        if any(map(_is_metadata, candidate.files or ())):
+            return candidate
+    problem = "expected an installed mlops_nb, got its source code only"
+    raise InitError(f"{problem}: install it first, as `make setup` does")
 
 
 def _write_metadata(folder: Path) -> None:
