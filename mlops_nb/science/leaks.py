@@ -17,13 +17,12 @@ from ..core.errors import ObjectiveError
 from ..core.templates import figure_html, render
 from .folds import Folds
 from .intervals import group_numbers
-from .metrics import BLUE, without_formula
 from .objective import Objective, input_columns
+from .pictures import draw_column_scores
 from .report import Check
 from .task import Task
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/3_science/42_leaks.ipynb #203f0ae6
@@ -238,7 +237,8 @@ class ColumnScores:
 
     def figure(self) -> "Figure":
         "Draw the score of each column, and the bounds of suspects and leaks."
-        return _drawn(self)
+        bounds = (SUSPECT_SCORE[self.metric], LEAK_SCORE[self.metric])
+        return draw_column_scores(self.table, bounds)
 
     def _repr_html_(self) -> str:
         picture = figure_html(self.figure(), "How well each column alone predicts the target")
@@ -260,33 +260,6 @@ def _reason(row: dict, scores: ColumnScores) -> str:
         return f"it determines {target}"
     score = _IN_WORDS[row["metric"]].format(target, row["score"])
     return f"{target} determines it, and {score}" if row["determined"] else score
-
-# %% ../../nbs/3_science/42_leaks.ipynb #fc241781
-_DRAWN = 20  # columns, at the most
-_COLOURS = {"leak": "#b3261e", "suspect": "#b26a00", "": BLUE}
-
-
-def _drawn(scores: ColumnScores) -> "Figure":
-    "Return the bars of the best columns."
-    from matplotlib.figure import Figure
-
-    table = scores.table.drop_nulls("score").head(_DRAWN)
-    fig = Figure(figsize=(7, 0.9 + 0.25 * len(table)), layout="constrained")
-    _draw_bars(fig.subplots(), table, scores)
-    return fig
-
-
-def _draw_bars(ax: "Axes", table: pl.DataFrame, scores: ColumnScores) -> None:
-    "Draw the score of each column, in the colour of its verdict, and the bounds."
-    metric = scores.metric
-    start = 0.5 if metric == "roc_auc" else 0.0
-    colours = [_COLOURS[verdict] for verdict in table["verdict"]]
-    lengths = (table["score"] - start).clip(0)
-    ax.barh([without_formula(n) for n in table["column"]], lengths, left=start, color=colours)
-    for bound in (SUSPECT_SCORE[metric], LEAK_SCORE[metric]):
-        ax.axvline(bound, color="#999999", lw=0.8, ls="--")
-    ax.invert_yaxis()
-    ax.set(xlim=(start, 1), xlabel=f"{metric} of the column alone (dashed: suspect, leak)")
 
 # %% ../../nbs/3_science/42_leaks.ipynb #2db5e0f0
 def column_scores(
