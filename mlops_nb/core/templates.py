@@ -57,6 +57,8 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell_text
+    environment.filters["python"] = repr
+    environment.filters["line"] = lambda text: " ".join(str(text).split())
     environment.filters["html"] = lambda shown: Markup(_own_html(shown))
     environment.globals["file"] = lambda name: Markup(template_text(name))
     # On one line, so that it takes one line of a notebook's output.
@@ -81,19 +83,7 @@ def render(
 @cache
 def _text_environment() -> "Environment":
     "Return the Jinja environment of templates that are no HTML: nothing is escaped."
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(str(files("mlops_nb") / "templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = cell_text
-    environment.filters["python"] = repr
-    environment.filters["line"] = lambda text: " ".join(str(text).split())
-    return environment
+    return _environment().overlay(autoescape=False, keep_trailing_newline=True)
 
 
 def render_text(
